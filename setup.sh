@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# Sets gpumon up and runs it: see ./setup.sh --help.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+VENV=.venv
+
+usage() {
+    cat <<'TEXT'
+Usage: ./setup.sh VERB [options]
+
+  run    set up what is missing and serve the dashboard on http://127.0.0.1:8081,
+         in the foreground; Ctrl-C ends it
+  demo   the same on simulated GPUs
+  test   set up and run everything that checks this tree
+  clean  remove what the other verbs installed (.venv and caches; never the history)
+
+Options after run or demo go to Streamlit, such as --server.port 9000 or
+--server.address 0.0.0.0. Settings are GPUMON_* variables, also read from a file
+named .env: see the README.
+TEXT
+}
+
+fail() {
+    echo "setup.sh: $*" >&2
+    exit 1
+}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-} python3 python3.13 python3.12 python3.11 python3.14; do
+        if command -v "$candidate" >/dev/null && "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    if command -v python3 >/dev/null; then
+        fail "gpumon needs Python 3.11 or newer, and $(python3 --version 2>&1) is all there is; install a newer python3."
+    fi
+    fail "python3 is not installed; on Debian and Ubuntu: sudo apt-get install python3 python3-venv"
+}
+
+# install FILE: make .venv hold exactly what FILE pins; a second time it does nothing.
+install() {
+    local python stamp
+    if [ ! -x "$VENV/bin/python" ] || ! "$VENV/bin/python" -c '' 2>/dev/null; then
+        python=$(find_python)
+        "$python" -c 'import venv, ensurepip' 2>/dev/null ||
+            fail "Python's venv module is missing; on Debian and Ubuntu: sudo apt-get install python3-venv"
+        echo "setup.sh: making $VENV with $("$python" --version)"
+        rm -rf "$VENV"
+        "$python" -m venv "$VENV" || fail "$VENV could not be made; see the lines above."
+    fi
+    stamp=$VENV/.installed-$1-$(cat requirements*.txt | cksum | tr -d ' ')
+    if [ ! -e "$stamp" ]; then
+        echo "setup.sh: installing $1"
+        "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$1" ||
+            fail "the packages of $1 could not be installed; is the network reachable?"
+        rm -f "$VENV"/.installed-"$1"-*
+        touch "$stamp"
+    fi
+}
+
+# The port and address that Streamlit will use, from its options, environment and config.toml.
+check_port() {
+    "$VENV/bin/python" - "$@" <<'PYTHON' || exit 1
+import os, socket, sys, tomllib
+
+server = tomllib.load(open(".streamlit/config.toml", "rb"))["server"]
+found = {}
+for name in ("port", "address"):
+    found[name] = os.environ.get(f"STREAMLIT_SERVER_{name.upper()}", server[name])
+    for position, option in enumerate(sys.argv[1:], 1):
+        key, _, value = option.partition("=")
+        if key == f"--server.{name}":
+            found[name] = value or (sys.argv[position + 1] if position + 1 < len(sys.argv) else "")
+try:
+    port = int(found["port"])
+    family = socket.AF_INET6 if ":" in found["address"] else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((found["address"], port))
+except (ValueError, OverflowError):
+    sys.exit(f"setup.sh: {found['port']!r} is not a port; use a number from 1 to 65535.")
+except OSError as error:
+    sys.exit(
+        f"setup.sh: {found['address']}:{port} cannot be served ({error.strerror}); stop the program that "
+        "uses it, or choose another with --server.port."
+    )
+PYTHON
+}
+
+serve() {
+    install requirements.txt
+    check_port "$@"
+    exec "$VENV/bin/streamlit" run app.py "$@"
+}
+
+# need COMMAND PACKAGE: a program that the tests drive, installed where that is allowed.
+need() {
+    command -v "$1" >/dev/null && return
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        echo "setup.sh: installing $2"
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$2"; } >/dev/null ||
+            echo "setup.sh: $2 could not be installed" >&2
+    fi
+    if ! command -v "$1" >/dev/null; then
+        [ "${CI:-}" != true ] || fail "$1 is missing, and CI may skip nothing; install $2."
+        echo "setup.sh: $1 is missing, so the tests that need it are skipped; to run them: sudo apt-get install $2" >&2
+    fi
+}
+
+check() {
+    install requirements-dev.txt
+    need chromium chromium
+    need gcc gcc
+    local bin=$VENV/bin
+    "$bin/ruff" format --check .
+    "$bin/ruff" check .
+    "$bin/mypy"
+    exec "$bin/python" -m pytest -n 2 "$@"
+}
+
+verb=${1:---help}
+[ $# -eq 0 ] || shift
+case $verb in
+    run) serve "$@" ;;
+    demo)
+        export GPUMON_SOURCE=demo
+        serve "$@"
+        ;;
+    test) check "$@" ;;
+    clean) rm -rf "$VENV" .pytest_cache .mypy_cache .ruff_cache tests/fake_nvml/build artifacts ;;
+    -h | --help | help) usage ;;
+    *) fail "there is no verb '$verb'; ./setup.sh --help lists them." ;;
+esac
