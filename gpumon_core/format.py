@@ -1,0 +1,67 @@
+"""How values are written for people: the only place that turns numbers into text."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from gpumon_core.metrics import Metric
+
+# What is shown where the hardware offers no value.
+MISSING = "–"
+MIB_PER_GIB = 1024
+
+
+def missing(value: float | None) -> bool:
+    """Whether there is no value: None, or pandas' NaN."""
+    return value is None or math.isnan(value)
+
+
+def duration(seconds: float | None) -> str:
+    """A length of time in its two or three largest units: "2h 5m 13s", "3d 4h 0m", "13s"."""
+    if seconds is None or math.isnan(seconds):
+        return MISSING
+    whole = max(0, int(seconds))
+    days, rest = divmod(whole, 86400)
+    hours, rest = divmod(rest, 3600)
+    minutes, seconds = divmod(rest, 60)
+    if days:
+        return f"{days}d {hours}h {minutes}m"
+    if hours:
+        return f"{hours}h {minutes}m {seconds}s"
+    if minutes:
+        return f"{minutes}m {seconds}s"
+    return f"{seconds}s"
+
+
+def memory(mib: float | None) -> str:
+    """An amount of memory: "512 MiB", "61.2 GiB"."""
+    if mib is None or math.isnan(mib):
+        return MISSING
+    return f"{mib:.0f} MiB" if abs(mib) < MIB_PER_GIB else f"{mib / MIB_PER_GIB:.1f} GiB"
+
+
+def value(metric: Metric, number: float | None) -> str:
+    """A metric's number with its unit."""
+    if number is None or math.isnan(number):
+        return MISSING
+    if metric.unit == "MiB":
+        return memory(number)
+    return f"{number:.{metric.digits}f} {metric.unit}"
+
+
+def value_of(metric: Metric, number: float | None, whole: float | None) -> tuple[str, str]:
+    """A metric's number and what follows it: ("61.2", "of 79.6 GiB"), ("97", "%"), ("–", "")."""
+    if number is None or math.isnan(number):
+        return MISSING, ""
+    unit, digits, scale = metric.unit, metric.digits, 1.0
+    has_whole = whole is not None and not math.isnan(whole)
+    if unit == "MiB" and max(number, whole if whole is not None and has_whole else 0.0) >= MIB_PER_GIB:
+        unit, digits, scale = "GiB", 1, 1 / MIB_PER_GIB
+    rest = f"of {whole * scale:.{digits}f} {unit}" if whole is not None and has_whole else unit
+    return f"{number * scale:.{digits}f}", rest
+
+
+def plain(text: str) -> str:
+    """Text from outside, made safe to stand in Markdown as it is."""
+    return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|~:$&])", r"\\\1", text)

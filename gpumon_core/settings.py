@@ -1,0 +1,143 @@
+"""Every knob of gpumon: read once from GPUMON_* variables and from .env, and validated.
+
+The descriptions below are what the README's settings table and `--help` print.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import socket
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "GPUMON_"
+ENV_FILE = ".env"
+
+
+class SettingsError(Exception):
+    """A setting that cannot be used; `str()` is one line naming the variable, its value and what is allowed."""
+
+
+class Settings(BaseSettings):
+    """The settings in force. Construct it through `load()`, which words the errors."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=ENV_FILE, env_ignore_empty=True, extra="ignore", frozen=True
+    )
+
+    source: Annotated[
+        Literal["auto", "nvml", "demo"],
+        Field(
+            description="`nvml` reads the driver; `demo` simulates GPUs; `auto` reads the driver, and simulates "
+            "GPUs under a banner until it loads"
+        ),
+    ] = "auto"
+    interval: Annotated[float, Field(ge=1, le=3600, description="seconds between two readings, 1 to 3600")] = 4
+    data_dir: Annotated[Path, Field(description="folder of the database; created when missing")] = Path("history")
+    database_url: Annotated[
+        str | None,
+        Field(description="SQLAlchemy URL of the database; by default `sqlite:///<data dir>/gpumon.db`"),
+    ] = None
+    host_name: Annotated[
+        str,
+        Field(
+            default_factory=socket.gethostname,
+            min_length=1,
+            max_length=255,
+            description="name under which this machine's history is kept; by default the system's host name",
+        ),
+    ]
+    record: Annotated[bool, Field(description="`true` or `false`; `false` serves the pages without recording")] = (
+        True
+    )
+    demo_gpus: Annotated[int, Field(ge=1, le=64, description="how many GPUs to simulate, 1 to 64")] = 4
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"],
+        Field(description="least severe message to log: `DEBUG`, `INFO`, `WARNING` or `ERROR`"),
+    ] = "INFO"
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper_case(cls, value: object) -> object:
+        return value.upper() if isinstance(value, str) else value
+
+    @field_validator("source", mode="before")
+    @classmethod
+    def _lower_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("sqlite:///"):
+            raise ValueError("must be a URL such as sqlite:////var/lib/gpumon/gpumon.db")
+        return value
+
+    @property
+    def real_database_url(self) -> str:
+        """Where readings of real GPUs are kept."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'gpumon.db'}"
+
+    @property
+    def demo_database_url(self) -> str:
+        """Where simulated readings are kept, always apart from the real ones."""
+        return f"sqlite:///{self.data_dir / 'demo.db'}"
+
+
+def variable(field: str) -> str:
+    """The environment variable that sets `field`."""
+    return PREFIX + field.upper()
+
+
+def load(**overrides: Any) -> Settings:
+    """Read the settings from the environment and .env; `overrides` win. Raises SettingsError."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        raise SettingsError("; ".join(_explain(detail) for detail in error.errors())) from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(f"{ENV_FILE} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def _explain(detail: Mapping[str, Any]) -> str:
+    field = str(detail["loc"][0])
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    value = mask_password(str(detail["input"]))
+    return f"{variable(field)}={value}: {message} ({Settings.model_fields[field].description})"
+
+
+def mask_password(url: str) -> str:
+    """The text with the password of a `scheme://user:password@host` URL replaced by stars."""
+    return re.sub(r"(://[^:/@\s]*:)[^@\s]*@", r"\1***@", url)
+
+
+def check_data_dir(settings: Settings) -> None:
+    """Make the data folder, and raise SettingsError where nothing can be written to it."""
+    path = settings.data_dir
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise SettingsError(
+            f"{variable('data_dir')}={path}: must be a folder that this user can write to ({error.strerror})"
+        ) from None
+
+
+def unknown_variables(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """One sentence for each GPUMON_ variable that no setting reads, with the likely intended name."""
+    known = [variable(field) for field in Settings.model_fields]
+    sentences = []
+    for name in sorted(environment):
+        if name.startswith(PREFIX) and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            sentences.append(f"{name} is not a setting" + (f"; did you mean {near[0]}?" if near else ""))
+    return sentences

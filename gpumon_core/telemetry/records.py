@@ -1,0 +1,103 @@
+"""What a GPU says at one moment: plain records, the same for real and simulated hardware.
+
+A value that the hardware does not offer is None, never 0 and never a sentinel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class HostInfo:
+    """The machine and its driver stack, as text ("580.159", "13.0", "13.580.159")."""
+
+    name: str
+    driver_version: str | None = None
+    cuda_version: str | None = None
+    nvml_version: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuInfo:
+    """What does not change while a GPU is up.
+
+    A MIG instance is a GPU of its own: it has its parent's index, a `mig_index` below it,
+    and `parent_uuid`.
+    """
+
+    index: int
+    uuid: str
+    name: str | None = None
+    memory_total_mib: int | None = None
+    power_limit_w: float | None = None
+    pci_bus_id: str | None = None
+    architecture: str | None = None
+    compute_capability: str | None = None
+    parent_uuid: str | None = None
+    mig_index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuReading:
+    """One GPU at one tick: catalogue key -> value in the catalogue's unit, or None."""
+
+    uuid: str
+    values: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessReading:
+    """One process on one GPU at one tick.
+
+    `kind` is C (compute), G (graphics), M (MPS client) or a sum such as "C+G", as in nvidia-smi.
+    """
+
+    gpu_uuid: str
+    pid: int
+    kind: str
+    memory_mib: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One tick of one host. `timestamp` is when it was read, in UTC seconds since the epoch.
+
+    `gpus` lists every GPU known, `lost` the UUIDs of those that no longer answer, and
+    `readings` the GPUs that did.
+    """
+
+    timestamp: float
+    host: HostInfo
+    gpus: tuple[GpuInfo, ...] = ()
+    readings: tuple[GpuReading, ...] = ()
+    processes: tuple[ProcessReading, ...] = ()
+    lost: frozenset[str] = frozenset()
+
+
+class SourceUnavailable(Exception):
+    """No reading can be had at all. `str()` says why, `remedy` what to do about it."""
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(reason)
+        self.remedy = remedy
+
+
+class Source(Protocol):
+    """Where snapshots come from: NVML or the simulation."""
+
+    name: str
+
+    def read(self) -> Snapshot:
+        """Take one snapshot now. Raises SourceUnavailable when the whole source is gone."""
+        ...
+
+    def process_name(self, pid: int) -> str | None:
+        """The executable's name as the source itself knows it, or None."""
+        ...
+
+    def close(self) -> None:
+        """Give back what the source holds; closing twice is fine."""
+        ...

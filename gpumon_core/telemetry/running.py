@@ -1,0 +1,83 @@
+"""The running-process calls of NVML, read without trusting their struct layout.
+
+The calls exist in three versions. Which layout a driver writes does not follow from the version
+alone: the 535.43 and 535.86 drivers wrote an additional field under the third version's name, and
+reading that with the usual layout yields garbled PIDs. So the buffer is filled with a pattern
+first, and the size of an entry is measured from how far the driver wrote.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pynvml
+
+from gpumon_core.telemetry.gate import NOT_AVAILABLE
+
+# Kind -> function; the letters are those of nvidia-smi.
+FUNCTIONS = {
+    "C": "nvmlDeviceGetComputeRunningProcesses",
+    "G": "nvmlDeviceGetGraphicsRunningProcesses",
+    "M": "nvmlDeviceGetMPSComputeRunningProcesses",
+}
+# Newest first: suffix of the function and size of an entry as documented.
+VERSIONS = (("_v3", 24), ("_v2", 24), ("", 16))
+# Entry size -> layout: pid, padding, memory in bytes [, GPU instance, compute instance [, protected memory]].
+LAYOUTS = {size: struct.Struct(layout) for size, layout in {16: "=I4xQ", 24: "=I4xQII", 32: "=I4xQIIQ"}.items()}
+
+# No field ends in this byte: PIDs and instance ids are small or all ones, and no memory is that large.
+PATTERN = 0xA5
+LARGEST_ENTRY = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One process as one call lists it: memory in bytes, MIG instance ids or None outside MIG."""
+
+    pid: int
+    memory: int | None
+    gpu_instance: int | None = None
+    compute_instance: int | None = None
+
+
+class Buffer:
+    """Memory for the driver to list processes in; it grows and is used again."""
+
+    def __init__(self, capacity: int = 32) -> None:
+        self.grow(capacity)
+
+    def grow(self, capacity: int) -> None:
+        """Make room for `capacity` entries of any layout."""
+        self.capacity = capacity
+        size = ctypes.sizeof(pynvml.c_nvmlProcessInfo_v2_t)
+        self.array = (pynvml.c_nvmlProcessInfo_v2_t * (capacity * LARGEST_ENTRY // size + 1))()
+
+    def list(self, function: str, handle: object, documented_size: int) -> Iterable[Entry]:
+        """The processes that `function` lists. Raises pynvml.NVMLError."""
+        call = pynvml._nvmlGetFunctionPointer(function)
+        for _ in range(5):
+            count = ctypes.c_uint(self.capacity)
+            ctypes.memset(self.array, PATTERN, ctypes.sizeof(self.array))
+            code = call(handle, ctypes.byref(count), self.array)
+            if code != pynvml.NVML_ERROR_INSUFFICIENT_SIZE:
+                break
+            # More may start before the next call: leave them room.
+            self.grow(max(count.value, self.capacity) * 2)
+        if code != pynvml.NVML_SUCCESS:
+            raise pynvml.NVMLError(code)
+        if not count.value:
+            return ()
+        return _decode(bytes(self.array), count.value, documented_size)
+
+
+def _decode(written: bytes, count: int, documented_size: int) -> Iterable[Entry]:
+    extent = len(written.rstrip(bytes((PATTERN,))))
+    measured = next((size for size in LAYOUTS if size * (count - 1) < extent <= size * count), documented_size)
+    for fields in LAYOUTS[measured].iter_unpack(written[: measured * count]):
+        pid, memory = fields[:2]
+        instances = (None if field in NOT_AVAILABLE else field for field in fields[2:4])
+        if pid:
+            yield Entry(pid, None if memory in NOT_AVAILABLE else memory, *instances)
