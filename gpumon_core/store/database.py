@@ -1,0 +1,153 @@
+"""Opens the database: the only place that makes connections, and that brings a schema up to date."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.pool import NullPool
+
+from gpumon_core.settings import mask_password
+
+log = logging.getLogger(__name__)
+
+MIGRATIONS = Path(__file__).with_name("migrations")
+# How long a connection waits for another program's lock before it gives up.
+BUSY_TIMEOUT_S = 5
+
+
+class DatabaseError(Exception):
+    """The database cannot be used; `str()` says why and what to do."""
+
+
+def open_for_writing(url: str) -> Engine:
+    """The recorder's engine, on a database that is created or brought up to date first.
+
+    Raises DatabaseError.
+    """
+    path = file_of(url)
+    try:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        engine = _engine(url, write=True)
+        _upgrade(engine, url)
+    except (OSError, sa.exc.DBAPIError) as error:
+        raise DatabaseError(_explain(url, error)) from error
+    return engine
+
+
+def open_for_reading(url: str) -> Engine:
+    """An engine that cannot write. It may name a database that does not exist yet: see `exists`."""
+    return _engine(url, write=False)
+
+
+def exists(url: str) -> bool:
+    """Whether there is a gpumon database with a schema at `url`."""
+    path = file_of(url)
+    if path is not None and not path.is_file():
+        return False
+    engine = _engine(url, write=False)
+    try:
+        with engine.connect() as connection:
+            return revision(connection) is not None
+    except sa.exc.DBAPIError:
+        return False
+    finally:
+        engine.dispose()
+
+
+def file_of(url: str) -> Path | None:
+    """The SQLite file that `url` names, or None for a database that is not a file."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite" or not parsed.database:
+        return None
+    return Path(parsed.database)
+
+
+def revision(connection: sa.Connection) -> str | None:
+    """The revision of the schema, or None where there is none yet."""
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def head() -> str:
+    """The revision that this program writes: the last file of the migrations."""
+    return max(path.name for path in (MIGRATIONS / "versions").glob("[0-9]*.py")).split("_", 1)[0]
+
+
+def _engine(url: str, write: bool) -> Engine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite":
+        return sa.create_engine(parsed)
+    options: dict[str, Any] = {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
+    # The recorder keeps its one connection; a reader's is made per query, which costs less than a
+    # millisecond and never holds an old state of the file.
+    engine = sa.create_engine(parsed, connect_args=options, **({} if write else {"poolclass": NullPool}))
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: sqlite3.Connection, _: object) -> None:
+        # SQLAlchemy begins transactions itself (below), so that they hold for DDL too.
+        connection.isolation_level = None
+        cursor = connection.cursor()
+        if write:
+            # Takes effect on a new file only; lets retention give space back.
+            cursor.execute("PRAGMA auto_vacuum = INCREMENTAL")
+            cursor.execute("PRAGMA journal_mode = WAL")
+            # With WAL a killed program loses nothing that was committed.
+            cursor.execute("PRAGMA synchronous = NORMAL")
+            cursor.execute("PRAGMA cache_size = -2000")
+        else:
+            cursor.execute("PRAGMA query_only = ON")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+def _upgrade(engine: Engine, url: str) -> None:
+    with engine.connect() as connection:
+        found = revision(connection)
+    wanted = head()
+    if found == wanted:
+        return
+    if found is not None and found > wanted:
+        raise DatabaseError(
+            f"The database {mask_password(url)} was written by a newer gpumon (revision {found}, this one knows "
+            f"{wanted}): start that version again, or name another database in GPUMON_DATABASE_URL."
+        )
+    # Imported only now: Alembic is a sixth of the recorder's memory and a start seldom needs it.
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+    log.info("database %s: schema %s -> %s", mask_password(url), found or "new", wanted)
+
+
+def _explain(url: str, error: Exception) -> str:
+    cause = getattr(error, "orig", None) or error
+    name = str(file_of(url) or mask_password(url))
+    text = str(cause)
+    if "not a database" in text or "malformed" in text:
+        remedy = "It is not a sound SQLite file: move it away, and gpumon starts a new one."
+    elif isinstance(cause, PermissionError) or "readonly" in text or "unable to open" in text:
+        remedy = "Give this user write access to the folder, or choose another with GPUMON_DATA_DIR."
+    elif "locked" in text:
+        remedy = "Another program holds a lock on it: close that program."
+    elif "full" in text:
+        remedy = "Free some disk space."
+    else:
+        remedy = "Look at the file and its folder, or choose another with GPUMON_DATA_DIR."
+    return f"The database {name} cannot be opened ({text}). {remedy}"
