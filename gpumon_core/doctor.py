@@ -1,0 +1,172 @@
+"""What stands between this machine and a good recording, and what to do about each thing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import sqlalchemy as sa
+
+from gpumon_core import __version__, health
+from gpumon_core.attribution.local import sees_host_processes, user_name
+from gpumon_core.format import duration, memory
+from gpumon_core.recorder import State
+from gpumon_core.settings import Settings, mask_password, unknown_variables
+from gpumon_core.store import database
+from gpumon_core.store.lock import RecorderLock
+from gpumon_core.telemetry.records import SourceUnavailable
+
+# A recorder that runs out of disk loses history; this much lasts for weeks.
+FREE_BYTES = 512 * 2**20
+
+DEVICES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. `remedy` says what to do where the verdict is not ok."""
+
+    verdict: Literal["ok", "warning", "problem"]
+    topic: str
+    text: str
+    remedy: str = ""
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Look at everything; slow calls to a sick driver included, so not for a page's path."""
+    yield Finding("ok", "gpumon", f"{__version__} on Python {sys.version.split()[0]}, as user {_user()}")
+    for sentence in unknown_variables():
+        yield Finding("warning", "settings", sentence, "Correct or remove it.")
+    yield from _driver(settings)
+    yield from _devices()
+    yield _pid_namespace()
+    url = settings.demo_database_url if settings.source == "demo" else settings.real_database_url
+    yield from _database(url, settings)
+
+
+def _user() -> str:
+    return user_name(os.getuid())
+
+
+def _driver(settings: Settings) -> Iterator[Finding]:
+    if settings.source == "demo":
+        yield Finding("ok", "source", "demo: GPUs are simulated, the driver is not asked")
+        return
+    from gpumon_core.telemetry.nvml import NvmlSource
+
+    try:
+        source = NvmlSource(settings.host_name)
+    except SourceUnavailable as error:
+        fallback = "; GPUs are simulated meanwhile" if settings.source == "auto" else ""
+        yield Finding("problem", "NVML", f"{error}{fallback}", error.remedy)
+        return
+    try:
+        host = source.host
+        yield Finding(
+            "ok",
+            "NVML",
+            f"{host.nvml_version or 'version unknown'}, driver {host.driver_version or 'unknown'}, "
+            f"CUDA {host.cuda_version or 'unknown'}",
+        )
+        snapshot = source.read()
+        if not snapshot.gpus:
+            yield Finding("problem", "GPUs", "the driver lists none", "Compare with nvidia-smi -L and lspci.")
+        answers = {reading.uuid: reading.values for reading in snapshot.readings}
+        for gpu in snapshot.gpus:
+            name = f"GPU {gpu.index}" + ("" if gpu.mig_index is None else f" MIG {gpu.mig_index}")
+            if gpu.uuid in snapshot.lost:
+                yield Finding(
+                    "problem", name, f"{gpu.uuid} does not answer", "Look at dmesg for Xid; reset or reboot."
+                )
+                continue
+            lacking = [key for key, value in answers[gpu.uuid].items() if value is None]
+            without = f"; does not offer {', '.join(lacking)}" if lacking else ""
+            yield Finding("ok", name, f"{gpu.name or 'unknown model'}, {memory(gpu.memory_total_mib)}{without}")
+        yield Finding("ok", "processes", f"{len(snapshot.processes)} on the GPUs now")
+    except SourceUnavailable as error:
+        yield Finding("problem", "NVML", str(error), error.remedy)
+    finally:
+        source.close()
+
+
+def _devices() -> Iterator[Finding]:
+    for path in DEVICES:
+        if os.path.exists(path) and not os.access(path, os.R_OK | os.W_OK):
+            yield Finding(
+                "problem",
+                "permissions",
+                f"{path} may not be read and written by this user",
+                "Add the user to its group.",
+            )
+
+
+def _pid_namespace() -> Finding:
+    if sees_host_processes():
+        return Finding("ok", "PID namespace", "the host's: processes can be named")
+    return Finding(
+        "warning",
+        "PID namespace",
+        "a container's own: the driver's PIDs cannot be named here",
+        "Start the container with --pid=host.",
+    )
+
+
+def _database(url: str, settings: Settings) -> Iterator[Finding]:
+    path = database.file_of(url)
+    if path is not None:
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        if not os.access(path if path.exists() else folder, os.W_OK) or not os.access(folder, os.W_OK):
+            yield Finding(
+                "problem",
+                "database",
+                f"{path} cannot be written",
+                "Give this user access, or set GPUMON_DATA_DIR.",
+            )
+        free = shutil.disk_usage(folder).free
+        verdict: Literal["ok", "problem"] = "ok" if free >= FREE_BYTES else "problem"
+        yield Finding(
+            verdict,
+            "disk",
+            f"{memory(free / 2**20)} free for {folder}",
+            "" if verdict == "ok" else "Free some space: recording stops when the disk is full.",
+        )
+    if not database.exists(url):
+        yield Finding("ok", "database", f"{mask_password(url)} does not exist yet; the recorder makes it")
+        return
+    engine = database.open_for_reading(url)
+    state = State("viewing", "demo" if settings.source == "demo" else "nvml", url)
+    try:
+        found = health.check(engine, state, settings.host_name, settings.interval)
+        with engine.connect() as connection:
+            revision = database.revision(connection)
+    except sa.exc.DBAPIError as error:
+        yield Finding(
+            "problem", "database", f"{mask_password(url)}: {error.orig}", "Move the file away; a new one is made."
+        )
+        return
+    finally:
+        engine.dispose()
+    size = f", {memory(path.stat().st_size / 2**20)}" if path is not None else ""
+    yield Finding("ok", "database", f"{mask_password(url)}{size}, schema {revision}")
+    yield _recording(path, settings, found)
+
+
+def _recording(path: Path | None, settings: Settings, found: health.Health) -> Finding:
+    newest = f"the newest sample is {duration(found.age_s)} old" if found.newest else "there is no sample yet"
+    if found.fresh:
+        return Finding("ok", "recording", newest)
+    lock = RecorderLock(path, settings.host_name) if path is not None else None
+    who = f"{lock.holder()} records, but " if lock is not None and not lock.is_free() else "nobody records, and "
+    return Finding("warning", "recording", who + newest, "Start it with ./setup.sh run, or look at its log.")
+
+
+def render(finding: Finding) -> str:
+    """A finding as lines of text."""
+    sign = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}[finding.verdict]
+    line = f"{sign}  {finding.topic}: {finding.text}"
+    return line + (f"\n         -> {finding.remedy}" if finding.remedy else "")

@@ -1,0 +1,96 @@
+"""One tick as JSON and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from gpumon_core import format as fmt
+from gpumon_core.attribution.records import ProcessIdentity
+from gpumon_core.metrics import GPU_METRICS, GPU_METRICS_BY_KEY
+from gpumon_core.telemetry.records import GpuInfo, Snapshot
+
+
+def as_json(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], source: str) -> dict[str, Any]:
+    """The tick as plain values: a GPU's facts and its metrics by catalogue key, None where not offered."""
+    values = {reading.uuid: reading.values for reading in snapshot.readings}
+    nothing = dict.fromkeys((metric.key for metric in GPU_METRICS), None)
+    indices = {gpu.uuid: gpu.index for gpu in snapshot.gpus}
+    return {
+        "timestamp_epoch": int(snapshot.timestamp),
+        "timestamp": datetime.fromtimestamp(int(snapshot.timestamp), UTC).isoformat(),
+        "source": source,
+        "host": asdict(snapshot.host),
+        "gpus": [
+            asdict(gpu)
+            | {"state": "lost" if gpu.uuid in snapshot.lost else "ok"}
+            | dict(values.get(gpu.uuid, nothing))
+            for gpu in snapshot.gpus
+        ],
+        "processes": [
+            {
+                "gpu_uuid": process.gpu_uuid,
+                "gpu_index": indices[process.gpu_uuid],
+                "pid": process.pid,
+                "type": process.kind,
+                "memory_mib": process.memory_mib,
+                "name": identities[process.pid].name,
+                "user": identities[process.pid].user,
+                "start_time": identities[process.pid].start_time,
+            }
+            for process in snapshot.processes
+        ],
+    }
+
+
+def as_text(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], source: str) -> str:
+    """The tick as aligned columns for a terminal."""
+    host = snapshot.host
+    lines = [
+        f"{host.name}  driver {host.driver_version or fmt.MISSING}  CUDA {host.cuda_version or fmt.MISSING}"
+        + ("  (simulated GPUs)" if source == "demo" else ""),
+        "",
+    ]
+    values = {reading.uuid: reading.values for reading in snapshot.readings}
+    keys = [metric.key for metric in GPU_METRICS]
+    rows = [["GPU", "Name", *(GPU_METRICS_BY_KEY[key].label for key in keys)]]
+    for gpu in snapshot.gpus:
+        read = values.get(gpu.uuid, {})
+        shown = [" ".join(_value(gpu, key, read.get(key))) for key in keys]
+        rows.append([_label(gpu), gpu.name or fmt.MISSING, *(["lost"] if gpu.uuid in snapshot.lost else shown)])
+    lines += _aligned(rows)
+    labels = {gpu.uuid: _label(gpu) for gpu in snapshot.gpus}
+    rows = [["GPU", "PID", "Type", "Memory", "User", "Name"]]
+    for process in sorted(snapshot.processes, key=lambda item: -(item.memory_mib or 0)):
+        who = identities[process.pid]
+        rows.append(
+            [
+                labels[process.gpu_uuid],
+                str(process.pid),
+                process.kind,
+                fmt.memory(process.memory_mib),
+                who.user or fmt.MISSING,
+                who.name or fmt.MISSING,
+            ]
+        )
+    lines += ["", *(_aligned(rows) if len(rows) > 1 else ["No process is using a GPU."])]
+    return "\n".join(lines)
+
+
+def _value(gpu: GpuInfo, key: str, number: float | None) -> list[str]:
+    metric = GPU_METRICS_BY_KEY[key]
+    whole = getattr(gpu, metric.share_of) if metric.share_of else None
+    return [part for part in fmt.value_of(metric, number, whole) if part]
+
+
+def _label(gpu: GpuInfo) -> str:
+    return str(gpu.index) + ("" if gpu.mig_index is None else f":{gpu.mig_index}")
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows
+    ]
