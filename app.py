@@ -1,0 +1,69 @@
+"""The server: Streamlit's pages, the recorder for as long as it runs, and the routes for machines.
+
+Start it with `streamlit run app.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import streamlit as st
+from sqlalchemy.exc import DBAPIError
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from gpumon_core import logs, runtime
+from gpumon_core.settings import SettingsError, check_data_dir, unknown_variables
+
+log = logging.getLogger("gpumon_core.server")
+
+
+def _prepare_pages() -> None:
+    """Import what the first page needs, so that its reader does not wait for it."""
+    import plotly.graph_objects  # noqa: F401
+
+    import gpumon_core.figures
+    import gpumon_core.store.frames  # noqa: F401
+
+
+@asynccontextmanager
+async def lifespan(_: st.App) -> AsyncIterator[None]:
+    """Record from the moment the server boots until it ends."""
+    await asyncio.to_thread(runtime.start)
+    threading.Thread(target=_prepare_pages, name="prepare-pages", daemon=True).start()
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(runtime.stop)
+
+
+def healthz(_: Request) -> JSONResponse:
+    """How the recording stands; 503 where no fresh sample exists."""
+    try:
+        found = runtime.check_health()
+    except DBAPIError as error:
+        return JSONResponse({"status": "stale", "recording_problem": str(error.orig)}, status_code=503)
+    return JSONResponse(found.as_json(), status_code=200 if found.fresh else 503)
+
+
+def _configure() -> None:
+    """Read the settings, or end with one line that says which is wrong."""
+    try:
+        settings = runtime.settings()
+        if settings.record:
+            check_data_dir(settings)
+    except SettingsError as error:
+        sys.exit(f"gpumon: {error}")
+    logs.configure(settings.log_level)
+    for sentence in unknown_variables():
+        log.warning("%s", sentence)
+
+
+_configure()
+app = st.App("pages/main.py", lifespan=lifespan, routes=[Route("/healthz", healthz)])

@@ -1,0 +1,132 @@
+"""DataFrames in, Plotly figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from zoneinfo import ZoneInfo
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from gpumon_core import format as fmt
+from gpumon_core.metrics import GPU_METRICS_BY_KEY
+
+# Okabe and Ito's palette, which colour-blind eyes can tell apart, darkened or lightened for contrast.
+PALETTE_LIGHT = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#B8860B", "#3DA5D9", "#6B4FBB", "#555555")
+PALETTE_DARK = ("#56B4E9", "#FF8A4C", "#2FD6A3", "#E091C4", "#F0C541", "#9AD9FF", "#B39DFF", "#BBBBBB")
+DASHES = ("solid", "dash", "dot", "dashdot")
+
+ROW_HEIGHT = 190
+CHROME_HEIGHT = 90
+
+
+def color(position: int, dark: bool) -> str:
+    """The colour of the GPU at a position in the list of all GPUs, the same in every chart."""
+    palette = PALETTE_DARK if dark else PALETTE_LIGHT
+    return palette[position % len(palette)]
+
+
+def wall_clock(epoch: pd.Series, zone: ZoneInfo) -> pd.Series:
+    """UTC seconds as the naive local time that Plotly draws."""
+    return pd.to_datetime(epoch, unit="s", utc=True).dt.tz_convert(zone).dt.tz_localize(None)
+
+
+def history(
+    frame: pd.DataFrame,
+    labels: Mapping[int, str],
+    metrics: Sequence[str],
+    start: int,
+    end: int,
+    zone: ZoneInfo,
+    dark: bool,
+) -> go.Figure:
+    """One chart per metric on a shared time axis, one line per GPU in its own colour.
+
+    `frame` is what frames.history returned; `labels` names every GPU of the installation by id,
+    in the order that fixes the colours.
+    """
+    rows = len(metrics)
+    gap = 0.045 if rows > 1 else 0.0
+    height = (1 - gap * (rows - 1)) / max(1, rows)
+    text, grid = ("#c9d1d9", "#2b323c") if dark else ("#24292f", "#e4e8ed")
+    layout: dict[str, object] = {
+        "height": ROW_HEIGHT * rows + CHROME_HEIGHT,
+        "margin": {"l": 56, "r": 12, "t": 28, "b": 36},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": text, "size": 13, "family": "'Source Sans', sans-serif"},
+        "hovermode": "x unified",
+        "hoversubplots": "axis",
+        "legend": {"orientation": "h", "x": 0, "y": -28 / (ROW_HEIGHT * rows), "yanchor": "top"},
+        "annotations": [],
+    }
+    data: list[dict[str, object]] = []
+    begin, finish = wall_clock(pd.Series([start, end]), zone)
+    frames = dict(tuple(frame.groupby("gpu_id")))
+    times = {gpu_id: wall_clock(rows_of["timestamp_epoch"], zone) for gpu_id, rows_of in frames.items()}
+    shown = [gpu_id for gpu_id in labels if gpu_id in frames]
+    positions = {gpu_id: position for position, gpu_id in enumerate(labels)}
+    for row, key in enumerate(metrics):
+        metric = GPU_METRICS_BY_KEY[key]
+        # Memory reads best in GiB; the database keeps MiB.
+        scale, unit = (1 / fmt.MIB_PER_GIB, "GiB") if metric.unit == "MiB" else (1.0, metric.unit)
+        digits = 1 if unit == "GiB" else metric.digits
+        name = "yaxis" if row == 0 else f"yaxis{row + 1}"
+        top = 1 - row * (height + gap)
+        layout[name] = {
+            "domain": [max(0.0, top - height), top],
+            "rangemode": "tozero",
+            "range": [0, metric.maximum * 1.04] if metric.unit == "%" and metric.maximum else None,
+            "gridcolor": grid,
+            "zeroline": False,
+            "anchor": "x",
+            "fixedrange": True,
+            "nticks": 5,
+        }
+        layout["annotations"].append(  # type: ignore[attr-defined]
+            {
+                "text": f"<b>{metric.label}</b> ({unit})",
+                "xref": "paper",
+                "yref": "paper",
+                "x": 0,
+                "y": top,
+                "xanchor": "left",
+                "yanchor": "bottom",
+                "showarrow": False,
+            }
+        )
+        for gpu_id in shown:
+            position = positions[gpu_id]
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "name": labels[gpu_id],
+                    "legendgroup": str(gpu_id),
+                    "showlegend": row == 0,
+                    "x": times[gpu_id],
+                    "y": (frames[gpu_id][key] * scale).round(digits + 1),
+                    "xaxis": "x",
+                    "yaxis": "y" if row == 0 else f"y{row + 1}",
+                    "connectgaps": False,
+                    "hovertemplate": f"%{{y:.{digits}f}} {unit}",
+                    "line": {
+                        "color": color(position, dark),
+                        "width": 1.6,
+                        "dash": DASHES[position // len(PALETTE_LIGHT) % len(DASHES)],
+                    },
+                }
+            )
+    layout["xaxis"] = {
+        "range": [begin, finish],
+        "type": "date",
+        "gridcolor": grid,
+        "anchor": "y" if rows == 1 else f"y{rows}",
+        "showspikes": True,
+        "spikemode": "across",
+        "spikethickness": 1,
+        "spikedash": "solid",
+        "spikecolor": text,
+        "hoverformat": "%a %d %b %H:%M:%S",
+    }
+    return go.Figure({"data": data, "layout": layout})

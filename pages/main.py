@@ -1,0 +1,36 @@
+"""The pages and what they have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import streamlit as st
+
+st.set_page_config(page_title="gpumon", page_icon=str(Path(__file__).parent / "ui" / "icon.png"), layout="wide")
+page = st.navigation(
+    [
+        st.Page(
+            "overview.py",
+            title="Overview",
+            icon=":material/dashboard:",
+            default=True,
+            help="What every GPU does now, and which processes are on it.",
+        ),
+        st.Page(
+            "history.py",
+            title="History",
+            icon=":material/monitoring:",
+            url_path="history",
+            help="Temperature, utilization, memory and power over time.",
+        ),
+        st.Page(
+            "processes.py",
+            title="Process history",
+            icon=":material/list_alt:",
+            url_path="processes",
+            help="Every process that was seen on a GPU, to filter and download.",
+        ),
+    ],
+    position="top",
+)
+page.run()

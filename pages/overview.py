@@ -1,0 +1,58 @@
+"""What the GPUs do now."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from pages.ui import chrome, data, tables
+
+found = chrome.top("Overview")
+
+
+@st.fragment(run_every=chrome.refresh_s())
+def cards() -> None:
+    """One card per GPU, drawn anew each tick."""
+    now = data.health()
+    if now is None or now.age_s is None:
+        return
+    at = data.tick(now)
+    chrome.stale_warning(now)
+    if data.gpu_table(at).empty:
+        st.info("The driver answers, but lists no GPU. `nvidia-smi -L` shows what it sees.")
+    st.html(data.host_line_html(at) + data.overview_html(at))
+
+
+@st.fragment(run_every=chrome.refresh_s())
+def processes() -> None:
+    """The processes of the newest tick."""
+    now = data.health()
+    if now is None:
+        return
+    frame = data.active_processes(data.tick(now))
+    left, right = st.columns([3, 1], vertical_alignment="bottom")
+    left.subheader("Active processes", anchor=False)
+    text = right.text_input(
+        "Search",
+        placeholder="Name or PID",
+        key="active_search",
+        label_visibility="collapsed",
+        live=True,
+        type="search",
+    )
+    shown = tables.active(frame, chrome.zone())
+    if text.strip():
+        wanted = text.strip().lower()
+        matches = shown["Name"].str.lower().str.contains(wanted, regex=False, na=False)
+        shown = shown[matches | shown["PID"].astype(str).str.contains(wanted, regex=False)]
+    if shown.empty:
+        if frame.empty:
+            st.caption("No process is using a GPU right now.")
+        else:
+            st.caption(f"None of the {len(frame)} active processes matches. Clear the search to see them.")
+        return
+    tables.show(shown, "active_processes", "Processes on the GPUs in the newest sample")
+
+
+if found is not None:
+    cards()
+    processes()

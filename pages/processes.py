@@ -1,0 +1,56 @@
+"""Every process that was seen on a GPU."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+
+import streamlit as st
+
+from gpumon_core.export.csv import ledger_csv
+from pages.ui import chrome, data, filters, tables
+
+RANGES: dict[str, int | None] = {**filters.RANGES, "All": None}
+
+found = chrome.top("Process history")
+if found is None:
+    st.stop()
+
+at = data.tick(found)
+text = st.sidebar.text_input(
+    "Name or PID", placeholder="train.py or 4711", key="q", bind="query-params", live=True, type="search"
+)
+gpus = data.gpu_table(at)
+chosen_gpus = filters.gpu_filter(gpus)
+users = st.sidebar.multiselect(
+    "Users", data.usernames(at), placeholder="All users", key="user", bind="query-params"
+)
+length = RANGES[filters.range_filter(RANGES, "24h", "Seen within the last")]
+
+ids = filters.named_gpus(gpus)
+frame = data.process_history(
+    at,
+    tuple(ids[name] for name in chosen_gpus) or None,
+    text,
+    tuple(users) or None,
+    None if length is None else int(time.time()) // 10 * 10 - length,
+    None,
+)
+left, right = st.columns([3, 1], vertical_alignment="center")
+left.markdown(f"**{len(frame):,}** processes, newest first", width="content")
+right.download_button(
+    "Download CSV",
+    data=lambda: ledger_csv(frame, chrome.zone()),
+    file_name=f"gpumon-processes-{datetime.now(chrome.zone()):%Y%m%d-%H%M%S}.csv",
+    mime="text/csv",
+    icon=":material/download:",
+    on_click="ignore",
+    disabled=frame.empty,
+    width="stretch",
+)
+if frame.empty:
+    st.info("No process matches these filters. Choose a longer time range, or clear a filter in the sidebar.")
+else:
+    shown = tables.ledger(frame, chrome.zone())
+    tables.show(shown, "process_history", "Processes seen on the GPUs, newest first", height=640)
+st.caption(f"Times in {chrome.zone_label()}.")

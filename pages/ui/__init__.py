@@ -1,0 +1,1 @@
+"""What the pages share: reading, chrome and tables."""

@@ -1,0 +1,95 @@
+"""Reading for pages. A result is kept until the next tick, so that all viewers share one query."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import pandas as pd
+import streamlit as st
+from sqlalchemy.exc import DBAPIError
+
+from gpumon_core import cards, runtime
+from gpumon_core.health import Health
+from gpumon_core.store import frames
+
+# A database and the time of its newest sample.
+Tick = tuple[str, int | None]
+
+TREND_S = 300
+TREND_POINTS = 60
+
+
+def health() -> Health | None:
+    """How the recording stands, or None where there is no database to ask yet."""
+    try:
+        return runtime.check_health()
+    except DBAPIError:
+        # The recorder makes the file and its tables; until then there is nothing to read.
+        return None
+
+
+def tick(found: Health) -> Tick:
+    """What a cached result is good for: this database, and its newest sample."""
+    return found.state.database_url, found.newest
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def gpu_table(at: Tick) -> pd.DataFrame:
+    """frames.gpu_table at a tick."""
+    del at
+    return frames.gpu_table(runtime.engine())
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def host_line_html(at: Tick) -> str:
+    """The machines of the overview."""
+    return cards.host_line(frames.host_table(runtime.engine()), gpu_table(at))
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def overview_html(at: Tick) -> str:
+    """The overview's cards at a tick, drawn once for all viewers."""
+    gpus = gpu_table(at)
+    end = at[1] or int(time.time())
+    trend = frames.history(
+        runtime.engine(), gpus["id"].tolist(), cards.TREND_METRICS, end - TREND_S, end, TREND_POINTS
+    )
+    return cards.overview(gpus, trend)
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def active_processes(at: Tick) -> pd.DataFrame:
+    """frames.active_processes at a tick."""
+    del at
+    return frames.active_processes(runtime.engine())
+
+
+@st.cache_data(max_entries=32, show_spinner=False)
+def history(
+    at: Tick, gpu_ids: Sequence[int], metrics: Sequence[str], start: int, end: int, points: int
+) -> pd.DataFrame:
+    """frames.history at a tick."""
+    del at
+    return frames.history(runtime.engine(), gpu_ids, metrics, start, end, points)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def process_history(
+    at: Tick,
+    gpu_ids: Sequence[int] | None,
+    text: str,
+    users: Sequence[str] | None,
+    start: int | None,
+    end: int | None,
+) -> pd.DataFrame:
+    """frames.process_history at a tick."""
+    del at
+    return frames.process_history(runtime.engine(), gpu_ids, text, users, start, end)
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def usernames(at: Tick) -> list[str]:
+    """frames.usernames at a tick."""
+    del at
+    return frames.usernames(runtime.engine())

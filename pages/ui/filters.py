@@ -1,0 +1,47 @@
+"""The sidebar's filters; their values live in the page's address."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from gpumon_core.store.frames import gpu_labels
+
+MINUTE, HOUR, DAY = 60, 3600, 86400
+RANGES = {
+    "15m": 15 * MINUTE,
+    "30m": 30 * MINUTE,
+    "1h": HOUR,
+    "6h": 6 * HOUR,
+    "12h": 12 * HOUR,
+    "24h": DAY,
+    "3d": 3 * DAY,
+}
+
+
+def named_gpus(gpus: pd.DataFrame) -> dict[str, int]:
+    """Every GPU's short name ("0", "0:1", "rack1/0" where there are several hosts) and id."""
+    names = gpu_labels(gpus["gpu_index"], gpus["mig_index"])
+    if gpus["host"].nunique() > 1:
+        names = gpus["host"] + "/" + names
+    return dict(zip(names, gpus["id"].astype(int), strict=True))
+
+
+def gpu_filter(gpus: pd.DataFrame) -> list[str]:
+    """The names of the chosen GPUs; none chosen means all of them."""
+    models = dict(zip(named_gpus(gpus), gpus["name"].fillna("unknown model"), strict=True))
+    return st.sidebar.multiselect(
+        "GPUs",
+        list(models),
+        format_func=lambda name: f"GPU {name} · {models.get(name, '')}",
+        placeholder="All GPUs",
+        key="gpu",
+        bind="query-params",
+    )
+
+
+def range_filter(ranges: dict[str, int | None], default: str, label: str = "Time range") -> str:
+    """The name of the chosen time range."""
+    names = list(ranges)
+    chosen = st.sidebar.pills(label, names, default=default, key="range", bind="query-params", required=True)
+    return chosen if chosen in ranges else default

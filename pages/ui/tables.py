@@ -1,0 +1,106 @@
+"""How the columns of process tables are shown."""
+
+from __future__ import annotations
+
+from typing import Literal
+from zoneinfo import ZoneInfo
+
+import pandas as pd
+import streamlit as st
+from pandas.io.formats.style import Styler
+from streamlit.elements.lib.column_types import ColumnConfig
+
+from gpumon_core.format import MIB_PER_GIB, duration
+from gpumon_core.store.frames import gpu_labels
+
+# A Styler writes a lifetime as "2h 5m 13s" while the column still sorts by its seconds, but it costs
+# a tenth of a millisecond per row; longer tables use the browser's own words ("2 hr, 5 min").
+STYLED_ROWS = 1000
+
+
+def local_time(epoch: pd.Series, zone: ZoneInfo) -> pd.Series:
+    """UTC seconds as time-zone aware datetimes of the viewer."""
+    return pd.to_datetime(epoch, unit="s", utc=True).dt.tz_convert(zone)
+
+
+def active(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
+    """frames.active_processes as it is shown, in the order of its columns."""
+    shown = pd.DataFrame(
+        {
+            "GPU": gpu_labels(frame["gpu_index"], frame["mig_index"]),
+            "PID": frame["pid"],
+            "Name": frame["name"],
+            "User": frame["username"],
+            "Type": frame["kind"],
+            "Memory": frame["memory"] / MIB_PER_GIB,
+            "Share": 100 * frame["memory"] / frame["memory_total_mib"],
+            "First seen": local_time(frame["first_seen"], zone),
+            "Lifetime": frame["last_seen"] - frame["first_seen"],
+            "Maximum": frame["max_memory"] / MIB_PER_GIB,
+            "Average": frame["avg_memory"] / MIB_PER_GIB,
+        }
+    )
+    if frame["host"].nunique() > 1:
+        shown.insert(0, "Host", frame["host"])
+    return shown
+
+
+def ledger(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
+    """frames.process_history as it is shown."""
+    shown = pd.DataFrame(
+        {
+            "GPU": frame["gpus"],
+            "PID": frame["pid"],
+            "Name": frame["name"],
+            "User": frame["username"],
+            "Type": frame["kind"],
+            "State": frame["running"].map({True: "running", False: "ended"}),
+            "First seen": local_time(frame["first_seen"], zone),
+            "Last seen": local_time(frame["last_seen"], zone),
+            "Lifetime": frame["lifetime_s"],
+            "Maximum": frame["max_memory"] / MIB_PER_GIB,
+            "Average": frame["avg_memory"] / MIB_PER_GIB,
+            "Samples": frame["sample_count"],
+        }
+    )
+    if frame["host"].nunique() > 1:
+        shown.insert(0, "Host", frame["host"])
+    return shown
+
+
+def show(shown: pd.DataFrame, key: str, alt: str, height: int | Literal["auto"] = "auto") -> None:
+    """Draw a table whose sorting, widths and scroll position survive a refresh under its `key`."""
+    configuration = columns()
+    data: pd.DataFrame | Styler
+    if len(shown) <= STYLED_ROWS:
+        data = shown.style.format(duration, subset=["Lifetime"])
+    else:
+        data = shown.assign(Lifetime=pd.to_timedelta(shown["Lifetime"], unit="s"))
+        configuration["Lifetime"] = st.column_config.NumberColumn(format="localized")
+    st.dataframe(data, key=key, hide_index=True, height=height, column_config=configuration, alt=alt)
+
+
+def columns() -> dict[str, ColumnConfig]:
+    """The configuration of every column that one of the tables may have."""
+    gib = "%.1f GiB"
+    number, text, moment = (
+        st.column_config.NumberColumn,
+        st.column_config.TextColumn,
+        st.column_config.DatetimeColumn,
+    )
+    return {
+        "GPU": text(help="Index of the GPU; 0:1 is MIG instance 1 of GPU 0", width="small"),
+        "PID": number(format="%d", width="small"),
+        "Name": text(width="medium"),
+        "Type": text(help="C compute, G graphics, M client of the multi-process service (MPS)", width="small"),
+        "Memory": number(format=gib, help="GPU memory in use now"),
+        "Share": st.column_config.ProgressColumn(
+            format="%.0f%%", min_value=0, max_value=100, help="Of the GPU's whole memory"
+        ),
+        "First seen": moment(format="D MMM HH:mm:ss"),
+        "Last seen": moment(format="D MMM HH:mm:ss"),
+        "Lifetime": number(help="From first to last seen on a GPU"),
+        "Maximum": number(format=gib, help="Most GPU memory held at once"),
+        "Average": number(format=gib, help="Mean GPU memory over all samples"),
+        "Samples": number(format="%d", help="In how many readings the process was seen"),
+    }
