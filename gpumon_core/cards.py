@@ -156,7 +156,8 @@ def sparkline(trend: pd.DataFrame, metric: Metric, whole: float | None, span: tu
         f"M{run[0][0]} {SPARK_HEIGHT}L" + "L".join(f"{x} {y}" for x, y in run) + f"L{run[-1][0]} {SPARK_HEIGHT}Z"
         for run in drawn
     )
-    lowest, highest = fmt.value(metric, min(known)), fmt.value(metric, max(known))
+    lowest = fmt.value(metric, trend[f"{metric.key}_min"].min())
+    highest = fmt.value(metric, trend[f"{metric.key}_max"].max())
     # Streamlit lets no SVG through, but a mask: the drawing gives the shape, and CSS the colour.
     drawing = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {SPARK_WIDTH} {SPARK_HEIGHT}" '

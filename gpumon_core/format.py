@@ -9,6 +9,7 @@ from gpumon_core.metrics import Metric
 
 # What is shown where the hardware offers no value.
 MISSING = "–"
+FIGURE_SPACE = "\u2007"
 MIB_PER_GIB = 1024
 
 
@@ -32,6 +33,25 @@ def duration(seconds: float | None) -> str:
     if minutes:
         return f"{minutes}m {seconds}s"
     return f"{seconds}s"
+
+
+def sortable_duration(seconds: float | None) -> str:
+    """`duration` as a table needs it: padded, so that sorting the texts sorts the lengths of time.
+
+    A grid sorts a column of texts by their characters. A figure space is as wide as a digit and sorts
+    before it, so fields of equal width bring the characters into the order of the numbers.
+    """
+    if seconds is None or math.isnan(seconds):
+        return ""
+    parts = duration(seconds).split(" ")
+    given = {part[-1]: part[:-1] for part in parts}
+    fields = [(given.get(unit), unit, width) for unit, width in (("d", 5), ("h", 2), ("m", 2), ("s", 2))]
+    if "d" in given:
+        del fields[3]
+    return " ".join(
+        FIGURE_SPACE * (width + 1) if number is None else number.rjust(width, FIGURE_SPACE) + unit
+        for number, unit, width in fields
+    )
 
 
 def memory(mib: float | None) -> str:

@@ -38,7 +38,7 @@ def charts() -> None:
     if now is None or now.newest is None:
         return
     ids = filters.named_gpus(gpus)
-    labels = {ids[name]: f"GPU {name}" for name in ids if name in chosen_gpus or not chosen_gpus}
+    labels = {ids[name]: name for name in ids if name in chosen_gpus or not chosen_gpus}
     keys = [key for label, key in METRICS.items() if label in chosen_metrics]
     if not keys:
         st.info("No metric is chosen. Choose one in the sidebar.")
@@ -49,7 +49,7 @@ def charts() -> None:
     if frame.empty:
         st.info("These GPUs have no samples in this time range. Choose a longer one.")
         return
-    everyone = {gpu_id: f"GPU {name}" for name, gpu_id in ids.items()}
+    everyone = {gpu_id: name for name, gpu_id in ids.items()}
     figure = figures.history(frame, everyone, keys, start, end, chrome.zone(), chrome.is_dark())
     st.plotly_chart(
         figure,

@@ -36,12 +36,14 @@ frame = data.process_history(
     None if length is None else int(time.time()) // 10 * 10 - length,
     None,
 )
+# The button's function runs later, outside this script, where the viewer is not known any more.
+zone = chrome.zone()
 left, right = st.columns([3, 1], vertical_alignment="center")
 left.markdown(f"**{len(frame):,}** processes, newest first", width="content")
 right.download_button(
     "Download CSV",
-    data=lambda: ledger_csv(frame, chrome.zone()),
-    file_name=f"gpumon-processes-{datetime.now(chrome.zone()):%Y%m%d-%H%M%S}.csv",
+    data=lambda: ledger_csv(frame, zone),
+    file_name=f"gpumon-processes-{datetime.now(zone):%Y%m%d-%H%M%S}.csv",
     mime="text/csv",
     icon=":material/download:",
     on_click="ignore",
@@ -51,6 +53,6 @@ right.download_button(
 if frame.empty:
     st.info("No process matches these filters. Choose a longer time range, or clear a filter in the sidebar.")
 else:
-    shown = tables.ledger(frame, chrome.zone())
+    shown = tables.ledger(frame, zone)
     tables.show(shown, "process_history", "Processes seen on the GPUs, newest first", height=640)
 st.caption(f"Times in {chrome.zone_label()}.")

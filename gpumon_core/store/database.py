@@ -13,12 +13,22 @@ from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.pool import NullPool
 
 from gpumon_core.settings import mask_password
+from gpumon_core.store.schema import metadata
 
 log = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 # How long a connection waits for another program's lock before it gives up.
 BUSY_TIMEOUT_S = 5
+
+
+# Alembic's own table, as Alembic makes it.
+_stamp = sa.Table(
+    "alembic_version",
+    sa.MetaData(),
+    sa.Column("version_num", sa.String(32), nullable=False),
+    sa.PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
 
 
 class DatabaseError(Exception):
@@ -124,16 +134,27 @@ def _upgrade(engine: Engine, url: str) -> None:
             f"The database {mask_password(url)} was written by a newer gpumon (revision {found}, this one knows "
             f"{wanted}): start that version again, or name another database in GPUMON_DATABASE_URL."
         )
-    # Imported only now: Alembic is a sixth of the recorder's memory and a start seldom needs it.
+    with engine.begin() as connection:
+        if found is None:
+            # A test holds these tables to what the revisions make, one after the other.
+            metadata.create_all(connection)
+            _stamp.create(connection)
+            connection.execute(_stamp.insert().values(version_num=wanted))
+        else:
+            _migrate(connection)
+    log.info("database %s: schema %s -> %s", mask_password(url), found or "new", wanted)
+
+
+def _migrate(connection: sa.Connection) -> None:
+    """Run the revisions that the database lacks."""
+    # Imported only now: Alembic is a sixth of the recorder's memory, and few starts need it.
     from alembic import command
     from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
-    log.info("database %s: schema %s -> %s", mask_password(url), found or "new", wanted)
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
 
 
 def _explain(url: str, error: Exception) -> str:

@@ -74,6 +74,7 @@ class Writer:
         self._host = host
         self._source = source
         self._interval_s = interval_s
+        self._grace_s = max(UNKNOWN_START_GRACE_S, 3 * interval_s)
         self._forget()
 
     def _forget(self) -> None:
@@ -206,6 +207,8 @@ class Writer:
     ) -> list[dict[str, Any]]:
         """The tick's rows of process_snapshots, after making sure that the ledger has their processes."""
         rows = []
+        if now - self._last_tick > self._grace_s:
+            self._processes = {key: known for key, known in self._processes.items() if key[1] is not None}
         seen: dict[tuple[int, str | None], int] = {}
         pairs: dict[tuple[int, int], str] = {}
         for process in processes:
@@ -235,7 +238,7 @@ class Writer:
             query = (
                 sa.select(gpu_processes.c.id)
                 .where(same, gpu_processes.c.start_key.is_(None))
-                .where(gpu_processes.c.last_seen >= now - max(UNKNOWN_START_GRACE_S, 3 * self._interval_s))
+                .where(gpu_processes.c.last_seen >= now - self._grace_s)
                 .order_by(gpu_processes.c.last_seen.desc())
             )
         found = connection.execute(query.limit(1)).scalar()

@@ -20,23 +20,17 @@ RANGES = {
 
 
 def named_gpus(gpus: pd.DataFrame) -> dict[str, int]:
-    """Every GPU's short name ("0", "0:1", "rack1/0" where there are several hosts) and id."""
-    names = gpu_labels(gpus["gpu_index"], gpus["mig_index"])
+    """Every GPU's short name ("GPU 0", "GPU 0:1", "rack1 GPU 0" where there are several hosts) and id."""
+    names = "GPU " + gpu_labels(gpus["gpu_index"], gpus["mig_index"])
     if gpus["host"].nunique() > 1:
-        names = gpus["host"] + "/" + names
+        names = gpus["host"] + " " + names
     return dict(zip(names, gpus["id"].astype(int), strict=True))
 
 
 def gpu_filter(gpus: pd.DataFrame) -> list[str]:
     """The names of the chosen GPUs; none chosen means all of them."""
-    models = dict(zip(named_gpus(gpus), gpus["name"].fillna("unknown model"), strict=True))
     return st.sidebar.multiselect(
-        "GPUs",
-        list(models),
-        format_func=lambda name: f"GPU {name} · {models.get(name, '')}",
-        placeholder="All GPUs",
-        key="gpu",
-        bind="query-params",
+        "GPUs", list(named_gpus(gpus)), placeholder="All GPUs", key="gpu", bind="query-params"
     )
 
 

@@ -7,15 +7,10 @@ from zoneinfo import ZoneInfo
 
 import pandas as pd
 import streamlit as st
-from pandas.io.formats.style import Styler
 from streamlit.elements.lib.column_types import ColumnConfig
 
-from gpumon_core.format import MIB_PER_GIB, duration
+from gpumon_core.format import MIB_PER_GIB, sortable_duration
 from gpumon_core.store.frames import gpu_labels
-
-# A Styler writes a lifetime as "2h 5m 13s" while the column still sorts by its seconds, but it costs
-# a tenth of a millisecond per row; longer tables use the browser's own words ("2 hr, 5 min").
-STYLED_ROWS = 1000
 
 
 def local_time(epoch: pd.Series, zone: ZoneInfo) -> pd.Series:
@@ -35,7 +30,7 @@ def active(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
             "Memory": frame["memory"] / MIB_PER_GIB,
             "Share": 100 * frame["memory"] / frame["memory_total_mib"],
             "First seen": local_time(frame["first_seen"], zone),
-            "Lifetime": frame["last_seen"] - frame["first_seen"],
+            "Lifetime": (frame["last_seen"] - frame["first_seen"]).map(sortable_duration),
             "Maximum": frame["max_memory"] / MIB_PER_GIB,
             "Average": frame["avg_memory"] / MIB_PER_GIB,
         }
@@ -57,7 +52,7 @@ def ledger(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
             "State": frame["running"].map({True: "running", False: "ended"}),
             "First seen": local_time(frame["first_seen"], zone),
             "Last seen": local_time(frame["last_seen"], zone),
-            "Lifetime": frame["lifetime_s"],
+            "Lifetime": frame["lifetime_s"].map(sortable_duration),
             "Maximum": frame["max_memory"] / MIB_PER_GIB,
             "Average": frame["avg_memory"] / MIB_PER_GIB,
             "Samples": frame["sample_count"],
@@ -70,14 +65,7 @@ def ledger(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
 
 def show(shown: pd.DataFrame, key: str, alt: str, height: int | Literal["auto"] = "auto") -> None:
     """Draw a table whose sorting, widths and scroll position survive a refresh under its `key`."""
-    configuration = columns()
-    data: pd.DataFrame | Styler
-    if len(shown) <= STYLED_ROWS:
-        data = shown.style.format(duration, subset=["Lifetime"])
-    else:
-        data = shown.assign(Lifetime=pd.to_timedelta(shown["Lifetime"], unit="s"))
-        configuration["Lifetime"] = st.column_config.NumberColumn(format="localized")
-    st.dataframe(data, key=key, hide_index=True, height=height, column_config=configuration, alt=alt)
+    st.dataframe(shown, key=key, hide_index=True, height=height, column_config=columns(), alt=alt)
 
 
 def columns() -> dict[str, ColumnConfig]:
@@ -99,7 +87,7 @@ def columns() -> dict[str, ColumnConfig]:
         ),
         "First seen": moment(format="D MMM HH:mm:ss"),
         "Last seen": moment(format="D MMM HH:mm:ss"),
-        "Lifetime": number(help="From first to last seen on a GPU"),
+        "Lifetime": text(alignment="right", help="From first to last seen on a GPU"),
         "Maximum": number(format=gib, help="Most GPU memory held at once"),
         "Average": number(format=gib, help="Mean GPU memory over all samples"),
         "Samples": number(format="%d", help="In how many readings the process was seen"),

@@ -1,0 +1,164 @@
+"""What the tests share: the fake driver, real servers on free ports, and a real browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_nvml import FakeNvml, environment
+from playwright.sync_api import Browser, Page, sync_playwright
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skipped = len(terminalreporter.stats.get("skipped", []))
+    if skipped and os.environ.get("CI") == "true":
+        terminalreporter.section("skipped under CI", sep="=")
+        terminalreporter.line(f"CI=true allows no skipped test, and {skipped} were skipped: see above.")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") == "true" and exitstatus == 0 and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in list(os.environ):
+        if name.startswith(("GPUMON_", "STREAMLIT_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> FakeNvml:
+    """A fake driver without GPUs; it is what a server started with `serve` sees."""
+    return FakeNvml(tmp_path / "nvml-state")
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Server:
+    """A real `streamlit run app.py` of its own, with its own data folder and driver."""
+
+    def __init__(self, data_dir: Path, driver: FakeNvml | None, **settings: str) -> None:
+        self.data_dir = data_dir
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = data_dir.parent / f"server-{self.port}.log"
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("GPUMON_")}
+        environ |= {"GPUMON_DATA_DIR": str(data_dir), "GPUMON_HOST_NAME": "testhost", "GPUMON_INTERVAL": "1"}
+        environ |= environment(driver) if driver is not None else {"GPUMON_SOURCE": "demo"}
+        environ |= settings
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(self.port)],
+                cwd=ROOT,
+                env=environ,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def health(self) -> tuple[int, dict[str, Any]]:
+        """Status and answer of /healthz; 0 while nobody answers."""
+        try:
+            with urllib.request.urlopen(self.url + "/healthz", timeout=5) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+        except OSError:
+            return 0, {}
+
+    def wait(self, condition: Callable[[int, dict[str, Any]], bool], seconds: float = 25) -> dict[str, Any]:
+        """The first answer of /healthz that satisfies `condition`."""
+        deadline = time.monotonic() + seconds
+        while True:
+            status, answer = self.health()
+            if condition(status, answer):
+                return answer
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                pytest.fail(f"/healthz: {status} {answer}\n{self.log.read_text(errors='replace')[-3000:]}")
+            time.sleep(0.1)
+
+    def ready(self) -> Server:
+        """Wait until there is a fresh sample."""
+        self.wait(lambda status, _: status == 200)
+        return self
+
+    def stop(self) -> int:
+        """End it as systemd and Docker do, and return its exit status."""
+        if self.process.poll() is None:
+            self.process.terminate()
+        return self.process.wait(timeout=20)
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Starts servers that end with the test. `serve(driver, NAME="value")`; None is the demo source."""
+    servers: list[Server] = []
+
+    def start(driver: FakeNvml | None, data_dir: Path | None = None, **settings: str) -> Server:
+        servers.append(Server(data_dir or tmp_path / "history", driver, **settings))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        if server.process.poll() is None:
+            server.process.kill()
+        server.process.wait()
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CHROMIUM_OPTIONS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One headless Chromium for all tests of this worker."""
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    """A page of a viewer in Berlin, on a laptop; an error in the console fails the test."""
+    context = browser.new_context(
+        viewport={"width": 1440, "height": 900}, timezone_id="Europe/Berlin", locale="en-GB", accept_downloads=True
+    )
+    opened = context.new_page()
+    opened.set_default_timeout(20_000)
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    yield opened
+    context.close()
+    assert not errors

@@ -1,0 +1,339 @@
+"""The pages as a person meets them: a real server, a real Chromium, and what it shows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import pytest
+from conftest import Server
+from fake_nvml import FakeGpu, FakeNvml
+from playwright.sync_api import Locator, Page, expect
+
+GIB = 1 << 30
+BERLIN = ZoneInfo("Europe/Berlin")
+
+
+class Stage:
+    """A server on two fake GPUs with three real processes."""
+
+    def __init__(self, serve: Callable[..., Server], fake: FakeNvml) -> None:
+        self.fake = fake
+        self.gpus: list[FakeGpu] = [
+            fake.add_gpu(name="NVIDIA RTX A6000", memory_total=48 * GIB, memory_used=12 * GIB, temperature=61),
+            fake.add_gpu(
+                name="NVIDIA GeForce RTX 4090", memory_total=24 * GIB, memory_used=23 * GIB, temperature=93
+            ),
+        ]
+        self.gpus[0].gpu_utilization = 42
+        self.processes = [subprocess.Popen([program, "600"]) for program in ("sleep", "sleep", "sleep")]
+        for process, gpu, size in zip(self.processes, (0, 0, 1), (3, 9, 20), strict=True):
+            self.gpus[gpu].add_process(process.pid, size * GIB)
+        self.server = serve(fake).ready()
+        self.url = self.server.url
+        self.database = self.server.data_dir / "gpumon.db"
+
+    def ask(self, query: str) -> list[tuple[object, ...]]:
+        connection = sqlite3.connect(f"file:{self.database}?mode=ro", uri=True, timeout=5)
+        try:
+            return connection.execute(query).fetchall()
+        finally:
+            connection.close()
+
+
+@pytest.fixture
+def stage(serve: Callable[..., Server], fake: FakeNvml) -> Iterator[Stage]:
+    made = Stage(serve, fake)
+    yield made
+    for process in made.processes:
+        process.kill()
+        process.wait()
+
+
+def tile(page: Page, gpu: int, metric: str) -> Locator:
+    return page.locator(f".gm-card:nth-child({gpu + 1}) [data-metric={metric}]")
+
+
+def column(page: Page, name: str) -> list[str]:
+    """The texts of one column, in the order in which the grid shows its rows."""
+    # The drawn grid is a canvas; this table beside it is what screen readers get.
+    grid = page.locator("[role=grid]").first
+    grid.wait_for(state="attached")
+    return grid.evaluate(
+        """(grid, name) => {
+            const heads = [...grid.querySelectorAll('[role=columnheader]')].map(head => head.textContent)
+            const at = heads.findIndex(head => head.startsWith(name))
+            return [...grid.querySelectorAll('tbody tr')].map(
+                row => row.querySelectorAll('[role=gridcell]')[at]?.textContent)
+        }""",
+        name,
+    )
+
+
+def eventually(condition: Callable[[], object], seconds: float = 15) -> object:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{condition} stayed {found!r}"
+        time.sleep(0.1)
+    return found
+
+
+def test_the_overview_shows_what_the_driver_says(page: Page, stage: Stage) -> None:
+    page.goto(stage.url)
+    expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+    for fact in ("testhost", "580.159.03", "13.0"):
+        expect(page.locator(".gm-host")).to_contain_text(fact)
+    expect(page.locator(".gm-card")).to_have_count(2)
+    expect(page.locator(".gm-card").first).to_contain_text("NVIDIA RTX A6000")
+    expect(tile(page, 0, "utilization")).to_contain_text("42 %")
+    expect(tile(page, 0, "memory")).to_contain_text("12.0 of 48.0 GiB")
+    expect(tile(page, 0, "temperature")).to_contain_text("61 °C")
+    expect(tile(page, 0, "power")).to_contain_text(re.compile(r"25 of 300 W"))
+    expect(tile(page, 0, "fan_speed")).to_contain_text("30 %")
+    expect(tile(page, 0, "sm_clock")).to_contain_text("210 MHz")
+    expect(tile(page, 0, "memory_clock")).to_contain_text("405 MHz")
+
+
+def test_levels_are_told_by_colour_sign_and_word(page: Page, stage: Stage) -> None:
+    page.goto(stage.url)
+    hot = tile(page, 1, "temperature")
+    expect(hot).to_have_class(re.compile("gm-critical"))
+    expect(hot.locator(".gm-sign")).to_have_attribute("aria-label", "critical")
+    expect(tile(page, 1, "memory")).to_have_class(re.compile("gm-warning"))
+    expect(tile(page, 0, "temperature")).to_have_class(re.compile("gm-calm"))
+    colours = [
+        tile(page, gpu, "temperature").locator(".gm-value").evaluate("e => getComputedStyle(e).color")
+        for gpu in (0, 1)
+    ]
+    assert colours[0] != colours[1]
+
+
+def test_live_values_change_by_themselves_and_draw_a_trend(page: Page, stage: Stage) -> None:
+    page.goto(stage.url)
+    expect(tile(page, 0, "utilization")).to_contain_text("42 %")
+    stage.gpus[0].gpu_utilization = 77
+    expect(tile(page, 0, "utilization")).to_contain_text("77 %", timeout=6000)
+    expect(tile(page, 0, "utilization").locator(".gm-spark")).to_have_attribute(
+        "aria-label", re.compile("42 % to 77 %"), timeout=6000
+    )
+    assert (
+        tile(page, 0, "utilization").locator(".gm-spark").evaluate("e => getComputedStyle(e).maskImage") != "none"
+    )
+
+
+def test_the_processes_are_those_of_the_database(page: Page, stage: Stage) -> None:
+    page.goto(stage.url)
+    pids = {str(process.pid) for process in stage.processes}
+    eventually(lambda: set(column(page, "PID")) == pids)
+    assert set(column(page, "Name")) == {"sleep"}
+    assert column(page, "Memory") == ["20", "9", "3"], "most memory first, in GiB"
+    assert column(page, "GPU") == ["1", "0", "0"]
+    assert set(column(page, "Type")) == {"C"}
+    eventually(lambda: all(re.fullmatch(r"(\d+m\s+)?\d+s", text.strip()) for text in column(page, "Lifetime")))
+    seen = stage.ask("SELECT first_seen FROM gpu_processes ORDER BY max_memory DESC")
+    shown = [datetime.fromtimestamp(int(str(epoch)), BERLIN).isoformat(" ") for (epoch,) in seen]
+    assert column(page, "First seen") == shown, "in the viewer's time zone"
+
+
+def test_search_finds_by_name_and_pid_and_survives_refreshes(page: Page, stage: Stage) -> None:
+    page.goto(stage.url)
+    eventually(lambda: len(column(page, "PID")) == 3)
+    wanted = str(stage.processes[1].pid)
+    search = page.get_by_placeholder("Name or PID")
+    search.fill(wanted)
+    eventually(lambda: column(page, "PID") == [wanted])
+    time.sleep(3)
+    assert column(page, "PID") == [wanted]
+    expect(search).to_have_value(wanted)
+    search.fill("nothing like this")
+    expect(page.get_by_text("None of the 3 active processes matches")).to_be_visible()
+    search.fill("SLEEP")
+    eventually(lambda: len(column(page, "PID")) == 3)
+
+
+def test_the_readers_sort_survives_refreshes(page: Page, stage: Stage) -> None:
+    page.goto(stage.url)
+    eventually(lambda: column(page, "Memory") == ["20", "9", "3"])
+    canvas = page.get_by_test_id("data-grid-canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box is not None
+    # The second column is the PID; 130 px from the left lie inside it.
+    page.mouse.click(box["x"] + 130, box["y"] + 15)
+    pids = sorted(str(process.pid) for process in stage.processes)
+    eventually(lambda: column(page, "PID") in (pids, pids[::-1]))
+    order = column(page, "PID")
+    time.sleep(3.5)
+    # Within a refresh the table is empty for a moment.
+    eventually(lambda: column(page, "PID") == order, seconds=1)
+
+
+def test_the_age_of_the_newest_sample_turns_into_a_warning(page: Page, stage: Stage) -> None:
+    page.goto(stage.url)
+    status = page.get_by_role("status").filter(has_text="ewest sample")
+    expect(status).to_have_text(re.compile(r"Newest sample \ds ago"))
+    stage.fake.driver_loaded = False
+    expect(page.get_by_text(re.compile(r"No new sample for \d+s"))).to_be_visible(timeout=15_000)
+    expect(page.get_by_text("Sampling has stopped.")).to_be_visible(timeout=15_000)
+    stage.fake.driver_loaded = True
+    expect(page.get_by_text("Sampling has stopped.")).to_be_hidden(timeout=15_000)
+    expect(page.get_by_text(re.compile(r"Newest sample \ds ago"))).to_be_visible()
+
+
+def test_the_age_is_true_even_when_the_server_has_died(page: Page, stage: Stage) -> None:
+    page.goto(stage.url)
+    expect(page.get_by_text(re.compile(r"Newest sample \ds ago"))).to_be_visible()
+    stage.server.process.kill()
+    expect(page.get_by_text(re.compile(r"No new sample for \d+s"))).to_be_visible(timeout=15_000)
+
+
+def test_a_lost_gpu_is_shown_as_lost(page: Page, stage: Stage) -> None:
+    page.goto(stage.url)
+    expect(page.locator(".gm-card")).to_have_count(2)
+    stage.gpus[1].lost = True
+    expect(page.locator(".gm-card.lost")).to_contain_text("No answer", timeout=8000)
+    expect(tile(page, 0, "temperature")).to_contain_text("61 °C")
+
+
+def chart(page: Page) -> Locator:
+    # While a changed filter is being answered, the chart that it replaces is still there.
+    return page.locator("[data-stale=false] .js-plotly-plot")
+
+
+def traces(page: Page) -> list[dict[str, object]]:
+    """What Plotly has drawn: name, axis and values of every line."""
+    chart(page).wait_for()
+    return chart(page).evaluate(
+        "plot => plot._fullData.map(t => ({name: t.name, axis: t.yaxis, x: [...t.x].map(String), y: [...t.y]}))"
+    )
+
+
+def test_the_history_draws_every_gpu_and_metric_in_local_time(page: Page, stage: Stage) -> None:
+    eventually(lambda: stage.ask("SELECT count(*) >= 8 FROM gpu_metrics") == [(1,)])
+    page.goto(stage.url + "/history?range=15m")
+    drawn = traces(page)
+    assert [trace["name"] for trace in drawn] == ["GPU 0", "GPU 1"] * 4
+    assert {trace["axis"] for trace in drawn} == {"y", "y2", "y3", "y4"}
+    stored = stage.ask("SELECT timestamp_epoch, temperature FROM gpu_metrics WHERE gpu_id = 1 ORDER BY 1")
+    first = datetime.fromtimestamp(int(str(stored[0][0])), BERLIN)
+    shown = chart(page).evaluate("plot => new Date(plot._fullData[0].x[0]).toISOString()")
+    assert first.strftime("%Y-%m-%dT%H:%M:%S") in (shown[:19], str(drawn[0]["x"][0])[:19].replace(" ", "T"))  # type: ignore[index]
+    assert drawn[0]["y"][:3] == [row[1] for row in stored[:3]]  # type: ignore[index]
+    for text in ("Temperature", "Utilization", "Memory used", "Power"):
+        expect(chart(page).get_by_text(text, exact=True).first).to_be_visible()
+
+
+def test_range_gpus_and_metrics_can_be_chosen_and_live_in_the_address(page: Page, stage: Stage) -> None:
+    page.goto(stage.url + "/history")
+    assert len(traces(page)) == 8
+    page.get_by_role("radio", name="6h").click()
+    eventually(lambda: "range=6h" in page.url)
+    span = eventually(
+        lambda: (
+            chart(page).evaluate(
+                "plot => { const [a, b] = plot.layout.xaxis.range; return (new Date(b) - new Date(a)) / 3600000 }"
+            )
+            == 6
+        )
+    )
+    assert span
+    page.get_by_role("button", name="Temperature").click()
+    eventually(lambda: len(traces(page)) == 6)
+    page.goto(page.url)
+    eventually(lambda: len(traces(page)) == 6)
+    page.goto(stage.url + "/history?range=30m&gpu=GPU+1")
+    eventually(lambda: {trace["name"] for trace in traces(page)} == {"GPU 1"})
+
+
+def test_a_gap_in_the_recording_is_a_gap_in_the_line(page: Page, stage: Stage) -> None:
+    eventually(lambda: stage.ask("SELECT count(DISTINCT timestamp_epoch) >= 6 FROM gpu_metrics") == [(1,)])
+    stage.fake.driver_loaded = False
+    time.sleep(8)
+    stage.fake.driver_loaded = True
+    before = stage.ask("SELECT count(*) FROM gpu_metrics")
+    eventually(lambda: stage.ask("SELECT count(*) FROM gpu_metrics") > before)
+    time.sleep(3)
+    page.goto(stage.url + "/history?range=15m")
+    drawn = traces(page)[0]
+    values = drawn["y"]
+    assert isinstance(values, list)
+    broken = [at for at, value in enumerate(values) if value is None or value != value]  # noqa: PLR0124 - NaN
+    assert broken
+    assert 0 < broken[0] < len(values) - 1
+    assert chart(page).evaluate("plot => plot._fullData[0].connectgaps") is False
+
+
+def test_the_csv_holds_exactly_what_the_filters_show(page: Page, stage: Stage, tmp_path: Path) -> None:
+    stage.processes[2].kill()
+    stage.processes[2].wait()
+    stage.fake.remove_process(stage.processes[2].pid)
+    page.goto(stage.url + "/processes")
+    eventually(lambda: len(column(page, "PID")) == 3)
+    for search, expected in (("", 3), (str(stage.processes[0].pid), 1)):
+        page.get_by_placeholder("train.py or 4711").fill(search)
+        eventually(lambda expected=expected: len(column(page, "PID")) == expected)
+        with page.expect_download() as download:
+            page.get_by_role("button", name="Download CSV").click()
+        path = tmp_path / "download.csv"
+        download.value.save_as(path)
+        read = list(csv.DictReader(io.StringIO(path.read_text())))
+        assert [row["PID"] for row in read] == column(page, "PID")
+        stored = {
+            str(pid): (name, first, maximum)
+            for pid, name, first, maximum in stage.ask(
+                "SELECT pid, name, first_seen, max_memory FROM gpu_processes"
+            )
+        }
+        for row in read:
+            name, first, maximum = stored[row["PID"]]
+            assert row["Name"] == name
+            assert int(row["Maximum memory (MiB)"]) == maximum
+            assert datetime.fromisoformat(row["First seen"]).timestamp() == first
+            assert row["First seen"].endswith(("+01:00", "+02:00"))
+    assert page.url.endswith(f"q={stage.processes[0].pid}"), "the filters are in the address"
+
+
+def test_process_history_filters_by_gpu_and_keeps_the_ended(page: Page, stage: Stage) -> None:
+    gone = stage.processes[2].pid
+    stage.fake.remove_process(gone)
+    page.goto(stage.url + "/processes?gpu=GPU+1")
+    eventually(lambda: column(page, "PID") == [str(gone)])
+    eventually(lambda: (page.reload(), column(page, "State") == ["ended"])[1])
+    page.goto(stage.url + "/processes?q=no-such-program")
+    expect(page.get_by_text("No process matches these filters")).to_be_visible()
+
+
+def test_every_page_opens_by_its_own_address_and_from_the_menu(page: Page, stage: Stage) -> None:
+    for address, title in (("/", "Overview"), ("/history", "History"), ("/processes", "Process history")):
+        page.goto(stage.url + address)
+        expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible()
+    page.get_by_role("link", name="Overview").click()
+    expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+    expect(page).to_have_url(re.compile(r"/$"))
+
+
+def test_nothing_is_fetched_from_anywhere_else(page: Page, stage: Stage) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for address in ("/", "/history", "/processes"):
+        page.goto(stage.url + address)
+        expect(page.get_by_role("heading", level=1)).to_be_visible()
+        page.wait_for_timeout(1500)
+    foreign = [url for url in asked if not url.startswith((stage.url, "data:", "blob:", "ws://127.0.0.1"))]
+    assert asked
+    assert foreign == []
+
+
+def test_simulated_gpus_are_said_to_be_simulated_on_every_page(page: Page, serve: Callable[..., Server]) -> None:
+    server = serve(None).ready()
+    for address in ("/", "/history", "/processes"):
+        page.goto(server.url + address)
+        expect(page.get_by_text("Simulated GPUs.")).to_be_visible()

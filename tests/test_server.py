@@ -1,0 +1,178 @@
+"""The server as a whole: it records without a browser, says how it is, and survives being killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Server
+from fake_nvml import FakeNvml
+
+Serve = Callable[..., Server]
+
+
+def rows(database: Path, query: str) -> list[tuple[object, ...]]:
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5)
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+def ticks(server: Server) -> int:
+    return len(rows(server.data_dir / "gpumon.db", "SELECT DISTINCT timestamp_epoch FROM gpu_metrics"))
+
+
+def test_ticks_are_recorded_before_any_browser_comes(serve: Serve, fake: FakeNvml) -> None:
+    fake.add_gpu(name="NVIDIA RTX A6000", temperature=64).add_process(os.getpid(), 3 << 30)
+    server = serve(fake).ready()
+    server.wait(lambda *_: ticks(server) >= 3)
+    assert rows(server.data_dir / "gpumon.db", "SELECT DISTINCT temperature FROM gpu_metrics") == [(64.0,)]
+    assert rows(server.data_dir / "gpumon.db", "SELECT pid, max_memory FROM gpu_processes") == [
+        (os.getpid(), 3072)
+    ]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_server_ends_cleanly_with_its_last_tick_committed(
+    serve: Serve, fake: FakeNvml, number: signal.Signals
+) -> None:
+    fake.add_gpu()
+    server = serve(fake).ready()
+    newest = server.wait(lambda status, answer: status == 200 and answer["age_seconds"] is not None)
+    server.process.send_signal(number)
+    status = server.process.wait(timeout=15)
+    # The server passes SIGTERM on when it has shut down; Streamlit ends with 1 after Ctrl-C.
+    assert status == (-signal.SIGTERM if number == signal.SIGTERM else 1)
+    log = server.log.read_text()
+    assert "recorder stopped" in log
+    assert "Traceback" not in log
+    database = server.data_dir / "gpumon.db"
+    assert rows(database, "PRAGMA integrity_check") == [("ok",)]
+    assert rows(database, "SELECT last_seen - (SELECT max(timestamp_epoch) FROM gpu_metrics) FROM hosts") == [(0,)]
+    assert newest["status"] == "ok"
+
+
+def test_killed_at_any_moment_the_database_is_sound_and_goes_on(serve: Serve, fake: FakeNvml) -> None:
+    fake.add_gpu().add_process(os.getpid(), 1 << 30)
+    seen = 0
+    for _ in range(3):
+        server = serve(fake).ready()
+        server.wait(lambda *_, server=server, seen=seen: ticks(server) > seen)
+        server.process.kill()
+        server.process.wait()
+        assert rows(server.data_dir / "gpumon.db", "PRAGMA integrity_check") == [("ok",)]
+        now = ticks(server)
+        assert now > seen
+        seen = now
+    # The same process, through three recorders, is one row with every tick counted.
+    assert rows(server.data_dir / "gpumon.db", "SELECT sample_count FROM gpu_processes") == [(seen,)]
+
+
+def test_a_second_server_says_who_records_and_takes_over(serve: Serve, fake: FakeNvml) -> None:
+    fake.add_gpu()
+    first = serve(fake).ready()
+    second = serve(fake)
+    answer = second.wait(lambda status, answer: status == 200 and answer["role"] == "standby")
+    assert f"process {first.process.pid} on testhost is recording" in answer["recording_problem"].lower()
+    assert answer["status"] == "ok"
+    assert "is recording" in second.log.read_text()
+    first.stop()
+    second.wait(lambda status, answer: status == 200 and answer["role"] == "recording", seconds=30)
+
+
+def test_healthz_says_stale_when_sampling_stops_and_ok_when_it_resumes(serve: Serve, fake: FakeNvml) -> None:
+    fake.add_gpu()
+    fake.add_gpu()
+    server = serve(fake).ready()
+    status, answer = server.health()
+    assert (status, answer["status"], answer["source"], answer["gpus"]) == (200, "ok", "nvml", 2)
+    assert answer["interval_seconds"] == 1
+    assert 0 <= answer["age_seconds"] <= 5
+    fake.driver_loaded = False
+    answer = server.wait(lambda status, _: status == 503)
+    assert answer["status"] == "no_driver"
+    assert answer["age_seconds"] >= 5
+    fake.driver_loaded = True
+    answer = server.wait(lambda status, _: status == 200)
+    assert answer["status"] == "ok"
+
+
+def test_a_lost_gpu_makes_the_recording_degraded(serve: Serve, fake: FakeNvml) -> None:
+    fake.add_gpu()
+    lost = fake.add_gpu()
+    server = serve(fake).ready()
+    lost.lost = True
+    answer = server.wait(lambda status, answer: answer.get("status") == "degraded")
+    assert answer["gpus_lost"] == 1
+    assert server.health()[0] == 200
+    time.sleep(3)
+    assert server.log.read_text().count(" is lost: ") == 1, "one line for a lost GPU, not one per tick"
+
+
+def test_without_a_driver_nvml_says_so_and_auto_simulates_elsewhere(serve: Serve, fake: FakeNvml) -> None:
+    fake.driver_loaded = False
+    server = serve(fake, GPUMON_SOURCE="nvml")
+    answer = server.wait(lambda status, answer: status == 503 and answer["status"] == "no_driver")
+    assert "driver" in answer["driver_problem"].lower()
+    server.stop()
+    fallback = serve(fake, GPUMON_SOURCE="auto").ready()
+    status, answer = fallback.health()
+    assert (status, answer["status"], answer["source"]) == (200, "ok", "demo")
+    assert answer["driver_problem"]
+    assert rows(server.data_dir / "gpumon.db", "SELECT count(*) FROM gpu_metrics") == [(0,)]
+    assert rows(server.data_dir / "demo.db", "SELECT count(*) > 0 FROM gpu_metrics") == [(1,)]
+
+
+def test_auto_changes_over_when_the_driver_appears(serve: Serve, fake: FakeNvml) -> None:
+    fake.driver_loaded = False
+    fake.add_gpu(name="NVIDIA RTX A6000")
+    server = serve(fake, GPUMON_SOURCE="auto")
+    server.wait(lambda status, answer: status == 200 and answer["source"] == "demo")
+    fake.driver_loaded = True
+    answer = server.wait(lambda status, answer: status == 200 and answer["source"] == "nvml", seconds=30)
+    assert answer["driver_problem"] is None
+    assert rows(server.data_dir / "gpumon.db", "SELECT name FROM gpus") == [("NVIDIA RTX A6000",)]
+
+
+def test_a_server_that_may_not_record_only_reads(serve: Serve, fake: FakeNvml) -> None:
+    fake.add_gpu()
+    recorder = serve(fake).ready()
+    viewer = serve(fake, GPUMON_RECORD="false").ready()
+    assert viewer.health()[1]["role"] == "viewing"
+    assert "recording NVIDIA GPUs" not in viewer.log.read_text()
+    recorder.stop()
+
+
+def test_a_wrong_setting_stops_the_start_with_one_line(serve: Serve, fake: FakeNvml) -> None:
+    server = serve(fake, GPUMON_INTERVAL="0.2")
+    assert server.process.wait(timeout=20) != 0
+    lines = [line for line in server.log.read_text().splitlines() if line.strip()]
+    assert len(lines) == 1
+    assert "GPUMON_INTERVAL=0.2" in lines[0]
+    assert "1 to 3600" in lines[0]
+
+
+def test_the_log_is_quiet_while_all_is_well(serve: Serve, fake: FakeNvml) -> None:
+    fake.add_gpu(fan=None).add_process(os.getpid(), 1 << 30)
+    server = serve(fake).ready()
+    before = server.log.read_text()
+    time.sleep(4)
+    assert server.log.read_text() == before
+
+
+def test_a_corrupt_database_is_named_and_left_alone(serve: Serve, fake: FakeNvml, tmp_path: Path) -> None:
+    fake.add_gpu()
+    data_dir = tmp_path / "history"
+    data_dir.mkdir()
+    (data_dir / "gpumon.db").write_bytes(b"not a database at all" * 500)
+    server = serve(fake)
+    answer = server.wait(lambda status, answer: status == 503 and bool(answer.get("recording_problem")))
+    assert "not a" in answer["recording_problem"]
+    assert (data_dir / "gpumon.db").read_bytes().startswith(b"not a database")
+    assert "Traceback" not in server.log.read_text()
