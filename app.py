@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import sys
 import threading
 from collections.abc import AsyncIterator
@@ -36,6 +37,7 @@ def _prepare_pages() -> None:
 async def lifespan(_: st.App) -> AsyncIterator[None]:
     """Record from the moment the server boots until it ends."""
     await asyncio.to_thread(runtime.start)
+    log.info("serving on http://%s:%s", st.get_option("server.address"), st.get_option("server.port"))
     threading.Thread(target=_prepare_pages, name="prepare-pages", daemon=True).start()
     try:
         yield
@@ -52,6 +54,17 @@ def healthz(_: Request) -> JSONResponse:
     return JSONResponse(found.as_json(), status_code=200 if found.fresh else 503)
 
 
+def show_script_error(error: Exception) -> bool:
+    """A page's failure as one sentence for its reader; the log has the rest under the same reference."""
+    reference = secrets.token_hex(4)
+    log.error("page error %s", reference, exc_info=error)
+    st.error(
+        f"This part of the page could not be drawn. The log says why, under the reference **{reference}**.",
+        icon=":material/error:",
+    )
+    return True
+
+
 def _configure() -> None:
     """Read the settings, or end with one line that says which is wrong."""
     try:
@@ -66,4 +79,9 @@ def _configure() -> None:
 
 
 _configure()
-app = st.App("pages/main.py", lifespan=lifespan, routes=[Route("/healthz", healthz)])
+app = st.App(
+    "pages/main.py",
+    lifespan=lifespan,
+    routes=[Route("/healthz", healthz)],
+    on_script_error=show_script_error,
+)

@@ -34,12 +34,12 @@ def snapshot(settings: Settings, arguments: argparse.Namespace) -> int:
     from gpumon_core.export import snapshot as export
 
     try:
-        chosen = observer.simulated(settings) if settings.source == "demo" else observer.real(settings)
+        chosen = observer.SimulatedObserver(settings) if settings.source == "demo" else observer.real(settings)
     except SourceUnavailable as error:
         if settings.source == "nvml":
             raise
         print(f"gpumon: {error}. These GPUs are simulated. {error.remedy}", file=sys.stderr)
-        chosen = observer.simulated(settings)
+        chosen = observer.SimulatedObserver(settings)
     try:
         taken, identities = chosen.observe()
     finally:

@@ -51,13 +51,13 @@ def history(
     text, grid = ("#c9d1d9", "#2b323c") if dark else ("#24292f", "#e4e8ed")
     layout: dict[str, object] = {
         "height": ROW_HEIGHT * rows + CHROME_HEIGHT,
-        "margin": {"l": 56, "r": 12, "t": 28, "b": 36},
+        "margin": {"l": 56, "r": 12, "t": 44, "b": 36},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": text, "size": 13, "family": "'Source Sans', sans-serif"},
         "hovermode": "x unified",
         "hoversubplots": "axis",
-        "legend": {"orientation": "h", "x": 0, "y": -28 / (ROW_HEIGHT * rows), "yanchor": "top"},
+        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
         "annotations": [],
     }
     data: list[dict[str, object]] = []

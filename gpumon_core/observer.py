@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Protocol
 
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.settings import Settings
 from gpumon_core.telemetry.records import Snapshot, Source
+
+Attributed = tuple[Snapshot, dict[int, ProcessIdentity]]
 
 
 class Attribution(Protocol):
@@ -25,7 +28,7 @@ class Observer:
         self.source = source
         self._attribution = attribution
 
-    def observe(self) -> tuple[Snapshot, dict[int, ProcessIdentity]]:
+    def observe(self) -> Attributed:
         """One snapshot, and who its processes are. Raises SourceUnavailable."""
         snapshot = self.source.read()
         identities = self._attribution.identify(
@@ -36,9 +39,31 @@ class Observer:
                 identities[pid] = replace(identity, name=self.source.process_name(pid))
         return snapshot, identities
 
+    def past(self, start: float, end: float, step_s: float) -> Iterator[Attributed]:
+        """The snapshots of a time gone by, where the source can tell: a driver cannot."""
+        return iter(())
+
     def close(self) -> None:
         """Give back what the source holds."""
         self.source.close()
+
+
+class SimulatedObserver(Observer):
+    """Simulated GPUs, whose past is as good as their present."""
+
+    def __init__(self, settings: Settings) -> None:
+        from gpumon_core.attribution.simulated import SimulatedAttribution
+        from gpumon_core.telemetry.simulated import SimulatedSource
+
+        self._simulation = SimulatedSource(gpus=settings.demo_gpus, host=settings.host_name)
+        super().__init__(self._simulation, SimulatedAttribution(self._simulation))
+
+    def past(self, start: float, end: float, step_s: float) -> Iterator[Attributed]:
+        """Every snapshot from `start` to just before `end`."""
+        for tick in range(int((end - start) / step_s)):
+            snapshot = self._simulation.snapshot_at(start + tick * step_s)
+            pids = {process.pid for process in snapshot.processes}
+            yield snapshot, self._attribution.identify(pids, snapshot.timestamp)
 
 
 def real(settings: Settings) -> Observer:
@@ -47,12 +72,3 @@ def real(settings: Settings) -> Observer:
     from gpumon_core.telemetry.nvml import NvmlSource
 
     return Observer(NvmlSource(settings.host_name), LocalAttribution())
-
-
-def simulated(settings: Settings) -> Observer:
-    """Simulated GPUs."""
-    from gpumon_core.attribution.simulated import SimulatedAttribution
-    from gpumon_core.telemetry.simulated import SimulatedSource
-
-    source = SimulatedSource(gpus=settings.demo_gpus, host=settings.host_name)
-    return Observer(source, SimulatedAttribution(source))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from gpumon_core.observer import Observer, real, simulated
+from gpumon_core.observer import Observer, SimulatedObserver, real
 from gpumon_core.settings import Settings, mask_password
 from gpumon_core.store import database
 from gpumon_core.store.lock import RecorderLock
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 # How often a missing driver, or a database that another recorder holds, is tried again.
 RETRY_S = 10.0
+REHEARSAL_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,12 @@ class _Recording:
         self._writer = writer
         self._lock = lock
 
-    def tick(self) -> Snapshot:
+    def tick(self, interval_s: float) -> Snapshot:
+        if self._writer.is_new():
+            # A demo that begins has an hour behind it already, so that there is something to see.
+            now = time.time()
+            for snapshot, identities in self.observer.past(now - REHEARSAL_S, now - interval_s, interval_s):
+                self._writer.write(snapshot, identities)
         snapshot, identities = self.observer.observe()
         self._writer.write(snapshot, identities)
         return snapshot
@@ -148,7 +155,7 @@ class Recorder:
             observer = None if kind == "demo" else self._open_nvml()
             if observer is None and kind != "nvml":
                 self._set(source="demo", database_url=self._settings.demo_database_url)
-                self._record(simulated(self._settings))
+                self._record(SimulatedObserver(self._settings))
             elif observer is not None:
                 self._set(source="nvml", database_url=self._settings.real_database_url)
                 self._record(observer)
@@ -248,7 +255,7 @@ class Recorder:
             if recording is None:
                 return
             try:
-                self.latest = recording.tick()
+                self.latest = recording.tick(self._settings.interval)
             except SourceUnavailable as error:
                 self._set(driver=Problem(str(error), error.remedy))
                 self._fail(f"{error}. {error.remedy}")

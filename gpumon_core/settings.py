@@ -119,6 +119,19 @@ def mask_password(url: str) -> str:
     return re.sub(r"(://[^:/@\s]*:)[^@\s]*@", r"\1***@", url)
 
 
+def markdown_table() -> str:
+    """Every setting with its default and meaning, as the README shows it."""
+    lines = ["| setting | default | meaning |", "| --- | --- | --- |"]
+    for name, field in Settings.model_fields.items():
+        default = field.default
+        if field.default_factory is not None or default is None:
+            shown = ""
+        else:
+            shown = f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        lines.append(f"| `{variable(name)}` | {shown} | {field.description} |")
+    return "\n".join(lines)
+
+
 def check_data_dir(settings: Settings) -> None:
     """Make the data folder, and raise SettingsError where nothing can be written to it."""
     path = settings.data_dir

@@ -10,6 +10,9 @@ import streamlit as st
 from gpumon_core.export.csv import ledger_csv
 from pages.ui import chrome, data, filters, tables
 
+# A table this long gets a height of its own; a shorter one takes what it needs.
+FEW, TALL = 10, 640
+
 RANGES: dict[str, int | None] = {**filters.RANGES, "All": None}
 
 found = chrome.top("Process history")
@@ -54,5 +57,10 @@ if frame.empty:
     st.info("No process matches these filters. Choose a longer time range, or clear a filter in the sidebar.")
 else:
     shown = tables.ledger(frame, zone)
-    tables.show(shown, "process_history", "Processes seen on the GPUs, newest first", height=640)
+    tables.show(
+        shown,
+        "process_history",
+        "Processes seen on the GPUs, newest first",
+        height=TALL if len(frame) > FEW else "auto",
+    )
 st.caption(f"Times in {chrome.zone_label()}.")

@@ -337,3 +337,18 @@ def test_simulated_gpus_are_said_to_be_simulated_on_every_page(page: Page, serve
     for address in ("/", "/history", "/processes"):
         page.goto(server.url + address)
         expect(page.get_by_text("Simulated GPUs.")).to_be_visible()
+
+
+def test_an_error_in_a_page_is_a_sentence_with_a_reference_that_the_log_repeats(page: Page, stage: Stage) -> None:
+    page.goto(stage.url)
+    expect(page.locator(".gm-card")).to_have_count(2)
+    connection = sqlite3.connect(stage.database, timeout=10)
+    connection.execute("ALTER TABLE process_gpus RENAME TO mislaid")
+    connection.commit()
+    connection.close()
+    told = page.get_by_text("could not be drawn")
+    expect(told.first).to_be_visible(timeout=10_000)
+    reference = re.search(r"reference (\w+)", told.first.inner_text())
+    assert reference is not None
+    assert reference.group(1) in stage.server.log.read_text()
+    expect(page.get_by_text("Traceback")).to_have_count(0)

@@ -87,6 +87,13 @@ class Writer:
         self._processes: dict[tuple[int, str | None], int] = {}
         self._pairs: dict[tuple[int, int], str] = {}
 
+    def is_new(self) -> bool:
+        """Whether the database holds nothing of this host yet."""
+        if self._host_id is None:
+            with self._engine.connect() as connection:
+                return connection.execute(sa.select(hosts.c.id).where(hosts.c.name == self._host)).first() is None
+        return False
+
     def write(self, snapshot: Snapshot, identities: Mapping[int, ProcessIdentity]) -> bool:
         """Commit one tick. False where this second has a tick already (the clock was set back).
 
