@@ -51,15 +51,17 @@ def history(
     text, grid = ("#c9d1d9", "#2b323c") if dark else ("#24292f", "#e4e8ed")
     layout: dict[str, object] = {
         "height": ROW_HEIGHT * rows + CHROME_HEIGHT,
-        "margin": {"l": 56, "r": 12, "t": 44, "b": 36},
+        "margin": {"l": 56, "r": 12, "t": 56, "b": 36},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": text, "size": 13, "family": "'Source Sans', sans-serif"},
         "hovermode": "x unified",
         "hoversubplots": "axis",
-        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
+        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "yanchor": "bottom"},
         "annotations": [],
     }
+    # Above the first chart's heading, however many lines it takes on a narrow screen.
+    layout["legend"] |= {"y": 1 + 24 / (ROW_HEIGHT * max(1, rows))}  # type: ignore[operator]
     data: list[dict[str, object]] = []
     begin, finish = wall_clock(pd.Series([start, end]), zone)
     frames = dict(tuple(frame.groupby("gpu_id")))
