@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,18 +23,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from fake_nvml import FakeNvml, environment
 from playwright.sync_api import Page, sync_playwright
-from startup import free_port
+from rig import CHROMIUM, OPTIONS, free_port, wait_for_server
 
-CHROMIUM = "/usr/bin/chromium"
-OPTIONS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 COLD_S, WARM_S = 4.0, 2.0
 
 BARE = """
@@ -61,18 +50,6 @@ def drawn(page: Page, url: str, what: str) -> float:
     for selector in what.split(", "):
         page.locator(selector).first.wait_for(state="attached")
     return time.monotonic() - started
-
-
-def wait_for_server(port: int, path: str) -> None:
-    """Until the server answers with 200."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=2):
-                return
-        except OSError:
-            time.sleep(0.2)
-    raise RuntimeError(f"nothing answers on port {port}")
 
 
 def main() -> None:

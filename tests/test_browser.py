@@ -35,7 +35,7 @@ class Stage:
         ]
         self.gpus[0].gpu_utilization = 42
         self.processes = [subprocess.Popen([program, "600"]) for program in ("sleep", "sleep", "sleep")]
-        for process, gpu, size in zip(self.processes, (0, 0, 1), (3, 9, 20), strict=True):
+        for process, gpu, size in zip(self.processes, (0, 0, 1), (9, 3, 20), strict=True):
             self.gpus[gpu].add_process(process.pid, size * GIB)
         self.server = serve(fake).ready()
         self.url = self.server.url
@@ -166,7 +166,7 @@ def test_the_readers_sort_survives_refreshes(page: Page, stage: Stage) -> None:
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     assert box is not None
-    # The second column is the PID; 130 px from the left lie inside it.
+    # The second column is the PID; 130 px from the left lie inside it. Most memory first is not its order.
     page.mouse.click(box["x"] + 130, box["y"] + 15)
     pids = sorted(str(process.pid) for process in stage.processes)
     eventually(lambda: column(page, "PID") in (pids, pids[::-1]))

@@ -1,119 +1,332 @@
-"""The simulation is believable, and the same for everybody who asks."""
+"""The simulated GPUs tell one story, whoever asks, and a believable one."""
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter, defaultdict
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
 
 import pytest
 
+from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.attribution.simulated import SimulatedAttribution
-from gpumon_core.metrics import GPU_METRICS
-from gpumon_core.telemetry.records import Snapshot
+from gpumon_core.metrics import GPU_METRICS, GPU_METRICS_BY_KEY, Level
+from gpumon_core.telemetry import simulated_cast as cast
+from gpumon_core.telemetry.records import GpuInfo, ProcessReading, Snapshot, Source
 from gpumon_core.telemetry.simulated import SimulatedSource
 
-START = 1_795_456_000
-WEEK = [START + step for step in range(0, 7 * 86400, 600)]
+MINUTE, HOUR, DAY = 60, 3600, 86400
+MONDAY = 1_788_739_200  # 2026-09-07 00:00 UTC
 
 
-@pytest.fixture(scope="module")
-def week() -> list[Snapshot]:
-    source = SimulatedSource(gpus=8)
-    return [source.snapshot_at(moment) for moment in WEEK]
+@lru_cache(maxsize=4)
+def week(gpus: int, processes: int | None = None) -> tuple[Snapshot, ...]:
+    source = SimulatedSource(gpus, processes=processes)
+    return tuple(source.snapshot_at(MONDAY + offset) for offset in range(0, 7 * DAY, 10 * MINUTE))
 
 
-def test_the_same_seed_and_time_give_the_same_snapshot_in_any_order() -> None:
-    moments = WEEK[:200]
-    one, two = SimulatedSource(gpus=8), SimulatedSource(gpus=8)
-    forth = [one.snapshot_at(moment) for moment in moments]
-    back = [two.snapshot_at(moment) for moment in reversed(moments)]
-    assert forth == back[::-1]
-    assert SimulatedSource(gpus=8, seed=8).snapshot_at(START) != forth[0]
+def series(snapshots: tuple[Snapshot, ...], uuid: str, key: str) -> Iterator[float | None]:
+    for snapshot in snapshots:
+        yield next(reading.values[key] for reading in snapshot.readings if reading.uuid == uuid)
 
 
-def test_readings_stay_within_what_boards_can_do(week: list[Snapshot]) -> None:
-    for snapshot in week:
-        gpus = {gpu.uuid: gpu for gpu in snapshot.gpus}
+def of(snapshot: Snapshot, gpu: GpuInfo) -> list[ProcessReading]:
+    return [process for process in snapshot.processes if process.gpu_uuid == gpu.uuid]
+
+
+@pytest.mark.parametrize(("gpus", "processes"), [(1, None), (4, None), (8, 64), (64, 512), (5, 0)])
+def test_the_same_seed_and_time_give_the_same_snapshot_in_any_order(gpus: int, processes: int | None) -> None:
+    times = [MONDAY + 3 * DAY * number / 40 + 0.25 for number in range(40)]
+    forwards = {time: SimulatedSource(gpus, processes=processes).snapshot_at(time) for time in times[::8]}
+    source = SimulatedSource(gpus, processes=processes)
+    random.Random(1).shuffle(times)
+    shuffled = {time: source.snapshot_at(time) for time in times}
+    assert all(shuffled[time] == forwards[time] for time in forwards)
+
+
+def test_another_seed_tells_another_story_on_other_gpus() -> None:
+    one, other = (SimulatedSource(seed=seed).snapshot_at(MONDAY + 14 * HOUR) for seed in (1, 2))
+    assert not {gpu.uuid for gpu in one.gpus} & {gpu.uuid for gpu in other.gpus}
+    assert [r.values for r in one.readings] != [r.values for r in other.readings]
+
+
+def test_it_reads_the_clock_it_is_given_and_is_a_source() -> None:
+    source: Source = SimulatedSource(2, host="lab-7", clock=lambda: MONDAY + 0.5)
+    snapshot = source.read()
+    assert (snapshot.timestamp, snapshot.host.name, source.name) == (MONDAY + 0.5, "lab-7", "demo")
+    assert all(source.process_name(process.pid) for process in snapshot.processes)
+    assert source.process_name(1) is None
+    source.close()
+    source.close()
+
+
+@pytest.mark.parametrize(("gpus", "processes"), [(0, None), (65, None), (4, -1), (4, 5000)])
+def test_numbers_out_of_range_are_refused(gpus: int, processes: int | None) -> None:
+    with pytest.raises(ValueError, match="can be simulated, not"):
+        SimulatedSource(gpus, processes=processes)
+
+
+def test_every_gpu_has_its_own_well_formed_uuid_and_place_on_the_bus() -> None:
+    gpus = SimulatedSource(64).snapshot_at(MONDAY).gpus
+    form = re.compile(r"(GPU|MIG)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+    assert all(form.fullmatch(gpu.uuid) for gpu in gpus)
+    assert len({gpu.uuid for gpu in gpus}) == len(gpus)
+    whole = [gpu for gpu in gpus if gpu.parent_uuid is None]
+    assert [gpu.index for gpu in whole] == list(range(64))
+    assert len({gpu.pci_bus_id for gpu in whole}) == 64
+    assert all(re.fullmatch(r"[0-9A-F]{8}:[0-9A-F]{2}:00\.0", gpu.pci_bus_id or "") for gpu in whole)
+
+
+def test_the_first_gpus_are_the_same_however_many_follow() -> None:
+    assert SimulatedSource(8).snapshot_at(MONDAY).gpus[:4] == SimulatedSource(4).snapshot_at(MONDAY).gpus
+
+
+@pytest.mark.parametrize("gpus", [1, 4, 8])
+def test_every_catalogue_key_is_present_in_every_reading(gpus: int) -> None:
+    snapshot = SimulatedSource(gpus).snapshot_at(MONDAY)
+    assert [reading.uuid for reading in snapshot.readings] == [gpu.uuid for gpu in snapshot.gpus]
+    for reading in snapshot.readings:
+        assert list(reading.values) == [metric.key for metric in GPU_METRICS]
+
+
+def test_a_mig_parent_has_no_utilization_and_its_instances_have_memory_only() -> None:
+    assert not any(gpu.parent_uuid for gpu in SimulatedSource(4).snapshot_at(MONDAY).gpus)
+    snapshots = week(8)
+    parent = next(gpu for gpu in snapshots[0].gpus if gpu.index == cast.MIG_INDEX and gpu.mig_index is None)
+    instances = [gpu for gpu in snapshots[0].gpus if gpu.parent_uuid == parent.uuid]
+    assert [gpu.mig_index for gpu in instances] == list(range(len(cast.MIG_INSTANCES)))
+    assert all(gpu.uuid.startswith("MIG-") and gpu.index == parent.index for gpu in instances)
+    for snapshot in snapshots:
+        values = {reading.uuid: reading.values for reading in snapshot.readings}
+        of_parent = values[parent.uuid]
+        assert {key for key, value in of_parent.items() if value is None} == {
+            "utilization",
+            "memory_utilization",
+            "fan_speed",
+        }
+        assert not of(snapshot, parent)
+        for instance in instances:
+            assert {key for key, value in values[instance.uuid].items() if value is not None} == {"memory"}
+        assert of_parent["memory"] == sum(values[instance.uuid]["memory"] or 0 for instance in instances)
+
+
+@pytest.mark.parametrize("gpus", [4, 8])
+def test_readings_stay_inside_physical_limits_over_a_week(gpus: int) -> None:
+    cards = {card.name: card for card, _, _ in cast.LINE_UP}
+    for snapshot in week(gpus):
+        infos = {gpu.uuid: gpu for gpu in snapshot.gpus if gpu.parent_uuid is None}
         for reading in snapshot.readings:
-            values, gpu = reading.values, gpus[reading.uuid]
-            assert set(values) == {metric.key for metric in GPU_METRICS}
-            assert 0 <= (values["memory"] or 0) <= (gpu.memory_total_mib or 0)
-            if gpu.parent_uuid is not None:
-                assert values["temperature"] is values["utilization"] is values["power"] is None
+            if (info := infos.get(reading.uuid)) is None:
                 continue
-            assert 25 <= (values["temperature"] or 0) <= 95
-            assert 0 <= (values["utilization"] or 0) <= 100
-            assert 0 < (values["power"] or 0) <= 1.03 * (gpu.power_limit_w or 0)
-            assert values["fan_speed"] is None or 0 <= values["fan_speed"] <= 100
+            card, values = cards[info.name or ""], reading.values
+            power, temperature = values["power"] or 0, values["temperature"] or 0
+            assert 0.9 * card.board.idle_w < power < 1.13 * card.board.limit_w
+            assert 18 <= temperature <= 95
+            for key in ("utilization", "memory_utilization", "fan_speed"):
+                value = values[key]
+                assert value is None or (0 <= value <= 100 and value == int(value))
+            assert card.sm_mhz[0] <= (values["sm_clock"] or 0) <= card.sm_mhz[1]
+            assert (values["sm_clock"] or 0) % 15 == 0
+            assert values["memory_clock"] in card.memory_mhz
+            assert temperature == int(temperature)
+            assert power == round(power, 3)
+            assert (values["fan_speed"] is None) == (card.fan_min is None)
 
 
-def test_the_processes_of_a_gpu_fit_into_its_memory(week: list[Snapshot]) -> None:
-    for snapshot in week:
-        held: Counter[str] = Counter()
+@pytest.mark.parametrize(("gpus", "processes"), [(4, None), (8, None), (8, 64), (4, 400)])
+def test_memory_is_the_processes_and_a_little_more_and_never_exceeds_the_gpu(
+    gpus: int, processes: int | None
+) -> None:
+    for snapshot in week(gpus, processes):
+        used = {reading.uuid: reading.values["memory"] or 0 for reading in snapshot.readings}
+        parents = {gpu.parent_uuid for gpu in snapshot.gpus}
+        held: dict[str, int] = defaultdict(int)
         for process in snapshot.processes:
-            held[process.gpu_uuid] += process.memory_mib or 0
-        for reading in snapshot.readings:
-            assert held[reading.uuid] <= (reading.values["memory"] or 0)
+            assert process.memory_mib is not None
+            assert process.memory_mib > 0
+            held[process.gpu_uuid] += process.memory_mib
+        for gpu in snapshot.gpus:
+            assert used[gpu.uuid] <= (gpu.memory_total_mib or 0)
+            if gpu.uuid not in parents:
+                assert 0 < used[gpu.uuid] - held[gpu.uuid] < 50
 
 
-def test_a_week_has_everything_that_people_see(week: list[Snapshot]) -> None:
-    utilizations = [reading.values["utilization"] for snapshot in week for reading in snapshot.readings]
-    assert any(value == 0 for value in utilizations)
-    assert any(value is not None and value > 94 for value in utilizations)
-    hottest = max(reading.values["temperature"] or 0 for snapshot in week for reading in snapshot.readings)
-    assert hottest >= 80
-    pids = [{process.pid for process in snapshot.processes} for snapshot in week]
-    ended = sum(len(before - after) for before, after in itertools.pairwise(pids))
-    assert ended > 100, "jobs come and go"
-    spans: defaultdict[tuple[float, int], int] = defaultdict(int)
-    for snapshot in week:
-        for process in snapshot.processes:
-            spans[snapshot.timestamp, process.pid] += 1
-    assert 2 in spans.values(), "one process on two GPUs"
-    assert {process.kind for snapshot in week for process in snapshot.processes} == {"C", "G", "C+G"}
-    held_idle = any(
-        reading.values["utilization"] == 0 and (reading.values["memory"] or 0) > 4000
-        for snapshot in week
-        for reading in snapshot.readings
-    )
-    assert held_idle
+def test_what_coincides_on_a_gpu_always_fits() -> None:
+    pairs = (cast.PAIR, *cast.ROLES["pair"][1:])
+    for habits in (*cast.ROLES.values(), pairs):
+        assert sum(habit.share[1] for habit in habits) < 0.99
 
 
-def test_a_pid_belongs_to_one_program_at_a_time_and_can_be_reused() -> None:
-    source = SimulatedSource(gpus=8, processes=64)
+@pytest.mark.parametrize(("gpus", "processes"), [(8, None), (8, 64), (64, 512)])
+def test_a_pid_is_one_process_at_a_time_and_has_an_identity(gpus: int, processes: int | None) -> None:
+    source = SimulatedSource(gpus, processes=processes)
     attribution = SimulatedAttribution(source)
-    keys: defaultdict[int, set[str | None]] = defaultdict(set)
-    for moment in WEEK:
-        runs = source.runs_at(moment)
-        assert len({run.pid for run in runs}) == len(runs)
-        for pid, identity in attribution.identify({run.pid for run in runs}, moment).items():
+    for offset in range(0, DAY, 50 * MINUTE):
+        snapshot = source.snapshot_at(MONDAY + offset)
+        pids = {process.pid for process in snapshot.processes}
+        identities = attribution.identify(pids, snapshot.timestamp)
+        assert identities.keys() == pids
+        assert len({identity.start_key for identity in identities.values()}) == len(pids)
+        places = [(process.gpu_uuid, process.pid) for process in snapshot.processes]
+        assert len(set(places)) == len(places)
+        for identity in identities.values():
+            assert 0 < identity.pid < 4_194_304
+            assert identity.start_time is not None
+            assert identity.start_time <= snapshot.timestamp
             assert identity.name
             assert identity.user
-            assert identity.start_time is not None
-            assert identity.start_time <= moment
-            keys[pid].add(identity.start_key)
-    assert any(len(found) > 1 for found in keys.values())
 
 
-def test_a_program_keeps_its_identity_for_as_long_as_it_runs() -> None:
-    source = SimulatedSource(gpus=4)
+def test_an_identity_stays_the_same_while_its_process_lives() -> None:
+    source = SimulatedSource(4)
     attribution = SimulatedAttribution(source)
-    [run] = [run for run in source.runs_at(START) if run.program.name in {"vllm", "ollama"}]
-    ages = {attribution.identify({run.pid}, START + step)[run.pid] for step in range(0, 600, 60)}
-    assert len(ages) == 1
+    by_key: dict[str | None, set[object]] = defaultdict(set)
+    for offset in range(0, DAY, 5 * MINUTE):
+        snapshot = source.snapshot_at(MONDAY + offset)
+        pids = {process.pid for process in snapshot.processes}
+        for identity in attribution.identify(pids, snapshot.timestamp).values():
+            by_key[identity.start_key].add(identity)
+    assert None not in by_key
+    assert all(len(identities) == 1 for identities in by_key.values())
 
 
-@pytest.mark.parametrize(("gpus", "instances"), [(1, 0), (4, 0), (5, 2), (64, 2)])
-def test_any_number_of_gpus_with_one_split_where_there_are_many(gpus: int, instances: int) -> None:
-    snapshot = SimulatedSource(gpus=gpus).snapshot_at(START)
-    parents = [gpu for gpu in snapshot.gpus if gpu.parent_uuid is None]
-    assert [gpu.index for gpu in parents] == list(range(gpus))
-    assert len(snapshot.gpus) - gpus == instances
-    assert len({gpu.uuid for gpu in snapshot.gpus}) == len(snapshot.gpus)
+def test_a_pid_that_nobody_has_has_no_identity() -> None:
+    source = SimulatedSource()
+    attribution = SimulatedAttribution(source)
+    assert attribution.identify({1, 2_000_000}, MONDAY) == {
+        1: ProcessIdentity(1),
+        2_000_000: ProcessIdentity(2_000_000),
+    }
+    alive: set[int] = set()
+    ended = 0
+    for offset in range(0, DAY, 5 * MINUTE):
+        before, snapshot = alive, source.snapshot_at(MONDAY + offset)
+        alive = {process.pid for process in snapshot.processes}
+        for pid, identity in attribution.identify(before - alive, snapshot.timestamp).items():
+            assert identity == ProcessIdentity(pid)
+            ended += 1
+    assert ended > 5
 
 
-def test_about_as_many_processes_as_asked_for() -> None:
-    source = SimulatedSource(gpus=8, processes=64)
-    counts = [len({process.pid for process in source.snapshot_at(moment).processes}) for moment in WEEK[::50]]
-    assert min(counts) >= 52
-    assert max(counts) <= 72
+def test_a_reused_pid_has_another_start_key() -> None:
+    source = SimulatedSource(4, processes=300)
+    attribution = SimulatedAttribution(source)
+    runs: dict[int, set[tuple[str | None, float | None]]] = defaultdict(set)
+    for offset in range(0, 14 * DAY, 4 * HOUR):
+        snapshot = source.snapshot_at(MONDAY + offset)
+        pids = {process.pid for process in snapshot.processes}
+        for pid, identity in attribution.identify(pids, snapshot.timestamp).items():
+            runs[pid].add((identity.start_key, identity.start_time))
+    reused = [lives for lives in runs.values() if len(lives) > 1]
+    assert reused
+    for lives in reused:
+        assert len({key for key, _ in lives}) == len({start for _, start in lives}) == len(lives)
+
+
+def test_one_process_spans_two_gpus_and_loads_both() -> None:
+    apart: list[float] = []
+    for snapshot in week(4):
+        where: dict[int, list[str]] = defaultdict(list)
+        for process in snapshot.processes:
+            where[process.pid].append(process.gpu_uuid)
+        utilization = {reading.uuid: reading.values["utilization"] or 0 for reading in snapshot.readings}
+        twos = [uuids for uuids in where.values() if len(uuids) == 2]
+        apart.extend(abs(utilization[one] - utilization[other]) for one, other in twos)
+    assert len(apart) > 50
+    assert sum(difference <= 5 for difference in apart) > 0.9 * len(apart)
+
+
+@pytest.mark.parametrize("day", range(5))
+def test_a_mix_of_states_appears_within_a_day(day: int) -> None:
+    source = SimulatedSource(4)
+    seen: set[str] = set()
+    pids: list[set[int]] = []
+    for offset in range(0, DAY, 5 * MINUTE):
+        snapshot = source.snapshot_at(MONDAY + day * DAY + offset)
+        pids.append({process.pid for process in snapshot.processes})
+        for gpu, reading in zip(snapshot.gpus, snapshot.readings, strict=True):
+            busy = (reading.values["utilization"] or 0) >= 90
+            still = reading.values["utilization"] == 0
+            held = (reading.values["memory"] or 0) > 0.1 * (gpu.memory_total_mib or 0)
+            seen |= {"busy"} if busy else {"held"} if still and held else {"idle"} if still else set()
+    assert seen == {"busy", "held", "idle"}
+    ended = sum(len(before - after) for before, after in pairwise(pids))
+    assert ended > 5
+    assert any(before & after for before, after in pairwise(pids))
+
+
+def test_requests_follow_the_day() -> None:
+    server = next(gpu for gpu in week(4)[0].gpus if gpu.name == cast.L40S.name)
+    hours: dict[int, list[float]] = defaultdict(list)
+    for snapshot, value in zip(week(4), series(week(4), server.uuid, "utilization"), strict=True):
+        hours[int(snapshot.timestamp) // HOUR % 24].append(value or 0)
+    day, night = (sum(sum(hours[hour]) for hour in some) / 4 for some in ((10, 11, 14, 15), (1, 2, 3, 4)))
+    assert day > 3 * night
+
+
+def test_warmth_follows_power_with_a_delay_and_without_jumps() -> None:
+    source = SimulatedSource(4)
+    gpu = next(gpu for gpu in source.snapshot_at(MONDAY).gpus if gpu.name == cast.H100.name)
+    powers: list[float] = []
+    temperatures: list[float] = []
+    for offset in range(0, 2 * DAY, 4):
+        values = next(r.values for r in source.snapshot_at(MONDAY + offset).readings if r.uuid == gpu.uuid)
+        powers.append(values["power"] or 0)
+        temperatures.append(values["temperature"] or 0)
+    rises = [i for i in range(30, len(powers) - 100) if powers[i] > 500 and max(powers[i - 30 : i]) < 200]
+    assert rises
+    for i in rises:
+        assert temperatures[i] < temperatures[i + 5] < max(temperatures[i + 5 : i + 100])
+    assert max(abs(after - before) for before, after in pairwise(temperatures)) <= 14
+
+
+def test_nothing_jumps_where_one_piece_of_schedule_meets_the_next() -> None:
+    source = SimulatedSource(8)
+    for number in range(8):
+        for hour in range(1, 48):
+            edge = MONDAY + hour * HOUR - 450 * number
+            before, after = (source.snapshot_at(edge + step).readings for step in (-0.01, 0))
+            for one, other in zip(before, after, strict=True):
+                assert abs((one.values["temperature"] or 0) - (other.values["temperature"] or 0)) <= 1
+
+
+def test_warning_and_critical_levels_are_reached_now_and_then() -> None:
+    source = SimulatedSource(8)
+    reached: dict[str, set[Level]] = defaultdict(set)
+    for offset in range(0, 60 * DAY, HOUR):
+        snapshot = source.snapshot_at(MONDAY + offset)
+        for gpu, reading in zip(snapshot.gpus, snapshot.readings, strict=True):
+            for key, value in reading.values.items():
+                metric = GPU_METRICS_BY_KEY[key]
+                whole = getattr(gpu, metric.share_of) if metric.share_of else None
+                reached[key].add(metric.level(value, whole))
+    assert {Level.CALM, Level.WARNING, Level.CRITICAL} <= reached["temperature"]
+    assert {Level.CALM, Level.WARNING, Level.CRITICAL} <= reached["memory"]
+    assert {Level.CALM, Level.WARNING} <= reached["fan_speed"]
+    assert {Level.CALM, Level.WARNING} <= reached["power"]
+
+
+@pytest.mark.parametrize(("gpus", "wanted"), [(8, 0), (8, 64), (4, 100), (64, 512), (1, 300)])
+def test_about_as_many_processes_exist_as_were_asked_for(gpus: int, wanted: int) -> None:
+    source = SimulatedSource(gpus, processes=wanted)
+    counts = [len(source.snapshot_at(MONDAY + offset).processes) for offset in range(0, DAY, HOUR)]
+    assert 0.85 * wanted <= sum(counts) / len(counts) <= 1.15 * wanted
+
+
+def test_memory_of_a_training_run_rises_and_then_stays() -> None:
+    source = SimulatedSource(4)
+    attribution = SimulatedAttribution(source)
+    memory: dict[tuple[str, int], list[int]] = defaultdict(list)
+    for offset in range(0, DAY, 30):
+        snapshot = source.snapshot_at(MONDAY + offset)
+        names = attribution.identify({process.pid for process in snapshot.processes}, snapshot.timestamp)
+        for process in snapshot.processes:
+            if names[process.pid].name in {"train.py", "train_ddp.py", "pretrain.py", "finetune.py"}:
+                memory[process.gpu_uuid, process.pid].append(process.memory_mib or 0)
+    assert memory
+    for values in memory.values():
+        assert values == sorted(values)
+        assert len(set(values[20:])) == 1

@@ -1,29 +1,26 @@
-"""Who the processes of simulated GPUs are."""
+"""Who a simulated process is: the simulation itself knows."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.telemetry.simulated import SimulatedSource
 
 
 class SimulatedAttribution:
-    """Asks the simulation itself."""
+    """Identifies the processes of a SimulatedSource, at any time."""
 
     def __init__(self, source: SimulatedSource) -> None:
         self._source = source
 
-    def identify(self, pids: set[int], timestamp: float) -> dict[int, ProcessIdentity]:
-        """An identity for every PID, as it is at that time."""
-        runs = {run.pid: run for run in self._source.runs_at(timestamp)}
-        return {
-            pid: ProcessIdentity(
-                pid,
-                f"demo:{int(runs[pid].start)}",
-                runs[pid].start,
-                runs[pid].program.name,
-                runs[pid].program.user,
-            )
-            if pid in runs
-            else ProcessIdentity(pid)
-            for pid in pids
-        }
+    def identify(self, pids: Iterable[int], timestamp: float) -> dict[int, ProcessIdentity]:
+        """An identity for every PID at that time (UTC seconds); where none lives, nothing but its PID."""
+        return {pid: self.identify_one(pid, timestamp) for pid in pids}
+
+    def identify_one(self, pid: int, timestamp: float) -> ProcessIdentity:
+        """Who has this PID at that time."""
+        run = self._source.identity(pid, timestamp)
+        if run is None:
+            return ProcessIdentity(pid)
+        return ProcessIdentity(pid, run.start_key, float(run.start), run.name, run.user)

@@ -1,50 +1,106 @@
-"""Simulated GPUs with believable workloads, for demos, for machines without a driver, and for tests.
+"""Simulated GPUs: for demos, for machines without a driver, and for filling years of history.
 
-A snapshot is a function of the seed and the absolute time alone: nothing is remembered from one to
-the next, so a restarted server continues the same story, and any past moment can be asked for.
+What they show is a pure function of the seed, the number of GPUs and the time: a server that is
+restarted continues the same story, and any moment of the past can be asked for, in any order.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from math import pi, sin
 
 from gpumon_core.metrics import GPU_METRICS
+from gpumon_core.telemetry import simulated_cast as cast
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot
-from gpumon_core.telemetry.simulated_cast import BOARDS, ROLES, WORKER, Board, Lane, Pattern, Program
+from gpumon_core.telemetry.simulated_cast import DAY, HOUR, Card
+from gpumon_core.telemetry.simulated_load import (
+    FIRST_PID,
+    QUICK_PART,
+    WARM_UP_S,
+    Lane,
+    Load,
+    ProgramRun,
+    build,
+    mix,
+    share,
+)
 
-_MASK = (1 << 64) - 1
+MAX_GPUS = 64
+MAX_PROCESSES = 4096
 
-AMBIENT_C = 29.0
-# Memory that the driver itself keeps on a board in use.
-OVERHEAD_MIB = 430
-# The board that is split into MIG instances, where there are enough boards to spare one.
-MIG_GPU = 4
-MIG_SLICES = (("3g.40gb", 40192), ("2g.20gb", 19968))
-# How a board warms and cools: seconds ago, and the weight of the power drawn then.
-THERMAL = ((0, 0.15), (25, 0.3), (75, 0.35), (180, 0.2))
-DAY_S = 86400
+DRIVER = "580.95.05"
+# Schedules are worked out in pieces of this length; boards begin theirs one after another, so that
+# no tick has to work out all of them.
+BLOCK_S = HOUR
+STAGGER_S = 450
+# Drivers change clocks in steps of this size.
+CLOCK_STEP_MHZ = 15
+THROTTLE_C = 87
+# Below this level a GPU counts as doing nothing at all.
+STILL = 0.005
+
+NOTHING: dict[str, float | None] = {metric.key: None for metric in GPU_METRICS}
+
+Present = tuple[tuple[ProgramRun, ProcessReading], ...]
+
+
+class _Unit:
+    """Where processes run: a GPU, or one MIG instance of it with its `weight` among the SMs."""
+
+    def __init__(self, info: GpuInfo, memory_mib: int, driver_mib: int, weight: float, role: str) -> None:
+        self.info = info
+        self.driver_mib = driver_mib
+        self.weight = weight
+        self.role = role
+        self.lanes: list[Lane] = []
+        self.workers = 0
+        self._free_mib = memory_mib - driver_mib
+
+    def full_mib(self, lane: Lane, run: ProgramRun) -> int:
+        """What a run holds here once it has ramped up, in MiB."""
+        kept = cast.WORKERS_SHARE if self.workers else 0.0
+        if lane.habit is cast.WORKERS:
+            allowed = min(cast.WORKER_MIB, kept * self._free_mib / self.workers)
+        else:
+            allowed = (1 - kept) * self._free_mib
+        # Two GPUs of one run never hold quite the same.
+        uneven = 1 - 0.004 * share(mix(run.key, self.info.index), 0)
+        return max(1, int(allowed * run.share * uneven) & ~1)
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """A program running on one or two GPUs from `start` to `end` (UTC seconds)."""
+class _Board:
+    """A GPU as one buys it, with its MIG instances as its units, or itself as the only one."""
 
-    program: Program
-    pid: int
-    start: float
-    end: float
-    gpus: tuple[int, ...]
-    share: float
-    salt: int
+    card: Card
+    info: GpuInfo
+    key: int
+    hotter_c: float
+    units: tuple[_Unit, ...]
+
+    @property
+    def divided(self) -> bool:
+        return self.units[0].info is not self.info
+
+
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """A board's schedule for a while: its load, and every unit's runs with what they fill up to."""
+
+    load: Load
+    runs: tuple[Present, ...]
 
 
 class SimulatedSource:
-    """So many GPUs, and optionally at least about so many processes on them."""
+    """Snapshots of `gpus` simulated GPUs (1 to 64); MIG instances come on top of that number.
+
+    `processes` is about how many processes exist at once over all GPUs; None leaves it to the story.
+    Raises ValueError for numbers that are out of range.
+    """
 
     name = "demo"
 
@@ -56,228 +112,242 @@ class SimulatedSource:
         processes: int | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        if not 1 <= gpus <= MAX_GPUS:
+            raise ValueError(f"between 1 and {MAX_GPUS} GPUs can be simulated, not {gpus}")
+        if processes is not None and not 0 <= processes <= MAX_PROCESSES:
+            raise ValueError(f"between 0 and {MAX_PROCESSES} processes can be simulated, not {processes}")
+        self.host = HostInfo(host or "demo", DRIVER, "13.0", f"13.{DRIVER}")
         self._seed = seed
         self._clock = clock
-        self._host = HostInfo(host or "demo", "580.95.05", "13.0", "13.580.95.05")
-        self._boards = [BOARDS[index % len(BOARDS)] for index in range(gpus)]
-        self._infos = [self._info(index) for index in range(gpus)]
-        self._mig = self._mig_infos() if gpus > MIG_GPU else ()
-        self._lanes = list(self._place_lanes(gpus, processes))
-        self._inventory = tuple(self._in_order())
-        # A lane's runs are asked for several times in a tick, at the same few slots.
-        self._run_in_slot = lru_cache(maxsize=8 * len(self._lanes) + 64)(self._make_run)
+        self._boards = tuple(_board(index, seed) for index in range(gpus))
+        self._infos = tuple(info for board in self._boards for info in _infos(board))
+        self._lanes = _populate([unit for board in self._boards for unit in board.units], seed, processes)
+        # Enough for ticks and for a walk through history; after a jump the pieces are worked out again.
+        self._block = lru_cache(maxsize=3 * gpus)(self._make_block)
 
     def read(self) -> Snapshot:
-        """The state of all GPUs now."""
+        """The snapshot of this moment."""
         return self.snapshot_at(self._clock())
 
-    def snapshot_at(self, timestamp: float) -> Snapshot:
-        """The state of all GPUs at any moment."""
-        runs = self.runs_at(timestamp)
-        # What still warms the boards.
-        past = [(weight, timestamp - ago, self.runs_at(timestamp - ago)) for ago, weight in THERMAL]
-        readings: list[GpuReading] = []
-        processes: list[ProcessReading] = []
-        for index, board in enumerate(self._boards):
-            mine = [run for run in runs if index in run.gpus]
-            places: list[tuple[GpuInfo, list[Run]]] = [(self._infos[index], mine)]
-            if self._mig and index == MIG_GPU:
-                # Programs take turns on the instances; the parent has none of its own.
-                count = len(self._mig)
-                places = [(info, mine[position::count]) for position, info in enumerate(self._mig)]
-            total = 0
-            for info, here in places:
-                held = self._memory(here, info.memory_total_mib or 0, timestamp)
-                processes += [
-                    ProcessReading(info.uuid, run.pid, run.program.kind, mib)
-                    for run, mib in zip(here, held, strict=True)
-                ]
-                if info.parent_uuid is not None:
-                    readings.append(self._instance_reading(info, sum(held)))
-                total += sum(held)
-            readings.append(self._reading(index, board, mine, total, past, timestamp))
-        return Snapshot(timestamp, self._host, self._inventory, tuple(readings), tuple(processes))
-
-    def runs_at(self, timestamp: float) -> list[Run]:
-        """Every program that runs at a moment."""
-        found = []
-        for number, (_, lane) in enumerate(self._lanes):
-            # Slots of different lanes begin at different times of day.
-            shifted = timestamp - (number * 7919) % lane.slot_s
-            run = self._run_in_slot(number, int(shifted // lane.slot_s))
-            if run is not None and run.start <= timestamp < run.end:
-                found.append(run)
-        return found
+    def close(self) -> None:
+        """Nothing is held."""
 
     def process_name(self, pid: int) -> str | None:
         """The name of a program that runs now."""
-        return next((run.program.name for run in self.runs_at(self._clock()) if run.pid == pid), None)
+        run = self.identity(pid, self._clock())
+        return run.name if run else None
 
-    def close(self) -> None:
-        """There is nothing to give back."""
-
-    def _chance(self, *keys: int) -> float:
-        """A number from 0 to 1 that depends on the seed and the keys alone."""
-        mixed = self._seed * 0x9E3779B97F4A7C15
-        for key in keys:
-            mixed = ((mixed ^ key) * 0xBF58476D1CE4E5B9) & _MASK
-            mixed ^= mixed >> 31
-        return ((mixed * 0x94D049BB133111EB & _MASK) >> 11) / (1 << 53)
-
-    def _drift(self, timestamp: float, period_s: float, salt: int) -> float:
-        """A smooth wandering between 0 and 1, with a new direction every `period_s` seconds."""
-        whole, part = divmod(timestamp / period_s, 1.0)
-        weight = part * part * (3 - 2 * part)
-        return self._chance(int(whole), salt) * (1 - weight) + self._chance(int(whole) + 1, salt) * weight
-
-    def _info(self, index: int) -> GpuInfo:
-        board = self._boards[index]
-        return GpuInfo(
-            index=index,
-            uuid="GPU-" + self._uuid(index),
-            name=board.name,
-            memory_total_mib=board.memory_mib,
-            power_limit_w=float(board.limit_w),
-            pci_bus_id=f"00000000:{0x17 + index:02X}:00.0",
-            architecture=board.architecture,
-            compute_capability=board.capability,
-        )
-
-    def _mig_infos(self) -> tuple[GpuInfo, ...]:
-        parent = self._infos[MIG_GPU]
-        return tuple(
-            GpuInfo(
-                index=MIG_GPU,
-                uuid="MIG-" + self._uuid(1000 + position),
-                name=f"{parent.name} MIG {profile}",
-                memory_total_mib=memory_mib,
-                pci_bus_id=parent.pci_bus_id,
-                architecture=parent.architecture,
-                compute_capability=parent.compute_capability,
-                parent_uuid=parent.uuid,
-                mig_index=position,
-            )
-            for position, (profile, memory_mib) in enumerate(MIG_SLICES)
-        )
-
-    def _uuid(self, number: int) -> str:
-        text = hashlib.sha256(f"{self._seed}/{self._host.name}/{number}".encode()).hexdigest()
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:32]}"
-
-    def _in_order(self) -> Iterator[GpuInfo]:
-        for info in self._infos:
-            yield info
-            if self._mig and info.index == MIG_GPU:
-                yield from self._mig
-
-    def _place_lanes(self, gpus: int, processes: int | None) -> Iterator[tuple[int, Lane]]:
-        natural = 0
-        for index in range(gpus):
-            for lane in ROLES[index % len(ROLES)]:
-                yield index, lane
-                natural += lane.chance >= 0.8
-        for extra in range(max(0, (processes or 0) - natural)):
-            yield extra % gpus, WORKER
-
-    def _make_run(self, number: int, slot: int) -> Run | None:
-        gpu, lane = self._lanes[number]
-        if self._chance(number, slot, 1) >= lane.chance:
+    def identity(self, pid: int, timestamp: float) -> ProgramRun | None:
+        """The run that has this PID at that time (UTC seconds), None where there is none."""
+        if not self._lanes or pid < FIRST_PID:
             return None
-        length = (lane.shortest + (lane.longest - lane.shortest) * self._chance(number, slot, 2)) * lane.slot_s
-        start = (number * 7919) % lane.slot_s + slot * lane.slot_s
-        start += int((lane.slot_s - length) * self._chance(number, slot, 3))
-        program = lane.programs[int(self._chance(number, slot, 4) * len(lane.programs))]
-        spans = lane.spans and gpu + 1 < len(self._boards) and gpu + 1 != MIG_GPU
-        both = spans and self._chance(number, slot, 5) < 0.5
-        # A lane's number in the PID keeps programs that run together apart.
-        pid = 2000 + number + len(self._lanes) * int(self._chance(number, slot, 6) * (60000 // len(self._lanes)))
-        share = program.least + (program.most - program.least) * self._chance(number, slot, 7)
-        salt = int(self._chance(number, slot, 8) * 1e9)
-        return Run(program, pid, start, start + length, (gpu, gpu + 1) if both else (gpu,), share, salt)
+        run = self._lanes[(pid - FIRST_PID) % len(self._lanes)].at(timestamp)
+        return run if run is not None and run.pid == pid else None
 
-    def _memory(self, runs: list[Run], total_mib: int, timestamp: float) -> list[int]:
-        """MiB that each program holds: it fills up at first, then stays. Together they fit."""
-        wanted = []
-        for run in runs:
-            share = run.share * min(1.0, 0.15 + (timestamp - run.start) / 45)
-            if run.program.pattern is Pattern.JOB:
-                share *= 0.75 + 0.25 * self._drift(timestamp, 40, run.salt)
-            wanted.append(share)
-        room = (total_mib - OVERHEAD_MIB) * min(1.0, 0.97 / max(sum(wanted), 0.01))
-        return [max(2, int(share * room)) for share in wanted]
+    def snapshot_at(self, timestamp: float) -> Snapshot:
+        """The snapshot of any moment, in UTC seconds: the same one whenever it is asked for."""
+        readings: list[GpuReading] = []
+        processes: list[ProcessReading] = []
+        weather = _weather(self._seed, timestamp)
+        for number, board in enumerate(self._boards):
+            block = self._block(number, int((timestamp + STAGGER_S * number) // BLOCK_S))
+            memory = [
+                unit.driver_mib + _present(runs, timestamp, processes)
+                for unit, runs in zip(board.units, block.runs, strict=True)
+            ]
+            values = _values(board, block.load, timestamp, weather)
+            values["memory"] = sum(memory)
+            readings.append(GpuReading(board.info.uuid, values))
+            if board.divided:
+                # The driver does not say how busy a divided GPU is, and of its instances only the memory.
+                values["utilization"] = values["memory_utilization"] = None
+                for unit, used in zip(board.units, memory, strict=True):
+                    readings.append(GpuReading(unit.info.uuid, {**NOTHING, "memory": used}))
+        return Snapshot(timestamp, self.host, self._infos, tuple(readings), tuple(processes))
 
-    def _load(self, run: Run, timestamp: float) -> float:
-        """The share of the GPU's time that a program keeps it busy, 0 to 1."""
-        match run.program.pattern:
-            case Pattern.TRAINING:
-                return self._training(run, timestamp)
-            case Pattern.SERVING:
-                hour = 0.5 - 0.5 * math.cos(2 * math.pi * (timestamp % DAY_S) / DAY_S - 0.6)
-                asked = self._drift(timestamp, 45, run.salt) * (0.25 + 0.75 * hour)
-                return 0.0 if asked < 0.22 else min(0.98, 0.15 + 1.1 * asked)
-            case Pattern.JOB:
-                return 0.3 + 0.6 * self._drift(timestamp, 25, run.salt)
-            case Pattern.DESKTOP:
-                return 0.06 * self._drift(timestamp, 15, run.salt)
-            case _:
-                return 0.0
+    def _make_block(self, number: int, slot: int) -> _Block:
+        board = self._boards[number]
+        start = slot * BLOCK_S - STAGGER_S * number
+        end = start + BLOCK_S
+        active: list[tuple[ProgramRun, float]] = []
+        present: list[Present] = []
+        for unit in board.units:
+            here: list[tuple[ProgramRun, ProcessReading]] = []
+            for lane in unit.lanes:
+                # What ended a little earlier has left its warmth.
+                for run in lane.between(start - WARM_UP_S, end):
+                    active.append((run, unit.weight))
+                    if run.end > start:
+                        mib = unit.full_mib(lane, run)
+                        here.append((run, ProcessReading(unit.info.uuid, run.pid, run.program.kind, mib)))
+            present.append(tuple(here))
+        return _Block(build(board.card.board, active, start - WARM_UP_S, end), tuple(present))
 
-    def _training(self, run: Run, timestamp: float) -> float:
-        since = timestamp - run.start
-        if since < 40:
-            return 0.05
-        # A checkpoint every 20 minutes, and a data loader that stalls now and then.
-        if since % 1200 > 1200 - 25:
-            return 0.08
-        stalled = self._chance(int(timestamp // 8), run.salt) < 0.02
-        return 0.55 if stalled else 0.95 + 0.05 * self._drift(timestamp, 6, run.salt)
 
-    def _busy(self, index: int, runs: list[Run], timestamp: float) -> float:
-        return min(1.0, sum(self._load(run, timestamp) for run in runs if index in run.gpus))
+def _present(runs: Present, timestamp: float, processes: list[ProcessReading]) -> int:
+    """Add the processes that live at that time; the memory they hold together, in MiB."""
+    total = 0
+    for run, full in runs:
+        if run.start <= timestamp < run.end:
+            mib = full.memory_mib or 0
+            if timestamp - run.start < run.ramp_s:
+                mib = run.memory_mib(mib, timestamp)
+                processes.append(ProcessReading(full.gpu_uuid, full.pid, full.kind, mib))
+            else:
+                processes.append(full)
+            total += mib
+    return total
 
-    def _power_share(self, busy: float, runs: list[Run]) -> float:
-        """Of the way from idle to the limit; a context that holds memory keeps the clocks up a little."""
-        return 0.06 * bool(runs) + 0.9 * math.pow(busy, 0.8)
 
-    def _reading(
-        self,
-        index: int,
-        board: Board,
-        runs: list[Run],
-        held_mib: int,
-        past: list[tuple[float, float, list[Run]]],
-        timestamp: float,
-    ) -> GpuReading:
-        busy = self._busy(index, runs, timestamp)
-        jitter = self._drift(timestamp, 4, index) - 0.5
-        heat = 0.0
-        for weight, then, everybody in past:
-            mine = [run for run in everybody if index in run.gpus]
-            heat += weight * self._power_share(self._busy(index, mine, then), mine)
-        share = self._power_share(busy, runs)
-        power = board.idle_w + (board.limit_w - board.idle_w) * share + jitter * 0.02 * board.limit_w
-        temperature = round(
-            AMBIENT_C + 4 + (board.hot - AMBIENT_C) * heat + 2 * self._drift(timestamp, 300, index)
-        )
-        values: dict[str, float | None] = dict.fromkeys((metric.key for metric in GPU_METRICS), None)
-        values |= {
-            "temperature": float(temperature),
-            "memory": min(board.memory_mib, held_mib + (OVERHEAD_MIB if runs else 1)),
-            "power": round(max(board.idle_w * 0.9, power), 3),
-            "fan_speed": float(30 if temperature < 50 else min(100, 30 + 2 * (temperature - 50)))
-            if board.cooled
-            else None,
-            "sm_clock": 15
-            * round((board.sm_clock * (0.9 + 0.1 * (1 - busy) + 0.01 * jitter) if runs else 210) / 15),
-            "memory_clock": board.memory_clock if runs else 405,
-        }
-        if not (self._mig and index == MIG_GPU):
-            values["utilization"] = float(round(100 * busy))
-            values["memory_utilization"] = float(round(55 * busy * (0.8 + 0.4 * jitter)))
-        return GpuReading(self._infos[index].uuid, values)
+def _values(board: _Board, load: Load, timestamp: float, weather: float) -> dict[str, float | None]:
+    """Everything but memory, in the catalogue's units and as coarse as NVML gives it."""
+    card, limits = board.card, board.card.board
+    step = load.at(timestamp)
+    noise = mix(board.key, int(timestamp))
+    wobble = share(noise, 0) - 0.5
+    used, watts = load.used[step], load.watts[step] * (1 + 0.03 * wobble)
+    # Boards overshoot their limit for a moment now and then.
+    if share(noise, 1) > 0.998 and watts > 0.85 * limits.limit_w:
+        watts = limits.limit_w * (1.02 + 0.1 * share(noise, 2))
+    quick, slow = load.warmth(step, timestamp)
+    rise = limits.load_c + board.hotter_c - limits.idle_c
+    base = limits.idle_c + weather
+    temperature = round(base + rise * (QUICK_PART * quick + (1 - QUICK_PART) * slow))
+    awake = used > STILL or (load.held[step] and not card.dozes)
+    values = dict(NOTHING)
+    values["temperature"] = float(temperature)
+    values["power"] = round(watts, 3)
+    values["utilization"] = _percent(used, 0.03 * wobble)
+    values["memory_utilization"] = _percent(load.bandwidth[step], 0.04 * (share(noise, 3) - 0.5))
+    values["fan_speed"] = _fan(card, base + rise * slow)
+    values["sm_clock"] = _sm_clock(card, watts, temperature, wobble) if awake else card.sm_mhz[0]
+    values["memory_clock"] = card.memory_mhz[awake]
+    return values
 
-    def _instance_reading(self, info: GpuInfo, held_mib: int) -> GpuReading:
-        """A MIG instance reports its memory and nothing else."""
-        values: dict[str, float | None] = dict.fromkeys((metric.key for metric in GPU_METRICS), None)
-        values["memory"] = held_mib + 38
-        return GpuReading(info.uuid, values)
+
+def _percent(level: float, wobble: float) -> float:
+    """A share as whole percent; what does nothing does not wobble."""
+    if level <= STILL:
+        return 0.0
+    return float(min(100, max(0, round(100 * level * (1 + wobble)))))
+
+
+def _fan(card: Card, temperature: float) -> float | None:
+    """Percent of a fan's full speed; it follows the heat sink. Gaming cards stop theirs when cool."""
+    if card.fan_min is None:
+        return None
+    if card.fan_min == 0 and temperature < 43:
+        return 0.0
+    wanted = 30 + 70 * (temperature - 42) / (card.board.load_c + 6 - 42)
+    return float(round(min(100.0, max(30.0, wanted))))
+
+
+def _sm_clock(card: Card, watts: float, temperature: float, wobble: float) -> int:
+    """MHz: it falls as power nears the limit, and further when the board is too hot."""
+    low, high = card.sm_mhz
+    strain = max(0.0, watts / card.board.limit_w - 0.5)
+    mhz = high * (1 - 0.22 * strain - 0.02 * max(0, temperature - THROTTLE_C) + 0.015 * strain * wobble)
+    return max(low, min(high, round(mhz / CLOCK_STEP_MHZ) * CLOCK_STEP_MHZ))
+
+
+def _weather(seed: int, timestamp: float) -> float:
+    """How much warmer than usual the air is, in °C: the time of day, and from one day to the next."""
+    day, second = divmod(timestamp, DAY)
+    today, tomorrow = (6 * share(mix(seed, int(day) + n, 3), 0) - 3 for n in (0, 1))
+    return today + (tomorrow - today) * second / DAY + 2.5 * sin(2 * pi * (second / HOUR - 9) / 24)
+
+
+def _board(index: int, seed: int) -> _Board:
+    card, role, hotter_c = cast.LINE_UP[index % len(cast.LINE_UP)]
+    info = GpuInfo(
+        index=index,
+        uuid=_uuid("GPU", seed, index),
+        name=card.name,
+        memory_total_mib=card.memory_mib,
+        power_limit_w=float(card.board.limit_w),
+        pci_bus_id=f"{index // len(cast.BUSES):08X}:{cast.BUSES[index % len(cast.BUSES)]}:00.0",
+        architecture=card.architecture,
+        compute_capability=card.compute_capability,
+    )
+    if index == cast.MIG_INDEX:
+        units = tuple(_instance(info, seed, number) for number in range(len(cast.MIG_INSTANCES)))
+    else:
+        units = (_Unit(info, card.memory_mib, card.driver_mib, 1.0, role),)
+    return _Board(card, info, mix(seed, index, 5), hotter_c, units)
+
+
+def _instance(parent: GpuInfo, seed: int, number: int) -> _Unit:
+    profile, memory_mib, weight, role = cast.MIG_INSTANCES[number]
+    info = GpuInfo(
+        index=parent.index,
+        uuid=_uuid("MIG", seed, parent.index, number),
+        name=f"{parent.name} MIG {profile}",
+        memory_total_mib=memory_mib,
+        pci_bus_id=parent.pci_bus_id,
+        architecture=parent.architecture,
+        compute_capability=parent.compute_capability,
+        parent_uuid=parent.uuid,
+        mig_index=number,
+    )
+    return _Unit(info, memory_mib, cast.MIG_DRIVER_MIB, weight, role)
+
+
+def _uuid(prefix: str, *parts: int) -> str:
+    return f"{prefix}-{uuid.UUID(int=mix(*parts, 1) << 64 | mix(*parts, 2))}"
+
+
+def _infos(board: _Board) -> Iterator[GpuInfo]:
+    yield board.info
+    if board.divided:
+        yield from (unit.info for unit in board.units)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """A lane, the units it runs on, and its rank among what they do: 0 is the chief thing."""
+
+    rank: int
+    lane: Lane
+    units: list[_Unit]
+
+
+def _populate(units: list[_Unit], seed: int, processes: int | None) -> list[Lane]:
+    """Give every unit its lanes; all of them, each knowing its number."""
+    places: list[_Place] = []
+    shared: dict[int, tuple[Lane, int]] = {}
+    for number, unit in enumerate(units):
+        neighbours = units[number : number + 2]
+        if number not in shared and [neighbour.role for neighbour in neighbours] == ["pair", "pair"]:
+            phase = mix(seed, number, 6)
+            pair = Lane(cast.PAIR, mix(seed, number, 7), phase)
+            shared[number] = shared[number + 1] = (pair, phase)
+            places.append(_Place(0, pair, neighbours))
+        for rank, habit in enumerate(cast.ROLES[unit.role]):
+            key = mix(seed, number, rank, 8)
+            # The chief runs of a pair keep the periods of the shared one, which they give way to.
+            instead, phase = shared[number] if number in shared and rank == 0 else (None, key)
+            places.append(_Place(rank, Lane(habit, key, phase, instead), [unit]))
+    if processes is not None:
+        places = _fit(places, units, seed, processes)
+    for number, place in enumerate(places):
+        place.lane.enrol(number, len(places))
+        for unit in place.units:
+            unit.lanes.append(place.lane)
+    return [place.lane for place in places]
+
+
+def _fit(places: list[_Place], units: list[_Unit], seed: int, processes: int) -> list[_Place]:
+    """As many lanes as make about so many processes: the chief ones first, workers in the end."""
+    chosen: list[_Place] = []
+    count = 0.0
+    for place in sorted(places, key=lambda place: place.rank):
+        count += place.lane.expected()
+        if count > processes:
+            return chosen
+        chosen.append(place)
+    for number in range(round((processes - count) / cast.WORKERS_PRESENT)):
+        unit = units[number % len(units)]
+        key = mix(seed, number, 9)
+        unit.workers += 1
+        chosen.append(_Place(9, Lane(cast.WORKERS, key, key), [unit]))
+    return chosen

@@ -1,146 +1,234 @@
-"""Who plays in the simulation: boards, programs, and which of them meet on which GPU."""
+"""The cast of the simulation: cards, programs, and who runs what, how often and for how long.
+
+Memory totals, limits and clocks are what nvidia-smi shows on such boards. Changing the story is
+changing a row here.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+from typing import Literal
+
+HOUR = 3600
+DAY = 24 * HOUR
 
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A product: memory in MiB, power in W, clocks in MHz. `cooled` boards have a fan of their own."""
+    """What a GPU model may draw and how warm that makes it: W and °C.
+
+    `held_w` is drawn while a CUDA context exists but nothing runs; `idle_c` and `load_c` are the
+    temperatures when idle and at the power limit on an average day.
+    """
+
+    limit_w: float
+    idle_w: float
+    held_w: float
+    idle_c: float
+    load_c: float
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A GPU model. Memory in MiB, clocks as lowest and highest in MHz.
+
+    `driver_mib` is memory in use without any process. `fan_min` is None for a board that the chassis
+    cools. A board that `dozes` returns to its idle clocks while a context does nothing.
+    """
 
     name: str
-    memory_mib: int
-    limit_w: int
-    idle_w: int
-    sm_clock: int
-    memory_clock: int
     architecture: str
-    capability: str
-    cooled: bool
-    hot: int  # °C at full power
+    compute_capability: str
+    memory_mib: int
+    board: Board
+    sm_mhz: tuple[int, int]
+    memory_mhz: tuple[int, int]
+    driver_mib: int
+    fan_min: int | None = None
+    dozes: bool = False
 
 
-class Pattern(StrEnum):
-    """How a program loads its GPU over time."""
+H100_BOARD = Board(700, 69, 112, 29, 74)
+H100 = Card("NVIDIA H100 80GB HBM3", "Hopper", "9.0", 81559, H100_BOARD, (345, 1980), (2619, 2619), 4)
 
-    TRAINING = "training"
-    SERVING = "serving"
-    HOLDING = "holding"
-    JOB = "job"
-    DESKTOP = "desktop"
-    WORKER = "worker"
+A100_BOARD = Board(400, 56, 79, 30, 72)
+A100 = Card("NVIDIA A100-SXM4-80GB", "Ampere", "8.0", 81920, A100_BOARD, (210, 1410), (1593, 1593), 4)
+
+L40S_BOARD = Board(350, 33, 84, 31, 76)
+L40S = Card("NVIDIA L40S", "Ada", "8.9", 46068, L40S_BOARD, (210, 2520), (405, 9001), 4)
+
+A6000_BOARD = Board(300, 22, 71, 35, 84)
+A6000 = Card("NVIDIA RTX A6000", "Ampere", "8.6", 49140, A6000_BOARD, (210, 1800), (405, 8001), 6, 30)
+
+RTX_4090_BOARD = Board(450, 18, 24, 34, 78)
+RTX_4090 = Card(
+    *("NVIDIA GeForce RTX 4090", "Ada", "8.9", 24564, RTX_4090_BOARD, (210, 2730), (405, 10501), 18),
+    fan_min=0,
+    dozes=True,
+)
+
+RTX_3090_BOARD = Board(350, 21, 29, 36, 83)
+RTX_3090 = Card(
+    *("NVIDIA GeForce RTX 3090", "Ampere", "8.6", 24576, RTX_3090_BOARD, (210, 1905), (405, 9751), 14),
+    fan_min=0,
+    dozes=True,
+)
+
+Pattern = Literal["training", "requests", "notebook", "batch", "encoding", "desktop", "worker"]
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program: the share of its GPU's memory that it takes, from least to most."""
+    """One program: how it loads a GPU while it lives.
+
+    `power` and `bandwidth` are the shares of the power limit and of the memory controller it takes at
+    100 % utilization. It fills its memory within `ramp_s` seconds, smoothly and before it begins to
+    compute, or in `stairs` steps while it already works. It runs as one of `users`.
+    """
 
     name: str
-    user: str
     pattern: Pattern
-    least: float
-    most: float
+    power: float
+    bandwidth: float
+    ramp_s: tuple[int, int]
+    users: tuple[str, ...]
     kind: str = "C"
+    stairs: int = 0
+
+
+PEOPLE = ("alice", "bob", "carol", "dave", "erin", "farid", "grace")
+
+TRAIN = Program("train.py", "training", 0.99, 0.62, (40, 150), PEOPLE)
+FINETUNE = Program("finetune.py", "training", 0.95, 0.48, (60, 240), PEOPLE)
+PRETRAIN = Program("pretrain.py", "training", 0.99, 0.58, (90, 300), PEOPLE)
+DDP = Program("train_ddp.py", "training", 1.0, 0.66, (90, 240), PEOPLE)
+VLLM = Program("vllm", "requests", 0.82, 0.74, (70, 160), ("vllm",))
+TRITON = Program("tritonserver", "requests", 0.66, 0.41, (20, 50), ("triton",))
+OLLAMA = Program("ollama", "requests", 0.72, 0.80, (12, 30), ("ollama",))
+COMFY = Program("ComfyUI", "requests", 0.97, 0.55, (15, 40), ("alice", "grace"))
+NOTEBOOK = Program("ipykernel_launcher", "notebook", 0.60, 0.30, (3600, 7200), PEOPLE, stairs=4)
+PYTHON = Program("python3", "notebook", 0.55, 0.25, (900, 3600), PEOPLE, stairs=3)
+FFMPEG = Program("ffmpeg", "encoding", 0.75, 0.50, (2, 4), ("media", "bob"))
+BLENDER = Program("blender", "batch", 0.93, 0.35, (6, 20), ("carol", "grace"), "C+G")
+EVALUATE = Program("evaluate.py", "batch", 0.85, 0.52, (12, 35), PEOPLE)
+WHISPER = Program("whisper", "batch", 0.70, 0.45, (8, 20), ("media", "dave"))
+XORG = Program("Xorg", "desktop", 0.30, 0.40, (2, 3), ("root",), "G")
+SHELL = Program("gnome-shell", "desktop", 0.30, 0.40, (3, 5), ("alice",), "G")
+BROWSER = Program("firefox", "desktop", 0.35, 0.50, (20, 60), ("alice",), "G", stairs=3)
+RAY = Program("ray::RolloutWorker", "worker", 0.6, 0.4, (5, 15), PEOPLE)
+WORKER = Program("python3", "worker", 0.6, 0.4, (5, 15), PEOPLE)
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
-    """A place on a GPU where programs follow one another: one may run in each slot of time.
+class Habit:
+    """At most one run of one of `programs` in every period of `period_s` seconds.
 
-    `slot_s` is the slot's length, `chance` that one runs in it, `longest` the largest share of the
-    slot that it takes; `spans` that it may take the next GPU as well.
+    It begins within `start` (shares of the period), lasts `length_s`, at most to the period's end, and
+    takes `share` of the GPU's memory. Periods begin at `phase_s` after midnight UTC, or anywhere (None).
+    `daily` habits follow the working day.
     """
 
     programs: tuple[Program, ...]
-    slot_s: int
+    period_s: int
     chance: float
-    shortest: float
-    longest: float
-    spans: bool = False
+    start: tuple[float, float]
+    length_s: tuple[int, int]
+    share: tuple[float, float]
+    phase_s: int | None = None
+    daily: bool = False
 
 
-# Figures from NVIDIA's data sheets; memory as the driver reports it.
-BOARDS = (
-    Board("NVIDIA H100 80GB HBM3", 81559, 700, 71, 1980, 2619, "Hopper", "9.0", False, 74),
-    Board("NVIDIA GeForce RTX 4090", 24564, 450, 18, 2610, 10501, "Ada", "8.9", True, 76),
-    Board("NVIDIA L40S", 46068, 350, 33, 2490, 9001, "Ada", "8.9", False, 78),
-    Board("NVIDIA GeForce RTX 3090", 24576, 350, 24, 1905, 9751, "Ampere", "8.6", True, 84),
-    Board("NVIDIA A100-SXM4-80GB", 81920, 400, 58, 1410, 1593, "Ampere", "8.0", False, 68),
-    Board("NVIDIA RTX A6000", 49140, 300, 22, 1800, 8001, "Ampere", "8.6", True, 82),
+def _training(share: tuple[float, float], *programs: Program, chance: float = 0.9) -> Habit:
+    return Habit(programs, 14 * HOUR, chance, (0, 0.15), (3 * HOUR, 13 * HOUR), share)
+
+
+def _server(share: tuple[float, float], *programs: Program) -> Habit:
+    return Habit(programs, 3 * DAY, 1, (0.0004, 0.003), (3 * DAY, 3 * DAY), share)
+
+
+def _notebook(share: tuple[float, float], chance: float = 0.85) -> Habit:
+    return Habit((NOTEBOOK, PYTHON), DAY, chance, (0.08, 0.3), (7 * HOUR, 22 * HOUR), share, 6 * HOUR)
+
+
+def _short(share: tuple[float, float], *programs: Program, period_s: int = 18 * 60) -> Habit:
+    return Habit(programs, period_s, 0.9, (0, 0.4), (40, 13 * 60), share, daily=True)
+
+
+def _session(program: Program, share: tuple[float, float]) -> Habit:
+    return Habit((program,), 7 * DAY, 1, (0.0002, 0.0004), (7 * DAY, 7 * DAY), share, 5 * HOUR)
+
+
+def _day(program: Program, chance: float, length_s: tuple[int, int], share: tuple[float, float]) -> Habit:
+    return Habit((program,), DAY, chance, (0.3, 0.45), length_s, share, 0)
+
+
+# What a GPU is used for, the chief thing first. The upper shares of a role add up to less than 1:
+# whatever coincides fits.
+ROLES: dict[str, tuple[Habit, ...]] = {
+    "desktop": (
+        Habit((OLLAMA,), DAY, 1, (0.001, 0.01), (20 * HOUR, DAY), (0.42, 0.60), 4 * HOUR),
+        _session(XORG, (0.010, 0.012)),
+        _session(SHELL, (0.006, 0.010)),
+        _short((0.03, 0.13), FFMPEG, BLENDER, WHISPER),
+        _day(COMFY, 0.7, (2 * HOUR, 9 * HOUR), (0.14, 0.20)),
+        _day(BROWSER, 0.8, (5 * HOUR, 11 * HOUR), (0.010, 0.025)),
+    ),
+    "server": (_server((0.86, 0.92), VLLM), _short((0.01, 0.05), EVALUATE, period_s=50 * 60)),
+    "pair": (_training((0.55, 0.93), TRAIN, PRETRAIN, FINETUNE), _short((0.01, 0.04), EVALUATE)),
+    "trainer": (_training((0.70, 0.985), TRAIN, FINETUNE),),
+    "shared": (
+        _notebook((0.15, 0.35)),
+        _short((0.08, 0.22), EVALUATE, BLENDER, FFMPEG),
+        _short((0.05, 0.15), WHISPER, FFMPEG, EVALUATE, period_s=31 * 60),
+        _notebook((0.08, 0.20), chance=0.6),
+    ),
+    "lab": (
+        _training((0.35, 0.55), TRAIN, FINETUNE, chance=0.7),
+        _notebook((0.10, 0.30)),
+        _notebook((0.05, 0.12), chance=0.5),
+    ),
+    "slice_server": (_server((0.55, 0.85), TRITON, VLLM), _short((0.02, 0.10), EVALUATE)),
+    "slice_notebook": (_notebook((0.30, 0.70)),),
+    "slice_shared": (_training((0.35, 0.65), FINETUNE, TRAIN), _short((0.05, 0.30), EVALUATE, WHISPER)),
+}
+
+# Neighbours in the role "pair" share one run instead of having one each, whenever this takes place.
+PAIR = _training((0.78, 0.93), DDP, chance=0.6)
+
+# What fills GPUs up to a wished-for number of processes, within a share of memory of their own.
+WORKERS = Habit((RAY, WORKER), 5 * HOUR, 1, (0.002, 0.05), (4 * HOUR, 5 * HOUR), (0.5, 1.0))
+WORKERS_PRESENT = 0.93  # of the time
+WORKERS_SHARE = 0.12
+WORKER_MIB = 900
+
+# Boards in the order of their index, repeated beyond the eighth: the card, its role, and by how many
+# °C it runs hotter than its model where it sits.
+LINE_UP: tuple[tuple[Card, str, float], ...] = (
+    (RTX_4090, "desktop", 0),
+    (L40S, "server", 0),
+    (H100, "pair", 0),
+    # It sits behind its neighbour in the same stream of air.
+    (H100, "pair", 11),
+    (A100, "lab", 0),
+    (A6000, "trainer", 3),
+    (RTX_3090, "shared", 2),
+    (A100, "lab", -2),
 )
 
-_HOUR, _DAY = 3600, 86400
+# The board of this index is divided: profile, memory in MiB, share of the board's SMs, role.
+MIG_INDEX = 4
+MIG_INSTANCES: tuple[tuple[str, int, float, str], ...] = (
+    ("3g.40gb", 40192, 3 / 7, "slice_server"),
+    ("2g.20gb", 19968, 2 / 7, "slice_notebook"),
+    ("2g.20gb", 19968, 2 / 7, "slice_shared"),
+)
+MIG_DRIVER_MIB = 6
 
-TRAINING = Lane(
-    (
-        Program("train.py", "ada", Pattern.TRAINING, 0.62, 0.93),
-        Program("finetune_lora.py", "grace", Pattern.TRAINING, 0.45, 0.8),
-        Program("pretrain.py", "linus", Pattern.TRAINING, 0.7, 0.95),
-    ),
-    8 * _HOUR,
-    chance=0.85,
-    shortest=0.35,
-    longest=0.9,
-    spans=True,
-)
-SERVING = Lane(
-    (
-        Program("vllm", "inference", Pattern.SERVING, 0.82, 0.9),
-        Program("ollama", "inference", Pattern.SERVING, 0.4, 0.75),
-    ),
-    2 * _DAY,
-    chance=1.0,
-    shortest=0.995,
-    longest=0.999,
-)
-EMBEDDING = Lane(
-    (Program("embeddings", "inference", Pattern.JOB, 0.03, 0.06),),
-    12 * _HOUR,
-    chance=0.9,
-    shortest=0.5,
-    longest=0.95,
-)
-NOTEBOOK = Lane(
-    (
-        Program("ipykernel", "alan", Pattern.HOLDING, 0.2, 0.4),
-        Program("jupyter", "grace", Pattern.HOLDING, 0.1, 0.3),
-    ),
-    _DAY,
-    chance=0.9,
-    shortest=0.3,
-    longest=0.8,
-)
-JOBS = Lane(
-    (
-        Program("eval.py", "ada", Pattern.JOB, 0.1, 0.3),
-        Program("ffmpeg", "media", Pattern.JOB, 0.01, 0.03),
-        Program("blender", "alan", Pattern.JOB, 0.15, 0.35, "C+G"),
-        Program("whisper", "grace", Pattern.JOB, 0.06, 0.15),
-        Program("ComfyUI", "alan", Pattern.JOB, 0.2, 0.4),
-    ),
-    25 * 60,
-    chance=0.7,
-    shortest=0.08,
-    longest=0.8,
-)
-DESKTOP = Lane((Program("Xorg", "alan", Pattern.DESKTOP, 0.01, 0.02, "G"),), 7 * _DAY, 1.0, 0.999, 0.9999)
-WORKER = Lane(
-    (
-        Program("dataloader", "ada", Pattern.WORKER, 0.004, 0.012),
-        Program("triton", "inference", Pattern.WORKER, 0.005, 0.015),
-    ),
-    6 * _HOUR,
-    chance=1.0,
-    shortest=0.9,
-    longest=0.99,
-)
+BUSES = ("17", "2A", "3D", "5D", "9A", "AB", "BA", "DB")
 
-# What GPU number N is for: the list begins again after its last line.
-ROLES: tuple[tuple[Lane, ...], ...] = (
-    (TRAINING,),
-    (JOBS, JOBS),
-    (SERVING, EMBEDDING),
-    (NOTEBOOK, NOTEBOOK, JOBS, DESKTOP),
+# How much is going on in each hour of the day (UTC), 1 being the busiest.
+DEMAND = (
+    *(0.14, 0.10, 0.08, 0.07, 0.07, 0.10, 0.22, 0.42, 0.68, 0.88, 0.96, 0.90),
+    *(0.74, 0.86, 1.00, 0.97, 0.90, 0.76, 0.60, 0.52, 0.47, 0.40, 0.30, 0.20),
 )
+WEEKEND = 0.45

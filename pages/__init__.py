@@ -1,0 +1,1 @@
+"""The dashboard: main.py, one file a page, and ui for what they share."""
