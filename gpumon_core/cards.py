@@ -30,6 +30,8 @@ HELD_PERCENT = 10.0
 # Up to so many GPUs -> so many columns on a wide screen: even rows look best.
 COLUMNS = ((1, 1), (2, 2), (3, 3), (4, 2), (6, 3), (8, 4), (9, 3), (math.inf, 4))
 
+# Keeps a drawing's place, so that nothing moves when it appears.
+NO_SPARK = '<div class="gm-spark gm-blank"></div>'
 SPARK_WIDTH, SPARK_HEIGHT = 120, 28
 # What may stand as it is in an SVG within a quoted URL within an attribute.
 SVG_SAFE = " =:/.,-"
@@ -124,7 +126,7 @@ def _tile(metric: Metric, gpu: Mapping[Any, Any], trend: pd.DataFrame | None, sp
     bar = ""
     if metric.key == "memory" and known is not None and whole:
         bar = f'<div class="gm-bar"><i style="width:{min(100.0, 100 * known / whole):.1f}%"></i></div>'
-    drawing = "" if known is None or trend is None else sparkline(trend, metric, whole, span)
+    drawing = NO_SPARK if known is None or trend is None else sparkline(trend, metric, whole, span)
     return (
         f'<div class="gm-tile gm-{level}" data-metric="{metric.key}">'
         f'<div class="gm-label">{escape(metric.label)}</div>'
@@ -138,7 +140,7 @@ def sparkline(trend: pd.DataFrame, metric: Metric, whole: float | None, span: tu
     times = trend["timestamp_epoch"].tolist()
     known = [value for value in values if not math.isnan(value)]
     if len(known) < 2:
-        return ""
+        return NO_SPARK
     top = whole if whole and not fmt.missing(whole) else metric.maximum
     top = max(*known, top or 0.0) or 1.0
     start, end = span
