@@ -70,7 +70,7 @@ def column(page: Page, name: str) -> list[str]:
     return grid.evaluate(
         """(grid, name) => {
             const heads = [...grid.querySelectorAll('[role=columnheader]')].map(head => head.textContent)
-            const at = heads.findIndex(head => head.startsWith(name))
+            const at = heads.findIndex(head => head.replace(/^[↑↓] */, '') === name)
             return [...grid.querySelectorAll('tbody tr')].map(
                 row => row.querySelectorAll('[role=gridcell]')[at]?.textContent)
         }""",
