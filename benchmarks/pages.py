@@ -69,7 +69,14 @@ def main() -> None:
         (folder / "bare.py").write_text(BARE)
         environ = {**os.environ, **environment(fake), "GPUMON_DATA_DIR": name}
         streamlit = [sys.executable, "-m", "streamlit", "run"]
-        bare_options = ["--server.headless", "true", "--browser.gatherUsageStats", "false"]
+        bare_options = [
+            "--server.headless",
+            "true",
+            "--server.address",
+            "127.0.0.1",
+            "--browser.gatherUsageStats",
+            "false",
+        ]
         servers = [
             subprocess.Popen([*streamlit, "app.py", "--server.port", str(ports["gpumon"])], cwd=ROOT, env=environ),
             subprocess.Popen(

@@ -87,7 +87,14 @@ def main() -> None:
             first_tick.append(seconds_until(lambda database=database: stored(database), command, environ, folder))
             (folder / "bare.py").write_text("import streamlit as st\nst.title('bare')\n")
             port = free_port()
-            options_of_bare = ["--server.port", str(port), "--server.headless", "true"]
+            options_of_bare = [
+                "--server.port",
+                str(port),
+                "--server.headless",
+                "true",
+                "--server.address",
+                "127.0.0.1",
+            ]
             command = [str(ROOT / ".venv/bin/streamlit"), "run", "bare.py", *options_of_bare]
             bare.append(seconds_until(lambda port=port: answers(port), command, dict(os.environ), folder))
     middle, beside = statistics.median(first_tick), statistics.median(bare)
