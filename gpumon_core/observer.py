@@ -20,6 +20,10 @@ class Attribution(Protocol):
         """An identity for every PID in a snapshot of that time."""
         ...
 
+    def close(self) -> None:
+        """Give back what is held of the processes."""
+        ...
+
 
 class Observer:
     """Takes attributed snapshots."""
@@ -27,6 +31,7 @@ class Observer:
     def __init__(self, source: Source, attribution: Attribution) -> None:
         self.source = source
         self._attribution = attribution
+        self._names: dict[int, str | None] = {}
 
     def observe(self) -> Attributed:
         """One snapshot, and who its processes are. Raises SourceUnavailable."""
@@ -34,9 +39,13 @@ class Observer:
         identities = self._attribution.identify(
             {process.pid for process in snapshot.processes}, snapshot.timestamp
         )
-        for pid, identity in identities.items():
-            if identity.name is None:
-                identities[pid] = replace(identity, name=self.source.process_name(pid))
+        nameless = {pid for pid, identity in identities.items() if identity.name is None}
+        # The driver is asked once for each, not with every tick.
+        self._names = {
+            pid: self._names[pid] if pid in self._names else self.source.process_name(pid) for pid in nameless
+        }
+        for pid, name in self._names.items():
+            identities[pid] = replace(identities[pid], name=name)
         return snapshot, identities
 
     def past(self, start: float, end: float, step_s: float) -> Iterator[Attributed]:
@@ -44,8 +53,9 @@ class Observer:
         return iter(())
 
     def close(self) -> None:
-        """Give back what the source holds."""
+        """Give back what the source and the attribution hold."""
         self.source.close()
+        self._attribution.close()
 
 
 class SimulatedObserver(Observer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import select
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,6 +37,11 @@ class LocalAttribution:
         # In a container with PIDs of its own, the driver's PID may be another program's number here.
         self._trusted = sees_host_processes() if trusted is None else trusted
         self._known: dict[int, ProcessIdentity] = {}
+        # A handle on a process (pidfd_open(2)) tells of its end, and never means a later process
+        # under the same PID: asking all of them at once is the cheapest way to know who is still who.
+        self._handles: dict[int, int] = {}
+        self._ends = select.poll()
+        self._uses_handles = self._proc == "/proc" and hasattr(os, "pidfd_open")
         boot = _read(f"{self._proc}/sys/kernel/random/boot_id")
         self._boot = boot.decode("ascii", "replace").strip()[:8] if boot else "boot"
         self._boot_time = _boot_time(_read(f"{self._proc}/stat"))
@@ -43,11 +49,41 @@ class LocalAttribution:
     def identify(self, pids: set[int], timestamp: float) -> dict[int, ProcessIdentity]:
         """An identity for every PID as it is now; one that may not be read has nothing but its PID."""
         del timestamp
-        self._known = {pid: self._identify(pid) for pid in pids}
-        return self._known
+        ended = {handle for handle, _ in self._ends.poll(0)}
+        for pid, handle in list(self._handles.items()):
+            if pid not in pids or handle in ended:
+                self._let_go(pid)
+        self._known = {
+            pid: self._known[pid] if pid in self._handles and pid in self._known else self._identify(pid)
+            for pid in pids
+        }
+        return dict(self._known)
+
+    def close(self) -> None:
+        """Let go of every process."""
+        for pid in list(self._handles):
+            self._let_go(pid)
+
+    def _hold(self, pid: int) -> None:
+        if self._uses_handles and pid not in self._handles:
+            try:
+                handle = os.pidfd_open(pid)
+            except OSError:
+                # It has ended, or the system has no handles (left): its start is compared instead.
+                return
+            self._handles[pid] = handle
+            self._ends.register(handle, select.POLLIN)
+
+    def _let_go(self, pid: int) -> None:
+        handle = self._handles.pop(pid)
+        self._ends.unregister(handle)
+        os.close(handle)
 
     def _identify(self, pid: int) -> ProcessIdentity:
         known = self._known.get(pid)
+        if self._trusted:
+            # Before anything is read: what is read next is this process's, or the handle tells of its end.
+            self._hold(pid)
         stat = _read(f"{self._proc}/{pid}/stat") if self._trusted else None
         if not stat:
             # It has just ended, or may not be read. Had it been another process, its start would

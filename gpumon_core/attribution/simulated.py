@@ -18,6 +18,9 @@ class SimulatedAttribution:
         """An identity for every PID at that time (UTC seconds); where none lives, nothing but its PID."""
         return {pid: self.identify_one(pid, timestamp) for pid in pids}
 
+    def close(self) -> None:
+        """There is nothing to give back."""
+
     def identify_one(self, pid: int, timestamp: float) -> ProcessIdentity:
         """Who has this PID at that time."""
         run = self._source.identity(pid, timestamp)
