@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gpumon_core.observer import Observer, SimulatedObserver, real
 from gpumon_core.settings import Settings, mask_password
-from gpumon_core.store import database
+from gpumon_core.store import database, retention
 from gpumon_core.store.lock import RecorderLock
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import Snapshot, SourceUnavailable
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 # How often a missing driver, or a database that another recorder holds, is tried again.
 RETRY_S = 10.0
+HOUSEKEEPING_S = 3600.0
 REHEARSAL_S = 3600.0
 
 
@@ -61,7 +62,7 @@ class _Recording:
 
     def __init__(self, observer: Observer, engine: Engine, writer: Writer, lock: RecorderLock | None) -> None:
         self.observer = observer
-        self._engine = engine
+        self.engine = engine
         self._writer = writer
         self._lock = lock
 
@@ -77,7 +78,7 @@ class _Recording:
 
     def close(self) -> None:
         self.observer.close()
-        self._engine.dispose()
+        self.engine.dispose()
         if self._lock is not None:
             self._lock.release()
 
@@ -122,14 +123,25 @@ class Recorder:
             if not patient:
                 raise
             self._fail(str(error))
-        # One worker: a tick and a retry never run at the same time.
-        scheduler = BackgroundScheduler(timezone=UTC, executors={"default": ThreadPoolExecutor(1)})
+        # One worker: a tick and a retry never run at the same time. Housekeeping has its own, so that
+        # no tick waits for it.
+        executors = {"default": ThreadPoolExecutor(1), "housekeeping": ThreadPoolExecutor(1)}
+        scheduler = BackgroundScheduler(timezone=UTC, executors=executors)
         now = datetime.now(UTC)
         common = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
         scheduler.add_job(
             self._tick, "interval", seconds=self._settings.interval, id="tick", next_run_time=now, **common
         )
         scheduler.add_job(self._retry, "interval", seconds=RETRY_S, id="retry", **common)
+        scheduler.add_job(
+            self._keep_house,
+            "interval",
+            seconds=HOUSEKEEPING_S,
+            id="housekeeping",
+            executor="housekeeping",
+            next_run_time=now + timedelta(seconds=60),
+            **common,
+        )
         scheduler.start()
         self._scheduler = scheduler
 
@@ -273,6 +285,16 @@ class Recorder:
                 self._set(recording=None)
                 if self._state.source == "nvml":
                     self._set(driver=None)
+
+    def _keep_house(self) -> None:
+        recording = self._recording
+        if recording is None:
+            return
+        try:
+            retention.forget(recording.engine, self._settings.retention_raw_days)
+        except SQLAlchemyError as error:
+            # What is not forgotten now is forgotten an hour later.
+            log.warning("retention was broken off: %s", getattr(error, "orig", None) or error)
 
     def _fail(self, reason: str) -> None:
         """Note a failure; the log hears of it when it begins or changes, not with every tick."""

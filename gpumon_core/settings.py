@@ -57,6 +57,14 @@ class Settings(BaseSettings):
     record: Annotated[bool, Field(description="`true` or `false`; `false` serves the pages without recording")] = (
         True
     )
+    retention_raw_days: Annotated[
+        float,
+        Field(
+            ge=0.05,
+            le=3650,
+            description="days for which every tick is kept, 0.05 to 3650; the list of processes is kept for good",
+        ),
+    ] = 3
     demo_gpus: Annotated[int, Field(ge=1, le=64, description="how many GPUs to simulate, 1 to 64")] = 4
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"],

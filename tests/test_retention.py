@@ -1,0 +1,80 @@
+"""Raw ticks are kept for their time, and not longer."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from test_writer import ask, tick, who
+
+from gpumon_core.store import database, retention
+from gpumon_core.store.writer import Writer
+
+NOW = 10_000_000
+DAY = 86400
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> sa.Engine:
+    return database.open_for_writing(f"sqlite:///{tmp_path / 'gpumon.db'}")
+
+
+def test_old_ticks_go_and_the_ledger_stays(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "BATCH_ROWS", 3)
+    monkeypatch.setattr(retention, "PAUSE_S", 0)
+    writer = Writer(engine, "here", "nvml", 4)
+    for hours in range(100, 0, -1):
+        writer.write(tick(NOW - hours * 3600, {(0, 7): 1000}), who(7))
+    assert retention.forget(engine, raw_days=3, now=NOW) == 28 * (3 + 1)
+    assert ask(engine, "SELECT min(timestamp_epoch), count(*) FROM gpu_metrics") == [(NOW - 3 * DAY, 72 * 3)]
+    assert ask(engine, "SELECT min(timestamp_epoch), count(*) FROM process_snapshots") == [(NOW - 3 * DAY, 72)]
+    assert ask(engine, "SELECT sample_count FROM gpu_processes") == [(100,)]
+    assert retention.forget(engine, raw_days=3, now=NOW) == 0, "a second run finds nothing to do"
+
+
+def test_a_shorter_time_takes_effect_at_the_next_run(engine: sa.Engine) -> None:
+    writer = Writer(engine, "here", "nvml", 4)
+    for days in (2.5, 1.5, 0.5):
+        writer.write(tick(NOW - days * DAY), {})
+    assert retention.forget(engine, 3, NOW) == 0
+    assert retention.forget(engine, 1, NOW) == 2 * 3
+
+
+def test_the_space_goes_back_to_the_file_system(
+    engine: sa.Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "VACUUM_PAGES", 20)
+    monkeypatch.setattr(retention, "PAUSE_S", 0)
+    writer = Writer(engine, "here", "nvml", 4)
+    for step in range(3000):
+        writer.write(tick(NOW - 10 * DAY + step, {(0, 7): step}), who(7))
+    with engine.connect() as connection:
+        before = connection.exec_driver_sql("PRAGMA page_count").scalar()
+    retention.forget(engine, 3, NOW)
+    with engine.connect() as connection:
+        after = connection.exec_driver_sql("PRAGMA page_count").scalar()
+    assert before is not None
+    assert after is not None
+    assert after < before / 2
+
+
+def test_ticks_are_written_while_old_ones_are_forgotten(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "BATCH_ROWS", 5)
+    writer = Writer(engine, "here", "nvml", 4)
+    for step in range(120):
+        writer.write(tick(NOW - 10 * DAY + step), {})
+    worker = threading.Thread(target=retention.forget, args=(engine, 3, NOW))
+    worker.start()
+    written = 0
+    while worker.is_alive():
+        written += writer.write(tick(NOW + written), {})
+        time.sleep(0.005)
+    worker.join()
+    assert written > 10
+    assert ask(engine, f"SELECT count(*) FROM gpu_metrics WHERE timestamp_epoch >= {NOW}") == [(written * 3,)]
+    assert ask(engine, f"SELECT count(*) FROM gpu_metrics WHERE timestamp_epoch < {NOW - 3 * DAY}") == [(0,)]
