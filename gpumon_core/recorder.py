@@ -270,7 +270,7 @@ class Recorder:
                 self.latest = recording.tick(self._settings.interval)
             except SourceUnavailable as error:
                 self._set(driver=Problem(str(error), error.remedy))
-                self._fail(f"{error}. {error.remedy}")
+                self._say_once(f"{error}. {error.remedy}")
             except SQLAlchemyError as error:
                 self._fail(f"the database does not take the tick: {getattr(error, 'orig', None) or error}")
             except Exception as error:
@@ -296,11 +296,15 @@ class Recorder:
             # What is not forgotten now is forgotten an hour later.
             log.warning("retention was broken off: %s", getattr(error, "orig", None) or error)
 
-    def _fail(self, reason: str) -> None:
-        """Note a failure; the log hears of it when it begins or changes, not with every tick."""
+    def _say_once(self, reason: str) -> None:
+        """The log hears of a failure when it begins or changes, not with every tick."""
         if reason != self._failing:
             log.error("%s", reason)
             self._failing = reason
+
+    def _fail(self, reason: str) -> None:
+        """Note a failure of this recorder."""
+        self._say_once(reason)
         self._set(recording=Problem(reason, "It is tried again by itself."))
 
 
