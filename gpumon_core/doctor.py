@@ -24,6 +24,7 @@ from gpumon_core.telemetry.records import SourceUnavailable
 # A recorder that runs out of disk loses history; this much lasts for weeks.
 FREE_BYTES = 512 * 2**20
 
+LOST_REMEDY = "Look at dmesg for Xid; reset the GPU or reboot."
 DEVICES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0")
 
 
@@ -76,6 +77,8 @@ def _driver(settings: Settings) -> Iterator[Finding]:
         snapshot = source.read()
         if not snapshot.gpus:
             yield Finding("problem", "GPUs", "the driver lists none", "Compare with nvidia-smi -L and lspci.")
+        for index in sorted(snapshot.nameless):
+            yield Finding("problem", f"GPU {index}", "does not even say which it is", LOST_REMEDY)
         answers = {reading.uuid: reading.values for reading in snapshot.readings}
         for gpu in snapshot.gpus:
             name = f"GPU {gpu.index}" + ("" if gpu.mig_index is None else f" MIG {gpu.mig_index}")

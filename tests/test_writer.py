@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,19 @@ def test_a_lost_gpu_is_marked_and_its_last_seen_stands_still(engine: sa.Engine, 
     ]
     writer.write(tick(108), {})
     assert ask(engine, "SELECT state, last_seen FROM gpus WHERE id = 2") == [("ok", 108)]
+
+
+def test_a_gpu_that_was_lost_before_the_start_is_lost_and_not_gone(engine: sa.Engine, writer: Writer) -> None:
+    writer.write(tick(100), {})
+    again = Writer(engine, "here", "nvml", 4)
+    again.write(replace(tick(104, gpus=GPUS[:1]), nameless=frozenset({2})), {})
+    assert ask(engine, "SELECT state, last_seen FROM gpus ORDER BY id") == [
+        ("ok", 104),
+        ("gone", 100),
+        ("lost", 100),
+    ]
+    again.write(tick(108), {})
+    assert ask(engine, "SELECT state FROM gpus") == [("ok",)] * 3
 
 
 def test_a_mig_instance_has_its_parent(engine: sa.Engine, writer: Writer) -> None:

@@ -83,7 +83,7 @@ class Writer:
         self._host_info: HostInfo | None = None
         self._last_tick = 0
         self._gpus: dict[str, tuple[int, GpuInfo | None, str]] = {}
-        self._inventory: tuple[tuple[GpuInfo, ...], frozenset[str]] | None = None
+        self._inventory: tuple[tuple[GpuInfo, ...], frozenset[str], frozenset[int]] | None = None
         self._processes: dict[tuple[int, str | None], int] = {}
         self._pairs: dict[tuple[int, int], str] = {}
 
@@ -165,7 +165,7 @@ class Writer:
 
     def _know_gpus(self, connection: Connection, now: int, host_id: int, snapshot: Snapshot) -> None:
         """Bring the rows of `gpus` up to date; a tick like the one before costs nothing."""
-        inventory = (snapshot.gpus, snapshot.lost)
+        inventory = (snapshot.gpus, snapshot.lost, snapshot.nameless)
         if inventory == self._inventory:
             return
         if not self._gpus:
@@ -199,9 +199,15 @@ class Writer:
             self._gpus[info.uuid] = (gpu_id, info, state)
         listed = {info.uuid for info in snapshot.gpus}
         for uuid, (gpu_id, _, state) in self._gpus.items():
-            if uuid not in listed and state != "gone":
-                connection.execute(sa.update(gpus).where(gpus.c.id == gpu_id).values(state="gone"))
-                self._gpus[uuid] = (gpu_id, None, "gone")
+            if uuid in listed:
+                continue
+            # A GPU that cannot even be named is the one that stood in its place.
+            was_at = sa.select(gpus.c.gpu_index).where(gpus.c.id == gpu_id)
+            here = state != "gone" and connection.execute(was_at).scalar() in snapshot.nameless
+            now_is = "lost" if here else "gone"
+            if state != now_is:
+                connection.execute(sa.update(gpus).where(gpus.c.id == gpu_id).values(state=now_is))
+                self._gpus[uuid] = (gpu_id, None, now_is)
         self._inventory = inventory
 
     def _know_processes(

@@ -136,6 +136,7 @@ class NvmlSource:
         self._buffer = Buffer()
         self._open = False
         self._devices: list[_Device] = []
+        self._nameless: set[int] = set()
         self._start()
 
     def _start(self) -> None:
@@ -195,6 +196,7 @@ class NvmlSource:
                 for (uuid, pid), (letters, memory) in processes.items()
             ),
             lost=frozenset(device.info.uuid for device in self._devices if device.lost_at is not None),
+            nameless=frozenset(self._nameless),
         )
 
     def process_name(self, pid: int) -> str | None:
@@ -276,10 +278,13 @@ class NvmlSource:
         self._counted_at = time.monotonic()
         count = self._gate.fact("driver", pynvml.nvmlDeviceGetCount)
         if count is not None and count != sum(device.info.parent_uuid is None for device in self._devices):
-            log.info("the driver now lists %d GPUs", count)
+            known = {device.info.uuid for device in self._devices}
             self._devices = list(self._enumerate())
+            if {device.info.uuid for device in self._devices} != known:
+                log.info("the driver now lists %d GPUs", count)
 
     def _enumerate(self) -> Iterator[_Device]:
+        self._nameless.clear()
         for index in range(self._gate.fact("driver", pynvml.nvmlDeviceGetCount) or 0):
             try:
                 handle = self._gate.fact(f"GPU {index}", pynvml.nvmlDeviceGetHandleByIndex, index)
@@ -289,7 +294,8 @@ class NvmlSource:
                 yield parent
                 yield from self._instances(parent)
             except DeviceLost as error:
-                log.error("GPU %d is lost: %s", index, error)
+                self._gate.say_once(f"GPU {index}", "identification", str(error))
+                self._nameless.add(index)
 
     def _instances(self, parent: _Device) -> Iterator[_Device]:
         subject, ask = parent.subject, self._gate.fact

@@ -66,7 +66,8 @@ class Snapshot:
     """One tick of one host. `timestamp` is when it was read, in UTC seconds since the epoch.
 
     `gpus` lists every GPU known, `lost` the UUIDs of those that no longer answer, and
-    `readings` the GPUs that did.
+    `readings` the GPUs that did. `nameless` are the indices of GPUs that were lost before they
+    could say which they are.
     """
 
     timestamp: float
@@ -75,6 +76,7 @@ class Snapshot:
     readings: tuple[GpuReading, ...] = ()
     processes: tuple[ProcessReading, ...] = ()
     lost: frozenset[str] = frozenset()
+    nameless: frozenset[int] = frozenset()
 
 
 class SourceUnavailable(Exception):

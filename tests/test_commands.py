@@ -1,0 +1,260 @@
+"""The command line and setup.sh, as somebody at a terminal meets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from fake_nvml import FakeNvml, environment
+
+GIB = 1 << 30
+
+
+@pytest.fixture
+def environ(tmp_path: Path, fake: FakeNvml) -> dict[str, str]:
+    return {
+        **os.environ,
+        **environment(fake),
+        "GPUMON_DATA_DIR": str(tmp_path / "history"),
+        "GPUMON_HOST_NAME": "box",
+    }
+
+
+def gpumon(environ: dict[str, str], *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gpumon_core", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=environ | settings, capture_output=True, text=True, timeout=30, check=False
+    )
+
+
+def test_snapshot_prints_one_tick_as_json(environ: dict[str, str], fake: FakeNvml) -> None:
+    gpu = fake.add_gpu(name="NVIDIA RTX A6000", temperature=61, fan=None)
+    gpu.add_process(os.getpid(), 3 * GIB)
+    done = gpumon(environ, "snapshot", "--json")
+    assert done.returncode == 0, done.stderr
+    tick = json.loads(done.stdout)
+    assert (tick["source"], tick["host"]["driver_version"]) == ("nvml", "580.159.03")
+    [shown] = tick["gpus"]
+    assert (shown["name"], shown["temperature"], shown["fan_speed"]) == ("NVIDIA RTX A6000", 61, None)
+    [process] = tick["processes"]
+    assert (process["pid"], process["memory_mib"], process["type"]) == (os.getpid(), 3072, "C")
+    assert process["name"]
+    assert process["user"]
+    assert abs(tick["timestamp_epoch"] - time.time()) < 30
+
+
+def test_snapshot_for_people_is_aligned_text(environ: dict[str, str], fake: FakeNvml) -> None:
+    fake.add_gpu(name="NVIDIA RTX A6000", fan=None)
+    lines = gpumon(environ, "snapshot").stdout.splitlines()
+    assert lines[0].startswith("box  driver 580.159.03")
+    assert lines[3].startswith("0    NVIDIA RTX A6000")
+    assert "–" in lines[3]
+    assert lines[-1] == "No process is using a GPU."
+
+
+def test_without_a_driver_nvml_is_one_sentence_and_auto_says_that_it_simulates(
+    environ: dict[str, str], fake: FakeNvml
+) -> None:
+    fake.driver_loaded = False
+    done = gpumon(environ, "snapshot", GPUMON_SOURCE="nvml")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "modprobe nvidia" in done.stderr
+    done = gpumon(environ, "snapshot", "--json")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["source"] == "demo"
+    assert "simulated" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("GPUMON_INTERVAL", "0", "1 to 3600"),
+        ("GPUMON_INTERVAL", "nan", "1 to 3600"),
+        ("GPUMON_INTERVAL", "often", "1 to 3600"),
+        ("GPUMON_SOURCE", "amd", "nvml"),
+        ("GPUMON_RECORD", "maybe", "true"),
+        ("GPUMON_LOG_LEVEL", "LOUD", "WARNING"),
+        ("GPUMON_RETENTION_RAW_DAYS", "-1", "0.05 to 3650"),
+        ("GPUMON_DATABASE_URL", "mysql://u:geheim@db/gpumon", "sqlite:///"),
+        ("GPUMON_DATA_DIR", "/proc/nowhere", "write"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_with_name_value_and_what_is_allowed(
+    environ: dict[str, str], name: str, value: str, allowed: str
+) -> None:
+    done = gpumon(environ, "record", **{name: value})
+    assert done.returncode == 1
+    assert done.stdout == ""
+    [line] = done.stderr.splitlines()
+    assert f"{name}={value.replace('geheim', '***')}" in line
+    assert allowed in line
+    assert "geheim" not in line
+
+
+def test_settings_are_read_from_dotenv_and_the_environment_wins(tmp_path: Path, environ: dict[str, str]) -> None:
+    (tmp_path / ".env").write_text("GPUMON_INTERVAL=7\nGPUMON_HOST_NAME=from-file\n")
+    code = "from gpumon_core.settings import load; s = load(); print(s.interval, s.host_name, s.source)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environ | {"PYTHONPATH": str(ROOT), "GPUMON_SOURCE": ""},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["7.0", "box", "auto"]
+
+
+def test_a_misspelt_setting_is_named_with_the_likely_one(environ: dict[str, str], fake: FakeNvml) -> None:
+    fake.add_gpu()
+    assert "did you mean GPUMON_INTERVAL" in gpumon(environ, "snapshot", GPUMON_INTERVALL="4").stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_record_alone_commits_its_ticks_and_ends_cleanly(
+    environ: dict[str, str], fake: FakeNvml, tmp_path: Path, number: signal.Signals
+) -> None:
+    fake.add_gpu()
+    command = [sys.executable, "-m", "gpumon_core", "record"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environ | {"GPUMON_INTERVAL": "1"}, stderr=subprocess.PIPE, text=True
+    ) as recorder:
+        time.sleep(4)
+        recorder.send_signal(number)
+        _, log = recorder.communicate(timeout=15)
+    assert recorder.returncode == 0
+    assert log.rstrip().endswith("recorder stopped")
+    connection = sqlite3.connect(tmp_path / "history" / "gpumon.db")
+    assert connection.execute("SELECT count(*) >= 2 FROM gpu_metrics").fetchone() == (1,)
+    connection.close()
+
+
+def test_doctor_names_what_is_there_and_what_is_wrong(
+    environ: dict[str, str], fake: FakeNvml, tmp_path: Path
+) -> None:
+    fake.add_gpu(name="NVIDIA RTX A6000")
+    lost = fake.add_gpu()
+    good = gpumon(environ, "doctor")
+    assert good.returncode == 0, good.stdout
+    for text in (
+        "driver 580.159.03",
+        "NVIDIA RTX A6000",
+        str(tmp_path / "history" / "gpumon.db"),
+        "PID namespace",
+    ):
+        assert text in good.stdout
+    lost.lost = True
+    bad = gpumon(environ, "doctor")
+    assert bad.returncode == 1
+    assert "PROBLEM" in bad.stdout
+    assert "->" in bad.stdout
+    fake.driver_loaded = False
+    none = gpumon(environ, "doctor")
+    assert none.returncode == 1
+    assert "modprobe nvidia" in none.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["record", "--help"], ["snapshot", "--help"], ["doctor", "--help"]]
+)
+def test_every_verb_explains_itself(environ: dict[str, str], arguments: list[str]) -> None:
+    done = gpumon(environ, *arguments)
+    assert done.returncode == 0
+    assert "usage:" in done.stdout
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[Path]:
+    """setup.sh in a folder of its own, with nothing installed."""
+    shutil.copy(ROOT / "setup.sh", tmp_path)
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    shutil.copytree(ROOT / ".streamlit", tmp_path / ".streamlit")
+    (tmp_path / "bin").mkdir()
+    for program in ("bash", "dirname", "cat", "cksum", "tr", "rm", "touch", "env", "id"):
+        found = shutil.which(program)
+        assert found
+        (tmp_path / "bin" / program).symlink_to(found)
+    return tmp_path
+
+
+def setup(tree: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [tree / "setup.sh", *arguments],
+        env={"PATH": str(tree / "bin"), "HOME": str(tree), **more},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def program(tree: Path, name: str, script: str) -> None:
+    path = tree / "bin" / name
+    path.write_text(f"#!/usr/bin/env bash\n{script}\n")
+    path.chmod(0o755)
+
+
+def test_setup_explains_each_verb(tree: Path) -> None:
+    for arguments in ((), ("--help",)):
+        done = setup(tree, *arguments)
+        assert done.returncode == 0
+        for verb in ("run", "demo", "test", "clean"):
+            assert f"  {verb} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "python", "sentence"),
+    [
+        (("dance",), None, "there is no verb 'dance'"),
+        (("run",), None, "python3 is not installed"),
+        (("run",), 'if [ "$1" = -c ]; then exit 1; else echo "Python 3.9.2"; fi', "needs Python 3.11 or newer"),
+        (("run",), 'case "$2" in *ensurepip*) exit 1 ;; esac', "venv module is missing"),
+    ],
+)
+def test_setup_fails_in_one_clear_sentence(
+    tree: Path, arguments: tuple[str, ...], python: str | None, sentence: str
+) -> None:
+    if python is not None:
+        program(tree, "python3", python)
+    done = setup(tree, *arguments)
+    assert done.returncode != 0
+    [line] = done.stderr.splitlines()
+    assert line.startswith("setup.sh: ")
+    assert sentence in line
+
+
+def test_setup_names_a_taken_port(tree: Path) -> None:
+    (tree / ".venv").symlink_to(Path(sys.executable).parent.parent)
+    installed = subprocess.run(
+        ["bash", "-c", "cat requirements*.txt | cksum | tr -d ' '"],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (tree / ".venv").unlink()
+    (tree / ".venv" / "bin").mkdir(parents=True)
+    (tree / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (tree / ".venv" / f".installed-requirements.txt-{installed.stdout.strip()}").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for arguments, more in ((("--server.port", port), {}), ((), {"STREAMLIT_SERVER_PORT": port})):
+            done = setup(tree, "run", *arguments, **more)
+            assert done.returncode == 1
+            [line] = done.stderr.splitlines()
+            assert f"127.0.0.1:{port} cannot be served" in line
+    assert "is not a port" in setup(tree, "run", "--server.port", "http").stderr
