@@ -343,7 +343,8 @@ def test_an_error_in_a_page_is_a_sentence_with_a_reference_that_the_log_repeats(
     page.goto(stage.url)
     expect(page.locator(".gm-card")).to_have_count(2)
     connection = sqlite3.connect(stage.database, timeout=10)
-    connection.execute("ALTER TABLE process_gpus RENAME TO mislaid")
+    # Something that pages read and ticks do not write.
+    connection.execute("ALTER TABLE gpus RENAME COLUMN pci_bus_id TO mislaid")
     connection.commit()
     connection.close()
     told = page.get_by_text("could not be drawn")
@@ -352,3 +353,27 @@ def test_an_error_in_a_page_is_a_sentence_with_a_reference_that_the_log_repeats(
     assert reference is not None
     assert reference.group(1) in stage.server.log.read_text()
     expect(page.get_by_text("Traceback")).to_have_count(0)
+
+
+def test_an_open_page_follows_the_driver_from_missing_to_simulated_to_real(
+    page: Page, serve: Callable[..., Server], fake: FakeNvml
+) -> None:
+    fake.driver_loaded = False
+    fake.add_gpu(name="NVIDIA RTX A6000")
+    waiting = serve(fake, GPUMON_SOURCE="nvml")
+    waiting.wait(lambda status, _: status == 503)
+    page.goto(waiting.url)
+    expect(page.get_by_text("No NVIDIA driver.")).to_be_visible()
+    expect(page.get_by_text("Nothing has been recorded here yet.")).to_be_visible()
+    fake.driver_loaded = True
+    expect(page.locator(".gm-card")).to_contain_text("NVIDIA RTX A6000", timeout=25_000)
+    expect(page.get_by_text("No NVIDIA driver.")).to_be_hidden()
+    waiting.stop()
+    fake.driver_loaded = False
+    simulating = serve(fake, GPUMON_SOURCE="auto").ready()
+    page.goto(simulating.url)
+    expect(page.get_by_text("Simulated GPUs.")).to_be_visible()
+    fake.driver_loaded = True
+    expect(page.get_by_text("Simulated GPUs.")).to_be_hidden(timeout=25_000)
+    expect(page.locator(".gm-card")).to_have_count(1)
+    expect(page.locator(".gm-card")).to_contain_text("NVIDIA RTX A6000")

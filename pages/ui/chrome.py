@@ -10,7 +10,11 @@ import streamlit as st
 from gpumon_core import format as fmt
 from gpumon_core import runtime
 from gpumon_core.health import Health
+from gpumon_core.recorder import State
 from pages.ui import data, freshness
+
+# What a whole page depends on: the recorder's state, and whether there is anything to show.
+Situation = tuple[State, bool]
 
 
 def zone() -> ZoneInfo:
@@ -42,21 +46,28 @@ def top(title: str) -> Health | None:
     """A page's title, the live status beside it, and the banners. None where nothing is recorded yet."""
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     left.title(title, anchor=False)
-    with right:
-        status_line()
     found = data.health()
+    with right:
+        status_line(_situation(found))
     banners(found)
-    if found is None or found.age_s is None:
+    if found is None or found.newest is None:
         _first_minute(found)
         return None
     return found
 
 
 @st.fragment(run_every=refresh_s())
-def status_line() -> None:
-    """How old the newest sample is, counted on in the browser."""
+def status_line(shown: Situation) -> None:
+    """How old the newest sample is, counted on in the browser; and a new page when the page's
+    banners would no longer be true, or the first sample has come."""
     found = data.health()
+    if _situation(found) != shown:
+        st.rerun()
     freshness.show(found.age_s if found else None, found.interval_s if found else refresh_s())
+
+
+def _situation(found: Health | None) -> Situation:
+    return (found.state if found else runtime.state()), found is not None and found.newest is not None
 
 
 def banners(found: Health | None) -> None:
