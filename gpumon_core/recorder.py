@@ -24,7 +24,7 @@ from gpumon_core.settings import Settings, mask_password
 from gpumon_core.store import database, retention
 from gpumon_core.store.lock import RecorderLock
 from gpumon_core.store.writer import Writer
-from gpumon_core.telemetry.records import Snapshot, SourceUnavailable
+from gpumon_core.telemetry.records import SourceUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class _Recording:
         self._writer = writer
         self._lock = lock
 
-    def tick(self, interval_s: float) -> Snapshot:
+    def tick(self, interval_s: float) -> None:
         if self._writer.is_new():
             # A demo that begins has an hour behind it already, so that there is something to see.
             now = time.time()
@@ -74,7 +74,6 @@ class _Recording:
                 self._writer.write(snapshot, identities)
         snapshot, identities = self.observer.observe()
         self._writer.write(snapshot, identities)
-        return snapshot
 
     def close(self) -> None:
         self.observer.close()
@@ -99,7 +98,7 @@ class Recorder:
             source="demo" if demo else "nvml",
             database_url=settings.demo_database_url if demo else settings.real_database_url,
         )
-        self.latest: Snapshot | None = None
+        self._stopping = threading.Event()
 
     @property
     def state(self) -> State:
@@ -148,6 +147,7 @@ class Recorder:
     def stop(self) -> None:
         """Let the running tick commit, then close everything. Doing it twice is fine."""
         if self._scheduler is not None:
+            self._stopping.set()
             self._scheduler.shutdown(wait=True)
             self._scheduler = None
             log.info("recorder stopped")
@@ -257,7 +257,7 @@ class Recorder:
                 return
             log.info("the NVIDIA driver has appeared: changing over from simulated to real GPUs")
             self._close()
-            self._awaited, self.latest = None, None
+            self._awaited = None
             self._set(source="nvml", database_url=self._settings.real_database_url)
             self._record(observer)
 
@@ -267,7 +267,7 @@ class Recorder:
             if recording is None:
                 return
             try:
-                self.latest = recording.tick(self._settings.interval)
+                recording.tick(self._settings.interval)
             except SourceUnavailable as error:
                 self._set(driver=Problem(str(error), error.remedy))
                 self._say_once(f"{error}. {error.remedy}")
@@ -291,7 +291,7 @@ class Recorder:
         if recording is None:
             return
         try:
-            retention.forget(recording.engine, self._settings.retention_raw_days)
+            retention.forget(recording.engine, self._settings.retention_raw_days, stopping=self._stopping)
         except SQLAlchemyError as error:
             # What is not forgotten now is forgotten an hour later.
             log.warning("retention was broken off: %s", getattr(error, "orig", None) or error)

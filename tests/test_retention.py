@@ -78,3 +78,14 @@ def test_ticks_are_written_while_old_ones_are_forgotten(
     assert written > 10
     assert ask(engine, f"SELECT count(*) FROM gpu_metrics WHERE timestamp_epoch >= {NOW}") == [(written * 3,)]
     assert ask(engine, f"SELECT count(*) FROM gpu_metrics WHERE timestamp_epoch < {NOW - 3 * DAY}") == [(0,)]
+
+
+def test_a_recorder_that_stops_does_not_wait_for_it(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "BATCH_ROWS", 1)
+    writer = Writer(engine, "here", "nvml", 4)
+    for step in range(50):
+        writer.write(tick(NOW - 10 * DAY + step), {})
+    stopping = threading.Event()
+    stopping.set()
+    assert retention.forget(engine, 3, NOW, stopping) == 1
+    assert retention.forget(engine, 3, NOW) == 149

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 
 import sqlalchemy as sa
@@ -22,12 +23,16 @@ PAUSE_S = 0.02
 VACUUM_PAGES = 500
 
 
-def forget(engine: Engine, raw_days: float, now: float | None = None) -> int:
+def forget(
+    engine: Engine, raw_days: float, now: float | None = None, stopping: threading.Event | None = None
+) -> int:
     """Delete raw ticks older than `raw_days`, and give their space back. Returns the rows deleted.
 
-    Every step is a transaction of its own: a run that is broken off is simply continued by the next.
+    Every step is a transaction of its own: a run that is broken off, as by `stopping`, is simply
+    continued by the next.
     Raises sqlalchemy.exc.DBAPIError.
     """
+    stopping = stopping or threading.Event()
     cutoff = int((time.time() if now is None else now) - raw_days * DAY_S)
     rows = 0
     with engine.connect() as connection:
@@ -35,12 +40,14 @@ def forget(engine: Engine, raw_days: float, now: float | None = None) -> int:
     for gpu_id in gpu_ids:
         while deleted := _forget_metrics(engine, gpu_id, cutoff):
             rows += deleted
-            time.sleep(PAUSE_S)
+            if stopping.wait(PAUSE_S):
+                return rows
     while deleted := _forget_snapshots(engine, cutoff):
         rows += deleted
-        time.sleep(PAUSE_S)
+        if stopping.wait(PAUSE_S):
+            return rows
     if rows:
-        _give_back(engine)
+        _give_back(engine, stopping)
         log.info("retention: %d raw rows older than %g days deleted", rows, raw_days)
     return rows
 
@@ -65,10 +72,10 @@ def _forget_snapshots(engine: Engine, cutoff: int) -> int:
         return connection.execute(sa.delete(process_snapshots).where(time_of < end)).rowcount
 
 
-def _give_back(engine: Engine) -> None:
+def _give_back(engine: Engine, stopping: threading.Event) -> None:
     if engine.dialect.name != "sqlite":
         return  # PostgreSQL's autovacuum does it
-    while True:
+    while not stopping.wait(PAUSE_S):
         with engine.begin() as connection:
             free = connection.exec_driver_sql("PRAGMA freelist_count").scalar() or 0
             # Some pages stay for the rows to come.
@@ -78,4 +85,3 @@ def _give_back(engine: Engine) -> None:
             if driver is not None:
                 # One page is freed per step of the statement, and fetching is what steps it.
                 driver.execute(f"PRAGMA incremental_vacuum({VACUUM_PAGES})").fetchall()
-        time.sleep(PAUSE_S)
