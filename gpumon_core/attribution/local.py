@@ -125,7 +125,11 @@ def _read(path: str) -> bytes | None:
     except OSError:
         return None
     try:
-        return os.read(descriptor, 65536)
+        # /proc/stat of a large machine takes several reads: it counts every interrupt of every line.
+        parts = []
+        while part := os.read(descriptor, 65536):
+            parts.append(part)
+        return b"".join(parts)
     except OSError:
         # The process ended between open and read (ESRCH).
         return None

@@ -20,6 +20,8 @@ UNSUPPORTED = frozenset(
         pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
         pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
         pynvml.NVML_ERROR_DEPRECATED,
+        # Once NVML itself is loaded, it is libcuda that is missing: the CUDA version is not known then.
+        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND,
     }
 )
 # The device is no longer there: it fell off the bus, or waits for a reset.
@@ -31,7 +33,6 @@ SESSION_OVER = frozenset(
     {
         pynvml.NVML_ERROR_UNINITIALIZED,
         pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
-        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND,
         pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH,
     }
 )
@@ -84,10 +85,10 @@ class Gate:
             return None
         return None if isinstance(result, int) and result in NOT_AVAILABLE else result
 
-    def fact(self, subject: str, call: Callable[..., Any], *arguments: Any) -> Any:
+    def fact(self, subject: str, call: Callable[..., Any], *arguments: Any, name: str | None = None) -> Any:
         """Like `ask`, for facts that may be missing: Unsupported is None as well."""
         try:
-            return self.ask(subject, call, *arguments)
+            return self.ask(subject, call, *arguments, name=name)
         except Unsupported:
             return None
 

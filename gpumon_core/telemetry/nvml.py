@@ -113,7 +113,9 @@ def _probes() -> list[_Probe]:
 class _Device:
     """One GPU or MIG instance: its handle, its facts, and what it has been found to support."""
 
-    def __init__(self, handle: object, info: GpuInfo, instance: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, handle: object, info: GpuInfo, instance: tuple[int | None, int | None] | None = None
+    ) -> None:
         self.handle = handle
         self.info = info
         self.instance = instance
@@ -153,7 +155,9 @@ class NvmlSource:
                 cuda_version=_cuda_version(self._gate),
                 nvml_version=self._gate.fact("driver", pynvml.nvmlSystemGetNVMLVersion),
             )
-            self._devices = list(self._enumerate())
+            # Handles of an earlier session mean nothing now.
+            self._devices = []
+            self._devices = list(self._enumerate(self._gate.fact("driver", pynvml.nvmlDeviceGetCount) or 0))
         except (SessionOver, DeviceLost) as error:
             self.close()
             raise SourceUnavailable(
@@ -236,7 +240,10 @@ class NvmlSource:
             GpuReading(device.info.uuid, {metric.key: values.get(metric.key) for metric in GPU_METRICS})
         )
         for kind, entry in listed:
-            key = (self._owner(device, entry), entry.pid)
+            owner = self._owner(device, entry)
+            if owner is None:
+                continue
+            key = (owner, entry.pid)
             letters, memory = processes.get(key, ("", None))
             if entry.memory is not None:
                 # Several lists name the same allocation (compute and graphics; a MIG parent and
@@ -260,56 +267,81 @@ class NvmlSource:
             return list(found or ())
         return []
 
-    def _owner(self, device: _Device, entry: Entry) -> str:
-        """The UUID an entry belongs to: a MIG parent's list names the instances' processes too."""
-        if device.info.mig_index is None and entry.gpu_instance is not None:
-            for other in self._devices:
-                if other.info.parent_uuid == device.info.uuid and other.instance == (
-                    entry.gpu_instance,
-                    entry.compute_instance,
-                ):
-                    return other.info.uuid
-        return device.info.uuid
+    def _owner(self, device: _Device, entry: Entry) -> str | None:
+        """The UUID an entry belongs to: a MIG parent's list names the instances' processes too.
+
+        None where the instance's number is not known, so that only its own list tells whose it is.
+        """
+        if device.info.mig_index is not None or entry.gpu_instance is None:
+            return device.info.uuid
+        instances = [other for other in self._devices if other.info.parent_uuid == device.info.uuid]
+        for other in instances:
+            if other.instance == (entry.gpu_instance, entry.compute_instance):
+                return other.info.uuid
+        return None if any(None in (other.instance or ()) for other in instances) else device.info.uuid
 
     def _recount(self) -> None:
-        """Notice devices that were added or taken away."""
+        """Notice devices and MIG instances that were added or taken away."""
         if time.monotonic() - self._counted_at < RECOUNT_S:
             return
         self._counted_at = time.monotonic()
-        count = self._gate.fact("driver", pynvml.nvmlDeviceGetCount)
-        if count is not None and count != sum(device.info.parent_uuid is None for device in self._devices):
-            known = {device.info.uuid for device in self._devices}
-            self._devices = list(self._enumerate())
-            if {device.info.uuid for device in self._devices} != known:
-                log.info("the driver now lists %d GPUs", count)
+        parents = [device for device in self._devices if device.info.parent_uuid is None]
+        try:
+            count = self._gate.fact("driver", pynvml.nvmlDeviceGetCount)
+            split = any(self._is_split_anew(parent) for parent in parents if parent.lost_at is None)
+        except DeviceLost:
+            # Its reading, which comes next, finds that out as well.
+            return
+        if count is None or (count == len(parents) and not split):
+            return
+        known = {device.info.uuid for device in self._devices}
+        self._devices = list(self._enumerate(count))
+        if {device.info.uuid for device in self._devices} != known:
+            log.info("the driver now lists %d GPUs and MIG instances", len(self._devices))
 
-    def _enumerate(self) -> Iterator[_Device]:
+    def _enumerate(self, count: int) -> Iterator[_Device]:
         self._nameless.clear()
-        for index in range(self._gate.fact("driver", pynvml.nvmlDeviceGetCount) or 0):
+        for index in range(count):
+            found: list[_Device] = []
             try:
                 handle = self._gate.fact(f"GPU {index}", pynvml.nvmlDeviceGetHandleByIndex, index)
-                if handle is None:
-                    continue
-                parent = _Device(handle, self._facts(handle, index))
-                yield parent
-                yield from self._instances(parent)
+                if handle is not None:
+                    found.append(_Device(handle, self._facts(handle, index)))
+                    found.extend(self._instances(found[0]))
             except DeviceLost as error:
-                self._gate.say_once(f"GPU {index}", "identification", str(error))
-                self._nameless.add(index)
+                # One that was lost before is still listed as lost.
+                found = found or [
+                    device for device in self._devices if device.info.index == index and device.lost_at is not None
+                ]
+                if not found:
+                    self._gate.say_once(f"GPU {index}", "identification", str(error))
+                    self._nameless.add(index)
+            yield from found
 
-    def _instances(self, parent: _Device) -> Iterator[_Device]:
+    def _mig_handles(self, parent: _Device) -> Iterator[tuple[int, object]]:
+        """The slots in use for MIG instances, and what is there."""
         subject, ask = parent.subject, self._gate.fact
         mode = ask(subject, pynvml.nvmlDeviceGetMigMode, parent.handle)
         if not mode or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
             return
         for mig_index in range(ask(subject, pynvml.nvmlDeviceGetMaxMigDeviceCount, parent.handle) or 0):
-            try:
-                handle = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(parent.handle, mig_index)
-            except pynvml.NVMLError as error:
-                # NotFound is an empty slot; anything else is worth a line.
-                if error.value != pynvml.NVML_ERROR_NOT_FOUND:
-                    self._gate.say_once(subject, f"MIG instance {mig_index}", str(error))
-                continue
+            name = "nvmlDeviceGetMigDeviceHandleByIndex"
+            handle = ask(subject, _mig_handle, parent.handle, mig_index, name=name)
+            if handle is not None:
+                yield mig_index, handle
+
+    def _is_split_anew(self, parent: _Device) -> bool:
+        """Whether MIG instances were made or destroyed; a slot that is used again has a new UUID."""
+        now = {
+            mig_index: self._gate.fact(parent.subject, pynvml.nvmlDeviceGetUUID, handle)
+            for mig_index, handle in self._mig_handles(parent)
+        }
+        known = {d.info.mig_index: d.info.uuid for d in self._devices if d.info.parent_uuid == parent.info.uuid}
+        return now.keys() != known.keys() or any(now[slot] not in (None, known[slot]) for slot in now)
+
+    def _instances(self, parent: _Device) -> Iterator[_Device]:
+        subject, ask = parent.subject, self._gate.fact
+        for mig_index, handle in self._mig_handles(parent):
             instance = (
                 ask(subject, pynvml.nvmlDeviceGetGpuInstanceId, handle),
                 ask(subject, pynvml.nvmlDeviceGetComputeInstanceId, handle),
@@ -321,14 +353,14 @@ class NvmlSource:
     ) -> GpuInfo:
         subject = f"GPU {index}"
 
-        def ask(call: Callable[..., Any], *arguments: Any) -> Any:
-            return self._gate.fact(subject, call, handle, *arguments)
+        def ask(call: Callable[..., Any]) -> Any:
+            return self._gate.fact(subject, call, handle)
 
         memory = ask(pynvml.nvmlDeviceGetMemoryInfo)
         limit = ask(pynvml.nvmlDeviceGetEnforcedPowerLimit) or ask(pynvml.nvmlDeviceGetPowerManagementLimit)
-        pci = None if parent else ask(pynvml.nvmlDeviceGetPciInfo)
-        bus_id = parent.pci_bus_id if parent else getattr(pci, "busId", None)
+        bus_id = parent.pci_bus_id if parent else ask(_pci_bus_id)
         capability = ask(pynvml.nvmlDeviceGetCudaComputeCapability)
+        capability = f"{capability[0]}.{capability[1]}" if capability else None
         architecture = ARCHITECTURES.get(ask(pynvml.nvmlDeviceGetArchitecture))
         slot = "" if mig_index is None else f"-MIG-{mig_index}"
         return GpuInfo(
@@ -336,14 +368,30 @@ class NvmlSource:
             # A board whose UUID cannot be read still has a place on the bus that tells it apart.
             uuid=ask(pynvml.nvmlDeviceGetUUID) or f"PCI-{bus_id or index}{slot}",
             name=ask(pynvml.nvmlDeviceGetName),
-            memory_total_mib=None if memory is None else round(memory.total * MIB),
+            memory_total_mib=None
+            if memory is None or memory.total in NOT_AVAILABLE
+            else round(memory.total * MIB),
             power_limit_w=None if limit is None else limit / 1000,
             pci_bus_id=bus_id,
             architecture=architecture or (parent.architecture if parent else None),
-            compute_capability=f"{capability[0]}.{capability[1]}" if capability else None,
+            compute_capability=capability or (parent.compute_capability if parent else None),
             parent_uuid=parent.uuid if parent else None,
             mig_index=mig_index,
         )
+
+
+def _pci_bus_id(handle: object) -> Any:
+    # pynvml decodes the text when the attribute is read: here, so that the gate sees it fail.
+    return pynvml.nvmlDeviceGetPciInfo(handle).busId
+
+
+def _mig_handle(parent: object, mig_index: int) -> Any:
+    try:
+        return pynvml.nvmlDeviceGetMigDeviceHandleByIndex(parent, mig_index)
+    except pynvml.NVMLError as error:
+        if error.value == pynvml.NVML_ERROR_NOT_FOUND:
+            return None  # an empty slot
+        raise
 
 
 def _kinds(letters: str) -> str:

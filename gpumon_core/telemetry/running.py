@@ -62,10 +62,11 @@ class Buffer:
             count = ctypes.c_uint(self.capacity)
             ctypes.memset(self.array, PATTERN, ctypes.sizeof(self.array))
             code = call(handle, ctypes.byref(count), self.array)
-            if code != pynvml.NVML_ERROR_INSUFFICIENT_SIZE:
+            # A driver that asks for no more room than it was given would never be content.
+            if code != pynvml.NVML_ERROR_INSUFFICIENT_SIZE or count.value <= self.capacity:
                 break
             # More may start before the next call: leave them room.
-            self.grow(max(count.value, self.capacity) * 2)
+            self.grow(count.value * 2)
         if code != pynvml.NVML_SUCCESS:
             raise pynvml.NVMLError(code)
         if not count.value:
