@@ -397,6 +397,28 @@ def test_the_calls_tried_below_are_all_that_the_source_makes(
     assert made - {"nvmlErrorString"} == tried
 
 
+@pytest.mark.parametrize(
+    "error", ["NOT_SUPPORTED", "FUNCTION_NOT_FOUND", "ARGUMENT_VERSION_MISMATCH", "DEPRECATED"]
+)
+def test_what_a_driver_does_not_have_is_asked_in_the_older_way(driver: FakeNvml, error: str) -> None:
+    driver.fail("nvmlDeviceGetMemoryInfo_v2", CODES[f"NVML_ERROR_{error}"])
+    assert values(source().read()) == {**BUSY_VALUES, "memory": 10240 + 600}
+
+
+@pytest.mark.parametrize("error", ["GPU_IS_LOST", "RESET_REQUIRED", "GPU_NOT_FOUND"])
+def test_these_errors_mean_that_the_gpu_is_lost(driver: FakeNvml, error: str) -> None:
+    reader = source()
+    driver.fail("nvmlDeviceGetPowerUsage", CODES[f"NVML_ERROR_{error}"], gpu=0)
+    assert reader.read().lost == {"GPU-first"}
+
+
+@pytest.mark.parametrize("error", ["UNINITIALIZED", "DRIVER_NOT_LOADED", "LIB_RM_VERSION_MISMATCH"])
+def test_these_errors_mean_that_the_driver_went_away(driver: FakeNvml, error: str) -> None:
+    reader = source()
+    driver.fail("nvmlDeviceGetPowerUsage", CODES[f"NVML_ERROR_{error}"], gpu=0)
+    expect_unavailable(reader.read)
+
+
 def expect_unavailable(call: Callable[[], object]) -> None:
     with pytest.raises(SourceUnavailable) as caught:
         call()
@@ -647,6 +669,18 @@ def test_a_lost_gpu_is_logged_when_it_goes_and_when_it_returns(
         reader.read()
     assert len(caplog.records) == 2
     assert "answers again" in caplog.messages[1]
+
+
+def test_what_fails_again_after_a_gpu_has_returned_is_logged_again(
+    driver: FakeNvml, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvml, "RETRY_S", 0.0)
+    driver.fail("nvmlDeviceGetFanSpeed", pynvml.NVML_ERROR_UNKNOWN, gpu=0)
+    reader = source()
+    for lost in (False, True, False, False):
+        driver.gpus[0].lost = lost
+        reader.read()
+    assert sum("nvmlDeviceGetFanSpeed" in line for line in caplog.messages) == 2
 
 
 def test_a_gpu_lost_from_the_start_is_nameless_and_logged_once(
