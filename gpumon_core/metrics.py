@@ -32,42 +32,84 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NvmlCall:
-    """One way of asking NVML for a metric.
+    """One way of asking NVML for a metric: a function of a device.
 
     `function` is the pynvml function, called with the device handle and `arguments`;
-    an argument that is text names a pynvml constant. `field` picks one attribute of a
-    returned structure. The number is multiplied by `scale` into the metric's unit.
+    an argument that is text names a pynvml constant. `field` picks one attribute (or, as a number,
+    one item) of what is returned; `count` takes the length of a returned list instead. The number is
+    multiplied by `scale` into the metric's unit.
     """
 
     function: str
     arguments: tuple[str | int, ...] = ()
-    field: str | None = None
+    field: str | int | None = None
     scale: float = 1.0
+    count: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NvmlField:
+    """Another way: a field value (nvmlDeviceGetFieldValues), many of which one call brings.
+
+    `name` is the pynvml constant of the field's id. Where `rate` is set the field is a counter, and
+    the metric its growth per second.
+    """
+
+    name: str
+    scope: int = 0
+    scale: float = 1.0
+    rate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NvmlGpm:
+    """A third way: a GPU performance-monitoring metric (Hopper and newer), measured between two ticks."""
+
+    name: str
+    scale: float = 1.0
+
+
+Way = NvmlCall | NvmlField | NvmlGpm
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One metric of a GPU or of a process on a GPU.
 
-    `nvml` lists the ways to ask, newest first: the next is used where a driver lacks one.
+    `nvml` lists the ways to ask, best first: the next is used where a driver lacks one. `samples`
+    names the kind of samples that the driver keeps of it between ticks: the tick then is their mean,
+    and `<key>_max` beside it their maximum. `every_s` is how often it is asked (0: with every tick).
+    `kept` says whether every tick is stored or only a change, `decimals` how exactly.
     `share_of` names the fact of GpuInfo that is this metric's 100 %; `warning` and `critical`
-    then are percentages of it, otherwise they are in the metric's own unit.
+    then are percentages of it, otherwise they are in the metric's own unit. A value above `highest` is
+    one that NVML cannot mean.
     """
 
     key: str
     label: str
     unit: str
-    nvml: tuple[NvmlCall, ...]
+    nvml: tuple[Way, ...]
     prometheus: str
     aggregate: Aggregate = Aggregate.MEAN
     column: Literal["integer", "float"] = "float"
     prometheus_type: Literal["gauge", "counter"] = "gauge"
+    prometheus_scale: float = 1.0
     device_class: str | None = None
     digits: int = 0
+    decimals: int = 0
+    kept: Literal["tick", "change"] = "tick"
+    every_s: float = 0.0
+    samples: str | None = None
     maximum: float | None = None
+    highest: float | None = None
     share_of: Literal["memory_total_mib", "power_limit_w"] | None = None
     warning: float | None = None
     critical: float | None = None
+
+    @property
+    def peak(self) -> str | None:
+        """The column of the highest value within a tick, where the driver keeps samples."""
+        return f"{self.key}_max" if self.samples else None
 
     def level(self, value: float | None, whole: float | None = None) -> Level:
         """Classify a value given in this metric's unit; `whole` is its 100 % where `share_of` is set."""
@@ -85,6 +127,113 @@ class Metric:
 
 
 MIB = 1 / 2**20
+# How often NVML is asked for what rarely changes.
+RARELY_S = 60.0
+ALL_LINKS = 0xFFFFFFFF
+
+
+def _clock(name: str, label: str, constant: str, prometheus: str) -> Metric:
+    return Metric(
+        key=name,
+        label=label,
+        unit="MHz",
+        nvml=(NvmlCall("nvmlDeviceGetClockInfo", (constant,)),),
+        prometheus=prometheus,
+        column="integer",
+        device_class="frequency",
+    )
+
+
+def _engine(name: str, label: str, function: str, prometheus: str) -> Metric:
+    """A video engine; the driver answers with the utilization and the period that it is the mean of."""
+    return Metric(
+        key=name,
+        label=label,
+        unit="%",
+        nvml=(NvmlCall(function, field=0),),
+        prometheus=prometheus,
+        maximum=100,
+        highest=100,
+    )
+
+
+def _activity(name: str, label: str, gpm: str, prometheus: str) -> Metric:
+    # DCGM gives these as a share of 1.
+    return Metric(
+        key=name,
+        label=label,
+        unit="%",
+        nvml=(NvmlGpm(gpm),),
+        prometheus=prometheus,
+        prometheus_scale=0.01,
+        digits=1,
+        decimals=1,
+        maximum=100,
+        highest=100,
+    )
+
+
+def _rate(name: str, label: str, ways: tuple[Way, ...], prometheus: str) -> Metric:
+    return Metric(
+        key=name,
+        label=label,
+        unit="MiB/s",
+        nvml=ways,
+        prometheus=prometheus,
+        prometheus_scale=2**20,
+        device_class="data_rate",
+        decimals=1,
+    )
+
+
+def _rare(
+    name: str,
+    label: str,
+    ways: tuple[Way, ...],
+    prometheus: str,
+    unit: str = "",
+    aggregate: Aggregate = Aggregate.LAST,
+) -> Metric:
+    """What is asked rarely and stored when it changes."""
+    counter: Literal["gauge", "counter"] = "counter" if aggregate is Aggregate.COUNTER else "gauge"
+    return Metric(
+        key=name,
+        label=label,
+        unit=unit,
+        nvml=ways,
+        prometheus=prometheus,
+        aggregate=aggregate,
+        column="integer",
+        prometheus_type=counter,
+        kept="change",
+        every_s=RARELY_S,
+    )
+
+
+def _errors(name: str, label: str, ways: tuple[Way, ...], prometheus: str) -> Metric:
+    return _rare(name, label, ways, prometheus, unit="errors", aggregate=Aggregate.COUNTER)
+
+
+def _ecc(kind: str, lifetime: str, field: str, prometheus: str) -> Metric:
+    corrected = "CORRECTED" if kind == "corrected" else "UNCORRECTED"
+    return _errors(
+        f"ecc_{kind}_{lifetime}",
+        f"ECC errors, {kind}, {'since the driver loaded' if lifetime == 'volatile' else 'of its life'}",
+        (
+            NvmlField(field),
+            NvmlCall(
+                "nvmlDeviceGetTotalEccErrors",
+                (f"NVML_MEMORY_ERROR_TYPE_{corrected}", f"NVML_{lifetime.upper()}_ECC"),
+            ),
+        ),
+        prometheus,
+    )
+
+
+def _remapped(name: str, label: str, field: str, item: int, prometheus: str, unit: str = "") -> Metric:
+    ways = (NvmlField(field), NvmlCall("nvmlDeviceGetRemappedRows", field=item))
+    return _rare(f"remapped_rows_{name}", label, ways, prometheus, unit)
+
 
 # Units and meanings: NVML API reference, "Device Queries". Prometheus names: the default
 # counters of NVIDIA's DCGM exporter, whose units (MiB, W, MHz, %) are ours as well.
@@ -108,8 +257,11 @@ GPU_METRICS: tuple[Metric, ...] = (
         label="Utilization",
         unit="%",
         nvml=(NvmlCall("nvmlDeviceGetUtilizationRates", field="gpu"),),
+        samples="NVML_GPU_UTILIZATION_SAMPLES",
         prometheus="DCGM_FI_DEV_GPU_UTIL",
+        decimals=1,
         maximum=100,
+        highest=100,
     ),
     Metric(
         key="memory",
@@ -131,7 +283,10 @@ GPU_METRICS: tuple[Metric, ...] = (
         key="power",
         label="Power",
         unit="W",
+        # Its mean over a tick comes from the energy counter, where there is one.
         nvml=(NvmlCall("nvmlDeviceGetPowerUsage", scale=1e-3),),
+        samples="NVML_TOTAL_POWER_SAMPLES",
+        decimals=1,
         prometheus="DCGM_FI_DEV_POWER_USAGE",
         device_class="power",
         # Boards under load run at their limit by design; only clearly above it is worth a look.
@@ -144,8 +299,11 @@ GPU_METRICS: tuple[Metric, ...] = (
         label="Memory controller",
         unit="%",
         nvml=(NvmlCall("nvmlDeviceGetUtilizationRates", field="memory"),),
+        samples="NVML_MEMORY_UTILIZATION_SAMPLES",
         prometheus="DCGM_FI_DEV_MEM_COPY_UTIL",
+        decimals=1,
         maximum=100,
+        highest=100,
     ),
     Metric(
         key="fan_speed",
@@ -158,27 +316,275 @@ GPU_METRICS: tuple[Metric, ...] = (
         warning=90,
         critical=100.5,
     ),
+    _clock("sm_clock", "SM clock", "NVML_CLOCK_SM", "DCGM_FI_DEV_SM_CLOCK"),
+    _clock("memory_clock", "Memory clock", "NVML_CLOCK_MEM", "DCGM_FI_DEV_MEM_CLOCK"),
+    _clock("graphics_clock", "Graphics clock", "NVML_CLOCK_GRAPHICS", "gpumon_gpu_graphics_clock_mhz"),
+    _clock("video_clock", "Video clock", "NVML_CLOCK_VIDEO", "DCGM_FI_DEV_VIDEO_CLOCK"),
     Metric(
-        key="sm_clock",
-        label="SM clock",
-        unit="MHz",
-        nvml=(NvmlCall("nvmlDeviceGetClockInfo", ("NVML_CLOCK_SM",)),),
-        prometheus="DCGM_FI_DEV_SM_CLOCK",
-        column="integer",
-        device_class="frequency",
+        key="memory_temperature",
+        label="Memory temperature",
+        unit="°C",
+        nvml=(NvmlField("NVML_FI_DEV_MEMORY_TEMP"),),
+        prometheus="DCGM_FI_DEV_MEMORY_TEMP",
+        device_class="temperature",
+        warning=95,
+        critical=105,
+    ),
+    _engine("encoder_utilization", "Encoder", "nvmlDeviceGetEncoderUtilization", "DCGM_FI_DEV_ENC_UTIL"),
+    _engine("decoder_utilization", "Decoder", "nvmlDeviceGetDecoderUtilization", "DCGM_FI_DEV_DEC_UTIL"),
+    _engine("jpeg_utilization", "JPEG engine", "nvmlDeviceGetJpgUtilization", "gpumon_gpu_jpeg_utilization"),
+    _engine("ofa_utilization", "Optical flow", "nvmlDeviceGetOfaUtilization", "gpumon_gpu_ofa_utilization"),
+    _activity(
+        "graphics_activity",
+        "Graphics engine active",
+        "NVML_GPM_METRIC_GRAPHICS_UTIL",
+        "DCGM_FI_PROF_GR_ENGINE_ACTIVE",
+    ),
+    _activity("sm_activity", "SM active", "NVML_GPM_METRIC_SM_UTIL", "DCGM_FI_PROF_SM_ACTIVE"),
+    _activity("sm_occupancy", "SM occupancy", "NVML_GPM_METRIC_SM_OCCUPANCY", "DCGM_FI_PROF_SM_OCCUPANCY"),
+    _activity(
+        "tensor_activity",
+        "Tensor pipe active",
+        "NVML_GPM_METRIC_ANY_TENSOR_UTIL",
+        "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE",
+    ),
+    _activity("dram_activity", "DRAM active", "NVML_GPM_METRIC_DRAM_BW_UTIL", "DCGM_FI_PROF_DRAM_ACTIVE"),
+    # The functions below measure for 20 ms, in which the caller waits: they come last.
+    _rate(
+        "pcie_tx",
+        "PCIe sent",
+        (
+            NvmlGpm("NVML_GPM_METRIC_PCIE_TX_PER_SEC"),
+            NvmlCall("nvmlDeviceGetPcieThroughput", ("NVML_PCIE_UTIL_TX_BYTES",), scale=1 / 1024),
+        ),
+        "DCGM_FI_PROF_PCIE_TX_BYTES",
+    ),
+    _rate(
+        "pcie_rx",
+        "PCIe received",
+        (
+            NvmlGpm("NVML_GPM_METRIC_PCIE_RX_PER_SEC"),
+            NvmlCall("nvmlDeviceGetPcieThroughput", ("NVML_PCIE_UTIL_RX_BYTES",), scale=1 / 1024),
+        ),
+        "DCGM_FI_PROF_PCIE_RX_BYTES",
+    ),
+    _rate(
+        "nvlink_tx",
+        "NVLink sent",
+        (
+            NvmlGpm("NVML_GPM_METRIC_NVLINK_TOTAL_TX_PER_SEC"),
+            NvmlField("NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX", ALL_LINKS, scale=1 / 1024, rate=True),
+        ),
+        "DCGM_FI_PROF_NVLINK_TX_BYTES",
+    ),
+    _rate(
+        "nvlink_rx",
+        "NVLink received",
+        (
+            NvmlGpm("NVML_GPM_METRIC_NVLINK_TOTAL_RX_PER_SEC"),
+            NvmlField("NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX", ALL_LINKS, scale=1 / 1024, rate=True),
+        ),
+        "DCGM_FI_PROF_NVLINK_RX_BYTES",
+    ),
+    # What the source reads is the driver's counter, which begins anew with the driver; what is stored
+    # goes on. Joules.
+    Metric(
+        key="energy",
+        label="Energy",
+        unit="J",
+        nvml=(
+            NvmlField("NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION", scale=1e-3),
+            NvmlCall("nvmlDeviceGetTotalEnergyConsumption", scale=1e-3),
+        ),
+        # DCGM counts millijoules.
+        prometheus="DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION",
+        prometheus_type="counter",
+        prometheus_scale=1e3,
+        aggregate=Aggregate.COUNTER,
+        device_class="energy",
     ),
     Metric(
-        key="memory_clock",
-        label="Memory clock",
-        unit="MHz",
-        nvml=(NvmlCall("nvmlDeviceGetClockInfo", ("NVML_CLOCK_MEM",)),),
-        prometheus="DCGM_FI_DEV_MEM_CLOCK",
+        key="performance_state",
+        label="Performance state",
+        unit="P",
+        nvml=(NvmlCall("nvmlDeviceGetPerformanceState"),),
+        prometheus="DCGM_FI_DEV_PSTATE",
+        aggregate=Aggregate.LAST,
         column="integer",
-        device_class="frequency",
+        kept="change",
+        highest=15,
+    ),
+    # A set of bits: nvmlClocksEventReason* in the API reference.
+    Metric(
+        key="clocks_event_reasons",
+        label="Throttle reasons",
+        unit="bits",
+        nvml=(
+            NvmlCall("nvmlDeviceGetCurrentClocksEventReasons"),
+            NvmlCall("nvmlDeviceGetCurrentClocksThrottleReasons"),
+        ),
+        prometheus="DCGM_FI_DEV_CLOCKS_EVENT_REASONS",
+        aggregate=Aggregate.LAST,
+        column="integer",
+        kept="change",
+    ),
+    _rare(
+        "pcie_generation",
+        "PCIe generation",
+        (NvmlCall("nvmlDeviceGetCurrPcieLinkGeneration"),),
+        "DCGM_FI_DEV_PCIE_LINK_GEN",
+    ),
+    _rare(
+        "pcie_width",
+        "PCIe width",
+        (NvmlCall("nvmlDeviceGetCurrPcieLinkWidth"),),
+        "DCGM_FI_DEV_PCIE_LINK_WIDTH",
+        "lanes",
+    ),
+    _rare(
+        "max_pcie_generation",
+        "PCIe generation, highest",
+        (NvmlCall("nvmlDeviceGetMaxPcieLinkGeneration"),),
+        "DCGM_FI_DEV_PCIE_MAX_LINK_GEN",
+    ),
+    _rare(
+        "max_pcie_width",
+        "PCIe width, highest",
+        (NvmlCall("nvmlDeviceGetMaxPcieLinkWidth"),),
+        "DCGM_FI_DEV_PCIE_MAX_LINK_WIDTH",
+        "lanes",
+    ),
+    _errors(
+        "pcie_replays",
+        "PCIe replays",
+        (NvmlCall("nvmlDeviceGetPcieReplayCounter"), NvmlField("NVML_FI_DEV_PCIE_REPLAY_COUNTER")),
+        "DCGM_FI_DEV_PCIE_REPLAY_COUNTER",
+    ),
+    _errors(
+        "nvlink_crc_flit_errors",
+        "NVLink CRC flit errors",
+        (NvmlField("NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL"),),
+        "DCGM_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL",
+    ),
+    _errors(
+        "nvlink_crc_data_errors",
+        "NVLink CRC data errors",
+        (NvmlField("NVML_FI_DEV_NVLINK_CRC_DATA_ERROR_COUNT_TOTAL"),),
+        "DCGM_FI_DEV_NVLINK_CRC_DATA_ERROR_COUNT_TOTAL",
+    ),
+    _errors(
+        "nvlink_replay_errors",
+        "NVLink replays",
+        (NvmlField("NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL"),),
+        "DCGM_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL",
+    ),
+    _errors(
+        "nvlink_recovery_errors",
+        "NVLink recoveries",
+        (NvmlField("NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL"),),
+        "DCGM_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL",
+    ),
+    _rare(
+        "bar1_used",
+        "BAR1 used",
+        (NvmlCall("nvmlDeviceGetBAR1MemoryInfo", field="bar1Used", scale=MIB),),
+        "DCGM_FI_DEV_BAR1_USED",
+        "MiB",
+    ),
+    _rare(
+        "power_limit",
+        "Power limit",
+        (
+            NvmlCall("nvmlDeviceGetEnforcedPowerLimit", scale=1e-3),
+            NvmlCall("nvmlDeviceGetPowerManagementLimit", scale=1e-3),
+        ),
+        "DCGM_FI_DEV_ENFORCED_POWER_LIMIT",
+        "W",
+    ),
+    *(
+        _rare(
+            f"max_{name}_clock",
+            f"{label} clock, highest",
+            (NvmlCall("nvmlDeviceGetMaxClockInfo", (constant,)),),
+            prometheus,
+            "MHz",
+        )
+        for name, label, constant, prometheus in (
+            ("sm", "SM", "NVML_CLOCK_SM", "DCGM_FI_DEV_MAX_SM_CLOCK"),
+            ("memory", "Memory", "NVML_CLOCK_MEM", "DCGM_FI_DEV_MAX_MEM_CLOCK"),
+            ("graphics", "Graphics", "NVML_CLOCK_GRAPHICS", "gpumon_gpu_graphics_clock_max_mhz"),
+            ("video", "Video", "NVML_CLOCK_VIDEO", "DCGM_FI_DEV_MAX_VIDEO_CLOCK"),
+        )
+    ),
+    _ecc("corrected", "volatile", "NVML_FI_DEV_ECC_SBE_VOL_TOTAL", "DCGM_FI_DEV_ECC_SBE_VOL_TOTAL"),
+    _ecc("uncorrected", "volatile", "NVML_FI_DEV_ECC_DBE_VOL_TOTAL", "DCGM_FI_DEV_ECC_DBE_VOL_TOTAL"),
+    _ecc("corrected", "aggregate", "NVML_FI_DEV_ECC_SBE_AGG_TOTAL", "DCGM_FI_DEV_ECC_SBE_AGG_TOTAL"),
+    _ecc("uncorrected", "aggregate", "NVML_FI_DEV_ECC_DBE_AGG_TOTAL", "DCGM_FI_DEV_ECC_DBE_AGG_TOTAL"),
+    _remapped(
+        "corrected",
+        "Rows remapped after corrected errors",
+        "NVML_FI_DEV_REMAPPED_COR",
+        0,
+        "DCGM_FI_DEV_CORRECTABLE_REMAPPED_ROWS",
+        "rows",
+    ),
+    _remapped(
+        "uncorrected",
+        "Rows remapped after uncorrected errors",
+        "NVML_FI_DEV_REMAPPED_UNC",
+        1,
+        "DCGM_FI_DEV_UNCORRECTABLE_REMAPPED_ROWS",
+        "rows",
+    ),
+    _remapped(
+        "pending", "Row remapping pending", "NVML_FI_DEV_REMAPPED_PENDING", 2, "DCGM_FI_DEV_ROW_REMAP_PENDING"
+    ),
+    _remapped(
+        "failure", "Row remapping failed", "NVML_FI_DEV_REMAPPED_FAILURE", 3, "DCGM_FI_DEV_ROW_REMAP_FAILURE"
+    ),
+    _rare(
+        "retired_pages_corrected",
+        "Pages retired after corrected errors",
+        (
+            NvmlField("NVML_FI_DEV_RETIRED_SBE"),
+            NvmlCall(
+                "nvmlDeviceGetRetiredPages",
+                ("NVML_PAGE_RETIREMENT_CAUSE_MULTIPLE_SINGLE_BIT_ECC_ERRORS",),
+                count=True,
+            ),
+        ),
+        "DCGM_FI_DEV_RETIRED_SBE",
+        "pages",
+    ),
+    _rare(
+        "retired_pages_uncorrected",
+        "Pages retired after uncorrected errors",
+        (
+            NvmlField("NVML_FI_DEV_RETIRED_DBE"),
+            NvmlCall(
+                "nvmlDeviceGetRetiredPages", ("NVML_PAGE_RETIREMENT_CAUSE_DOUBLE_BIT_ECC_ERROR",), count=True
+            ),
+        ),
+        "DCGM_FI_DEV_RETIRED_DBE",
+        "pages",
+    ),
+    _rare(
+        "retired_pages_pending",
+        "Page retirement pending",
+        (NvmlField("NVML_FI_DEV_RETIRED_PENDING"), NvmlCall("nvmlDeviceGetRetiredPagesPendingStatus")),
+        "DCGM_FI_DEV_RETIRED_PENDING",
     ),
 )
 
-# A process's metrics come from the running-process calls themselves, so `nvml` is empty.
+# What every tick stores, and what only a change does.
+TICK_METRICS = tuple(metric for metric in GPU_METRICS if metric.kept == "tick")
+CHANGE_METRICS = tuple(metric for metric in GPU_METRICS if metric.kept == "change")
+# The columns of a tick: the metrics, and the highest value of those that are means over the tick.
+TICK_COLUMNS = tuple(
+    key for metric in TICK_METRICS for key in (metric.key, *((metric.peak,) if metric.peak else ()))
+)
+
+# A process's metrics come from the running-process and process-utilization calls: `nvml` is empty.
 PROCESS_METRICS: tuple[Metric, ...] = (
     Metric(
         key="memory",
@@ -189,6 +595,24 @@ PROCESS_METRICS: tuple[Metric, ...] = (
         column="integer",
         device_class="data_size",
         share_of="memory_total_mib",
+    ),
+    *(
+        Metric(
+            key=key,
+            label=label,
+            unit="%",
+            nvml=(),
+            prometheus=f"gpumon_process_{key}",
+            column="integer",
+            maximum=100,
+            highest=100,
+        )
+        for key, label in (
+            ("sm_utilization", "SM"),
+            ("memory_utilization", "Memory controller"),
+            ("encoder_utilization", "Encoder"),
+            ("decoder_utilization", "Decoder"),
+        )
     ),
 )
 

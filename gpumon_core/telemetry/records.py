@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,21 @@ class GpuInfo:
     mig_index: int | None = None
 
 
+Sampling = Literal["interval", "point"]
+
+
 @dataclass(frozen=True, slots=True)
 class GpuReading:
-    """One GPU at one tick: catalogue key -> value in the catalogue's unit, or None."""
+    """One GPU at one tick: catalogue key (or `<key>_max`) -> value in the catalogue's unit, or None.
+
+    `sampling` tells what utilization is: the mean over the whole time since the tick before
+    (interval), or what the driver said at the moment of the tick (point). A metric that is asked
+    rarely and was not asked for this tick is missing from `values`.
+    """
 
     uuid: str
     values: Mapping[str, float | None]
+    sampling: Sampling = "point"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +62,26 @@ class ProcessReading:
     """One process on one GPU at one tick.
 
     `kind` is C (compute), G (graphics), M (MPS client) or a sum such as "C+G", as in nvidia-smi.
+    Utilization is the percentage of the GPU's SMs, memory controller, encoders and decoders that this
+    process used since the tick before.
     """
 
     gpu_uuid: str
     pid: int
     kind: str
     memory_mib: int | None = None
+    sm_utilization: int | None = None
+    memory_utilization: int | None = None
+    encoder_utilization: int | None = None
+    decoder_utilization: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """One tick of one host. `timestamp` is when it was read, in UTC seconds since the epoch.
 
-    `gpus` lists every GPU known, `lost` the UUIDs of those that no longer answer, and
-    `readings` the GPUs that did. `nameless` are the indices of GPUs that were lost before they
+    `gpus` lists every GPU known, `lost` the UUIDs of those that no longer answer, `hung`
+    those of them in whose driver call a thread still waits, and `readings` the GPUs that did answer. `nameless` are the indices of GPUs that were lost before they
     could say which they are.
     """
 
@@ -76,6 +91,7 @@ class Snapshot:
     readings: tuple[GpuReading, ...] = ()
     processes: tuple[ProcessReading, ...] = ()
     lost: frozenset[str] = frozenset()
+    hung: frozenset[str] = frozenset()
     nameless: frozenset[int] = frozenset()
 
 
