@@ -61,12 +61,15 @@ class Gate:
 
     def __init__(self) -> None:
         self._said: set[tuple[str, str, str]] = set()
+        # What was asked last, so that a call that hangs can be named.
+        self.calling = ""
 
     def ask(self, subject: str, call: Callable[..., Any], *arguments: Any, name: str | None = None) -> Any:
         """The call's result, or None when it failed this time.
 
         Raises Unsupported, DeviceLost or SessionOver. `subject` and `name` are for the log.
         """
+        self.calling = name or call.__name__
         try:
             result = call(*arguments)
         except pynvml.NVMLError as error:

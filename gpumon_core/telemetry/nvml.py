@@ -9,27 +9,41 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pynvml
 
-from gpumon_core.metrics import GPU_METRICS, MIB, Metric, NvmlCall
+from gpumon_core.metrics import GPU_METRICS, MIB, RARELY_S, TICK_COLUMNS
 from gpumon_core.telemetry.gate import NOT_AVAILABLE, DeviceLost, Gate, SessionOver, Unsupported
+from gpumon_core.telemetry.plan import Plan, Values
 from gpumon_core.telemetry.records import (
     GpuInfo,
     GpuReading,
     HostInfo,
     ProcessReading,
+    Sampling,
     Snapshot,
     SourceUnavailable,
 )
 from gpumon_core.telemetry.running import FUNCTIONS, VERSIONS, Buffer, Entry
+from gpumon_core.telemetry.usage import IDLE, UsageReader, Use
+from gpumon_core.telemetry.watch import Task, Watch
 
 log = logging.getLogger(__name__)
 
 # How long a lost device is left alone, and how often the number of devices is looked at.
 RETRY_S = 30.0
 RECOUNT_S = 60.0
+# When a call counts as hanging. The first of all may have to wake every GPU, one after another.
+HANG_S = 5.0
+START_HANG_S = 30.0
+CLOSE_HANG_S = 2.0
+# The longest pause between two attempts to begin a new session.
+LONGEST_PAUSE_S = 30.0
+HANG_REMEDY = "Look at dmesg for Xid; a driver that hangs needs a reboot."
+UNKNOWN: Use = (None, None, None, None)
 
 ARCHITECTURES = {
     value: name.removeprefix("NVML_DEVICE_ARCH_").title()
@@ -48,106 +62,87 @@ REMEDIES = {
 }
 
 
-class _Probe:
-    """One NVML call on one device and the metrics taken from its result.
-
-    Remembers what the device does not support, moving on to the next way of asking.
-    """
-
-    def __init__(self, ways: tuple[tuple[NvmlCall, ...], ...], metrics: tuple[Metric, ...]) -> None:
-        # ways[i] holds, for every metric, the i-th way of asking; they share function and arguments.
-        self._ways = list(ways)
-        self.metrics = metrics
-        self._prepare()
-
-    def _prepare(self) -> None:
-        if not self._ways:
-            return
-        first = self._ways[0][0]
-        self._function: Callable[..., Any] = getattr(pynvml, first.function, _absent)
-        self._arguments = [getattr(pynvml, a) if isinstance(a, str) else a for a in first.arguments]
-        self._targets = [
-            (metric.key, call.field, call.scale, metric.column == "integer")
-            for metric, call in zip(self.metrics, self._ways[0], strict=True)
-        ]
-
-    @property
-    def supported(self) -> bool:
-        return bool(self._ways)
-
-    def read(self, gate: Gate, subject: str, handle: object, values: dict[str, float | None]) -> None:
-        """Put the metrics of this probe into `values`. Raises DeviceLost or SessionOver."""
-        while self._ways:
-            try:
-                result = gate.ask(subject, self._function, handle, *self._arguments)
-            except Unsupported as reason:
-                log.debug("%s: %s: %s", subject, self._ways[0][0].function, reason)
-                del self._ways[0]
-                self._prepare()
-                continue
-            if result is not None:
-                for key, field, scale, whole in self._targets:
-                    number = result if field is None else getattr(result, field)
-                    if number not in NOT_AVAILABLE:
-                        values[key] = round(number * scale) if whole else round(number * scale, 3)
-            return
-
-
-def _absent(*_: object) -> None:
-    raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
-
-
-def _probes() -> list[_Probe]:
-    """The catalogue as NVML calls, each function asked once for all metrics that it yields."""
-    shared: dict[tuple[object, ...], list[Metric]] = {}
-    for metric in GPU_METRICS:
-        if metric.nvml:
-            key = tuple((call.function, call.arguments) for call in metric.nvml)
-            shared.setdefault(key, []).append(metric)
-    return [
-        _Probe(tuple(zip(*(metric.nvml for metric in metrics), strict=True)), tuple(metrics))
-        for metrics in shared.values()
-    ]
-
-
 class _Device:
     """One GPU or MIG instance: its handle, its facts, and what it has been found to support."""
 
     def __init__(
-        self, handle: object, info: GpuInfo, instance: tuple[int | None, int | None] | None = None
+        self,
+        gate: Gate,
+        handle: object,
+        info: GpuInfo,
+        parent: _Device | None = None,
+        instance: tuple[int | None, int | None] | None = None,
     ) -> None:
         self.handle = handle
         self.info = info
         self.instance = instance
         self.subject = f"GPU {info.index}" + ("" if info.mig_index is None else f" MIG {info.mig_index}")
-        self.probes = _probes()
+        self.plan = Plan(
+            gate, self.subject, handle, parent.handle if parent else handle, instance[0] if instance else None
+        )
+        # Each has its own: a call that hangs still holds its memory.
+        self.buffer = Buffer()
+        self.usage = UsageReader()
         # Kind -> the versions of the running-process call still to be believed in.
         self.lists = {kind: list(VERSIONS) for kind in FUNCTIONS}
         self.lost_at: float | None = None
+        self.hung = False
+        self.task = Task(lambda: None)
+        self.found: _Found | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What one device said in one round."""
+
+    number: int
+    reading: GpuReading
+    listed: list[tuple[str, Entry]]
+    used: dict[int, Use] | None
 
 
 class NvmlSource:
-    """The driver's readings. Raises SourceUnavailable when NVML cannot be initialised."""
+    """The driver's readings. Raises SourceUnavailable when NVML cannot be initialised.
+
+    The driver is called on a thread of its own: a call that does not return within HANG_S costs that
+    device's reading, and no more.
+    """
 
     name = "nvml"
+    # A start that hangs is waited for, never begun a second time.
+    _hanging_start: Task | None = None
 
     def __init__(self, host: str, clock: Callable[[], float] = time.time) -> None:
         self._host_name = host
         self._clock = clock
         self._gate = Gate()
-        self._buffer = Buffer()
+        self._watch = Watch("nvml", lambda: self._gate.calling)
         self._open = False
         self._devices: list[_Device] = []
         self._nameless: set[int] = set()
+        self._number = 0
+        self._failed_starts = 0
+        self._start_at = 0.0
+        self._unavailable: SourceUnavailable | None = None
+        self._recounting = Task(self._recount)
         self._start()
 
     def _start(self) -> None:
+        """Begin a session. Raises SourceUnavailable."""
+        hanging = NvmlSource._hanging_start
+        if hanging is not None and hanging.stuck:
+            raise SourceUnavailable("The NVIDIA driver does not answer: nvmlInit hangs", HANG_REMEDY)
+        task = Task(self._initialise)
+        if self._watch.run([task], START_HANG_S):
+            NvmlSource._hanging_start = task
+            raise SourceUnavailable(f"The NVIDIA driver does not answer: {self._gate.calling} hangs", HANG_REMEDY)
+
+    def _initialise(self) -> None:
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
             remedy = REMEDIES.get(error.value, "Run nvidia-smi: it must work before gpumon can.")
             raise SourceUnavailable(f"NVML cannot be used: {error}", remedy) from None
-        self._open = True
         try:
             self.host = HostInfo(
                 name=self._host_name,
@@ -159,74 +154,154 @@ class NvmlSource:
             self._devices = []
             self._devices = list(self._enumerate(self._gate.fact("driver", pynvml.nvmlDeviceGetCount) or 0))
         except (SessionOver, DeviceLost) as error:
-            self.close()
+            _shut_down()
             raise SourceUnavailable(
                 f"NVML stopped answering: {error}", "Run nvidia-smi and look at dmesg."
             ) from None
+        self._open = True
         self._counted_at = time.monotonic()
 
     def close(self) -> None:
         """End the NVML session."""
         if self._open:
             self._open = False
-            try:
-                pynvml.nvmlShutdown()
-            except pynvml.NVMLError as error:
-                log.debug("nvmlShutdown: %s", error)
+            self._watch.run([Task(self._end)], CLOSE_HANG_S)
+        self._watch.close()
+
+    def _end(self) -> None:
+        for device in self._devices:
+            if not device.task.stuck:
+                try:
+                    device.plan.close()
+                except (DeviceLost, SessionOver):
+                    # What was lent is gone with the device.
+                    continue
+        _shut_down()
 
     def read(self) -> Snapshot:
         """Ask every device once. Raises SourceUnavailable when the session is over."""
         try:
-            if not self._open:
-                self._start()
-            self._recount()
+            self._reopen()
+            if time.monotonic() - self._counted_at >= RECOUNT_S:
+                self._watch.run([self._recounting], HANG_S)
             timestamp = self._clock()
-            readings: list[GpuReading] = []
-            processes: dict[tuple[str, int], tuple[str, int | None]] = {}
+            self._number += 1
+            number = self._number
             for device in self._devices:
-                self._read_device(device, readings, processes)
+                device.task.action = partial(self._read_device, device, number)
+            self._watch.run([device.task for device in self._devices], HANG_S)
         except SessionOver as error:
             self.close()
             raise SourceUnavailable(
                 f"The NVIDIA driver went away: {error}", "It is tried again until it returns; look at dmesg."
             ) from None
+        return self._snapshot(timestamp, number)
+
+    def _reopen(self) -> None:
+        """Begin a new session after one that ended, at longer and longer intervals. Raises SourceUnavailable."""
+        if self._open:
+            return
+        if self._unavailable is not None and time.monotonic() < self._start_at:
+            raise self._unavailable
+        try:
+            self._start()
+        except SourceUnavailable as error:
+            self._failed_starts += 1
+            self._start_at = time.monotonic() + min(LONGEST_PAUSE_S, 2.0 ** (self._failed_starts - 1))
+            self._unavailable = error
+            raise
+        self._failed_starts, self._unavailable = 0, None
+
+    def _snapshot(self, timestamp: float, number: int) -> Snapshot:
+        readings: list[GpuReading] = []
+        processes: dict[tuple[str, int], tuple[str, int | None]] = {}
+        used: dict[str, dict[int, Use] | None] = {}
+        for device in self._devices:
+            if device.task.stuck != device.hung:
+                device.hung = device.task.stuck
+                if device.hung:
+                    log.error(
+                        "%s (%s): a call of the driver has not returned for %g s (%s); the others go on",
+                        device.subject,
+                        device.info.uuid,
+                        HANG_S,
+                        device.task.stuck_in,
+                    )
+                else:
+                    log.warning("%s (%s): the driver has returned", device.subject, device.info.uuid)
+            found = device.found
+            if device.hung or found is None or found.number != number:
+                continue
+            readings.append(found.reading)
+            used[device.info.uuid] = found.used
+            for kind, entry in found.listed:
+                owner = self._owner(device, entry)
+                if owner is None:
+                    continue
+                key = (owner, entry.pid)
+                letters, memory = processes.get(key, ("", None))
+                if entry.memory is not None:
+                    # Several lists name the same allocation (compute and graphics; a MIG parent and
+                    # its instance): it counts once.
+                    memory = max(memory or 0, entry.memory)
+                processes[key] = (letters + kind, memory)
+        hung = frozenset(device.info.uuid for device in self._devices if device.hung)
         return Snapshot(
             timestamp=timestamp,
             host=self.host,
             gpus=tuple(device.info for device in self._devices),
             readings=tuple(readings),
             processes=tuple(
-                ProcessReading(uuid, pid, _kinds(letters), None if memory is None else round(memory * MIB))
+                ProcessReading(
+                    uuid,
+                    pid,
+                    _kinds(letters),
+                    None if memory is None else round(memory * MIB),
+                    *_use(used.get(uuid), pid),
+                )
                 for (uuid, pid), (letters, memory) in processes.items()
             ),
-            lost=frozenset(device.info.uuid for device in self._devices if device.lost_at is not None),
+            lost=hung | {device.info.uuid for device in self._devices if device.lost_at is not None},
+            hung=hung,
             nameless=frozenset(self._nameless),
         )
+
+    def offers(self) -> Iterator[tuple[GpuInfo, bool, bool, list[str]]]:
+        """Each device, whether its utilization is measured between ticks, whether it counts energy, and
+        the keys of what it has been found not to offer."""
+        for device in self._devices:
+            plan = device.plan
+            lacking = [metric.key for metric in GPU_METRICS if plan.lacks(metric.key)]
+            yield device.info, plan.by_interval, plan.energy_counter, lacking
 
     def process_name(self, pid: int) -> str | None:
         """The executable's base name as the driver knows it."""
         if not self._open:
             return None
-        try:
-            path = pynvml.nvmlSystemGetProcessName(pid)
-        except (pynvml.NVMLError, UnicodeDecodeError):
-            # Expected for a process that has ended meanwhile or that may not be read.
-            return None
-        return str(path).rsplit("/", 1)[-1] or None
+        names: list[str] = []
 
-    def _read_device(
-        self,
-        device: _Device,
-        readings: list[GpuReading],
-        processes: dict[tuple[str, int], tuple[str, int | None]],
-    ) -> None:
+        def ask() -> None:
+            try:
+                names.append(str(pynvml.nvmlSystemGetProcessName(pid)))
+            except (pynvml.NVMLError, UnicodeDecodeError):
+                # Expected for a process that has ended meanwhile or that may not be read.
+                return
+
+        if self._watch.run([Task(ask)], HANG_S) or not names:
+            return None
+        return names[0].rsplit("/", 1)[-1] or None
+
+    def _read_device(self, device: _Device, number: int) -> None:
+        """Ask one device; what it says is left in `device.found`."""
         if device.lost_at is not None and time.monotonic() - device.lost_at < RETRY_S:
             return
-        values: dict[str, float | None] = {}
+        values: Values = {}
+        used: dict[int, Use] | None = None
         try:
-            for probe in device.probes:
-                probe.read(self._gate, device.subject, device.handle, values)
+            device.plan.read(values, RARELY_S, 4.0 * (device.info.index % 15))
             listed = [(kind, entry) for kind in FUNCTIONS for entry in self._list(device, kind)]
+            if listed:
+                used = device.usage.read(self._gate, device.subject, device.handle)
         except DeviceLost as error:
             if device.lost_at is None:
                 log.error("%s (%s) is lost: %s", device.subject, device.info.uuid, error)
@@ -236,20 +311,10 @@ class NvmlSource:
             log.warning("%s (%s) answers again", device.subject, device.info.uuid)
             self._gate.forget(device.subject)
             device.lost_at = None
-        readings.append(
-            GpuReading(device.info.uuid, {metric.key: values.get(metric.key) for metric in GPU_METRICS})
-        )
-        for kind, entry in listed:
-            owner = self._owner(device, entry)
-            if owner is None:
-                continue
-            key = (owner, entry.pid)
-            letters, memory = processes.get(key, ("", None))
-            if entry.memory is not None:
-                # Several lists name the same allocation (compute and graphics; a MIG parent and
-                # its instance): it counts once.
-                memory = max(memory or 0, entry.memory)
-            processes[key] = (letters + kind, memory)
+        for key in TICK_COLUMNS:
+            values.setdefault(key, None)
+        sampling: Sampling = "interval" if device.plan.by_interval else "point"
+        device.found = _Found(number, GpuReading(device.info.uuid, values, sampling), listed, used)
 
     def _list(self, device: _Device, kind: str) -> list[Entry]:
         versions = device.lists[kind]
@@ -258,7 +323,7 @@ class NvmlSource:
             function = FUNCTIONS[kind] + suffix
             try:
                 found = self._gate.ask(
-                    device.subject, self._buffer.list, function, device.handle, size, name=function
+                    device.subject, device.buffer.list, function, device.handle, size, name=function
                 )
             except Unsupported as reason:
                 log.debug("%s: %s: %s", device.subject, function, reason)
@@ -282,8 +347,6 @@ class NvmlSource:
 
     def _recount(self) -> None:
         """Notice devices and MIG instances that were added or taken away."""
-        if time.monotonic() - self._counted_at < RECOUNT_S:
-            return
         self._counted_at = time.monotonic()
         parents = [device for device in self._devices if device.info.parent_uuid is None]
         try:
@@ -306,7 +369,7 @@ class NvmlSource:
             try:
                 handle = self._gate.fact(f"GPU {index}", pynvml.nvmlDeviceGetHandleByIndex, index)
                 if handle is not None:
-                    found.append(_Device(handle, self._facts(handle, index)))
+                    found.append(_Device(self._gate, handle, self._facts(handle, index)))
                     found.extend(self._instances(found[0]))
             except DeviceLost as error:
                 # One that was lost before is still listed as lost.
@@ -346,7 +409,8 @@ class NvmlSource:
                 ask(subject, pynvml.nvmlDeviceGetGpuInstanceId, handle),
                 ask(subject, pynvml.nvmlDeviceGetComputeInstanceId, handle),
             )
-            yield _Device(handle, self._facts(handle, parent.info.index, parent.info, mig_index), instance)
+            info = self._facts(handle, parent.info.index, parent.info, mig_index)
+            yield _Device(self._gate, handle, info, parent, instance)
 
     def _facts(
         self, handle: object, index: int, parent: GpuInfo | None = None, mig_index: int | None = None
@@ -392,6 +456,18 @@ def _mig_handle(parent: object, mig_index: int) -> Any:
         if error.value == pynvml.NVML_ERROR_NOT_FOUND:
             return None  # an empty slot
         raise
+
+
+def _shut_down() -> None:
+    try:
+        pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        log.debug("nvmlShutdown: %s", error)
+
+
+def _use(used: dict[int, Use] | None, pid: int) -> Use:
+    """A process's utilization; one that runs and is not listed used nothing."""
+    return UNKNOWN if used is None else used.get(pid, IDLE)
 
 
 def _kinds(letters: str) -> str:

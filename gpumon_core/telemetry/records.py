@@ -80,9 +80,9 @@ class ProcessReading:
 class Snapshot:
     """One tick of one host. `timestamp` is when it was read, in UTC seconds since the epoch.
 
-    `gpus` lists every GPU known, `lost` the UUIDs of those that no longer answer, `hung`
-    those of them in whose driver call a thread still waits, and `readings` the GPUs that did answer. `nameless` are the indices of GPUs that were lost before they
-    could say which they are.
+    `gpus` lists every GPU known, `lost` the UUIDs of those that no longer answer, `hung` those of them
+    in whose driver call a thread still waits, and `readings` the GPUs that did answer. `nameless` are
+    the indices of GPUs that were lost before they could say which they are.
     """
 
     timestamp: float

@@ -1,0 +1,90 @@
+"""GPU performance monitoring (GPM): what Hopper and newer GPUs measure between two samples.
+
+Source: NVML API reference, "GPM Functions". A metric belongs to a pair of samples, so the first tick
+has none.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from math import isfinite
+from typing import Any
+
+import pynvml
+
+from gpumon_core.telemetry.gate import UNSUPPORTED, Gate, Unsupported
+
+
+class GpmReader:
+    """Measures some GPM metrics of one GPU or MIG instance, from one read to the next."""
+
+    def __init__(self, gate: Gate, subject: str, handle: object, gpu_instance: int | None = None) -> None:
+        """`handle` is the GPU's own; `gpu_instance` picks a MIG instance of it. Raises Unsupported."""
+        self._gate = gate
+        self._subject = subject
+        self._handle = handle
+        self._instance = gpu_instance
+        support = gate.ask(subject, pynvml.nvmlGpmQueryDeviceSupport, handle)
+        if support is None or not support.isSupportedDevice:
+            raise Unsupported("this GPU has no performance monitoring")
+        self._samples: list[Any] = []
+        for _ in range(2):
+            sample = gate.ask(subject, pynvml.nvmlGpmSampleAlloc)
+            if sample is None:
+                self.close()
+                raise Unsupported("no memory for GPM samples")
+            self._samples.append(sample)
+        self._has_first = False
+        self._request = pynvml.c_nvmlGpmMetricsGet_t()
+        self._request.version = pynvml.NVML_GPM_METRICS_GET_VERSION
+        self._ids: list[int] = []
+
+    def read(self, ids: list[int]) -> dict[int, float | None] | None:
+        """GPM metric id -> value since the read before, None where the GPU does not have the metric;
+        None at the first read, or where it failed this time. Raises DeviceLost or SessionOver."""
+        if ids != self._ids:
+            self._ids = list(ids)
+            self._request.numMetrics = len(ids)
+            for place, metric in enumerate(ids):
+                self._request.metrics[place].metricId = metric
+        # The older of the two is overwritten.
+        first, second = self._samples
+        self._samples.reverse()
+        if self._gate.ask(self._subject, self._take, first, name="nvmlGpmSampleGet") is None:
+            self._has_first = False
+            return None
+        if not self._has_first:
+            self._has_first = True
+            return None
+        self._request.sample1, self._request.sample2 = second, first
+        if self._gate.ask(self._subject, self._evaluate, name="nvmlGpmMetricsGet") is None:
+            return None
+        found: dict[int, float | None] = {}
+        for place, metric in enumerate(self._ids):
+            entry = self._request.metrics[place]
+            if entry.nvmlReturn == pynvml.NVML_SUCCESS and isfinite(entry.value):
+                found[metric] = entry.value
+            elif entry.nvmlReturn in UNSUPPORTED or entry.nvmlReturn == pynvml.NVML_ERROR_INVALID_ARGUMENT:
+                found[metric] = None
+        return found
+
+    def _take(self, sample: Any) -> bool:
+        if self._instance is None:
+            pynvml.nvmlGpmSampleGet(self._handle, sample)
+        else:
+            pynvml.nvmlGpmMigSampleGet(self._handle, self._instance, sample)
+        return True
+
+    def _evaluate(self) -> bool:
+        call: Callable[..., int] = pynvml._nvmlGetFunctionPointer("nvmlGpmMetricsGet")
+        code = call(ctypes.byref(self._request))
+        if code != pynvml.NVML_SUCCESS:
+            raise pynvml.NVMLError(code)
+        return True
+
+    def close(self) -> None:
+        """Give the samples back to the driver."""
+        for sample in self._samples:
+            self._gate.fact(self._subject, pynvml.nvmlGpmSampleFree, sample)
+        self._samples = []

@@ -1,0 +1,323 @@
+"""What a device is asked: the catalogue as NVML calls, field values and GPM metrics.
+
+A plan begins with the best way to ask for each metric and learns what the device does not support:
+then it moves on to the next way, and in the end leaves the metric out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pynvml
+
+from gpumon_core.metrics import GPU_METRICS, Metric, NvmlCall, NvmlField, NvmlGpm, Way
+from gpumon_core.telemetry.gate import LOST, NOT_AVAILABLE, UNSUPPORTED, DeviceLost, Gate, Unsupported
+from gpumon_core.telemetry.gpm import GpmReader
+from gpumon_core.telemetry.samples import SampleReader
+
+log = logging.getLogger(__name__)
+
+Values = dict[str, float | None]
+# The energy counter is renewed some ten times a second: over less time its growth says little.
+ENERGY_OVER_S = 0.5
+
+_FIELD_VALUE = {
+    pynvml.NVML_VALUE_TYPE_DOUBLE: "dVal",
+    pynvml.NVML_VALUE_TYPE_UNSIGNED_INT: "uiVal",
+    pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG: "ulVal",
+    pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG: "ullVal",
+    pynvml.NVML_VALUE_TYPE_SIGNED_LONG_LONG: "sllVal",
+    pynvml.NVML_VALUE_TYPE_SIGNED_INT: "siVal",
+    pynvml.NVML_VALUE_TYPE_UNSIGNED_SHORT: "usVal",
+}
+
+
+class _Target:
+    """Where a number goes, and what becomes of it on the way."""
+
+    __slots__ = ("count", "field", "highest", "key", "rate", "scale", "whole")
+
+    def __init__(self, metric: Metric, way: Way) -> None:
+        self.key = metric.key
+        self.field = way.field if isinstance(way, NvmlCall) else None
+        self.count = isinstance(way, NvmlCall) and way.count
+        self.scale = way.scale
+        self.whole = metric.column == "integer"
+        self.highest = metric.highest
+        self.rate = isinstance(way, NvmlField) and way.rate
+
+    def put(self, values: Values, result: Any) -> None:
+        field = self.field
+        if self.count:
+            result = len(result)
+        elif field is not None:
+            result = result[field] if isinstance(field, int) else getattr(result, field)
+        if result in NOT_AVAILABLE:
+            return
+        number = result * self.scale
+        if self.highest is None or number <= self.highest:
+            values[self.key] = round(number) if self.whole else round(number, 3)
+
+
+class _Call:
+    """One function of NVML, asked once for every metric that it yields."""
+
+    __slots__ = ("arguments", "fallback", "function", "keys", "targets")
+
+    def __init__(self, call: NvmlCall) -> None:
+        self.function: Callable[..., Any] = getattr(pynvml, call.function, _absent)
+        self.arguments = [getattr(pynvml, a) if isinstance(a, str) else a for a in call.arguments]
+        self.targets: list[_Target] = []
+        self.keys: list[str] = []
+        # Asked only where the samples have not told already.
+        self.fallback = False
+
+
+class _Fields:
+    """Many field values in one call."""
+
+    def __init__(self, asked: list[tuple[Metric, NvmlField]]) -> None:
+        self.targets = [_Target(metric, field) for metric, field in asked]
+        self.array = (pynvml.c_nvmlFieldValue_t * max(1, len(asked)))()
+        for place, (_, field) in enumerate(asked):
+            self.array[place].fieldId = getattr(pynvml, field.name)
+            self.array[place].scopeId = field.scope
+
+    def ask(self, handle: object) -> Any:
+        call = pynvml._nvmlGetFunctionPointer("nvmlDeviceGetFieldValues")
+        code = call(handle, ctypes.c_int(len(self.targets)), self.array)
+        if code != pynvml.NVML_SUCCESS:
+            raise pynvml.NVMLError(code)
+        return self.array
+
+
+def _absent(*_: object) -> None:
+    raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+
+
+class Plan:
+    """How one device is asked for everything in the catalogue."""
+
+    def __init__(self, gate: Gate, subject: str, handle: object, parent: object, instance: int | None) -> None:
+        """`parent` and `instance` are a MIG instance's GPU and number there; a GPU is its own parent."""
+        self._gate = gate
+        self._subject = subject
+        self._handle = handle
+        self._parent = parent
+        self._instance = instance
+        self._ways: dict[str, list[Way]] = {metric.key: list(metric.nvml) for metric in GPU_METRICS}
+        self._samples = {
+            metric.key: SampleReader(getattr(pynvml, metric.samples), metric.highest)
+            for metric in GPU_METRICS
+            if metric.samples
+        }
+        self._gpm: GpmReader | None = None
+        # Counters as they were, and when: (value, monotonic seconds).
+        self._before: dict[str, tuple[float, float]] = {}
+        self._rare_at = 0.0
+        self._arrange()
+
+    @property
+    def by_interval(self) -> bool:
+        """Whether utilization is the mean over the whole interval."""
+        return "utilization" in self._samples
+
+    @property
+    def energy_counter(self) -> bool:
+        """Whether the device counts the energy it takes."""
+        return bool(self._ways["energy"])
+
+    def lacks(self, key: str) -> bool:
+        """Whether the device has been found not to offer a metric."""
+        return not self._ways[key] and key not in self._samples
+
+    def close(self) -> None:
+        """Give back what the driver lent."""
+        if self._gpm is not None:
+            self._gpm.close()
+
+    def read(self, values: Values, rare_every_s: float, offset_s: float) -> None:
+        """Ask the device. Raises DeviceLost or SessionOver, with what was read before in `values`.
+
+        What is asked rarely is asked now if `rare_every_s` have passed; `offset_s` keeps the devices
+        of a machine from doing so in the same tick.
+        """
+        now = time.monotonic()
+        rare = now >= self._rare_at
+        if rare:
+            self._rare_at = now + rare_every_s + (offset_s if not self._rare_at else 0.0)
+        self._read_samples(values)
+        lacking = False
+        for calls in (self._calls, self._rare_calls) if rare else (self._calls,):
+            for call in calls:
+                if call.fallback and all(key in values for key in call.keys):
+                    continue
+                try:
+                    result = self._gate.ask(self._subject, call.function, self._handle, *call.arguments)
+                except Unsupported as reason:
+                    log.debug("%s: %s: %s", self._subject, call.function.__name__, reason)
+                    for key in call.keys:
+                        del self._ways[key][0]
+                    lacking = True
+                    continue
+                if result is not None:
+                    for target in call.targets:
+                        if not (call.fallback and target.key in values):
+                            target.put(values, result)
+        for fields in (self._fields, self._rare_fields) if rare else (self._fields,):
+            lacking |= self._read_fields(fields, values)
+        if self._gpm_ids:
+            lacking |= self._read_gpm(values)
+        self._derive(values)
+        if lacking:
+            self._arrange()
+            # The next way is tried at once, so that not even the first tick lacks anything.
+            self._ask_again(values, rare)
+
+    def _ask_again(self, values: Values, rare: bool) -> None:
+        """Ask, in the ways that are now the first, for what is still missing."""
+        for _ in range(3):
+            lacking = False
+            for call in [*self._calls, *(self._rare_calls if rare else ())]:
+                if any(key in values for key in call.keys):
+                    continue
+                try:
+                    result = self._gate.ask(self._subject, call.function, self._handle, *call.arguments)
+                except Unsupported:
+                    for key in call.keys:
+                        del self._ways[key][0]
+                    lacking = True
+                    continue
+                if result is not None:
+                    for target in call.targets:
+                        target.put(values, result)
+            if not lacking:
+                break
+            self._arrange()
+        self._derive(values)
+
+    def _arrange(self) -> None:
+        """Put together what is asked, from the ways that are left."""
+        calls: dict[tuple[object, ...], _Call] = {}
+        rare_keys: set[tuple[object, ...]] = set()
+        fields: dict[bool, list[tuple[Metric, NvmlField]]] = {False: [], True: []}
+        gpm: dict[int, _Target] = {}
+        for metric in GPU_METRICS:
+            way = next(iter(self._ways[metric.key]), None)
+            rare = metric.every_s > 0
+            if isinstance(way, NvmlCall):
+                key = (way.function, way.arguments, rare)
+                call = calls.setdefault(key, _Call(way))
+                call.targets.append(_Target(metric, way))
+                call.keys.append(metric.key)
+                call.fallback = call.fallback or metric.key in self._samples
+                if rare:
+                    rare_keys.add(key)
+            elif isinstance(way, NvmlField):
+                fields[rare].append((metric, way))
+            elif isinstance(way, NvmlGpm):
+                gpm[getattr(pynvml, way.name)] = _Target(metric, way)
+        self._calls = [call for key, call in calls.items() if key not in rare_keys]
+        self._rare_calls = [call for key, call in calls.items() if key in rare_keys]
+        self._fields, self._rare_fields = _Fields(fields[False]), _Fields(fields[True])
+        self._gpm_targets, self._gpm_ids = gpm, list(gpm)
+
+    def _read_samples(self, values: Values) -> None:
+        for metric in GPU_METRICS:
+            reader = self._samples.get(metric.key)
+            if reader is None:
+                continue
+            try:
+                found = self._gate.ask(self._subject, reader.read, self._handle, name="nvmlDeviceGetSamples")
+            except Unsupported as reason:
+                log.debug("%s: samples of %s: %s", self._subject, metric.key, reason)
+                del self._samples[metric.key]
+                self._arrange()
+                continue
+            way = metric.nvml[0]
+            if found is not None and metric.peak:
+                mean, highest = found
+                values[metric.key] = round(mean * way.scale, 3)
+                values[metric.peak] = round(highest * way.scale, 3)
+
+    def _read_fields(self, fields: _Fields, values: Values) -> bool:
+        """Whether some of them turned out not to exist."""
+        if not fields.targets:
+            return False
+        try:
+            found = self._gate.ask(self._subject, fields.ask, self._handle, name="nvmlDeviceGetFieldValues")
+        except Unsupported:
+            for target in fields.targets:
+                del self._ways[target.key][0]
+            return True
+        if found is None:
+            return False
+        lacking = False
+        for target, entry in zip(fields.targets, found, strict=False):
+            code = entry.nvmlReturn
+            if code == pynvml.NVML_SUCCESS:
+                number = getattr(entry.value, _FIELD_VALUE.get(entry.valueType, "ullVal"))
+                if target.rate:
+                    self._rate(target, number, values)
+                else:
+                    target.put(values, number)
+            elif code in LOST:
+                raise DeviceLost(str(pynvml.NVMLError(code)))
+            elif code in UNSUPPORTED or code == pynvml.NVML_ERROR_INVALID_ARGUMENT:
+                # An older driver does not know the number of the field.
+                del self._ways[target.key][0]
+                lacking = True
+            else:
+                self._gate.say_once(
+                    self._subject, f"field value {entry.fieldId} ({target.key})", str(pynvml.NVMLError(code))
+                )
+        return lacking
+
+    def _rate(self, target: _Target, number: float, values: Values) -> None:
+        now = time.monotonic()
+        before = self._before.get(target.key)
+        self._before[target.key] = (number, now)
+        if before is not None and number >= before[0] and now > before[1]:
+            target.put(values, (number - before[0]) / (now - before[1]))
+
+    def _read_gpm(self, values: Values) -> bool:
+        lacking = list(self._gpm_targets.values())
+        try:
+            if self._gpm is None:
+                self._gpm = GpmReader(self._gate, self._subject, self._parent, self._instance)
+            found = self._gpm.read(self._gpm_ids)
+        except Unsupported as reason:
+            log.debug("%s: GPM: %s", self._subject, reason)
+        else:
+            if found is None:
+                return False
+            lacking = []
+            for metric, target in self._gpm_targets.items():
+                number = found.get(metric)
+                if number is not None:
+                    target.put(values, number)
+                elif metric in found:
+                    lacking.append(target)
+        for target in lacking:
+            del self._ways[target.key][0]
+        return bool(lacking)
+
+    def _derive(self, values: Values) -> None:
+        """Mean power from the energy counter, and peaks that are never below their means."""
+        energy = values.get("energy")
+        if energy is not None:
+            now = time.monotonic()
+            before = self._before.get("energy")
+            if before is None or energy < before[0]:
+                self._before["energy"] = (energy, now)
+            elif now - before[1] >= ENERGY_OVER_S:
+                self._before["energy"] = (energy, now)
+                values["power"] = round((energy - before[0]) / (now - before[1]), 3)
+        for metric in GPU_METRICS:
+            mean = values.get(metric.key) if metric.peak else None
+            if metric.peak and mean is not None:
+                values[metric.peak] = max(mean, values.get(metric.peak) or mean)

@@ -1,0 +1,118 @@
+"""What the driver recorded between two ticks: its own samples of utilization and power.
+
+Source: NVML API reference, nvmlDeviceGetSamples. The driver samples several times a second and keeps
+the newest hundred or so; each sample speaks of the time since the one before it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from operator import mul, sub
+
+import pynvml
+
+# Quiet reads in a row after which the timestamps are looked at anew: the clock that the driver
+# stamps samples with may have been set back.
+DOUBTFUL_AFTER = 3
+# A first sample this many times longer than the usual step speaks of samples that were overwritten.
+OVERWRITTEN = 10
+LARGEST = 8192
+
+_LOW_BITS = {
+    pynvml.NVML_VALUE_TYPE_UNSIGNED_INT: 0xFFFFFFFF,
+    pynvml.NVML_VALUE_TYPE_SIGNED_INT: 0x7FFFFFFF,
+    pynvml.NVML_VALUE_TYPE_UNSIGNED_SHORT: 0xFFFF,
+}
+
+
+class SampleReader:
+    """Reads one kind of samples of one device, each sample once."""
+
+    def __init__(self, kind: int, highest: float | None = None) -> None:
+        self._kind = ctypes.c_int(kind)
+        self._highest = highest
+        self._last_seen = 0
+        self._quiet = 0
+        self._grow(128)
+        self._type = ctypes.c_int()
+        self._count = ctypes.c_uint()
+
+    def _grow(self, capacity: int) -> None:
+        self._capacity = capacity
+        # nvmlSample_t: a time in microseconds and a union of eight bytes.
+        self._words = (ctypes.c_ulonglong * (2 * capacity))()
+
+    def read(self, handle: object) -> tuple[float, float] | None:
+        """Time-weighted mean and maximum since the read before, in NVML's unit.
+
+        None the first time, and where nothing was sampled since. Raises pynvml.NVMLError.
+        """
+        times, values = self._fetch(handle, self._last_seen)
+        since = self._last_seen
+        if not times or times[-1] <= since:
+            self._quiet += 1
+            if self._quiet >= DOUBTFUL_AFTER:
+                self._quiet = 0
+                times, _ = self._fetch(handle, 0)
+                self._last_seen = times[-1] if times else 0
+            return None
+        self._quiet = 0
+        self._last_seen = times[-1]
+        if not since:
+            return None
+        return weighted(since, times, values, self._highest)
+
+    def _fetch(self, handle: object, since: int) -> tuple[list[int], list[float]]:
+        call = pynvml._nvmlGetFunctionPointer("nvmlDeviceGetSamples")
+        while True:
+            self._count.value = self._capacity
+            code = call(
+                handle,
+                self._kind,
+                ctypes.c_ulonglong(since),
+                ctypes.byref(self._type),
+                ctypes.byref(self._count),
+                self._words,
+            )
+            full = code == pynvml.NVML_SUCCESS and self._count.value >= self._capacity
+            if not (full or code == pynvml.NVML_ERROR_INSUFFICIENT_SIZE) or self._capacity >= LARGEST:
+                break
+            self._grow(self._capacity * 4)
+        if code == pynvml.NVML_ERROR_NOT_FOUND:
+            return [], []
+        if code != pynvml.NVML_SUCCESS:
+            raise pynvml.NVMLError(code)
+        end = 2 * min(self._count.value, self._capacity)
+        times: list[int] = self._words[0:end:2]
+        raw: list[int] = self._words[1:end:2]
+        pairs = sorted(zip(times, _decode(raw, self._type.value), strict=True))
+        # Whatever a driver repeats has been counted already.
+        pairs = [pair for pair in pairs if pair[0] > since]
+        return [time for time, _ in pairs], [value for _, value in pairs]
+
+
+def _decode(raw: list[int], kind: int) -> list[float]:
+    if kind == pynvml.NVML_VALUE_TYPE_DOUBLE:
+        return list(struct.unpack(f"={len(raw)}d", struct.pack(f"={len(raw)}Q", *raw)))
+    low = _LOW_BITS.get(kind)
+    return [float(word) for word in raw] if low is None else [float(word & low) for word in raw]
+
+
+def weighted(
+    since: int, times: list[int], values: list[float], highest: float | None
+) -> tuple[float, float] | None:
+    """Mean and maximum of samples, each weighing the time from the one before it (`since` for the first)."""
+    steps = list(map(sub, times, [since, *times]))
+    if len(steps) > OVERWRITTEN:
+        usual = sorted(steps)[len(steps) // 2]
+        if steps[0] > OVERWRITTEN * usual:
+            steps[0] = usual
+    if highest is not None and max(values) > highest:
+        kept = [(step, value) for step, value in zip(steps, values, strict=True) if value <= highest]
+        if not kept:
+            return None
+        steps, values = [step for step, _ in kept], [value for _, value in kept]
+    total = sum(steps)
+    mean = sum(map(mul, values, steps)) / total if total else sum(values) / len(values)
+    return mean, max(values)
