@@ -40,15 +40,32 @@ def cpu_ms(action: Callable[[], object]) -> float:
     return (time.process_time_ns() - before) / 1e6
 
 
-def bare_loop(source: NvmlSource) -> None:
-    """The calls of one tick through pynvml, with nothing done to their results."""
-    for device in source._devices:
-        for probe in device.probes:
-            if probe.supported:
-                probe._function(device.handle, *probe._arguments)
-        pynvml.nvmlDeviceGetComputeRunningProcesses_v3(device.handle)
-        pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3(device.handle)
-        pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v3(device.handle)
+def recorded(source: NvmlSource) -> list[tuple[Callable[..., object], tuple[object, ...]]]:
+    """The NVML functions that one tick calls, with their arguments, in order."""
+    made: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+    find = pynvml._nvmlGetFunctionPointer
+
+    def spy(name: str) -> Callable[..., object]:
+        function = find(name)
+
+        def call(*arguments: object) -> object:
+            made.append((function, arguments))
+            return function(*arguments)
+
+        return call
+
+    pynvml._nvmlGetFunctionPointer = spy
+    try:
+        source.read()
+    finally:
+        pynvml._nvmlGetFunctionPointer = find
+    return made
+
+
+def bare_loop(calls: list[tuple[Callable[..., object], tuple[object, ...]]]) -> None:
+    """The same calls once more, with nothing done to their results."""
+    for function, arguments in calls:
+        function(*arguments)
 
 
 def main() -> None:
@@ -82,11 +99,14 @@ def measure(fake: FakeNvml, folder: Path, ticks: int) -> None:
     engine = database.open_for_writing(f"sqlite:///{folder / 'bench.db'}")
     writer = Writer(engine, "bench", "nvml", 1)
     parts: dict[str, list[float]] = {"read and identify": [], "write and commit": [], "bare NVML calls": []}
+    observer.observe()
+    calls = recorded(source)
+    fake.time_calls = True
     for number in range(ticks + 20):
         taken = []
         read = cpu_ms(lambda taken=taken: taken.append(observer.observe()))
         write = cpu_ms(lambda taken=taken: writer.write(*taken[0]))
-        bare = cpu_ms(lambda: bare_loop(source))
+        bare = cpu_ms(lambda: bare_loop(calls))
         if number >= 20:
             for name, figure in zip(parts, (read, write, bare), strict=True):
                 parts[name].append(figure)

@@ -20,9 +20,10 @@ def shape(engine: sa.Engine) -> dict[str, object]:
     inspector = sa.inspect(engine)
     return {
         table: {
-            "columns": [
-                (c["name"], str(c["type"]), c["nullable"], c["default"]) for c in inspector.get_columns(table)
-            ],
+            "columns": sorted(
+                (c["name"], str(c["type"]), c["nullable"], str(c["default"]).strip("'"))
+                for c in inspector.get_columns(table)
+            ),
             "key": inspector.get_pk_constraint(table),
             "foreign": sorted(map(str, inspector.get_foreign_keys(table))),
             "unique": sorted(map(str, inspector.get_unique_constraints(table))),

@@ -12,18 +12,23 @@ import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from gpumon_core.metrics import GPU_METRICS, GPU_METRICS_BY_KEY
+from gpumon_core.metrics import CHANGE_METRICS, PROCESS_METRICS, TICK_COLUMNS
+from gpumon_core.store.history import read as read_history
 from gpumon_core.store.schema import (
+    gpu_changes,
     gpu_metrics,
     gpu_processes,
     gpus,
     hosts,
     process_gpus,
     process_snapshots,
+    recorder_health,
 )
 
-# A pause longer than this many usual steps is a gap, not a late tick.
-GAP_STEPS = 3
+PROCESS_KEYS = [metric.key for metric in PROCESS_METRICS]
+# A process's state is written at least this often, with some room for a late tick: writer.HEARTBEAT_S.
+LOOK_BACK_S = 900
+FEW = 500
 
 
 def _frame(engine: Engine, query: sa.Select[tuple[object, ...]]) -> pd.DataFrame:
@@ -40,13 +45,13 @@ def host_table(engine: Engine) -> pd.DataFrame:
 
 def gpu_table(engine: Engine) -> pd.DataFrame:
     """One row per GPU that is not gone, in the driver's order: the columns of `gpus`, `host`,
-    `host_last_seen`, and the catalogue's metrics at the GPU's newest tick (NaN where not offered)."""
+    `host_last_seen`, and the catalogue's metrics as they are now (NaN where not offered)."""
     query = (
         sa.select(
             gpus,
             hosts.c.name.label("host"),
             hosts.c.last_seen.label("host_last_seen"),
-            *(gpu_metrics.c[metric.key] for metric in GPU_METRICS),
+            *(gpu_metrics.c[key] for key in TICK_COLUMNS),
         )
         .join(hosts, hosts.c.id == gpus.c.host_id)
         .outerjoin(
@@ -57,75 +62,55 @@ def gpu_table(engine: Engine) -> pd.DataFrame:
         .order_by(hosts.c.name, gpus.c.gpu_index, sa.func.coalesce(gpus.c.mig_index, -1))
     )
     frame = _frame(engine, query)
-    keys = [metric.key for metric in GPU_METRICS]
-    frame[keys] = frame[keys].astype("float64")
-    return frame
+    frame = _numbers(frame, *TICK_COLUMNS)
+    changes = _frame(engine, _newest_changes())
+    wide = changes.pivot(index="gpu_id", columns="metric", values="value")
+    wide = wide.reindex(columns=[metric.key for metric in CHANGE_METRICS]).astype("float64")
+    return frame.merge(wide, how="left", left_on="id", right_index=True)
+
+
+def _newest_changes() -> sa.Select[tuple[object, ...]]:
+    newest = (
+        sa.select(
+            gpu_changes.c.gpu_id, gpu_changes.c.metric, sa.func.max(gpu_changes.c.timestamp_epoch).label("at")
+        )
+        .group_by(gpu_changes.c.gpu_id, gpu_changes.c.metric)
+        .subquery()
+    )
+    same = sa.and_(
+        gpu_changes.c.gpu_id == newest.c.gpu_id,
+        gpu_changes.c.metric == newest.c.metric,
+        gpu_changes.c.timestamp_epoch == newest.c.at,
+    )
+    return sa.select(gpu_changes.c.gpu_id, gpu_changes.c.metric, gpu_changes.c.value).join(newest, same)
 
 
 def history(
     engine: Engine, gpu_ids: Iterable[int], metrics: Sequence[str], start: int, end: int, points: int
 ) -> pd.DataFrame:
-    """The metrics of some GPUs from `start` to `end`, in at most about `points` steps per GPU.
+    """The metrics of some GPUs from `start` to `end`, in at most about `points` steps per GPU, and at
+    least half as many where so many ticks exist.
 
     Columns: gpu_id, timestamp_epoch (the middle of the step; the tick itself where a step holds
-    one tick), and for each metric its mean, `<metric>_min` and `<metric>_max`, as float64. A step
+    one tick), and for each metric its mean, `<metric>_min` and `<metric>_max`, as float64: of a counter
+    its growth since the step before, of a metric that is kept when it changes what it was last. A step
     without ticks has no row; a gap in the recording is one row of NaN, so that a line drawn
-    through the frame breaks there.
+    through the frame breaks there. Raises ValueError for a metric that the catalogue lacks.
     """
-    unknown = set(metrics) - set(GPU_METRICS_BY_KEY)
-    if unknown:
-        raise ValueError(f"not in the catalogue: {', '.join(sorted(unknown))}")
-    ids = list(gpu_ids)
-    step = max(1, -(-(end - start) // max(1, points)))
-    time = gpu_metrics.c.timestamp_epoch
-    # Steps stand still on the clock, so that a live chart moves instead of wobbling.
-    bucket = time - time % step
-    middle = (sa.func.min(time) + sa.func.max(time)) / 2
-    query = (
-        sa.select(
-            gpu_metrics.c.gpu_id,
-            middle.label("timestamp_epoch"),
-            *(
-                function(gpu_metrics.c[key]).label(key + suffix)
-                for key in metrics
-                for function, suffix in ((sa.func.avg, ""), (sa.func.min, "_min"), (sa.func.max, "_max"))
-            ),
-        )
-        .where(gpu_metrics.c.gpu_id.in_(ids), time >= start, time <= end)
-        .group_by(gpu_metrics.c.gpu_id, bucket)
-        .order_by(gpu_metrics.c.gpu_id, sa.literal_column("2"))
-    )
-    frame = _frame(engine, query)
-    values = [column for column in frame.columns if column not in ("gpu_id", "timestamp_epoch")]
-    frame[values] = frame[values].astype("float64")
-    frame["timestamp_epoch"] = frame["timestamp_epoch"].astype("int64")
-    return _with_gaps(frame, step)
-
-
-def _with_gaps(frame: pd.DataFrame, step: int) -> pd.DataFrame:
-    """Add a row of NaN wherever a GPU's rows lie much further apart than they usually do."""
-    if len(frame) < 2:
-        return frame
-    distance = frame["timestamp_epoch"].diff().where(frame["gpu_id"].eq(frame["gpu_id"].shift()))
-    usual = distance.groupby(frame["gpu_id"]).transform("median").clip(lower=step)
-    gaps = frame.loc[distance > GAP_STEPS * usual, ["gpu_id", "timestamp_epoch"]]
-    if gaps.empty:
-        return frame
-    before = (gaps["timestamp_epoch"] - distance[gaps.index] / 2).astype("int64")
-    breaks = gaps.assign(timestamp_epoch=before)
-    return pd.concat([frame, breaks]).sort_values(["gpu_id", "timestamp_epoch"], ignore_index=True)
+    return read_history(engine, gpu_ids, metrics, start, end, points)
 
 
 def active_processes(engine: Engine) -> pd.DataFrame:
     """The processes of every host's newest tick, one row per process and GPU, most memory first.
 
     Columns: process_id, gpu_id, host, gpu_index, mig_index, gpu_name, memory_total_mib, pid, name,
-    username, kind, memory (MiB), first_seen, last_seen, max_memory, avg_memory (MiB), sample_count.
+    username, kind, memory (MiB), sm_utilization, memory_utilization, encoder_utilization,
+    decoder_utilization (%), first_seen, last_seen, max_memory, avg_memory (MiB), sample_count.
     """
     query = (
         sa.select(
-            process_snapshots.c.process_id,
-            process_snapshots.c.gpu_id,
+            process_gpus.c.process_id,
+            process_gpus.c.gpu_id,
             hosts.c.name.label("host"),
             gpus.c.gpu_index,
             gpus.c.mig_index,
@@ -135,27 +120,81 @@ def active_processes(engine: Engine) -> pd.DataFrame:
             gpu_processes.c.name,
             gpu_processes.c.username,
             process_gpus.c.kind,
-            process_snapshots.c.memory,
+            *(process_gpus.c[key] for key in PROCESS_KEYS),
             process_gpus.c.first_seen,
             process_gpus.c.last_seen,
             process_gpus.c.max_memory,
             process_gpus.c.avg_memory,
             process_gpus.c.sample_count,
         )
-        .select_from(hosts)
-        .join(process_snapshots, process_snapshots.c.timestamp_epoch == hosts.c.last_seen)
-        .join(gpus, sa.and_(gpus.c.id == process_snapshots.c.gpu_id, gpus.c.host_id == hosts.c.id))
-        .join(gpu_processes, gpu_processes.c.id == process_snapshots.c.process_id)
-        .join(
-            process_gpus,
-            sa.and_(
-                process_gpus.c.process_id == process_snapshots.c.process_id,
-                process_gpus.c.gpu_id == process_snapshots.c.gpu_id,
-            ),
-        )
-        .order_by(sa.func.coalesce(process_snapshots.c.memory, 0).desc(), gpu_processes.c.pid)
+        .select_from(process_gpus)
+        .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
+        .join(hosts, hosts.c.id == gpus.c.host_id)
+        .join(gpu_processes, gpu_processes.c.id == process_gpus.c.process_id)
+        # What was on a GPU that does not answer now is not known to be there still.
+        .where(process_gpus.c.active == 1, process_gpus.c.last_seen == hosts.c.last_seen)
+        .order_by(sa.func.coalesce(process_gpus.c.memory, 0).desc(), gpu_processes.c.pid)
     )
-    return _numbers(_frame(engine, query), "memory", "max_memory", "avg_memory", "memory_total_mib", "mig_index")
+    numbers = ("max_memory", "avg_memory", "memory_total_mib", "mig_index")
+    return _numbers(_frame(engine, query), *PROCESS_KEYS, *numbers)
+
+
+def process_life(
+    engine: Engine, process_id: int, start: int | None = None, end: int | None = None
+) -> pd.DataFrame:
+    """One process at every tick that is still kept, between `start` and `end` (or all its life).
+
+    Columns: gpu_id, timestamp_epoch, memory (MiB), sm_utilization, memory_utilization,
+    encoder_utilization, decoder_utilization (%), as float64. Only ticks at which it was there have rows.
+    """
+    columns = ["gpu_id", "timestamp_epoch", *PROCESS_KEYS]
+    with engine.connect() as connection:
+        span = connection.execute(
+            sa.select(gpu_processes.c.first_seen, gpu_processes.c.last_seen).where(
+                gpu_processes.c.id == process_id
+            )
+        ).first()
+    if span is None:
+        return pd.DataFrame(columns=columns)
+    begin = span.first_seen if start is None else max(start, span.first_seen)
+    finish = span.last_seen if end is None else min(end, span.last_seen)
+    time = process_snapshots.c.timestamp_epoch
+    rows = _frame(
+        engine,
+        sa.select(process_snapshots)
+        .where(time >= begin - LOOK_BACK_S, time <= finish, process_snapshots.c.process_id == process_id)
+        .order_by(time),
+    )
+    parts = []
+    for gpu_id, states in rows.groupby("gpu_id"):
+        ticked = sa.select(gpu_metrics.c.timestamp_epoch).where(
+            gpu_metrics.c.gpu_id == int(str(gpu_id)),
+            gpu_metrics.c.timestamp_epoch >= begin,
+            gpu_metrics.c.timestamp_epoch <= finish,
+        )
+        ticks = _frame(engine, ticked.order_by(gpu_metrics.c.timestamp_epoch))
+        # A row says what holds from its time on: each tick takes the newest one that is not later.
+        told = pd.merge_asof(ticks, states, on="timestamp_epoch", tolerance=LOOK_BACK_S)
+        parts.append(told[told["present"] == 1])
+    if not parts:
+        return pd.DataFrame(columns=columns)
+    life = pd.concat(parts, ignore_index=True)[columns]
+    return _numbers(life, *PROCESS_KEYS).astype({"gpu_id": "int64", "timestamp_epoch": "int64"})
+
+
+def health_history(engine: Engine, host: str, start: int, end: int) -> pd.DataFrame:
+    """How a host's recorder fared, minute by minute: the columns of `recorder_health`."""
+    query = (
+        sa.select(recorder_health)
+        .join(hosts, hosts.c.id == recorder_health.c.host_id)
+        .where(
+            hosts.c.name == host,
+            recorder_health.c.timestamp_epoch >= start,
+            recorder_health.c.timestamp_epoch <= end,
+        )
+        .order_by(recorder_health.c.timestamp_epoch)
+    )
+    return _numbers(_frame(engine, query), "duration_ms", "duration_max_ms", "database_bytes")
 
 
 def process_history(
@@ -211,11 +250,14 @@ def process_history(
     if limit is not None:
         chosen = chosen.limit(limit)
     frame = _frame(engine, chosen)
+    # A few processes are named one by one; many by the question that found them.
+    ids = frame["process_id"].tolist()
+    those = ids if len(ids) <= FEW else sa.select(chosen.subquery().c.process_id)
     places = _frame(
         engine,
         sa.select(process_gpus.c.process_id, process_gpus.c.kind, gpus.c.gpu_index, gpus.c.mig_index)
         .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
-        .where(process_gpus.c.process_id.in_(sa.select(chosen.subquery().c.process_id)))
+        .where(process_gpus.c.process_id.in_(those))
         .order_by(process_gpus.c.process_id, gpus.c.gpu_index, gpus.c.mig_index),
     )
     labels = gpu_labels(places["gpu_index"], places["mig_index"])

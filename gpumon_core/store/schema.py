@@ -1,9 +1,14 @@
 """What is remembered: the tables, for SQLite and PostgreSQL alike.
 
 Times are integer UTC seconds, memory is MiB, power is W; NULL means that the hardware does not say.
+Rollups hold whole numbers: a metric with n decimals is kept there as the value times 10^n (`scale`),
+which takes a third of the space of a floating-point number.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
 
 from sqlalchemy import (
     BigInteger,
@@ -20,7 +25,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from gpumon_core.metrics import GPU_METRICS, PROCESS_METRICS, Metric
+from gpumon_core.metrics import PROCESS_METRICS, TICK_METRICS, Aggregate, Metric
 
 metadata = MetaData(
     naming_convention={
@@ -34,6 +39,13 @@ metadata = MetaData(
 
 def _metric_column(metric: Metric) -> Column[int] | Column[float]:
     return Column(metric.key, Integer) if metric.column == "integer" else Column(metric.key, Float)
+
+
+def _tick_columns(metric: Metric) -> list[Column[int] | Column[float]]:
+    columns = [_metric_column(metric)]
+    if metric.peak:
+        columns.append(Column(metric.peak, Float))
+    return columns
 
 
 # A host is its name. last_seen is the time of its newest tick, interval_s the seconds between ticks.
@@ -51,8 +63,11 @@ hosts = Table(
     Column("last_seen", BigInteger, nullable=False),
 )
 
-# A GPU is (host, uuid); gpu_index is where it stood last. state: ok, lost (no longer answers)
-# or gone (no longer listed). last_seen is the time of its newest row in gpu_metrics.
+# A GPU is (host, uuid); gpu_index is where it stood last. state: ok, lost (no longer answers), hung
+# (the driver does not return from a call about it) or gone (no longer listed). last_seen is the time
+# of its newest row in gpu_metrics. sampling: interval (utilization is the mean since the tick before)
+# or point. energy_j has been taken since it was first seen; energy_counter_j is the driver's counter
+# then, and energy_from says whether it was read there (counter) or follows from the power (power).
 gpus = Table(
     "gpus",
     metadata,
@@ -71,18 +86,83 @@ gpus = Table(
     Column("state", Text, nullable=False),
     Column("first_seen", BigInteger, nullable=False),
     Column("last_seen", BigInteger, nullable=False),
+    Column("sampling", Text),
+    Column("energy_j", Float),
+    Column("energy_counter_j", Float),
+    Column("energy_from", Text),
     UniqueConstraint("host_id", "uuid"),
 )
 
-# Raw ticks: one row per GPU and tick, one column per row of the catalogue.
+# Raw ticks: one row per GPU and tick, one column per metric of the catalogue that is kept with every
+# tick; `<key>_max` is its highest value inside the tick. energy is gpus.energy_j at that time.
 gpu_metrics = Table(
     "gpu_metrics",
     metadata,
     Column("gpu_id", ForeignKey("gpus.id"), nullable=False),
     Column("timestamp_epoch", BigInteger, nullable=False),
-    *(_metric_column(metric) for metric in GPU_METRICS),
+    *(column for metric in TICK_METRICS for column in _tick_columns(metric)),
     PrimaryKeyConstraint("gpu_id", "timestamp_epoch"),
     sqlite_with_rowid=False,
+)
+
+# The other metrics, each when it changed.
+gpu_changes = Table(
+    "gpu_changes",
+    metadata,
+    Column("gpu_id", ForeignKey("gpus.id"), nullable=False),
+    Column("metric", Text, nullable=False),
+    Column("timestamp_epoch", BigInteger, nullable=False),
+    Column("value", Float),
+    PrimaryKeyConstraint("gpu_id", "metric", "timestamp_epoch"),
+    sqlite_with_rowid=False,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """A resolution of the rollups: buckets of `seconds`, made from the tier before it (or raw ticks),
+    and forgotten together with what `kept` names."""
+
+    table: Table
+    seconds: int
+    kept: Literal["raw", "minute", "hour"]
+
+
+def scale(metric: Metric) -> int:
+    """What a metric's numbers are multiplied by in the rollups."""
+    return int(10**metric.decimals)
+
+
+def _rollup(name: str) -> Table:
+    return Table(
+        name,
+        metadata,
+        Column("gpu_id", ForeignKey("gpus.id"), nullable=False),
+        # The bucket's first second.
+        Column("timestamp_epoch", BigInteger, nullable=False),
+        # How many ticks are in it.
+        Column("samples", Integer, nullable=False),
+        *(
+            Column(metric.key + suffix, Integer)
+            for metric in TICK_METRICS
+            if metric.aggregate is not Aggregate.COUNTER
+            for suffix in ("", "_min", "_max")
+        ),
+        # Counters: as they stood at the bucket's end.
+        *(Column(metric.key, BigInteger) for metric in TICK_METRICS if metric.aggregate is Aggregate.COUNTER),
+        PrimaryKeyConstraint("gpu_id", "timestamp_epoch"),
+        sqlite_with_rowid=False,
+    )
+
+
+# Steps small enough that a chart of any length reads a few thousand rows a GPU at most.
+TIERS = (
+    Tier(_rollup("gpu_20s"), 20, "raw"),
+    Tier(_rollup("gpu_minutes"), 60, "minute"),
+    Tier(_rollup("gpu_5min"), 300, "minute"),
+    Tier(_rollup("gpu_20min"), 1200, "minute"),
+    Tier(_rollup("gpu_hours"), 3600, "hour"),
+    Tier(_rollup("gpu_4h"), 14400, "hour"),
 )
 
 # The ledger: one row per process, which is (host, pid, start). Memory is the sum over its GPUs.
@@ -106,7 +186,8 @@ gpu_processes = Table(
     Index(None, "first_seen"),
 )
 
-# The same per GPU: what one process has used of one GPU. kind is C, G, M or a sum of them.
+# The same per GPU: what one process has used of one GPU. kind is C, G, M or a sum of them. Where
+# active is 1 it was on the GPU at the host's newest tick, with these metrics.
 process_gpus = Table(
     "process_gpus",
     metadata,
@@ -118,12 +199,23 @@ process_gpus = Table(
     Column("max_memory", Integer),
     Column("avg_memory", Float),
     Column("sample_count", Integer, nullable=False),
+    Column("active", SmallInteger, nullable=False, server_default="0"),
+    *(_metric_column(metric) for metric in PROCESS_METRICS),
     PrimaryKeyConstraint("process_id", "gpu_id"),
     Index(None, "gpu_id"),
     sqlite_with_rowid=False,
 )
 
-# One row per process, GPU and tick. Ordered by time first, so that a tick appends to one page.
+Index(
+    "ix_process_gpus_active",
+    process_gpus.c.gpu_id,
+    sqlite_where=process_gpus.c.active == 1,
+    postgresql_where=process_gpus.c.active == 1,
+)
+
+# What a process did on a GPU from this tick on, until its next row: a row is written when something
+# changes, and now and then besides (writer.HEARTBEAT_S). present is 0 at the first tick without it.
+# Ordered by time first, so that a tick appends to one page.
 process_snapshots = Table(
     "process_snapshots",
     metadata,
@@ -131,6 +223,45 @@ process_snapshots = Table(
     Column("process_id", ForeignKey("gpu_processes.id"), nullable=False),
     Column("gpu_id", ForeignKey("gpus.id"), nullable=False),
     *(_metric_column(metric) for metric in PROCESS_METRICS),
+    Column("present", SmallInteger, nullable=False, server_default="1"),
     PrimaryKeyConstraint("timestamp_epoch", "process_id", "gpu_id"),
+    sqlite_with_rowid=False,
+)
+
+# What a process used of a GPU in each hour (its first second). seconds it was there; busy_s of SM time
+# (100 % for a second is 1); memory held, in MiB times seconds; its share of the GPU's energy. Where the
+# driver does not tell processes apart, the GPU's use is split by memory: estimated is 1.
+process_hours = Table(
+    "process_hours",
+    metadata,
+    Column("timestamp_epoch", BigInteger, nullable=False),
+    Column("process_id", ForeignKey("gpu_processes.id"), nullable=False),
+    Column("gpu_id", ForeignKey("gpus.id"), nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("busy_s", Float, nullable=False),
+    Column("memory_mib_s", Float, nullable=False),
+    Column("energy_j", Float, nullable=False),
+    Column("max_memory", Integer),
+    Column("estimated", SmallInteger, nullable=False),
+    PrimaryKeyConstraint("timestamp_epoch", "process_id", "gpu_id"),
+    sqlite_with_rowid=False,
+)
+
+# How the recorder itself fared, minute by minute.
+recorder_health = Table(
+    "recorder_health",
+    metadata,
+    Column("host_id", ForeignKey("hosts.id"), nullable=False),
+    Column("timestamp_epoch", BigInteger, nullable=False),
+    Column("ticks", Integer, nullable=False),
+    Column("skipped", Integer, nullable=False),
+    Column("failed", Integer, nullable=False),
+    Column("dropped", Integer, nullable=False),
+    Column("buffered", Integer, nullable=False),
+    Column("duration_ms", Float),
+    Column("duration_max_ms", Float),
+    Column("database_bytes", BigInteger),
+    Column("last_error", Text),
+    PrimaryKeyConstraint("host_id", "timestamp_epoch"),
     sqlite_with_rowid=False,
 )

@@ -1,69 +1,104 @@
-"""Puts ticks into the database: one transaction a tick, whatever the tick holds."""
+"""Puts ticks into the database: one transaction a tick, or one for many where many have come together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from gpumon_core.attribution.records import ProcessIdentity
+from gpumon_core.metrics import CHANGE_METRICS, PROCESS_METRICS, TICK_COLUMNS
+from gpumon_core.store.bulk import Bulk, Row, replacing, upsert
 from gpumon_core.store.schema import (
+    gpu_changes,
     gpu_metrics,
     gpu_processes,
     gpus,
     hosts,
     process_gpus,
+    process_hours,
     process_snapshots,
 )
-from gpumon_core.telemetry.records import GpuInfo, HostInfo, ProcessReading, Snapshot
+from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot
 
 # A process whose start cannot be read is taken for the same one while it was seen this recently.
 UNKNOWN_START_GRACE_S = 60
+# A process that does nothing new gets a row in process_snapshots this often all the same, so that a
+# reader need not look back further, and retention may forget what is older.
+HEARTBEAT_S = 600
+# A pause longer than this many intervals is a gap: nothing is known of it.
+GAP_INTERVALS = 3
+HOUR_S = 3600
 
-_HOST = sa.bindparam("this_host", type_=sa.Integer)
-_NOW = sa.bindparam("this_tick", type_=sa.BigInteger)
+Attributed = tuple[Snapshot, Mapping[int, ProcessIdentity]]
+PROCESS_KEYS = tuple(metric.key for metric in PROCESS_METRICS)
+CHANGE_KEYS = tuple(metric.key for metric in CHANGE_METRICS)
+GONE: tuple[None, ...] = (None,) * len(PROCESS_KEYS)
 
 
-def _ledger_values(table: sa.Table, memory: sa.ColumnElement[Any]) -> dict[str, Any]:
-    """How one more sample changes a row of the ledger: the maximum, and the mean so far."""
-    mean = sa.func.coalesce(table.c.avg_memory, memory)
-    return {
+@dataclass(slots=True)
+class _Gpu:
+    """A GPU as the database has it."""
+
+    id: int
+    state: str
+    info: GpuInfo | None = None
+    sampling: str | None = None
+    energy_j: float = 0.0
+    counter_j: float | None = None
+    energy_from: str | None = None
+    changes: dict[str, float | None] = field(default_factory=dict)
+    # This tick's energy and SM time to be shared out.
+    tick_j: float = 0.0
+    utilization: float = 0.0
+
+
+@dataclass(slots=True)
+class _Ledger:
+    """A row of the ledger while its process runs: see gpu_processes and process_gpus."""
+
+    last_seen: int
+    max_memory: int | None
+    avg_memory: float | None
+    sample_count: int
+
+    def add(self, now: int, memory: int | None) -> None:
+        """One more sample."""
         # The clock may have been set back: a lifetime is never negative.
-        "last_seen": sa.case((table.c.last_seen < _NOW, _NOW), else_=table.c.last_seen),
-        "max_memory": sa.case((table.c.max_memory >= memory, table.c.max_memory), else_=memory),
-        "avg_memory": sa.case(
-            (memory.is_(None), table.c.avg_memory), else_=mean + (memory - mean) / (table.c.sample_count + 1.0)
-        ),
-        "sample_count": table.c.sample_count + 1,
-    }
+        self.last_seen = max(self.last_seen, now)
+        if memory is not None:
+            if self.max_memory is None or memory > self.max_memory:
+                self.max_memory = memory
+            mean = memory if self.avg_memory is None else self.avg_memory
+            self.avg_memory = mean + (memory - mean) / (self.sample_count + 1)
+        self.sample_count += 1
 
 
-_tick = process_snapshots.alias("tick")
-_update_process_gpus = (
-    sa.update(process_gpus)
-    .where(
-        _tick.c.timestamp_epoch == _NOW,
-        _tick.c.process_id == process_gpus.c.process_id,
-        _tick.c.gpu_id == process_gpus.c.gpu_id,
-        process_gpus.c.gpu_id.in_(sa.select(gpus.c.id).where(gpus.c.host_id == _HOST)),
-    )
-    .values(_ledger_values(process_gpus, _tick.c.memory))
-)
-_totals = (
-    sa.select(process_snapshots.c.process_id, sa.func.sum(process_snapshots.c.memory).label("memory"))
-    .where(process_snapshots.c.timestamp_epoch == _NOW)
-    .group_by(process_snapshots.c.process_id)
-    .subquery("totals")
-)
-_update_processes = (
-    sa.update(gpu_processes)
-    .where(gpu_processes.c.id == _totals.c.process_id, gpu_processes.c.host_id == _HOST)
-    .values(_ledger_values(gpu_processes, _totals.c.memory))
-)
-_update_gpus = sa.update(gpus).where(gpus.c.host_id == _HOST, gpus.c.state == "ok").values(last_seen=_NOW)
-_update_host = sa.update(hosts).where(hosts.c.id == _HOST).values(last_seen=_NOW)
+@dataclass(slots=True)
+class _Use:
+    """One process on one GPU while it is there."""
+
+    process_id: int
+    gpu: _Gpu
+    kind: str
+    ledger: _Ledger
+    now: tuple[int | None, ...] = GONE
+    stored_at: int | None = None
+
+
+@dataclass(slots=True)
+class _Hour:
+    """What a process has used within an hour, as far as it is not stored yet."""
+
+    seconds: float = 0.0
+    busy_s: float = 0.0
+    memory_mib_s: float = 0.0
+    energy_j: float = 0.0
+    max_memory: int | None = None
+    estimated: int = 0
 
 
 class Writer:
@@ -73,65 +108,185 @@ class Writer:
         self._engine = engine
         self._host = host
         self._source = source
-        self._interval_s = interval_s
-        self._grace_s = max(UNKNOWN_START_GRACE_S, 3 * interval_s)
+        self.interval_s = interval_s
+        # The oldest second written behind a newer one, after the clock was set back: rollups go back to it.
+        self.rewritten_from: int | None = None
+        self._statements(engine)
         self._forget()
+
+    def _statements(self, engine: Engine) -> None:
+        dialect = engine.dialect
+        columns = ["gpu_id", "timestamp_epoch", *TICK_COLUMNS]
+        self._add_metrics = Bulk(dialect, gpu_metrics.insert(), columns)
+        columns = ["gpu_id", "metric", "timestamp_epoch", "value"]
+        self._add_changes = Bulk(dialect, replacing(dialect, gpu_changes), columns)
+        columns = ["timestamp_epoch", "process_id", "gpu_id", *PROCESS_KEYS, "present"]
+        self._add_snapshots = Bulk(dialect, replacing(dialect, process_snapshots), columns)
+        meter = ["last_seen", "energy_j", "energy_counter_j", "energy_from"]
+        self._set_gpus = Bulk(
+            dialect,
+            sa.update(gpus)
+            .where(gpus.c.id == sa.bindparam("this"))
+            .values({name: sa.bindparam(f"new_{name}") for name in meter}),
+            [*(f"new_{name}" for name in meter), "this"],
+        )
+        ledger = ["last_seen", "max_memory", "avg_memory", "sample_count"]
+        self._set_processes = Bulk(
+            dialect,
+            sa.update(gpu_processes)
+            .where(gpu_processes.c.id == sa.bindparam("this"))
+            .values({name: sa.bindparam(f"new_{name}") for name in ledger}),
+            [*(f"new_{name}" for name in ledger), "this"],
+        )
+        pair = [*ledger, "active", *PROCESS_KEYS]
+        self._set_pairs = Bulk(
+            dialect,
+            sa.update(process_gpus)
+            .where(
+                process_gpus.c.process_id == sa.bindparam("this"), process_gpus.c.gpu_id == sa.bindparam("there")
+            )
+            .values({name: sa.bindparam(f"new_{name}") for name in pair}),
+            [*(f"new_{name}" for name in pair), "this", "there"],
+        )
+        hour = upsert(dialect, process_hours)
+        new, old = hour.excluded, process_hours.c
+        sums = ("seconds", "busy_s", "memory_mib_s", "energy_j")
+        values = {name: old[name] + new[name] for name in sums}
+        for name in ("max_memory", "estimated"):
+            known = sa.func.coalesce(old[name], new[name])
+            values[name] = sa.case((new[name] > known, new[name]), else_=known)
+        keys = ["timestamp_epoch", "process_id", "gpu_id"]
+        self._add_hours = Bulk(
+            dialect,
+            hour.on_conflict_do_update(index_elements=keys, set_=values),
+            [*keys, *sums, "max_memory", "estimated"],
+        )
 
     def _forget(self) -> None:
         """Drop what is known of the database, after a transaction that may not have happened."""
         self._host_id: int | None = None
         self._host_info: HostInfo | None = None
         self._last_tick = 0
-        self._gpus: dict[str, tuple[int, GpuInfo | None, str]] = {}
-        self._inventory: tuple[tuple[GpuInfo, ...], frozenset[str], frozenset[int]] | None = None
-        self._processes: dict[tuple[int, str | None], int] = {}
-        self._pairs: dict[tuple[int, int], str] = {}
+        self._gpus: dict[str, _Gpu] = {}
+        self._inventory: tuple[object, ...] | None = None
+        self._processes: dict[tuple[int, str | None], tuple[int, _Ledger]] = {}
+        self._live: dict[tuple[int, int], _Use] = {}
+        # Processes that have left, and whose rows of the ledger are not stored yet.
+        self._ended: dict[int, _Ledger] = {}
+        self._resumed = False
 
     def is_new(self) -> bool:
         """Whether the database holds nothing of this host yet."""
         if self._host_id is None:
             with self._engine.connect() as connection:
-                return connection.execute(sa.select(hosts.c.id).where(hosts.c.name == self._host)).first() is None
+                query = sa.select(hosts.c.id).where(hosts.c.name == self._host)
+                return connection.execute(query).first() is None
         return False
+
+    @property
+    def host_id(self) -> int | None:
+        """The host's row, once something was written."""
+        return self._host_id
 
     def write(self, snapshot: Snapshot, identities: Mapping[int, ProcessIdentity]) -> bool:
         """Commit one tick. False where this second has a tick already (the clock was set back).
 
         Raises sqlalchemy.exc.DBAPIError, with nothing of the tick written.
         """
-        now = int(snapshot.timestamp)
+        return self.write_all([(snapshot, identities)]) == 1
+
+    def write_all(self, ticks: Sequence[Attributed]) -> int:
+        """Commit several ticks, oldest first, in one transaction; how many of them were new.
+
+        Raises sqlalchemy.exc.DBAPIError, with nothing of them written.
+        """
         try:
             with self._engine.begin() as connection:
-                return self._write(connection, now, snapshot, identities)
+                return self._write(connection, ticks)
         except BaseException:
             self._forget()
             raise
 
-    def _write(
-        self, connection: Connection, now: int, snapshot: Snapshot, identities: Mapping[int, ProcessIdentity]
-    ) -> bool:
-        host_id = self._know_host(connection, now, snapshot.host)
-        if now <= self._last_tick and self._has_tick(connection, host_id, now):
-            return False
-        self._know_gpus(connection, now, host_id, snapshot)
-        if snapshot.readings:
-            connection.execute(
-                gpu_metrics.insert(),
+    def _write(self, connection: Connection, ticks: Iterable[Attributed]) -> int:
+        written = 0
+        metrics: list[Row] = []
+        changes: list[Row] = []
+        snapshots: list[Row] = []
+        hours: dict[tuple[int, int, int], _Hour] = {}
+        touched: dict[tuple[int, int], _Use] = {}
+        for snapshot, identities in ticks:
+            now = int(snapshot.timestamp)
+            host_id = self._know_host(connection, now, snapshot.host)
+            if now <= self._last_tick:
+                if self._has_tick(connection, host_id, now) or any(row[1] == now for row in metrics):
+                    continue
+                self.rewritten_from = min(now, self.rewritten_from or now)
+            since = now - self._last_tick
+            gap = not 0 < since <= max(GAP_INTERVALS * self.interval_s, self.interval_s + 2)
+            self._know_gpus(connection, now, host_id, snapshot)
+            if not self._resumed:
+                self._resume(connection)
+            dt = self.interval_s if gap else float(since)
+            for reading in snapshot.readings:
+                self._take_reading(self._gpus[reading.uuid], reading, now, dt, gap, metrics, changes)
+            self._take_processes(
+                connection, now, dt, gap, host_id, snapshot, identities, snapshots, hours, touched
+            )
+            self._last_tick = now
+            written += 1
+        if written:
+            self._add_metrics.run(connection, metrics)
+            self._add_changes.run(connection, changes)
+            self._add_snapshots.run(connection, snapshots)
+            self._store_ledger(connection, touched)
+            self._add_hours.run(
+                connection,
                 [
-                    {"gpu_id": self._gpus[reading.uuid][0], "timestamp_epoch": now, **reading.values}
-                    for reading in snapshot.readings
+                    (*key, h.seconds, h.busy_s, h.memory_mib_s, h.energy_j, h.max_memory, h.estimated)
+                    for key, h in hours.items()
                 ],
             )
-        rows = self._know_processes(connection, now, host_id, snapshot.processes, identities)
-        tick = {"this_host": host_id, "this_tick": now}
-        if rows:
-            connection.execute(process_snapshots.insert(), rows)
-            connection.execute(_update_process_gpus, tick)
-            connection.execute(_update_processes, tick)
-        connection.execute(_update_gpus, tick)
-        connection.execute(_update_host, tick)
-        self._last_tick = now
-        return True
+            self._set_gpus.run(
+                connection,
+                [
+                    (self._last_tick, round(gpu.energy_j, 3), gpu.counter_j, gpu.energy_from, gpu.id)
+                    for gpu in self._gpus.values()
+                    if gpu.state == "ok"
+                ],
+            )
+            connection.execute(
+                sa.update(hosts).where(hosts.c.id == self._host_id).values(last_seen=self._last_tick)
+            )
+        return written
+
+    def _store_ledger(self, connection: Connection, touched: dict[tuple[int, int], _Use]) -> None:
+        ledgers = dict(self._processes.values())
+        rows = []
+        for (process_id, gpu_id), use in touched.items():
+            ledger = use.ledger
+            active = (process_id, gpu_id) in self._live
+            rows.append(
+                (
+                    ledger.last_seen,
+                    ledger.max_memory,
+                    ledger.avg_memory,
+                    ledger.sample_count,
+                    1 if active else 0,
+                    *use.now,
+                    process_id,
+                    gpu_id,
+                )
+            )
+        self._set_pairs.run(connection, rows)
+        ledgers |= self._ended
+        self._ended = {}
+        self._set_processes.run(
+            connection,
+            [
+                (ledger.last_seen, ledger.max_memory, ledger.avg_memory, ledger.sample_count, process_id)
+                for process_id, ledger in ledgers.items()
+            ],
+        )
 
     def _has_tick(self, connection: Connection, host_id: int, now: int) -> bool:
         query = (
@@ -146,7 +301,7 @@ class Writer:
             return self._host_id
         facts = {
             "source": self._source,
-            "interval_s": self._interval_s,
+            "interval_s": self.interval_s,
             "driver_version": info.driver_version,
             "cuda_version": info.cuda_version,
             "nvml_version": info.nvml_version,
@@ -158,30 +313,32 @@ class Writer:
             row = {"name": self._host, "first_seen": now, "last_seen": now, **facts}
             host_id = _insert(connection, hosts, row)
         else:
-            host_id, self._last_tick = known
+            host_id = known.id
+            if self._host_id is None:
+                self._last_tick = known.last_seen
             connection.execute(sa.update(hosts).where(hosts.c.id == host_id).values(facts))
         self._host_id, self._host_info = host_id, info
         return int(host_id)
 
     def _know_gpus(self, connection: Connection, now: int, host_id: int, snapshot: Snapshot) -> None:
         """Bring the rows of `gpus` up to date; a tick like the one before costs nothing."""
-        inventory = (snapshot.gpus, snapshot.lost, snapshot.nameless)
+        marks = tuple(reading.sampling for reading in snapshot.readings)
+        inventory = (snapshot.gpus, snapshot.lost, snapshot.hung, snapshot.nameless, marks)
         if inventory == self._inventory:
             return
         if not self._gpus:
-            found = connection.execute(
-                sa.select(gpus.c.uuid, gpus.c.id, gpus.c.state).where(gpus.c.host_id == host_id)
-            )
-            self._gpus = {uuid: (gpu_id, None, state) for uuid, gpu_id, state in found}
+            self._load_gpus(connection, host_id)
+        sampling = {reading.uuid: reading.sampling for reading in snapshot.readings}
         for info in snapshot.gpus:
-            state = "lost" if info.uuid in snapshot.lost else "ok"
+            state = "hung" if info.uuid in snapshot.hung else "lost" if info.uuid in snapshot.lost else "ok"
             known = self._gpus.get(info.uuid)
-            if known is not None and known[1:] == (info, state):
+            mark = sampling.get(info.uuid, known.sampling if known else None)
+            if known is not None and (known.info, known.state, known.sampling) == (info, state, mark):
                 continue
             row = {
                 "gpu_index": info.index,
                 "mig_index": info.mig_index,
-                "parent_id": self._gpus[info.parent_uuid][0] if info.parent_uuid in self._gpus else None,
+                "parent_id": self._gpus[info.parent_uuid].id if info.parent_uuid in self._gpus else None,
                 "name": info.name,
                 "memory_total_mib": info.memory_total_mib,
                 "power_limit_w": info.power_limit_w,
@@ -189,74 +346,216 @@ class Writer:
                 "architecture": info.architecture,
                 "compute_capability": info.compute_capability,
                 "state": state,
+                "sampling": mark,
             }
             if known is None:
                 row |= {"host_id": host_id, "uuid": info.uuid, "first_seen": now, "last_seen": now}
-                gpu_id = _insert(connection, gpus, row)
+                known = self._gpus[info.uuid] = _Gpu(_insert(connection, gpus, row), state)
             else:
-                gpu_id = known[0]
-                connection.execute(sa.update(gpus).where(gpus.c.id == gpu_id).values(row))
-            self._gpus[info.uuid] = (gpu_id, info, state)
+                connection.execute(sa.update(gpus).where(gpus.c.id == known.id).values(row))
+            known.info, known.state, known.sampling = info, state, mark
         listed = {info.uuid for info in snapshot.gpus}
-        for uuid, (gpu_id, _, state) in self._gpus.items():
+        for uuid, gpu in self._gpus.items():
             if uuid in listed:
                 continue
             # A GPU that cannot even be named is the one that stood in its place.
-            was_at = sa.select(gpus.c.gpu_index).where(gpus.c.id == gpu_id)
-            here = state != "gone" and connection.execute(was_at).scalar() in snapshot.nameless
+            was_at = sa.select(gpus.c.gpu_index).where(gpus.c.id == gpu.id)
+            here = gpu.state != "gone" and connection.execute(was_at).scalar() in snapshot.nameless
             now_is = "lost" if here else "gone"
-            if state != now_is:
-                connection.execute(sa.update(gpus).where(gpus.c.id == gpu_id).values(state=now_is))
-                self._gpus[uuid] = (gpu_id, None, now_is)
+            if gpu.state != now_is:
+                connection.execute(sa.update(gpus).where(gpus.c.id == gpu.id).values(state=now_is))
+                gpu.info, gpu.state = None, now_is
         self._inventory = inventory
 
-    def _know_processes(
+    def _load_gpus(self, connection: Connection, host_id: int) -> None:
+        mine = gpus.c.host_id == host_id
+        columns = (
+            gpus.c.uuid,
+            gpus.c.id,
+            gpus.c.state,
+            gpus.c.energy_j,
+            gpus.c.energy_counter_j,
+            gpus.c.energy_from,
+        )
+        by_id: dict[int, _Gpu] = {}
+        for uuid, gpu_id, state, energy, counter, source in connection.execute(sa.select(*columns).where(mine)):
+            gpu = _Gpu(gpu_id, state, energy_j=energy or 0.0, counter_j=counter, energy_from=source)
+            self._gpus[uuid] = by_id[gpu_id] = gpu
+        newest = (
+            sa.select(
+                gpu_changes.c.gpu_id, gpu_changes.c.metric, sa.func.max(gpu_changes.c.timestamp_epoch).label("at")
+            )
+            .where(gpu_changes.c.gpu_id.in_(list(by_id)))
+            .group_by(gpu_changes.c.gpu_id, gpu_changes.c.metric)
+            .subquery()
+        )
+        query = sa.select(gpu_changes.c.gpu_id, gpu_changes.c.metric, gpu_changes.c.value).join(
+            newest,
+            sa.and_(
+                gpu_changes.c.gpu_id == newest.c.gpu_id,
+                gpu_changes.c.metric == newest.c.metric,
+                gpu_changes.c.timestamp_epoch == newest.c.at,
+            ),
+        )
+        for gpu_id, metric, value in connection.execute(query):
+            by_id[gpu_id].changes[metric] = value
+
+    def _take_reading(
+        self,
+        gpu: _Gpu,
+        reading: GpuReading,
+        now: int,
+        dt: float,
+        gap: bool,
+        metrics: list[Row],
+        changes: list[Row],
+    ) -> None:
+        values = reading.values
+        stored = [values.get(key) for key in TICK_COLUMNS]
+        self._count_energy(gpu, values, dt, gap)
+        stored[_ENERGY] = None if gpu.energy_from is None else round(gpu.energy_j)
+        metrics.append((gpu.id, now, *stored))
+        gpu.utilization = values.get("utilization") or 0.0
+        for key in CHANGE_KEYS:
+            if key in values:
+                value = values[key]
+                if key not in gpu.changes or gpu.changes[key] != value:
+                    gpu.changes[key] = value
+                    changes.append((gpu.id, key, now, value))
+
+    def _count_energy(self, gpu: _Gpu, values: Mapping[str, float | None], dt: float, gap: bool) -> None:
+        """Add this tick's energy: from the driver's counter, or from the power where it has none."""
+        counter, power = values.get("energy"), values.get("power")
+        estimate = (power or 0.0) * dt
+        gpu.tick_j = 0.0
+        source = "power" if counter is None else "counter"
+        if counter is not None:
+            if gpu.counter_j is None:
+                # The first time: what was counted before is not this history's.
+                added = 0.0 if gpu.energy_from is None else estimate
+            else:
+                # A driver that was loaded anew counts from zero.
+                added = counter - gpu.counter_j if counter >= gpu.counter_j else counter
+            gpu.counter_j = counter
+        elif power is None:
+            return
+        elif gpu.counter_j is not None:
+            # Only this reading failed: the counter's next one has it in it.
+            gpu.tick_j = estimate
+            return
+        else:
+            added = estimate
+        gpu.energy_j += added
+        # What was taken while nobody looked is not this tick's.
+        gpu.tick_j = estimate if gap else added
+        gpu.energy_from = source
+
+    def _take_processes(
         self,
         connection: Connection,
         now: int,
+        dt: float,
+        gap: bool,
         host_id: int,
-        processes: tuple[ProcessReading, ...],
+        snapshot: Snapshot,
         identities: Mapping[int, ProcessIdentity],
-    ) -> list[dict[str, Any]]:
-        """The tick's rows of process_snapshots, after making sure that the ledger has their processes."""
-        rows = []
-        if now - self._last_tick > self._grace_s:
+        snapshots: list[Row],
+        hours: dict[tuple[int, int, int], _Hour],
+        touched: dict[tuple[int, int], _Use],
+    ) -> None:
+        if abs(now - self._last_tick) > max(UNKNOWN_START_GRACE_S, 3 * self.interval_s):
             self._processes = {key: known for key, known in self._processes.items() if key[1] is not None}
-        seen: dict[tuple[int, str | None], int] = {}
-        pairs: dict[tuple[int, int], str] = {}
-        for process in processes:
+        seen: dict[tuple[int, str | None], tuple[int, _Ledger]] = {}
+        live: dict[tuple[int, int], _Use] = {}
+        totals: dict[int, tuple[_Ledger, int | None]] = {}
+        on: dict[int, list[_Use]] = {}
+        for process in snapshot.processes:
             identity = identities.get(process.pid) or ProcessIdentity(process.pid)
             key = (identity.pid, identity.start_key)
-            process_id = seen.get(key) or self._processes.get(key)
-            if process_id is None:
-                process_id = self._find_or_add(connection, now, host_id, identity)
-            seen[key] = process_id
-            gpu_id = self._gpus[process.gpu_uuid][0]
-            pair = (process_id, gpu_id)
-            pairs[pair] = process.kind
-            if self._pairs.get(pair) != process.kind:
-                self._know_pair(connection, now, pair, process.kind)
-            rows.append(
-                {"timestamp_epoch": now, "process_id": process_id, "gpu_id": gpu_id, "memory": process.memory_mib}
+            known = seen.get(key) or self._processes.get(key)
+            if known is None:
+                known = self._find_or_add(connection, now, host_id, identity)
+            seen[key] = known
+            process_id, ledger = known
+            gpu = self._gpus[process.gpu_uuid]
+            pair = (process_id, gpu.id)
+            use = self._live.get(pair) or touched.get(pair)
+            if use is None or use.kind != process.kind:
+                use = self._know_pair(connection, now, process_id, gpu, process, use)
+            live[pair] = touched[pair] = use
+            current = (
+                process.memory_mib,
+                process.sm_utilization,
+                process.memory_utilization,
+                process.encoder_utilization,
+                process.decoder_utilization,
             )
-        # Only what ran in this tick is kept in mind: memory does not grow with the history.
-        self._processes, self._pairs = seen, pairs
-        return rows
+            stored_at = use.stored_at
+            if gap or current != use.now or stored_at is None or not 0 <= now - stored_at < HEARTBEAT_S:
+                snapshots.append((now, process_id, gpu.id, *current, 1))
+                use.now, use.stored_at = current, now
+            use.ledger.add(now, process.memory_mib)
+            _, total = totals.get(process_id, (ledger, None))
+            totals[process_id] = (ledger, _sum(total, process.memory_mib))
+            on.setdefault(gpu.id, []).append(use)
+        for ledger, total in totals.values():
+            ledger.add(now, total)
+        answering = {self._gpus[reading.uuid].id for reading in snapshot.readings}
+        for pair, use in self._live.items():
+            if pair in live:
+                continue
+            if pair[1] not in answering and use.gpu.state in ("lost", "hung"):
+                # It is the GPU that does not answer; of its processes nothing is known.
+                live[pair] = use
+                continue
+            use.now = GONE
+            touched[pair] = use
+            snapshots.append((now, *pair, *GONE, 0))
+        for key, known in self._processes.items():
+            if key not in seen:
+                self._ended[known[0]] = known[1]
+        # Only what runs is kept in mind: memory does not grow with the history.
+        waiting = {process_id for process_id, _ in live}
+        kept = {key: known for key, known in self._processes.items() if key not in seen and known[0] in waiting}
+        self._processes, self._live = {**kept, **seen}, live
+        hour = now - now % HOUR_S
+        for gpu_id, uses in on.items():
+            _share_out(uses[0].gpu, uses, dt, hour, gpu_id, hours)
 
-    def _find_or_add(self, connection: Connection, now: int, host_id: int, identity: ProcessIdentity) -> int:
+    def _resume(self, connection: Connection) -> None:
+        """Take up the processes that were on the GPUs at the newest tick before this recorder's first."""
+        self._resumed = True
+        by_id = {gpu.id: gpu for gpu in self._gpus.values()}
+        query = sa.select(process_gpus).where(process_gpus.c.active == 1, process_gpus.c.gpu_id.in_(list(by_id)))
+        for row in connection.execute(query):
+            ledger = _Ledger(row.last_seen, row.max_memory, row.avg_memory, row.sample_count)
+            pair = (row.process_id, row.gpu_id)
+            self._live[pair] = _Use(row.process_id, by_id[row.gpu_id], row.kind, ledger)
+
+    def _find_or_add(
+        self, connection: Connection, now: int, host_id: int, identity: ProcessIdentity
+    ) -> tuple[int, _Ledger]:
         same = sa.and_(gpu_processes.c.host_id == host_id, gpu_processes.c.pid == identity.pid)
+        query = sa.select(
+            gpu_processes.c.id,
+            gpu_processes.c.last_seen,
+            gpu_processes.c.max_memory,
+            gpu_processes.c.avg_memory,
+            gpu_processes.c.sample_count,
+        )
         if identity.start_key is not None:
-            query = sa.select(gpu_processes.c.id).where(same, gpu_processes.c.start_key == identity.start_key)
+            query = query.where(same, gpu_processes.c.start_key == identity.start_key)
         else:
+            grace = max(UNKNOWN_START_GRACE_S, 3 * self.interval_s)
             query = (
-                sa.select(gpu_processes.c.id)
-                .where(same, gpu_processes.c.start_key.is_(None))
-                .where(gpu_processes.c.last_seen >= now - self._grace_s)
+                query.where(same, gpu_processes.c.start_key.is_(None))
+                .where(gpu_processes.c.last_seen >= now - grace)
                 .order_by(gpu_processes.c.last_seen.desc())
             )
-        found = connection.execute(query.limit(1)).scalar()
+        found = connection.execute(query.limit(1)).first()
         if found is not None:
-            return int(found)
+            process_id, *ledger = found
+            return int(process_id), self._ended.pop(process_id, None) or _Ledger(*ledger)
         row = {
             "host_id": host_id,
             "pid": identity.pid,
@@ -268,24 +567,73 @@ class Writer:
             "last_seen": now,
             "sample_count": 0,
         }
-        return _insert(connection, gpu_processes, row)
+        return _insert(connection, gpu_processes, row), _Ledger(now, None, None, 0)
 
-    def _know_pair(self, connection: Connection, now: int, pair: tuple[int, int], kind: str) -> None:
-        process_id, gpu_id = pair
-        same = sa.and_(process_gpus.c.process_id == process_id, process_gpus.c.gpu_id == gpu_id)
-        known = connection.execute(sa.select(process_gpus.c.kind).where(same)).scalar()
+    def _know_pair(
+        self,
+        connection: Connection,
+        now: int,
+        process_id: int,
+        gpu: _Gpu,
+        process: ProcessReading,
+        use: _Use | None,
+    ) -> _Use:
+        same = sa.and_(process_gpus.c.process_id == process_id, process_gpus.c.gpu_id == gpu.id)
+        known = connection.execute(sa.select(process_gpus).where(same)).first()
         if known is None:
             row = {
                 "process_id": process_id,
-                "gpu_id": gpu_id,
-                "kind": kind,
+                "gpu_id": gpu.id,
+                "kind": process.kind,
                 "first_seen": now,
                 "last_seen": now,
                 "sample_count": 0,
+                "active": 1,
             }
             connection.execute(process_gpus.insert(), row)
-        elif known != kind:
-            connection.execute(sa.update(process_gpus).where(same).values(kind=kind))
+            return _Use(process_id, gpu, process.kind, _Ledger(now, None, None, 0))
+        if known.kind != process.kind:
+            connection.execute(sa.update(process_gpus).where(same).values(kind=process.kind))
+        if use is not None:
+            use.kind = process.kind
+            return use
+        ledger = _Ledger(known.last_seen, known.max_memory, known.avg_memory, known.sample_count)
+        return _Use(process_id, gpu, process.kind, ledger)
+
+
+_ENERGY = TICK_COLUMNS.index("energy")
+
+
+def _share_out(
+    gpu: _Gpu, uses: list[_Use], dt: float, hour: int, gpu_id: int, hours: dict[tuple[int, int, int], _Hour]
+) -> None:
+    """Give each process its part of the GPU's time and energy; what is left over is idle."""
+    told = [use.now[1] for use in uses]
+    estimated = int(all(share is None for share in told))
+    if estimated:
+        # The driver does not tell processes apart: by the memory that they hold.
+        held = sum(use.now[0] or 0 for use in uses)
+        parts = [gpu.utilization / 100 * (use.now[0] or 0) / held if held else 0.0 for use in uses]
+    else:
+        whole = max(100.0, float(sum(share or 0 for share in told)))
+        parts = [(share or 0) / whole for share in told]
+    for use, part in zip(uses, parts, strict=True):
+        key = (hour, use.process_id, gpu_id)
+        row = hours.get(key)
+        if row is None:
+            row = hours[key] = _Hour()
+        memory = use.now[0]
+        row.seconds += dt
+        row.busy_s += part * dt
+        row.energy_j += part * gpu.tick_j
+        row.estimated |= estimated
+        if memory is not None:
+            row.memory_mib_s += memory * dt
+            row.max_memory = memory if row.max_memory is None else max(row.max_memory, memory)
+
+
+def _sum(total: int | None, more: int | None) -> int | None:
+    return total if more is None else (total or 0) + more
 
 
 def _insert(connection: Connection, table: sa.Table, row: dict[str, Any]) -> int:

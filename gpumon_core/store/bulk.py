@@ -1,0 +1,51 @@
+"""Statements that run for many rows at once, without SQLAlchemy's work for every single row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Dialect
+
+Row = tuple[Any, ...]
+
+
+class Bulk:
+    """One compiled statement whose parameters are given as tuples, in the order of `names`."""
+
+    def __init__(self, dialect: Dialect, statement: sa.Insert | sa.Update, names: Sequence[str]) -> None:
+        columns = list(names) if isinstance(statement, sa.Insert) else None
+        compiled = statement.compile(dialect=dialect, column_keys=columns)
+        self._text = str(compiled)
+        self._names = tuple(names)
+        order = compiled.positiontup
+        # Where a driver's parameters have places, not names: which of ours goes to which.
+        self._places = None if order is None else [self._names.index(name) for name in order]
+        self._straight = self._places == list(range(len(self._names)))
+
+    def run(self, connection: Connection, rows: Sequence[Row]) -> None:
+        """Execute it for every row. Raises sqlalchemy.exc.DBAPIError."""
+        if not rows:
+            return
+        if self._straight:
+            connection.exec_driver_sql(self._text, list(rows))
+        elif self._places is not None:
+            places = self._places
+            connection.exec_driver_sql(self._text, [tuple(row[place] for place in places) for row in rows])
+        else:
+            connection.exec_driver_sql(self._text, [dict(zip(self._names, row, strict=True)) for row in rows])
+
+
+def upsert(dialect: Dialect, table: sa.Table) -> Any:
+    """An INSERT that knows ON CONFLICT, in the dialect of the database."""
+    return (postgresql.insert if dialect.name == "postgresql" else sqlite.insert)(table)
+
+
+def replacing(dialect: Dialect, table: sa.Table) -> Any:
+    """An INSERT that takes the place of a row with the same key."""
+    statement = upsert(dialect, table)
+    keys = [column.name for column in table.primary_key]
+    others = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in keys}
+    return statement.on_conflict_do_update(index_elements=keys, set_=others)

@@ -1,0 +1,317 @@
+"""Metrics over any range of time, at any number of points, from the resolution that fits.
+
+Ticks and rollups are the same story told at different lengths. A range is read from the coarsest
+one that still gives half of the points asked for; where that one does not reach (its rows have been
+forgotten, or not been made yet) the next coarser or finer one stands in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from gpumon_core.metrics import GPU_METRICS_BY_KEY, Aggregate, Metric
+from gpumon_core.store.schema import TIERS, gpu_changes, gpu_metrics, gpus, hosts, scale
+
+# A pause longer than this many usual steps is a gap, not a late tick; a bucket of a rollup is never late.
+GAP_STEPS = 3
+GAP_BUCKETS = 1.9
+# Marks a point that was measured; a gap has NaN there.
+THERE = "there"
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolution:
+    """A table, the seconds between its rows, and the time for which it has rows."""
+
+    table: sa.Table
+    seconds: float
+    first: int | None
+    last: int | None
+
+    @property
+    def raw(self) -> bool:
+        return self.table is gpu_metrics
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """A piece of the range and where it is read from."""
+
+    resolution: _Resolution
+    start: int
+    end: int
+
+
+def read(
+    engine: Engine, gpu_ids: Iterable[int], metrics: Sequence[str], start: int, end: int, points: int
+) -> pd.DataFrame:
+    """See frames.history."""
+    unknown = set(metrics) - set(GPU_METRICS_BY_KEY)
+    if unknown:
+        raise ValueError(f"not in the catalogue: {', '.join(sorted(unknown))}")
+    wanted = [GPU_METRICS_BY_KEY[key] for key in metrics]
+    ticked = [metric for metric in wanted if metric.kept == "tick"]
+    changing = [metric for metric in wanted if metric.kept == "change"]
+    counters = [metric for metric in ticked if metric.aggregate is Aggregate.COUNTER]
+    ids = sorted({int(gpu_id) for gpu_id in gpu_ids})
+    columns = ["gpu_id", "timestamp_epoch", *(m.key + s for m in wanted for s in ("", "_min", "_max"))]
+    points = max(1, points)
+    if not ids or end < start:
+        return _typed(pd.DataFrame(columns=columns))
+    with engine.connect() as connection:
+        resolutions = _resolutions(connection, ids)
+        chosen = _choose(resolutions, end - start, points)
+        parts = []
+        for stretch in _stretches(resolutions, chosen, start, end):
+            step = _step(stretch.resolution, end - start, points)
+            before = step if counters and stretch.start == start else 0
+            part = _query(connection, stretch, ids, ticked, step, before, end)
+            parts.append((part, stretch.resolution, step))
+        frames = [_with_gaps(frame, resolution, step) for frame, resolution, step in parts if len(frame)]
+        if not frames:
+            return _typed(pd.DataFrame(columns=columns))
+        frame = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
+        if len(frames) > 1:
+            frame = frame.sort_values(["gpu_id", "timestamp_epoch"], ignore_index=True, kind="stable")
+        for metric in counters:
+            _difference(frame, metric.key)
+        if counters:
+            frame = frame[frame["timestamp_epoch"] >= start].reset_index(drop=True)
+        if changing:
+            width = max(step for _, _, step in parts)
+            _put_changes(connection, frame, ids, changing, start, end, width)
+    return _typed(frame[columns])
+
+
+def _typed(frame: pd.DataFrame) -> pd.DataFrame:
+    values = [column for column in frame.columns if column not in ("gpu_id", "timestamp_epoch")]
+    types = {"gpu_id": "int64", "timestamp_epoch": "int64"} | dict.fromkeys(values, "float64")
+    return frame.astype(types)
+
+
+def _resolutions(connection: Connection, ids: list[int]) -> list[_Resolution]:
+    """All of them, finest first, with the time that each has rows for."""
+    tables = [gpu_metrics, *(tier.table for tier in TIERS)]
+    columns = [
+        sa.select(edge(table.c.timestamp_epoch)).where(table.c.gpu_id == gpus.c.id).scalar_subquery()
+        for table in tables
+        for edge in (sa.func.min, sa.func.max)
+    ]
+    query = (
+        sa.select(hosts.c.interval_s, *columns).join(hosts, hosts.c.id == gpus.c.host_id).where(gpus.c.id.in_(ids))
+    )
+    rows = connection.execute(query).all()
+    interval = min((row[0] for row in rows), default=1.0)
+    found = []
+    for place, table in enumerate(tables):
+        firsts = [row[1 + 2 * place] for row in rows if row[1 + 2 * place] is not None]
+        lasts = [row[2 + 2 * place] for row in rows if row[2 + 2 * place] is not None]
+        seconds = interval if place == 0 else TIERS[place - 1].seconds
+        found.append(_Resolution(table, seconds, min(firsts, default=None), max(lasts, default=None)))
+    return found
+
+
+def _choose(resolutions: list[_Resolution], span: int, points: int) -> int:
+    """The coarsest that still has half of the points."""
+    interval = resolutions[0].seconds
+    fitting = [
+        place
+        for place, resolution in enumerate(resolutions)
+        # Rollups no coarser than the ticks themselves have nothing to add.
+        if (place == 0 or resolution.seconds > interval) and 2 * span >= points * resolution.seconds
+    ]
+    return max(fitting, default=0)
+
+
+def _stretches(resolutions: list[_Resolution], chosen: int, start: int, end: int) -> list[_Stretch]:
+    """The range in pieces: the chosen resolution as far as it reaches, coarser ones before, finer ones after."""
+    order = [chosen, *range(chosen + 1, len(resolutions)), *range(chosen - 1, -1, -1)]
+    open_pieces = [(start, end)]
+    found: list[_Stretch] = []
+    for place in order:
+        resolution = resolutions[place]
+        if resolution.first is None or resolution.last is None:
+            continue
+        length = 1 if resolution.raw else int(resolution.seconds)
+        reaches = resolution.last + length - 1
+        left: list[tuple[int, int]] = []
+        for begin, finish in open_pieces:
+            low, high = max(begin, resolution.first), min(finish, reaches)
+            if low > high:
+                left.append((begin, finish))
+                continue
+            found.append(_Stretch(resolution, low, high))
+            # A rest shorter than a bucket is nothing to fill.
+            if low - begin >= resolutions[chosen].seconds:
+                left.append((begin, low - 1))
+            if finish - high >= resolutions[0].seconds:
+                left.append((high + 1, finish))
+        open_pieces = left
+    return sorted(found, key=lambda stretch: stretch.start)
+
+
+def _step(resolution: _Resolution, span: int, points: int) -> int:
+    """Seconds of one point: whole rows of the resolution, so that every point is made of as many."""
+    rows = max(1, ceil(span / (points * resolution.seconds)))
+    return max(1, round(rows * resolution.seconds))
+
+
+def _query(
+    connection: Connection,
+    stretch: _Stretch,
+    ids: list[int],
+    metrics: Sequence[Metric],
+    step: int,
+    before: int,
+    end: int,
+) -> pd.DataFrame:
+    resolution = stretch.resolution
+    table = resolution.table
+    time = table.c.timestamp_epoch
+    start = stretch.start - before
+    if not resolution.raw:
+        # The bucket that the range begins in belongs to it.
+        start -= start % int(resolution.seconds)
+    grouped = step > resolution.seconds
+    bucket = time - time % step if grouped else time
+    columns: list[Any] = [table.c.gpu_id, bucket]
+    names = ["gpu_id", "timestamp_epoch"]
+    if grouped and resolution.raw:
+        # Where a step holds one tick, it stands where the tick was.
+        columns[1] = (sa.func.min(time) + sa.func.max(time)) / 2
+    for metric in metrics:
+        columns += _columns(metric, table, grouped)
+        names += [metric.key, f"{metric.key}_min", f"{metric.key}_max"]
+    query = sa.select(*columns).where(table.c.gpu_id.in_(ids), time >= start, time <= stretch.end)
+    if grouped:
+        query = query.group_by(table.c.gpu_id, bucket)
+    # The driver's own tuples, and one array of numbers for everything: many times faster than rows
+    # of SQLAlchemy's and a column of objects each.
+    cursor = connection.execute(query).cursor
+    rows = cursor.fetchall() if cursor is not None else []
+    array = np.array(rows, dtype="float64").reshape(len(rows), len(names))
+    if len(rows):
+        array = array[np.lexsort((array[:, 1], array[:, 0]))]
+    frame = pd.DataFrame(array, columns=names)
+    frame[THERE] = 1.0
+    if not resolution.raw:
+        for metric in metrics:
+            if metric.decimals:
+                keys = [metric.key, f"{metric.key}_min", f"{metric.key}_max"]
+                frame[keys] /= scale(metric)
+        middle = frame["timestamp_epoch"] + step // 2
+        frame["timestamp_epoch"] = middle.clip(stretch.start - before, end)
+    return frame
+
+
+def _columns(metric: Metric, table: sa.Table, grouped: bool) -> list[Any]:
+    """Mean, minimum and maximum of a metric; of a counter, three times where it stood at the end."""
+    mean = table.c[metric.key]
+    raw = table is gpu_metrics
+    if metric.aggregate is Aggregate.COUNTER:
+        return [sa.func.max(mean) if grouped else mean] * 3
+    lowest: Any = mean if raw else table.c[f"{metric.key}_min"]
+    highest: Any = mean if raw else table.c[f"{metric.key}_max"]
+    if raw and metric.peak:
+        highest = sa.func.coalesce(table.c[metric.peak], mean)
+    if not grouped:
+        return [mean, lowest, highest]
+    average: Any
+    if raw:
+        average = sa.func.avg(mean)
+    else:
+        samples = table.c.samples
+        average = sa.func.sum(mean * samples) * 1.0 / sa.func.sum(sa.case((mean.is_not(None), samples)))
+    return [average, sa.func.min(lowest), sa.func.max(highest)]
+
+
+def _with_gaps(frame: pd.DataFrame, resolution: _Resolution, step: int) -> pd.DataFrame:
+    """Add a row of NaN wherever a GPU's rows lie much further apart than they usually do."""
+    if len(frame) < 2:
+        return frame
+    times, owners = frame["timestamp_epoch"].to_numpy(), frame["gpu_id"].to_numpy()
+    distance = np.diff(times, prepend=np.nan)
+    distance[np.diff(owners, prepend=np.nan) != 0] = np.nan
+    usual = max(float(step), float(np.nanmedian(distance)) if np.isfinite(distance).any() else 0.0)
+    allowed = (GAP_STEPS if resolution.raw else GAP_BUCKETS) * usual
+    wide = np.flatnonzero(distance > allowed)
+    if not len(wide):
+        return frame
+    breaks = pd.DataFrame({"gpu_id": owners[wide], "timestamp_epoch": times[wide] - distance[wide] / 2})
+    joined = pd.concat([frame, breaks], ignore_index=True)
+    return joined.sort_values(["gpu_id", "timestamp_epoch"], ignore_index=True, kind="stable")
+
+
+def _difference(frame: pd.DataFrame, key: str) -> None:
+    """Turn a counter into what it grew by since the point before."""
+    standing = frame[key].groupby(frame["gpu_id"]).ffill()
+    grown = standing.groupby(frame["gpu_id"]).diff().where(frame[key].notna()).clip(lower=0)
+    for suffix in ("", "_min", "_max"):
+        frame[key + suffix] = grown
+
+
+def _put_changes(
+    connection: Connection,
+    frame: pd.DataFrame,
+    ids: list[int],
+    metrics: Sequence[Metric],
+    start: int,
+    end: int,
+    step: int,
+) -> None:
+    """Add the metrics that are kept when they change: at each point the value that held then."""
+    keys = [metric.key for metric in metrics]
+    chosen = sa.and_(gpu_changes.c.gpu_id.in_(ids), gpu_changes.c.metric.in_(keys))
+    before = (
+        sa.select(
+            gpu_changes.c.gpu_id, gpu_changes.c.metric, sa.func.max(gpu_changes.c.timestamp_epoch).label("at")
+        )
+        .where(chosen, gpu_changes.c.timestamp_epoch <= start - step)
+        .group_by(gpu_changes.c.gpu_id, gpu_changes.c.metric)
+        .subquery()
+    )
+    query = (
+        sa.select(gpu_changes)
+        .outerjoin(
+            before, sa.and_(before.c.gpu_id == gpu_changes.c.gpu_id, before.c.metric == gpu_changes.c.metric)
+        )
+        .where(
+            chosen,
+            gpu_changes.c.timestamp_epoch <= end,
+            gpu_changes.c.timestamp_epoch >= sa.func.coalesce(before.c.at, start - step),
+        )
+        .order_by(gpu_changes.c.gpu_id, gpu_changes.c.metric, gpu_changes.c.timestamp_epoch)
+    )
+    series: dict[tuple[int, str], tuple[list[int], list[float]]] = {}
+    for gpu_id, metric, at, value in connection.execute(query):
+        times, values = series.setdefault((gpu_id, metric), ([], []))
+        times.append(at)
+        values.append(np.nan if value is None else value)
+    owners, moments = frame["gpu_id"].to_numpy(), frame["timestamp_epoch"].to_numpy()
+    half = step / 2 if step > 1 else 0
+    known = frame[THERE].notna().to_numpy()
+    for key in keys:
+        result = np.full((3, len(frame)), np.nan)
+        for gpu_id in ids:
+            times, values = series.get((gpu_id, key), ([], []))
+            mine = np.flatnonzero(owners == gpu_id)
+            if not times or not len(mine):
+                continue
+            changed, held = np.array(times), np.array(values)
+            first = np.searchsorted(changed, moments[mine] - half, "right") - 1
+            last = np.searchsorted(changed, moments[mine] + half, "right") - 1
+            for place, low, high in zip(mine, first, last, strict=True):
+                if high >= 0:
+                    window = held[max(0, low) : high + 1]
+                    result[:, place] = held[high], window.min(), window.max()
+        result[:, ~known] = np.nan
+        for row, suffix in zip(result, ("", "_min", "_max"), strict=True):
+            frame[key + suffix] = row
