@@ -96,15 +96,20 @@ serve() {
     exec "$VENV/bin/streamlit" run app.py "$@"
 }
 
+# have COMMAND: whether it is on the PATH, or where Debian keeps the programs of a PostgreSQL server.
+have() {
+    command -v "$1" >/dev/null || compgen -G "/usr/lib/postgresql/*/bin/$1" >/dev/null
+}
+
 # need COMMAND PACKAGE: a program that the tests drive, installed where that is allowed.
 need() {
-    command -v "$1" >/dev/null && return
+    have "$1" && return
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         echo "setup.sh: installing $2"
         { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$2"; } >/dev/null ||
             echo "setup.sh: $2 could not be installed" >&2
     fi
-    if ! command -v "$1" >/dev/null; then
+    if ! have "$1"; then
         [ "${CI:-}" != true ] || fail "$1 is missing, and CI may skip nothing; install $2."
         echo "setup.sh: $1 is missing, so the tests that need it are skipped; to run them: sudo apt-get install $2" >&2
     fi
@@ -114,6 +119,8 @@ check() {
     install requirements-dev.txt
     need chromium chromium
     need gcc gcc
+    # The tests start servers of their own, and never touch the one that Debian's package may start.
+    need initdb postgresql
     local bin=$VENV/bin
     "$bin/ruff" format --check .
     "$bin/ruff" check .

@@ -30,7 +30,8 @@ from gpumon_core.store import database
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.nvml import NvmlSource
 
-LIMIT_MS = 5.0
+LIMIT_MS = 3.0
+LIMIT_RATIO = 6.0
 
 
 def cpu_ms(action: Callable[[], object]) -> float:
@@ -40,32 +41,43 @@ def cpu_ms(action: Callable[[], object]) -> float:
     return (time.process_time_ns() - before) / 1e6
 
 
-def recorded(source: NvmlSource) -> list[tuple[Callable[..., object], tuple[object, ...]]]:
-    """The NVML functions that one tick calls, with their arguments, in order."""
-    made: list[tuple[Callable[..., object], tuple[object, ...]]] = []
-    find = pynvml._nvmlGetFunctionPointer
-
-    def spy(name: str) -> Callable[..., object]:
-        function = find(name)
-
-        def call(*arguments: object) -> object:
-            made.append((function, arguments))
-            return function(*arguments)
-
-        return call
-
-    pynvml._nvmlGetFunctionPointer = spy
-    try:
-        source.read()
-    finally:
-        pynvml._nvmlGetFunctionPointer = find
-    return made
+def bare_loop(source: NvmlSource, since_us: int) -> None:
+    """The calls of one tick through pynvml, with nothing done to their results."""
+    for device in source._devices:
+        handle, plan = device.handle, device.plan
+        for call in plan._calls:
+            if not call.fallback:
+                call.function(handle, *call.arguments)
+        for kind in (0, 1, 2):
+            pynvml.nvmlDeviceGetSamples(handle, kind, since_us)
+        pynvml.nvmlDeviceGetFieldValues(handle, [entry.fieldId for entry in plan._fields.array])
+        if plan._gpm is not None:
+            pynvml.nvmlGpmSampleGet(handle, plan._gpm._samples[0])
+            pynvml.nvmlGpmMetricsGet(plan._gpm._request)
+        pynvml.nvmlDeviceGetComputeRunningProcesses_v3(handle)
+        pynvml.nvmlDeviceGetGraphicsRunningProcesses_v3(handle)
+        pynvml.nvmlDeviceGetMPSComputeRunningProcesses_v3(handle)
+        pynvml.nvmlDeviceGetProcessesUtilizationInfo(handle, 0)
 
 
-def bare_loop(calls: list[tuple[Callable[..., object], tuple[object, ...]]]) -> None:
-    """The same calls once more, with nothing done to their results."""
-    for function, arguments in calls:
-        function(*arguments)
+def live(fake: FakeNvml, number: int) -> int:
+    """Four seconds of a busy machine: samples, energy, and processes of which half do something else.
+
+    Returns the time before them, in microseconds.
+    """
+    now = time.time_ns() // 1000
+    for index, gpu in enumerate(fake.gpus):
+        gpu.energy_mj += 900_000 + 1000 * (number % 7)
+        gpu.temperature = 60 + (number + index) % 9
+        for step in range(24):
+            for kind in (1, 2):
+                gpu.add_sample(kind, (number * 13 + step * 7 + index) % 101, now - 4_000_000 + step * 166_000)
+        for step in range(100):
+            gpu.add_sample(0, 250_000 + 100 * ((number + step) % 90), now - 4_000_000 + step * 40_000)
+    for slot, process in enumerate(fake.state.processes):
+        if process.presence and slot % 2:
+            process.sm = (number + slot) % 13
+    return now - 4_000_000
 
 
 def main() -> None:
@@ -77,11 +89,17 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         fake = FakeNvml(Path(folder) / "state")
-        gpus = [fake.add_gpu(name=f"Board {index}") for index in range(options.gpus)]
+        gpus = [
+            fake.add_gpu(name=f"Board {index}", gpm_supported=1, memory_temperature=60)
+            for index in range(options.gpus)
+        ]
+        for gpu in gpus:
+            for metric in (1, 2, 3, 5, 10, 20, 21, 60, 61):
+                gpu.set_gpm(metric, 40.0 + metric)
         running = [subprocess.Popen(["sleep", "600"]) for _ in range(options.processes)]
         try:
             for position, process in enumerate(running):
-                gpus[position % len(gpus)].add_process(process.pid, (position + 1) << 25)
+                gpus[position % len(gpus)].add_process(process.pid, (position + 1) << 25, sm=20)
             with loaded(fake):
                 measure(fake, Path(folder), options.ticks)
         finally:
@@ -93,20 +111,31 @@ def main() -> None:
 
 def measure(fake: FakeNvml, folder: Path, ticks: int) -> None:
     """Take the ticks, a second of simulated time apart."""
-    clock = iter(range(1_800_000_000, 2_000_000_000))
+    clock = iter(range(1_800_000_000, 2_000_000_000, 4))
     source = NvmlSource("bench", clock=lambda: float(next(clock)))
     observer = Observer(source, LocalAttribution())
     engine = database.open_for_writing(f"sqlite:///{folder / 'bench.db'}")
-    writer = Writer(engine, "bench", "nvml", 1)
+    writer = Writer(engine, "bench", "nvml", 4)
     parts: dict[str, list[float]] = {"read and identify": [], "write and commit": [], "bare NVML calls": []}
-    observer.observe()
-    calls = recorded(source)
+    for _ in range(3):
+        observer.observe()
     fake.time_calls = True
+    library: dict[str, list[float]] = {"tick": [], "bare": []}
+
+    def inside(name: str, action: Callable[[], float]) -> float:
+        """CPU time of an action without what the fake library itself took."""
+        before = fake.total_nanoseconds
+        took = action()
+        own = (fake.total_nanoseconds - before) / 1e6
+        library[name].append(own)
+        return took - own
+
     for number in range(ticks + 20):
         taken = []
-        read = cpu_ms(lambda taken=taken: taken.append(observer.observe()))
+        since = live(fake, number)
+        read = inside("tick", lambda taken=taken: cpu_ms(lambda: taken.append(observer.observe())))
         write = cpu_ms(lambda taken=taken: writer.write(*taken[0]))
-        bare = cpu_ms(lambda: bare_loop(calls))
+        bare = inside("bare", lambda since=since: cpu_ms(lambda: bare_loop(source, since)))
         if number >= 20:
             for name, figure in zip(parts, (read, write, bare), strict=True):
                 parts[name].append(figure)
@@ -116,9 +145,9 @@ def measure(fake: FakeNvml, folder: Path, ticks: int) -> None:
     for name, figures in parts.items():
         worst = statistics.quantiles(figures, n=20)[-1]
         print(f"  {name:<20} {statistics.median(figures):7.2f} ms   (p95 {worst:.2f})")
-    verdict = "within" if tick <= LIMIT_MS else "ABOVE"
+    verdict = "within" if tick <= LIMIT_MS and tick <= LIMIT_RATIO * bare else "ABOVE"
     print(
-        f"  whole tick           {tick:7.2f} ms   {verdict} {LIMIT_MS} ms; {tick / bare:.1f} times the bare calls"
+        f"  whole tick           {tick:7.2f} ms   {verdict} {LIMIT_MS} ms and {LIMIT_RATIO} times; {tick / bare:.1f} times the bare calls"
     )
     observer.close()
     engine.dispose()

@@ -43,7 +43,10 @@ class Settings(BaseSettings):
     data_dir: Annotated[Path, Field(description="folder of the database; created when missing")] = Path("history")
     database_url: Annotated[
         str | None,
-        Field(description="SQLAlchemy URL of the database; by default `sqlite:///<data dir>/gpumon.db`"),
+        Field(
+            description="database: `sqlite:///PATH` or `postgresql+psycopg://USER:PASSWORD@HOST/NAME`; by default "
+            "`sqlite:///<data dir>/gpumon.db`"
+        ),
     ] = None
     host_name: Annotated[
         str,
@@ -84,9 +87,20 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("sqlite:///"):
-            raise ValueError("must be a URL such as sqlite:////var/lib/gpumon/gpumon.db")
-        return value
+        if value is None or re.match(r"sqlite:///(?!$|:memory:)", value):
+            return value
+        # What other tools call a PostgreSQL URL is one here too.
+        url, is_postgresql = re.subn(r"^postgres(ql)?(\+psycopg)?://", "postgresql+psycopg://", value)
+        if not is_postgresql:
+            raise ValueError("must begin with sqlite:/// and name a file, or begin with postgresql+psycopg://")
+        from sqlalchemy.engine import make_url
+
+        try:
+            make_url(url)
+        except Exception:
+            # SQLAlchemy's own words may quote a part of the password.
+            raise ValueError("has a part that cannot be read; write @ : / in a password as %40 %3A %2F") from None
+        return url
 
     @property
     def real_database_url(self) -> str:
@@ -124,7 +138,9 @@ def _explain(detail: Mapping[str, Any]) -> str:
 
 def mask_password(url: str) -> str:
     """The text with the password of a `scheme://user:password@host` URL replaced by stars."""
-    return re.sub(r"(://[^:/@\s]*:)[^@\s]*@", r"\1***@", url)
+    # Up to the last @: a password may hold one that should have been escaped.
+    text = re.sub(r"(://[^:/@\s]*:)\S*@", r"\1***@", url)
+    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", text)
 
 
 def markdown_table() -> str:

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.append(str(ROOT / "benchmarks"))
 
+import postgres as postgresql
 from rig import CHROMIUM, OPTIONS, free_port
 
 
@@ -118,6 +119,27 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         if server.process.poll() is None:
             server.process.kill()
         server.process.wait()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[postgresql.Postgres]:
+    """A PostgreSQL server of this worker's own, started for the first test that asks."""
+    found = postgresql.binaries()
+    if found is None:
+        pytest.skip("no PostgreSQL server is installed (Debian and Ubuntu: sudo apt-get install postgresql)")
+    with postgresql.running(found) as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a database that does not exist yet (SQLite), or is empty (PostgreSQL)."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'gpumon.db'}"
+        return
+    server: postgresql.Postgres = request.getfixturevalue("postgres")
+    with server.database() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

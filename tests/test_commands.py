@@ -18,6 +18,8 @@ import pytest
 from conftest import ROOT
 from fake_nvml import FakeNvml, environment
 
+from gpumon_core.settings import SettingsError, load, mask_password
+
 GIB = 1 << 30
 
 
@@ -88,6 +90,9 @@ def test_without_a_driver_nvml_is_one_sentence_and_auto_says_that_it_simulates(
         ("GPUMON_LOG_LEVEL", "LOUD", "WARNING"),
         ("GPUMON_RETENTION_RAW_DAYS", "-1", "0.05 to 3650"),
         ("GPUMON_DATABASE_URL", "mysql://u:geheim@db/gpumon", "sqlite:///"),
+        ("GPUMON_DATABASE_URL", "postgresql+asyncpg://u:geheim@db/gpumon", "postgresql+psycopg://"),
+        ("GPUMON_DATABASE_URL", "postgresql://u:geheim@db:often/gpumon", "%40"),
+        ("GPUMON_DATABASE_URL", "sqlite:///:memory:", "name a file"),
         ("GPUMON_DATA_DIR", "/proc/nowhere", "write"),
     ],
 )
@@ -101,6 +106,23 @@ def test_a_wrong_setting_is_one_line_with_name_value_and_what_is_allowed(
     assert f"{name}={value.replace('geheim', '***')}" in line
     assert allowed in line
     assert "geheim" not in line
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg"])
+def test_a_postgresql_url_is_taken_as_other_tools_write_it(scheme: str) -> None:
+    rest = "://u:p%40ss@db:5433/gpumon?sslmode=require"
+    assert load(database_url=scheme + rest).real_database_url == "postgresql+psycopg" + rest
+
+
+@pytest.mark.parametrize(
+    "password", ["geheim", "ge@geheim", "geheim/geheim", "geheim:geheim", "geheim@geheim@geheim", "?geheim"]
+)
+def test_no_part_of_a_password_is_shown(password: str) -> None:
+    assert mask_password(f"postgresql://u:{password}@db/gpumon") == "postgresql://u:***@db/gpumon"
+    assert mask_password(f"mysql://db/gpumon?password={password}&x=1") == "mysql://db/gpumon?password=***&x=1"
+    with pytest.raises(SettingsError) as caught:
+        load(database_url=f"postgresql://u:{password}@db:often/gpumon")
+    assert "geheim" not in str(caught.value)
 
 
 def test_settings_are_read_from_dotenv_and_the_environment_wins(tmp_path: Path, environ: dict[str, str]) -> None:

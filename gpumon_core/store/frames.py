@@ -28,6 +28,8 @@ from gpumon_core.store.schema import (
 PROCESS_KEYS = [metric.key for metric in PROCESS_METRICS]
 # A process's state is written at least this often, with some room for a late tick: writer.HEARTBEAT_S.
 LOOK_BACK_S = 900
+# What was on a GPU that does not answer now is not known to be there still.
+_ANSWERS = gpus.c.last_seen == hosts.c.last_seen
 FEW = 500
 
 
@@ -122,21 +124,37 @@ def active_processes(engine: Engine) -> pd.DataFrame:
             process_gpus.c.kind,
             *(process_gpus.c[key] for key in PROCESS_KEYS),
             process_gpus.c.first_seen,
-            process_gpus.c.last_seen,
+            hosts.c.last_seen,
             process_gpus.c.max_memory,
             process_gpus.c.avg_memory,
             process_gpus.c.sample_count,
+            process_gpus.c.last_seen.label("settled"),
         )
         .select_from(process_gpus)
         .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
         .join(hosts, hosts.c.id == gpus.c.host_id)
         .join(gpu_processes, gpu_processes.c.id == process_gpus.c.process_id)
-        # What was on a GPU that does not answer now is not known to be there still.
-        .where(process_gpus.c.active == 1, process_gpus.c.last_seen == hosts.c.last_seen)
-        .order_by(sa.func.coalesce(process_gpus.c.memory, 0).desc(), gpu_processes.c.pid)
+        .where(process_gpus.c.active == 1, _ANSWERS)
     )
+    frame = _frame(engine, query)
+    if len(frame):
+        # What changed since their rows were last brought up to date.
+        newer = sa.select(process_snapshots).where(
+            process_snapshots.c.timestamp_epoch > int(frame["settled"].min()),
+            process_snapshots.c.gpu_id.in_([int(gpu_id) for gpu_id in frame["gpu_id"].unique()]),
+        )
+        changed = _frame(engine, newer.order_by(process_snapshots.c.timestamp_epoch))
+        pair = ["process_id", "gpu_id"]
+        newest = changed.drop_duplicates(pair, keep="last").set_index(pair)[PROCESS_KEYS]
+        frame = frame.set_index(pair)
+        there = newest.index.intersection(frame.index)
+        frame.loc[there, PROCESS_KEYS] = newest.loc[there].astype("object")
+        frame = frame.reset_index()
     numbers = ("max_memory", "avg_memory", "memory_total_mib", "mig_index")
-    return _numbers(_frame(engine, query), *PROCESS_KEYS, *numbers)
+    frame = _numbers(frame, *PROCESS_KEYS, *numbers).drop(columns="settled")
+    frame["max_memory"] = frame[["max_memory", "memory"]].max(axis=1)
+    order = frame.assign(held=-frame["memory"].fillna(0)).sort_values(["held", "pid"], kind="stable").index
+    return frame.loc[order].reset_index(drop=True)
 
 
 def process_life(
@@ -228,6 +246,15 @@ def process_history(
         if text.isdecimal():
             matches = sa.or_(matches, sa.cast(gpu_processes.c.pid, sa.Text) == str(int(text)))
         conditions.append(matches)
+    running = (
+        sa.select(process_gpus.c.process_id)
+        .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
+        .where(process_gpus.c.active == 1, gpus.c.host_id == hosts.c.id, _ANSWERS)
+        .where(process_gpus.c.process_id == gpu_processes.c.id)
+        .exists()
+    )
+    # Rows of processes that go on are brought up to date now and then: they were seen just now.
+    last_seen = sa.case((running, hosts.c.last_seen), else_=gpu_processes.c.last_seen)
     chosen = (
         sa.select(
             gpu_processes.c.id.label("process_id"),
@@ -236,12 +263,12 @@ def process_history(
             gpu_processes.c.name,
             gpu_processes.c.username,
             gpu_processes.c.first_seen,
-            gpu_processes.c.last_seen,
-            (gpu_processes.c.last_seen - gpu_processes.c.first_seen).label("lifetime_s"),
+            last_seen.label("last_seen"),
+            (last_seen - gpu_processes.c.first_seen).label("lifetime_s"),
             gpu_processes.c.max_memory,
             gpu_processes.c.avg_memory,
             gpu_processes.c.sample_count,
-            (gpu_processes.c.last_seen == hosts.c.last_seen).label("running"),
+            running.label("running"),
         )
         .join(hosts, hosts.c.id == gpu_processes.c.host_id)
         .where(*conditions)

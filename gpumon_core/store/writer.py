@@ -29,6 +29,10 @@ UNKNOWN_START_GRACE_S = 60
 # A process that does nothing new gets a row in process_snapshots this often all the same, so that a
 # reader need not look back further, and retention may forget what is older.
 HEARTBEAT_S = 600
+# So many rows of processes that go on are brought up to date in the ledger with each tick, in turn: few
+# processes are exact at every tick, many cost no more than these. A row's last_seen tells up to where it
+# is; what came after is read from the ticks again when a recorder was killed in between.
+SETTLED_PER_TICK = 16
 # A pause longer than this many intervals is a gap: nothing is known of it.
 GAP_INTERVALS = 3
 HOUR_S = 3600
@@ -78,6 +82,18 @@ class _Ledger:
 
 
 @dataclass(slots=True)
+class _Hour:
+    """What a process has used within an hour."""
+
+    seconds: float = 0.0
+    busy_s: float = 0.0
+    memory_mib_s: float = 0.0
+    energy_j: float = 0.0
+    max_memory: int | None = None
+    estimated: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class _Use:
     """One process on one GPU while it is there."""
 
@@ -87,18 +103,8 @@ class _Use:
     ledger: _Ledger
     now: tuple[int | None, ...] = GONE
     stored_at: int | None = None
-
-
-@dataclass(slots=True)
-class _Hour:
-    """What a process has used within an hour, as far as it is not stored yet."""
-
-    seconds: float = 0.0
-    busy_s: float = 0.0
-    memory_mib_s: float = 0.0
-    energy_j: float = 0.0
-    max_memory: int | None = None
-    estimated: int = 0
+    # What it has used of each hour, as far as that is not stored yet.
+    hours: dict[int, _Hour] = field(default_factory=dict)
 
 
 class Writer:
@@ -129,6 +135,11 @@ class Writer:
             .where(gpus.c.id == sa.bindparam("this"))
             .values({name: sa.bindparam(f"new_{name}") for name in meter}),
             [*(f"new_{name}" for name in meter), "this"],
+        )
+        self._set_host = Bulk(
+            dialect,
+            sa.update(hosts).where(hosts.c.id == sa.bindparam("this")).values(last_seen=sa.bindparam("new")),
+            ["new", "this"],
         )
         ledger = ["last_seen", "max_memory", "avg_memory", "sample_count"]
         self._set_processes = Bulk(
@@ -174,6 +185,7 @@ class Writer:
         # Processes that have left, and whose rows of the ledger are not stored yet.
         self._ended: dict[int, _Ledger] = {}
         self._resumed = False
+        self._turn = 0
 
     def is_new(self) -> bool:
         """Whether the database holds nothing of this host yet."""
@@ -207,13 +219,22 @@ class Writer:
             self._forget()
             raise
 
+    def settle(self) -> None:
+        """Bring the ledger up to the newest tick, as before closing. Raises sqlalchemy.exc.DBAPIError."""
+        try:
+            with self._engine.begin() as connection:
+                self._settle(connection, list(self._live.values()))
+        except BaseException:
+            self._forget()
+            raise
+
     def _write(self, connection: Connection, ticks: Iterable[Attributed]) -> int:
         written = 0
         metrics: list[Row] = []
         changes: list[Row] = []
         snapshots: list[Row] = []
-        hours: dict[tuple[int, int, int], _Hour] = {}
-        touched: dict[tuple[int, int], _Use] = {}
+        # What has come or gone is settled at once.
+        moved: dict[tuple[int, int], _Use] = {}
         for snapshot, identities in ticks:
             now = int(snapshot.timestamp)
             host_id = self._know_host(connection, now, snapshot.host)
@@ -222,62 +243,68 @@ class Writer:
                     continue
                 self.rewritten_from = min(now, self.rewritten_from or now)
             since = now - self._last_tick
-            gap = not 0 < since <= max(GAP_INTERVALS * self.interval_s, self.interval_s + 2)
+            gap = not 0 < since <= longest_step(self.interval_s)
             self._know_gpus(connection, now, host_id, snapshot)
             if not self._resumed:
                 self._resume(connection)
             dt = self.interval_s if gap else float(since)
             for reading in snapshot.readings:
                 self._take_reading(self._gpus[reading.uuid], reading, now, dt, gap, metrics, changes)
-            self._take_processes(
-                connection, now, dt, gap, host_id, snapshot, identities, snapshots, hours, touched
-            )
+            self._take_processes(connection, now, dt, gap, host_id, snapshot, identities, snapshots, moved)
             self._last_tick = now
             written += 1
-        if written:
-            self._add_metrics.run(connection, metrics)
-            self._add_changes.run(connection, changes)
-            self._add_snapshots.run(connection, snapshots)
-            self._store_ledger(connection, touched)
-            self._add_hours.run(
-                connection,
-                [
-                    (*key, h.seconds, h.busy_s, h.memory_mib_s, h.energy_j, h.max_memory, h.estimated)
-                    for key, h in hours.items()
-                ],
-            )
-            self._set_gpus.run(
-                connection,
-                [
-                    (self._last_tick, round(gpu.energy_j, 3), gpu.counter_j, gpu.energy_from, gpu.id)
-                    for gpu in self._gpus.values()
-                    if gpu.state == "ok"
-                ],
-            )
-            connection.execute(
-                sa.update(hosts).where(hosts.c.id == self._host_id).values(last_seen=self._last_tick)
-            )
+        if not written:
+            return 0
+        self._add_metrics.run(connection, metrics)
+        self._add_changes.run(connection, changes)
+        self._add_snapshots.run(connection, snapshots)
+        self._settle(connection, list((moved | self._in_turn(SETTLED_PER_TICK * written)).values()))
+        self._set_gpus.run(
+            connection,
+            [
+                (self._last_tick, round(gpu.energy_j, 3), gpu.counter_j, gpu.energy_from, gpu.id)
+                for gpu in self._gpus.values()
+                if gpu.state == "ok"
+            ],
+        )
+        self._set_host.run(connection, [(self._last_tick, self._host_id)])
         return written
 
-    def _store_ledger(self, connection: Connection, touched: dict[tuple[int, int], _Use]) -> None:
-        ledgers = dict(self._processes.values())
-        rows = []
-        for (process_id, gpu_id), use in touched.items():
-            ledger = use.ledger
-            active = (process_id, gpu_id) in self._live
-            rows.append(
+    def _in_turn(self, count: int) -> dict[tuple[int, int], _Use]:
+        """The next processes on GPUs whose turn it is to be settled."""
+        if count >= len(self._live):
+            return self._live
+        pairs = list(self._live)
+        self._turn %= len(pairs)
+        chosen = (pairs + pairs)[self._turn : self._turn + count]
+        self._turn += count
+        return {pair: self._live[pair] for pair in chosen}
+
+    def _settle(self, connection: Connection, uses: list[_Use]) -> None:
+        """Store what the ledger has to say of some processes on their GPUs."""
+        if not uses:
+            return
+        ids = {use.process_id for use in uses}
+        # A process and what it does on each of its GPUs are stored together.
+        named = {(use.process_id, use.gpu.id) for use in uses}
+        uses += [use for pair, use in self._live.items() if pair[0] in ids and pair not in named]
+        self._set_pairs.run(
+            connection,
+            [
                 (
-                    ledger.last_seen,
-                    ledger.max_memory,
-                    ledger.avg_memory,
-                    ledger.sample_count,
-                    1 if active else 0,
+                    use.ledger.last_seen,
+                    use.ledger.max_memory,
+                    use.ledger.avg_memory,
+                    use.ledger.sample_count,
+                    int((use.process_id, use.gpu.id) in self._live),
                     *use.now,
-                    process_id,
-                    gpu_id,
+                    use.process_id,
+                    use.gpu.id,
                 )
-            )
-        self._set_pairs.run(connection, rows)
+                for use in uses
+            ],
+        )
+        ledgers = {process_id: ledger for process_id, ledger in self._processes.values() if process_id in ids}
         ledgers |= self._ended
         self._ended = {}
         self._set_processes.run(
@@ -287,6 +314,26 @@ class Writer:
                 for process_id, ledger in ledgers.items()
             ],
         )
+        self._add_hours.run(
+            connection,
+            [
+                (
+                    hour,
+                    use.process_id,
+                    use.gpu.id,
+                    used.seconds,
+                    used.busy_s,
+                    used.memory_mib_s,
+                    used.energy_j,
+                    used.max_memory,
+                    used.estimated,
+                )
+                for use in uses
+                for hour, used in use.hours.items()
+            ],
+        )
+        for use in uses:
+            use.hours = {}
 
     def _has_tick(self, connection: Connection, host_id: int, now: int) -> bool:
         query = (
@@ -460,8 +507,7 @@ class Writer:
         snapshot: Snapshot,
         identities: Mapping[int, ProcessIdentity],
         snapshots: list[Row],
-        hours: dict[tuple[int, int, int], _Hour],
-        touched: dict[tuple[int, int], _Use],
+        moved: dict[tuple[int, int], _Use],
     ) -> None:
         if abs(now - self._last_tick) > max(UNKNOWN_START_GRACE_S, 3 * self.interval_s):
             self._processes = {key: known for key, known in self._processes.items() if key[1] is not None}
@@ -479,10 +525,11 @@ class Writer:
             process_id, ledger = known
             gpu = self._gpus[process.gpu_uuid]
             pair = (process_id, gpu.id)
-            use = self._live.get(pair) or touched.get(pair)
+            use = self._live.get(pair)
             if use is None or use.kind != process.kind:
-                use = self._know_pair(connection, now, process_id, gpu, process, use)
-            live[pair] = touched[pair] = use
+                use = self._know_pair(connection, now, process_id, gpu, process, use or moved.get(pair))
+                moved[pair] = use
+            live[pair] = use
             current = (
                 process.memory_mib,
                 process.sm_utilization,
@@ -509,7 +556,7 @@ class Writer:
                 live[pair] = use
                 continue
             use.now = GONE
-            touched[pair] = use
+            moved[pair] = use
             snapshots.append((now, *pair, *GONE, 0))
         for key, known in self._processes.items():
             if key not in seen:
@@ -519,8 +566,8 @@ class Writer:
         kept = {key: known for key, known in self._processes.items() if key not in seen and known[0] in waiting}
         self._processes, self._live = {**kept, **seen}, live
         hour = now - now % HOUR_S
-        for gpu_id, uses in on.items():
-            _share_out(uses[0].gpu, uses, dt, hour, gpu_id, hours)
+        for uses in on.values():
+            _share_out(uses[0].gpu, uses, dt, hour)
 
     def _resume(self, connection: Connection) -> None:
         """Take up the processes that were on the GPUs at the newest tick before this recorder's first."""
@@ -531,6 +578,90 @@ class Writer:
             ledger = _Ledger(row.last_seen, row.max_memory, row.avg_memory, row.sample_count)
             pair = (row.process_id, row.gpu_id)
             self._live[pair] = _Use(row.process_id, by_id[row.gpu_id], row.kind, ledger)
+        if self._live:
+            columns = (
+                gpu_processes.c.pid,
+                gpu_processes.c.start_key,
+                gpu_processes.c.id,
+                gpu_processes.c.last_seen,
+                gpu_processes.c.max_memory,
+                gpu_processes.c.avg_memory,
+                gpu_processes.c.sample_count,
+            )
+            ids = {process_id for process_id, _ in self._live}
+            for row in connection.execute(sa.select(*columns).where(gpu_processes.c.id.in_(ids))):
+                ledger = _Ledger(row.last_seen, row.max_memory, row.avg_memory, row.sample_count)
+                self._processes[row.pid, row.start_key] = (row.id, ledger)
+            self._catch_up(connection, by_id)
+
+    def _catch_up(self, connection: Connection, by_id: dict[int, _Gpu]) -> None:
+        """Add the ticks that a killed recorder had written, and not settled, to the ledger."""
+        settled = min(use.ledger.last_seen for use in self._live.values())
+        if settled >= self._last_tick:
+            return
+        time = gpu_metrics.c.timestamp_epoch
+        ticks: dict[int, list[tuple[int, float | None, float | None, float | None]]] = {}
+        query = sa.select(
+            time, gpu_metrics.c.gpu_id, gpu_metrics.c.energy, gpu_metrics.c.power, gpu_metrics.c.utilization
+        ).where(gpu_metrics.c.gpu_id.in_(list(by_id)), time >= settled, time <= self._last_tick)
+        for now, gpu_id, *values in connection.execute(query):
+            ticks.setdefault(now, []).append((gpu_id, *values))
+        time = process_snapshots.c.timestamp_epoch
+        query = (
+            sa.select(process_snapshots)
+            .where(
+                time > settled - 2 * HEARTBEAT_S,
+                time <= self._last_tick,
+                process_snapshots.c.gpu_id.in_(list(by_id)),
+            )
+            .order_by(time)
+        )
+        states = list(connection.execute(query))
+        uses: dict[tuple[int, int], _Use] = {}
+        ledgers = dict(self._processes.values())
+        energy: dict[int, float] = {}
+        place, before = 0, None
+        for now in sorted(ticks):
+            while place < len(states) and states[place].timestamp_epoch <= now:
+                row = states[place]
+                place += 1
+                pair = (row.process_id, row.gpu_id)
+                if not row.present:
+                    uses.pop(pair, None)
+                    continue
+                use = self._live.get(pair)
+                if use is None:
+                    # It has ended since, and is settled; but it had its part of the GPU.
+                    use = uses.get(pair) or _Use(
+                        row.process_id, by_id[row.gpu_id], "", _Ledger(now, None, None, 0)
+                    )
+                use.now = tuple(getattr(row, key) for key in PROCESS_KEYS)
+                uses[pair] = use
+            dt = (
+                float(now - before)
+                if before and now - before <= longest_step(self.interval_s)
+                else self.interval_s
+            )
+            before = now
+            totals: dict[int, int | None] = {}
+            for gpu_id, joules, power, utilization in ticks[now]:
+                gpu = by_id[gpu_id]
+                gpu.utilization = utilization or 0.0
+                known = energy.get(gpu_id)
+                gpu.tick_j = (power or 0.0) * dt if known is None or joules is None else joules - known
+                if joules is not None:
+                    energy[gpu_id] = joules
+                here = [use for use in uses.values() if use.gpu is gpu]
+                late = [
+                    use for use in here if use.ledger.last_seen < now and (use.process_id, gpu_id) in self._live
+                ]
+                _share_out(gpu, here, dt, now - now % HOUR_S, only=late)
+                for use in late:
+                    use.ledger.add(now, use.now[0])
+                    totals[use.process_id] = _sum(totals.get(use.process_id), use.now[0])
+            for process_id, total in totals.items():
+                if ledgers[process_id].last_seen < now:
+                    ledgers[process_id].add(now, total)
 
     def _find_or_add(
         self, connection: Connection, now: int, host_id: int, identity: ProcessIdentity
@@ -554,8 +685,8 @@ class Writer:
             )
         found = connection.execute(query.limit(1)).first()
         if found is not None:
-            process_id, *ledger = found
-            return int(process_id), self._ended.pop(process_id, None) or _Ledger(*ledger)
+            stored = _Ledger(found.last_seen, found.max_memory, found.avg_memory, found.sample_count)
+            return int(found.id), self._ended.pop(found.id, None) or stored
         row = {
             "host_id": host_id,
             "pid": identity.pid,
@@ -604,10 +735,13 @@ class Writer:
 _ENERGY = TICK_COLUMNS.index("energy")
 
 
-def _share_out(
-    gpu: _Gpu, uses: list[_Use], dt: float, hour: int, gpu_id: int, hours: dict[tuple[int, int, int], _Hour]
-) -> None:
-    """Give each process its part of the GPU's time and energy; what is left over is idle."""
+def longest_step(interval_s: float) -> float:
+    """The longest time between two ticks that is not a gap."""
+    return max(GAP_INTERVALS * interval_s, interval_s + 2)
+
+
+def _share_out(gpu: _Gpu, uses: list[_Use], dt: float, hour: int, only: list[_Use] | None = None) -> None:
+    """Give each process (or `only` some) its part of the GPU's time and energy; what is left over is idle."""
     told = [use.now[1] for use in uses]
     estimated = int(all(share is None for share in told))
     if estimated:
@@ -615,21 +749,24 @@ def _share_out(
         held = sum(use.now[0] or 0 for use in uses)
         parts = [gpu.utilization / 100 * (use.now[0] or 0) / held if held else 0.0 for use in uses]
     else:
-        whole = max(100.0, float(sum(share or 0 for share in told)))
+        whole = max(100, sum(share or 0 for share in told))
         parts = [(share or 0) / whole for share in told]
     for use, part in zip(uses, parts, strict=True):
-        key = (hour, use.process_id, gpu_id)
-        row = hours.get(key)
-        if row is None:
-            row = hours[key] = _Hour()
+        if only is not None and use not in only:
+            continue
+        used = use.hours.get(hour)
+        if used is None:
+            used = use.hours[hour] = _Hour()
         memory = use.now[0]
-        row.seconds += dt
-        row.busy_s += part * dt
-        row.energy_j += part * gpu.tick_j
-        row.estimated |= estimated
+        used.seconds += dt
+        if part:
+            used.busy_s += part * dt
+            used.energy_j += part * gpu.tick_j
+        used.estimated |= estimated
         if memory is not None:
-            row.memory_mib_s += memory * dt
-            row.max_memory = memory if row.max_memory is None else max(row.max_memory, memory)
+            used.memory_mib_s += memory * dt
+            if used.max_memory is None or memory > used.max_memory:
+                used.max_memory = memory
 
 
 def _sum(total: int | None, more: int | None) -> int | None:

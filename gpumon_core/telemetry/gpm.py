@@ -7,6 +7,7 @@ has none.
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable
 from math import isfinite
 from typing import Any
@@ -14,6 +15,10 @@ from typing import Any
 import pynvml
 
 from gpumon_core.telemetry.gate import UNSUPPORTED, Gate, Unsupported
+
+# nvmlGpmMetric_t: id, nvmlReturn, value, and three texts; where they begin in the request.
+_METRIC = struct.Struct("=Iid24x")
+_METRICS = pynvml.c_nvmlGpmMetricsGet_t.metrics.offset
 
 
 class GpmReader:
@@ -61,11 +66,11 @@ class GpmReader:
         if self._gate.ask(self._subject, self._evaluate, name="nvmlGpmMetricsGet") is None:
             return None
         found: dict[int, float | None] = {}
-        for place, metric in enumerate(self._ids):
-            entry = self._request.metrics[place]
-            if entry.nvmlReturn == pynvml.NVML_SUCCESS and isfinite(entry.value):
-                found[metric] = entry.value
-            elif entry.nvmlReturn in UNSUPPORTED or entry.nvmlReturn == pynvml.NVML_ERROR_INVALID_ARGUMENT:
+        written = memoryview(self._request).cast("B")[_METRICS : _METRICS + len(self._ids) * _METRIC.size]
+        for metric, code, value in _METRIC.iter_unpack(written):
+            if code == pynvml.NVML_SUCCESS and isfinite(value):
+                found[metric] = value
+            elif code in UNSUPPORTED or code == pynvml.NVML_ERROR_INVALID_ARGUMENT:
                 found[metric] = None
         return found
 

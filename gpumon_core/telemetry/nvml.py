@@ -43,6 +43,7 @@ CLOSE_HANG_S = 2.0
 # The longest pause between two attempts to begin a new session.
 LONGEST_PAUSE_S = 30.0
 HANG_REMEDY = "Look at dmesg for Xid; a driver that hangs needs a reboot."
+NOTHING: Values = dict.fromkeys(TICK_COLUMNS)
 UNKNOWN: Use = (None, None, None, None)
 
 ARCHITECTURES = {
@@ -311,10 +312,8 @@ class NvmlSource:
             log.warning("%s (%s) answers again", device.subject, device.info.uuid)
             self._gate.forget(device.subject)
             device.lost_at = None
-        for key in TICK_COLUMNS:
-            values.setdefault(key, None)
         sampling: Sampling = "interval" if device.plan.by_interval else "point"
-        device.found = _Found(number, GpuReading(device.info.uuid, values, sampling), listed, used)
+        device.found = _Found(number, GpuReading(device.info.uuid, {**NOTHING, **values}, sampling), listed, used)
 
     def _list(self, device: _Device, kind: str) -> list[Entry]:
         versions = device.lists[kind]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import struct
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ import pynvml
 from gpumon_core.metrics import GPU_METRICS, Metric, NvmlCall, NvmlField, NvmlGpm, Way
 from gpumon_core.telemetry.gate import LOST, NOT_AVAILABLE, UNSUPPORTED, DeviceLost, Gate, Unsupported
 from gpumon_core.telemetry.gpm import GpmReader
-from gpumon_core.telemetry.samples import SampleReader
+from gpumon_core.telemetry.samples import SampleReader, decode
 
 log = logging.getLogger(__name__)
 
@@ -25,15 +26,9 @@ Values = dict[str, float | None]
 # The energy counter is renewed some ten times a second: over less time its growth says little.
 ENERGY_OVER_S = 0.5
 
-_FIELD_VALUE = {
-    pynvml.NVML_VALUE_TYPE_DOUBLE: "dVal",
-    pynvml.NVML_VALUE_TYPE_UNSIGNED_INT: "uiVal",
-    pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG: "ulVal",
-    pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG: "ullVal",
-    pynvml.NVML_VALUE_TYPE_SIGNED_LONG_LONG: "sllVal",
-    pynvml.NVML_VALUE_TYPE_SIGNED_INT: "siVal",
-    pynvml.NVML_VALUE_TYPE_UNSIGNED_SHORT: "usVal",
-}
+# nvmlFieldValue_t: id, scope, time, latency, type of the value, nvmlReturn, value.
+_FIELD = struct.Struct("=IIqqIiQ")
+_SAMPLED = tuple((metric, metric.peak) for metric in GPU_METRICS if metric.peak)
 
 
 class _Target:
@@ -82,7 +77,7 @@ class _Fields:
 
     def __init__(self, asked: list[tuple[Metric, NvmlField]]) -> None:
         self.targets = [_Target(metric, field) for metric, field in asked]
-        self.array = (pynvml.c_nvmlFieldValue_t * max(1, len(asked)))()
+        self.array = (pynvml.c_nvmlFieldValue_t * len(asked))()
         for place, (_, field) in enumerate(asked):
             self.array[place].fieldId = getattr(pynvml, field.name)
             self.array[place].scopeId = field.scope
@@ -92,7 +87,7 @@ class _Fields:
         code = call(handle, ctypes.c_int(len(self.targets)), self.array)
         if code != pynvml.NVML_SUCCESS:
             raise pynvml.NVMLError(code)
-        return self.array
+        return list(_FIELD.iter_unpack(self.array))
 
 
 def _absent(*_: object) -> None:
@@ -227,7 +222,7 @@ class Plan:
         self._gpm_targets, self._gpm_ids = gpm, list(gpm)
 
     def _read_samples(self, values: Values) -> None:
-        for metric in GPU_METRICS:
+        for metric, peak in _SAMPLED:
             reader = self._samples.get(metric.key)
             if reader is None:
                 continue
@@ -239,10 +234,10 @@ class Plan:
                 self._arrange()
                 continue
             way = metric.nvml[0]
-            if found is not None and metric.peak:
+            if found is not None:
                 mean, highest = found
                 values[metric.key] = round(mean * way.scale, 3)
-                values[metric.peak] = round(highest * way.scale, 3)
+                values[peak] = round(highest * way.scale, 3)
 
     def _read_fields(self, fields: _Fields, values: Values) -> bool:
         """Whether some of them turned out not to exist."""
@@ -257,10 +252,9 @@ class Plan:
         if found is None:
             return False
         lacking = False
-        for target, entry in zip(fields.targets, found, strict=False):
-            code = entry.nvmlReturn
+        for target, (field, _, _, _, kind, code, word) in zip(fields.targets, found, strict=True):
             if code == pynvml.NVML_SUCCESS:
-                number = getattr(entry.value, _FIELD_VALUE.get(entry.valueType, "ullVal"))
+                number = decode(word, kind)
                 if target.rate:
                     self._rate(target, number, values)
                 else:
@@ -273,7 +267,7 @@ class Plan:
                 lacking = True
             else:
                 self._gate.say_once(
-                    self._subject, f"field value {entry.fieldId} ({target.key})", str(pynvml.NVMLError(code))
+                    self._subject, f"field value {field} ({target.key})", str(pynvml.NVMLError(code))
                 )
         return lacking
 
@@ -317,7 +311,7 @@ class Plan:
             elif now - before[1] >= ENERGY_OVER_S:
                 self._before["energy"] = (energy, now)
                 values["power"] = round((energy - before[0]) / (now - before[1]), 3)
-        for metric in GPU_METRICS:
-            mean = values.get(metric.key) if metric.peak else None
-            if metric.peak and mean is not None:
-                values[metric.peak] = max(mean, values.get(metric.peak) or mean)
+        for metric, peak in _SAMPLED:
+            mean = values.get(metric.key)
+            if mean is not None:
+                values[peak] = max(mean, values.get(peak) or mean)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from collections.abc import Sequence
 from operator import mul, sub
 
 import pynvml
@@ -21,7 +22,6 @@ LARGEST = 8192
 
 _LOW_BITS = {
     pynvml.NVML_VALUE_TYPE_UNSIGNED_INT: 0xFFFFFFFF,
-    pynvml.NVML_VALUE_TYPE_SIGNED_INT: 0x7FFFFFFF,
     pynvml.NVML_VALUE_TYPE_UNSIGNED_SHORT: 0xFFFF,
 }
 
@@ -63,7 +63,7 @@ class SampleReader:
             return None
         return weighted(since, times, values, self._highest)
 
-    def _fetch(self, handle: object, since: int) -> tuple[list[int], list[float]]:
+    def _fetch(self, handle: object, since: int) -> tuple[list[int], Sequence[float]]:
         call = pynvml._nvmlGetFunctionPointer("nvmlDeviceGetSamples")
         while True:
             self._count.value = self._capacity
@@ -86,21 +86,31 @@ class SampleReader:
         end = 2 * min(self._count.value, self._capacity)
         times: list[int] = self._words[0:end:2]
         raw: list[int] = self._words[1:end:2]
-        pairs = sorted(zip(times, _decode(raw, self._type.value), strict=True))
-        # Whatever a driver repeats has been counted already.
-        pairs = [pair for pair in pairs if pair[0] > since]
-        return [time for time, _ in pairs], [value for _, value in pairs]
+        kind = self._type.value
+        low = _LOW_BITS.get(kind)
+        # Nearly always whole numbers, of which a driver may leave the upper half as it found it.
+        values = [word & low for word in raw] if low else [decode(word, kind) for word in raw]
+        if times and (times[0] <= since or times != sorted(times)):
+            # Whatever a driver repeats has been counted already.
+            pairs = sorted(pair for pair in zip(times, values, strict=True) if pair[0] > since)
+            return [time for time, _ in pairs], [value for _, value in pairs]
+        return times, values
 
 
-def _decode(raw: list[int], kind: int) -> list[float]:
+def decode(word: int, kind: int) -> float:
+    """The number in the eight bytes of an nvmlValue_t, given its nvmlValueType_t."""
     if kind == pynvml.NVML_VALUE_TYPE_DOUBLE:
-        return list(struct.unpack(f"={len(raw)}d", struct.pack(f"={len(raw)}Q", *raw)))
-    low = _LOW_BITS.get(kind)
-    return [float(word) for word in raw] if low is None else [float(word & low) for word in raw]
+        return float(struct.unpack("=d", struct.pack("=Q", word))[0])
+    if kind == pynvml.NVML_VALUE_TYPE_SIGNED_LONG_LONG:
+        return word - (1 << 64) if word >> 63 else word
+    if kind == pynvml.NVML_VALUE_TYPE_SIGNED_INT:
+        word &= 0xFFFFFFFF
+        return word - (1 << 32) if word >> 31 else word
+    return word & _LOW_BITS.get(kind, 0xFFFFFFFFFFFFFFFF)
 
 
 def weighted(
-    since: int, times: list[int], values: list[float], highest: float | None
+    since: int, times: list[int], values: Sequence[float], highest: float | None
 ) -> tuple[float, float] | None:
     """Mean and maximum of samples, each weighing the time from the one before it (`since` for the first)."""
     steps = list(map(sub, times, [since, *times]))

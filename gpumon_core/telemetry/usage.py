@@ -122,10 +122,14 @@ class UsageReader:
         return list(layout.iter_unpack(written))
 
 
-def _use(*shares: int) -> Use:
+def _use(sm: int, memory: int, encoder: int, decoder: int) -> Use:
     """Percentages; what cannot be one is not known."""
-    sm, memory, encoder, decoder = (share if share <= 100 else None for share in shares)
-    return sm, memory, encoder, decoder
+    return (
+        sm if sm <= 100 else None,
+        memory if memory <= 100 else None,
+        encoder if encoder <= 100 else None,
+        decoder if decoder <= 100 else None,
+    )
 
 
 def _mean(uses: list[Use]) -> Use:
