@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 
 import streamlit as st
 from sqlalchemy.exc import DBAPIError
@@ -50,7 +51,14 @@ def healthz(_: Request) -> JSONResponse:
     try:
         found = runtime.check_health()
     except DBAPIError as error:
-        return JSONResponse({"status": "stale", "recording_problem": str(error.orig)}, status_code=503)
+        counts = runtime.vitals()
+        problem = runtime.state().recording
+        answer = {
+            "status": "stale",
+            "recording_problem": problem.reason if problem else str(error.orig),
+            "recorder": counts and asdict(counts),
+        }
+        return JSONResponse(answer, status_code=503)
     return JSONResponse(found.as_json(), status_code=200 if found.fresh else 503)
 
 

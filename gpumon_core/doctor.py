@@ -79,7 +79,7 @@ def _driver(settings: Settings) -> Iterator[Finding]:
             yield Finding("problem", "GPUs", "the driver lists none", "Compare with nvidia-smi -L and lspci.")
         for index in sorted(snapshot.nameless):
             yield Finding("problem", f"GPU {index}", "does not even say which it is", LOST_REMEDY)
-        answers = {reading.uuid: reading.values for reading in snapshot.readings}
+        offers = {gpu.uuid: what for gpu, *what in source.offers()}
         for gpu in snapshot.gpus:
             name = f"GPU {gpu.index}" + ("" if gpu.mig_index is None else f" MIG {gpu.mig_index}")
             if gpu.uuid in snapshot.lost:
@@ -87,9 +87,16 @@ def _driver(settings: Settings) -> Iterator[Finding]:
                     "problem", name, f"{gpu.uuid} does not answer", "Look at dmesg for Xid; reset or reboot."
                 )
                 continue
-            lacking = [key for key, value in answers[gpu.uuid].items() if value is None]
+            by_interval, counts_energy, lacking = offers[gpu.uuid]
+            sampling = "interval (the driver's own samples)" if by_interval else "point (one look per tick)"
+            energy = "counted by the driver" if counts_energy else "follows from the power"
             without = f"; does not offer {', '.join(lacking)}" if lacking else ""
-            yield Finding("ok", name, f"{gpu.name or 'unknown model'}, {memory(gpu.memory_total_mib)}{without}")
+            yield Finding(
+                "ok",
+                name,
+                f"{gpu.name or 'unknown model'}, {memory(gpu.memory_total_mib)}; sampling: {sampling}; energy: "
+                f"{energy}{without}",
+            )
         yield Finding("ok", "processes", f"{len(snapshot.processes)} on the GPUs now")
     except SourceUnavailable as error:
         yield Finding("problem", "NVML", str(error), error.remedy)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import sqlalchemy as sa
@@ -12,6 +12,7 @@ from sqlalchemy.engine import Engine
 from gpumon_core import __version__
 from gpumon_core.recorder import State
 from gpumon_core.store.schema import gpus, hosts
+from gpumon_core.vitals import Vitals
 
 Status = Literal["ok", "stale", "degraded", "no_driver"]
 
@@ -20,7 +21,8 @@ Status = Literal["ok", "stale", "degraded", "no_driver"]
 class Health:
     """status: ok; degraded (fresh samples, but something is wrong: a lost GPU, failing ticks);
     stale (no fresh sample); no_driver (none because NVML cannot be used). `newest` is the time of the
-    newest sample in UTC seconds, `age_s` its age."""
+    newest sample in UTC seconds, `age_s` its age; `lost` counts GPUs that do not answer, `hung` those of
+    them in whose driver call a thread still waits; `interval` those whose utilization is a mean."""
 
     status: Status
     state: State
@@ -29,6 +31,9 @@ class Health:
     interval_s: float
     gpus: int
     lost: int
+    hung: int = 0
+    by_interval: int = 0
+    vitals: Vitals | None = None
 
     @property
     def fresh(self) -> bool:
@@ -44,9 +49,13 @@ class Health:
             "interval_seconds": self.interval_s,
             "gpus": self.gpus,
             "gpus_lost": self.lost,
+            "gpus_hung": self.hung,
+            "gpus_sampled_by_interval": self.by_interval,
             "role": self.state.role,
             "driver_problem": self.state.driver and self.state.driver.reason,
             "recording_problem": self.state.recording and self.state.recording.reason,
+            "notice": self.state.notice and self.state.notice.reason,
+            "recorder": self.vitals and asdict(self.vitals),
             "version": __version__,
         }
 
@@ -56,7 +65,7 @@ def fresh_within_s(interval_s: float) -> float:
     return 3 * interval_s + 2
 
 
-def check(engine: Engine, state: State, host: str, interval_s: float) -> Health:
+def check(engine: Engine, state: State, host: str, interval_s: float, vitals: Vitals | None = None) -> Health:
     """Read this host's newest tick and judge it; a database without the host's ticks is judged
     by its newest host. Raises sqlalchemy.exc.DBAPIError."""
     with engine.connect() as connection:
@@ -66,13 +75,19 @@ def check(engine: Engine, state: State, host: str, interval_s: float) -> Health:
             .limit(1)
         ).first()
         states: list[str] = []
+        by_interval = 0
         age = None
         if newest is not None:
             age = max(0.0, time.time() - newest.last_seen)
             interval_s = newest.interval_s
-            query = sa.select(gpus.c.state).where(gpus.c.host_id == newest.id, gpus.c.state != "gone")
-            states = list(connection.execute(query).scalars())
-    lost = states.count("lost")
+            query = sa.select(gpus.c.state, gpus.c.sampling).where(
+                gpus.c.host_id == newest.id, gpus.c.state != "gone"
+            )
+            found = connection.execute(query).all()
+            states = [row.state for row in found]
+            by_interval = sum(row.sampling == "interval" for row in found)
+    hung = states.count("hung")
+    lost = states.count("lost") + hung
     fresh = age is not None and age <= fresh_within_s(interval_s)
     status: Status
     if not fresh:
@@ -81,4 +96,5 @@ def check(engine: Engine, state: State, host: str, interval_s: float) -> Health:
         status = "degraded"
     else:
         status = "ok"
-    return Health(status, state, newest and newest.last_seen, age, interval_s, len(states), lost)
+    last = newest and newest.last_seen
+    return Health(status, state, last, age, interval_s, len(states), lost, hung, by_interval, vitals)

@@ -9,29 +9,37 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Literal
 
+from apscheduler.events import EVENT_JOB_MAX_INSTANCES, JobSubmissionEvent
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from gpumon_core.observer import Observer, SimulatedObserver, real
 from gpumon_core.settings import Settings, mask_password
-from gpumon_core.store import database, retention
-from gpumon_core.store.lock import RecorderLock
-from gpumon_core.store.writer import Writer
+from gpumon_core.store import database, health, retention, rollups
+from gpumon_core.store.lock import Lock, recorder_lock
+from gpumon_core.store.writer import Attributed, Writer
 from gpumon_core.telemetry.records import SourceUnavailable
+from gpumon_core.vitals import Pulse, Vitals
 
 log = logging.getLogger(__name__)
 
 # How often a missing driver, or a database that another recorder holds, is tried again.
 RETRY_S = 10.0
 HOUSEKEEPING_S = 3600.0
+ROLLUP_S = 60.0
 REHEARSAL_S = 3600.0
+# Ticks that wait in memory while the database does not take them: an hour at the usual interval. The
+# oldest make room for newer ones.
+BUFFER_TICKS = 900
+# So many of them are written in one transaction once it does.
+CATCH_UP_TICKS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +55,8 @@ class State:
     """What the recorder is doing, for pages and /healthz.
 
     role: recording; standby (another recorder holds the database); viewing (GPUMON_RECORD is
-    false); stopped. `driver` is the problem with NVML, `recording` the one with this recorder.
+    false); stopped. `driver` is the problem with NVML, `recording` the one with this recorder, and `notice`
+    something that has happened and is over.
     """
 
     role: Literal["recording", "standby", "viewing", "stopped"]
@@ -55,31 +64,95 @@ class State:
     database_url: str
     driver: Problem | None = None
     recording: Problem | None = None
+    notice: Problem | None = None
 
 
 class _Recording:
     """One observer's snapshots being written to one database; it ends whole."""
 
-    def __init__(self, observer: Observer, engine: Engine, writer: Writer, lock: RecorderLock | None) -> None:
+    def __init__(self, observer: Observer, engine: Engine, writer: Writer, lock: Lock, pulse: Pulse) -> None:
         self.observer = observer
         self.engine = engine
+        self.lock = lock
         self._writer = writer
-        self._lock = lock
+        self._pulse = pulse
+        self._waiting: deque[Attributed] = deque()
 
     def tick(self, interval_s: float) -> None:
-        if self._writer.is_new():
-            # A demo that begins has an hour behind it already, so that there is something to see.
-            now = time.time()
-            for snapshot, identities in self.observer.past(now - REHEARSAL_S, now - interval_s, interval_s):
-                self._writer.write(snapshot, identities)
-        snapshot, identities = self.observer.observe()
-        self._writer.write(snapshot, identities)
+        """Take a snapshot, and write it and whatever waits. Raises SourceUnavailable and SQLAlchemyError; what
+        could not be written is kept."""
+        if not self._waiting and self._writer.is_new():
+            self._rehearse(interval_s)
+        self._waiting.append(self.observer.observe())
+        if len(self._waiting) > BUFFER_TICKS:
+            self._waiting.popleft()
+            self._pulse.dropped()
+        self.catch_up()
+
+    def _rehearse(self, interval_s: float) -> None:
+        """A demo that begins has an hour behind it already, so that there is something to see."""
+        now = time.time()
+        past = list(self.observer.past(now - REHEARSAL_S, now - interval_s, interval_s))
+        if past:
+            self._writer.write_all(past)
+            self.roll_up(threading.Event())
+
+    def catch_up(self) -> None:
+        """Write what waits, oldest first. Raises SQLAlchemyError."""
+        try:
+            while self._waiting:
+                batch = list(self._waiting)[:CATCH_UP_TICKS]
+                self._write(batch)
+                for _ in batch:
+                    self._waiting.popleft()
+        finally:
+            self._pulse.waiting(len(self._waiting))
+
+    def _write(self, batch: list[Attributed]) -> None:
+        try:
+            self._pulse.committed(self._writer.write_all(batch))
+        except (OperationalError, InterfaceError):
+            # The database is locked, full or away: that passes.
+            raise
+        except Exception as error:
+            if database.is_damage(error) or len(batch) == 1:
+                if len(batch) == 1 and not database.is_damage(error):
+                    # This tick would never be taken: the next ones must not wait for it.
+                    self._waiting.popleft()
+                raise
+            # One of them it is; the others are good.
+            for tick in batch:
+                self._write([tick])
+                self._waiting.popleft()
+            batch.clear()
+
+    def go_on(self, engine: Engine) -> None:
+        """Write into another database from now on; what waits goes there too."""
+        self.engine = engine
+        self._writer = Writer(engine, self._writer.host, self._writer.source, self._writer.interval_s)
+
+    def roll_up(self, stopping: threading.Event) -> None:
+        """Bring the coarser resolutions up to date. Raises SQLAlchemyError."""
+        oldest, self._writer.rewritten_from = self._writer.rewritten_from, None
+        rollups.roll_up(self.engine, self._writer.host, oldest, stopping)
+
+    def note_health(self) -> None:
+        """Write down how the last minute went. Raises SQLAlchemyError."""
+        if self._writer.host_id is not None:
+            health.write(self.engine, self._writer.host_id, int(time.time()), self._pulse.minute())
 
     def close(self) -> None:
+        """End it, with everything written that the database takes."""
         self.observer.close()
+        try:
+            self.catch_up()
+            self._writer.settle()
+        except SQLAlchemyError as error:
+            log.error(
+                "%d ticks could not be written: %s", len(self._waiting), getattr(error, "orig", None) or error
+            )
         self.engine.dispose()
-        if self._lock is not None:
-            self._lock.release()
+        self.lock.release()
 
 
 class Recorder:
@@ -89,7 +162,7 @@ class Recorder:
         self._settings = settings
         self._guard = threading.Lock()
         self._recording: _Recording | None = None
-        self._awaited: RecorderLock | None = None
+        self._awaited: Lock | None = None
         self._failing: str | None = None
         self._scheduler: BackgroundScheduler | None = None
         demo = settings.source == "demo"
@@ -99,6 +172,12 @@ class Recorder:
             database_url=settings.demo_database_url if demo else settings.real_database_url,
         )
         self._stopping = threading.Event()
+        self._pulse = Pulse()
+
+    @property
+    def vitals(self) -> Vitals:
+        """What was done so far, in numbers."""
+        return self._pulse.vitals
 
     @property
     def state(self) -> State:
@@ -122,9 +201,9 @@ class Recorder:
             if not patient:
                 raise
             self._fail(str(error))
-        # One worker: a tick and a retry never run at the same time. Housekeeping has its own, so that
-        # no tick waits for it.
-        executors = {"default": ThreadPoolExecutor(1), "housekeeping": ThreadPoolExecutor(1)}
+        # One worker: a tick and a retry never run at the same time. Rollups and housekeeping have their
+        # own, so that no tick waits for them.
+        executors = {name: ThreadPoolExecutor(1) for name in ("default", "rollups", "housekeeping")}
         scheduler = BackgroundScheduler(timezone=UTC, executors=executors)
         now = datetime.now(UTC)
         common = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
@@ -132,6 +211,15 @@ class Recorder:
             self._tick, "interval", seconds=self._settings.interval, id="tick", next_run_time=now, **common
         )
         scheduler.add_job(self._retry, "interval", seconds=RETRY_S, id="retry", **common)
+        scheduler.add_job(
+            self._every_minute,
+            "interval",
+            seconds=ROLLUP_S,
+            id="rollups",
+            executor="rollups",
+            next_run_time=now + timedelta(seconds=min(ROLLUP_S, 2 * self._settings.interval)),
+            **common,
+        )
         scheduler.add_job(
             self._keep_house,
             "interval",
@@ -141,8 +229,14 @@ class Recorder:
             next_run_time=now + timedelta(seconds=60),
             **common,
         )
+        scheduler.add_listener(self._count_skipped, EVENT_JOB_MAX_INSTANCES)
         scheduler.start()
         self._scheduler = scheduler
+
+    def _count_skipped(self, event: JobSubmissionEvent) -> None:
+        """A tick fell due while the one before it was still at work."""
+        if event.job_id == "tick":
+            self._pulse.skipped(len(event.scheduled_run_times))
 
     def stop(self) -> None:
         """Let the running tick commit, then close everything. Doing it twice is fine."""
@@ -189,21 +283,19 @@ class Recorder:
 
     def _record(self, observer: Observer) -> None:
         url = self._state.database_url
-        path = database.file_of(url)
-        lock = RecorderLock(path, self._settings.host_name) if path is not None else None
+        lock = recorder_lock(url, self._settings.host_name)
         try:
-            if lock is not None and not _acquire(lock, path):
+            if not _acquire(lock, url):
                 observer.close()
                 self._stand_by(lock, url)
                 return
-            engine = database.open_for_writing(url)
+            engine = self._open_database(url)
         except database.DatabaseError:
             observer.close()
-            if lock is not None:
-                lock.release()
+            lock.release()
             raise
         writer = Writer(engine, self._settings.host_name, observer.source.name, self._settings.interval)
-        self._recording = _Recording(observer, engine, writer, lock)
+        self._recording = _Recording(observer, engine, writer, lock, self._pulse)
         self._set(role="recording", recording=None)
         log.info(
             "recording %s every %g s into %s",
@@ -212,7 +304,33 @@ class Recorder:
             mask_password(url),
         )
 
-    def _stand_by(self, lock: RecorderLock, url: str) -> None:
+    def _open_database(self, url: str) -> Engine:
+        """The database; a damaged file is set aside, and a new one begun. Raises database.DatabaseError."""
+        patience = min(database.WRITER_TIMEOUT_S, self._settings.interval / 4)
+        try:
+            return database.open_for_writing(url, patience)
+        except database.DatabaseDamaged:
+            self._set_aside(url)
+            return database.open_for_writing(url, patience)
+
+    def _set_aside(self, url: str) -> None:
+        """Move a damaged file out of the way. Raises database.DatabaseError."""
+        path = database.file_of(url)
+        try:
+            aside = database.set_aside(url)
+        except OSError as reason:
+            raise database.DatabaseError(
+                f"The database {path} is damaged, and could not be set aside: {reason.strerror}."
+            ) from reason
+        problem = Problem(
+            f"The database {path} was damaged and has been set aside as {aside.name}; a new one was begun",
+            "Nothing of it was deleted: `sqlite3 FILE .recover` may save what it holds.",
+        )
+        log.error("%s. %s", problem.reason, problem.remedy)
+        self._pulse.failed(problem.reason, tick=False)
+        self._set(notice=problem)
+
+    def _stand_by(self, lock: Lock, url: str) -> None:
         holder = lock.holder()
         problem = Problem(
             f"{str(holder).capitalize() if holder else 'Another program'} is recording into {mask_password(url)} "
@@ -244,7 +362,11 @@ class Recorder:
     def _database_is_free(self) -> bool:
         """Asked before the driver is: opening that may take a second, and for nothing."""
         if self._awaited is not None:
-            if not self._awaited.is_free():
+            try:
+                if not self._awaited.is_free():
+                    return False
+            except OSError as error:
+                log.debug("the recorder's lock cannot be asked for: %s", error)
                 return False
             self._awaited = None
         return True
@@ -266,17 +388,20 @@ class Recorder:
             recording = self._recording
             if recording is None:
                 return
+            began = time.monotonic()
             try:
                 recording.tick(self._settings.interval)
             except SourceUnavailable as error:
                 self._set(driver=Problem(str(error), error.remedy))
+                self._pulse.failed(str(error), tick=True)
                 self._say_once(f"{error}. {error.remedy}")
             except SQLAlchemyError as error:
-                self._fail(f"the database does not take the tick: {getattr(error, 'orig', None) or error}")
+                self._database_failed(error)
             except Exception as error:
                 # A tick may fail in ways nobody thought of; the next one is tried all the same.
                 if self._failing is None:
                     log.exception("a tick failed")
+                self._pulse.failed(f"a tick failed: {error!r}", tick=True)
                 self._fail(f"a tick failed: {error!r}")
             else:
                 if self._failing is not None:
@@ -285,13 +410,57 @@ class Recorder:
                 self._set(recording=None)
                 if self._state.source == "nvml":
                     self._set(driver=None)
+            self._pulse.took(1000 * (time.monotonic() - began))
+
+    def _database_failed(self, error: SQLAlchemyError) -> None:
+        """Ticks wait in memory; a damaged file is replaced."""
+        cause = getattr(error, "orig", None) or error
+        if database.is_damage(error) and self._recording is not None:
+            url = self._state.database_url
+            self._recording.engine.dispose()
+            try:
+                # What a look at the first page does not show.
+                self._set_aside(url)
+                self._recording.go_on(self._open_database(url))
+            except database.DatabaseError as reason:
+                self._pulse.failed(str(reason), tick=False)
+                self._fail(str(reason))
+            return
+        self._pulse.failed(f"the database does not take ticks: {cause}", tick=False)
+        self._fail(f"the database does not take ticks, which wait in memory: {cause}")
+
+    def _every_minute(self) -> None:
+        """Rollups, the recorder's health, and a look whether the lock is still ours."""
+        recording = self._recording
+        if recording is None:
+            return
+        try:
+            if not recording.lock.is_held():
+                self._lose_lock(recording)
+                return
+            recording.roll_up(self._stopping)
+            recording.note_health()
+        except (SQLAlchemyError, OSError) as error:
+            # What is not done now is done a minute later.
+            log.warning("rollups were broken off: %s", getattr(error, "orig", None) or error)
+
+    def _lose_lock(self, recording: _Recording) -> None:
+        """The connection that held the lock is gone: another may record by now."""
+        with self._guard:
+            if self._recording is recording:
+                log.warning("the lock on %s was lost; it is taken again", mask_password(self._state.database_url))
+                self._close()
 
     def _keep_house(self) -> None:
         recording = self._recording
         if recording is None:
             return
+        settings = self._settings
+        keep = retention.Keep(
+            settings.retention_raw_days, settings.retention_minute_days, settings.retention_hour_days
+        )
         try:
-            retention.forget(recording.engine, self._settings.retention_raw_days, stopping=self._stopping)
+            retention.forget(recording.engine, keep, stopping=self._stopping)
         except SQLAlchemyError as error:
             # What is not forgotten now is forgotten an hour later.
             log.warning("retention was broken off: %s", getattr(error, "orig", None) or error)
@@ -308,10 +477,16 @@ class Recorder:
         self._set(recording=Problem(reason, "It is tried again by itself."))
 
 
-def _acquire(lock: RecorderLock, path: Path | None) -> bool:
+def _acquire(lock: Lock, url: str) -> bool:
     try:
         return lock.acquire()
     except OSError as error:
+        path = database.file_of(url)
+        if path is None:
+            raise database.DatabaseError(
+                f"The database {mask_password(url)} cannot be reached ({error.strerror}). Look at the server "
+                "and at GPUMON_DATABASE_URL."
+            ) from error
         raise database.DatabaseError(
             f"The lock beside {path} cannot be written ({error.strerror}). Give this user write access to the "
             "folder, or choose another with GPUMON_DATA_DIR."

@@ -11,6 +11,7 @@ from gpumon_core import health
 from gpumon_core.recorder import Recorder, State
 from gpumon_core.settings import Settings, load
 from gpumon_core.store import database
+from gpumon_core.vitals import Vitals
 
 _guard = threading.Lock()
 _recorder: Recorder | None = None
@@ -55,6 +56,11 @@ def state() -> State:
     )
 
 
+def vitals() -> Vitals | None:
+    """What this process's recorder has done, in numbers; None where there is none."""
+    return None if _recorder is None else _recorder.vitals
+
+
 def engine() -> Engine:
     """A read-only engine on the database that is being shown now."""
     return _engine(state().database_url)
@@ -67,4 +73,4 @@ def _engine(url: str) -> Engine:
 
 def check_health() -> health.Health:
     """How the recording stands right now. Raises sqlalchemy.exc.DBAPIError."""
-    return health.check(engine(), state(), settings().host_name, settings().interval)
+    return health.check(engine(), state(), settings().host_name, settings().interval, vitals())

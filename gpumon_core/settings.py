@@ -65,9 +65,21 @@ class Settings(BaseSettings):
         Field(
             ge=0.05,
             le=3650,
-            description="days for which every tick is kept, 0.05 to 3650; the list of processes is kept for good",
+            description="days for which every tick is kept, 0.05 to 3650",
         ),
     ] = 3
+    retention_minute_days: Annotated[
+        float,
+        Field(ge=0.05, le=3650, description="days for which minutes are kept, 0.05 to 3650"),
+    ] = 30
+    retention_hour_days: Annotated[
+        float,
+        Field(
+            ge=0.05,
+            le=36500,
+            description="days for which hours and the list of processes are kept, 0.05 to 36500",
+        ),
+    ] = 730
     demo_gpus: Annotated[int, Field(ge=1, le=64, description="how many GPUs to simulate, 1 to 64")] = 4
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"],

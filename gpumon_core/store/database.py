@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ from gpumon_core.store.schema import metadata
 log = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).with_name("migrations")
-# How long a connection waits for another program's lock before it gives up.
-BUSY_TIMEOUT_S = 5
+# How long a connection waits for another program's lock before it gives up: the recorder's ticks wait in
+# memory then, so that none comes late.
+BUSY_TIMEOUT_S = 5.0
+WRITER_TIMEOUT_S = 1.0
+# A server that does not answer is given up after this; a query for a page after this.
+CONNECT_TIMEOUT_S = 3
+QUERY_TIMEOUT_S = 30
 
 
 # Alembic's own table, as Alembic makes it.
@@ -35,20 +41,68 @@ class DatabaseError(Exception):
     """The database cannot be used; `str()` says why and what to do."""
 
 
-def open_for_writing(url: str) -> Engine:
+class DatabaseDamaged(DatabaseError):
+    """The file is not a sound SQLite database."""
+
+
+def open_for_writing(url: str, patience_s: float = WRITER_TIMEOUT_S) -> Engine:
     """The recorder's engine, on a database that is created or brought up to date first.
 
-    Raises DatabaseError.
+    `patience_s` is how long a transaction waits for another program's lock.
+    Raises DatabaseDamaged where the file is not a sound database, DatabaseError where it cannot be used.
     """
     path = file_of(url)
+    engine = None
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-        engine = _engine(url, write=True)
+        engine = _engine(url, write=True, patience_s=patience_s)
         _upgrade(engine, url)
     except (OSError, sa.exc.DBAPIError) as error:
-        raise DatabaseError(_explain(url, error)) from error
+        if engine is not None:
+            engine.dispose()
+        kind = DatabaseDamaged if is_damage(error) else DatabaseError
+        raise kind(_explain(url, error)) from error
     return engine
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error means that the SQLite file itself is broken."""
+    code = getattr(getattr(error, "orig", error), "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def set_aside(url: str) -> Path:
+    """Give a damaged SQLite file, and what belongs to it, another name; returns that of the file.
+
+    Raises OSError.
+    """
+    path = file_of(url)
+    if path is None:
+        raise ValueError("only a SQLite file can be set aside")
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    aside = path.with_name(f"{path.name}.damaged-{stamp}")
+    number = 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.damaged-{stamp}-{number}")
+    for suffix in ("-wal", "-shm", ""):
+        part = path.with_name(path.name + suffix)
+        if part.exists():
+            part.rename(aside.with_name(aside.name + suffix))
+    return aside
+
+
+def size_bytes(engine: Engine) -> int | None:
+    """What the database takes on disk, its write-ahead log included. Raises sqlalchemy.exc.DBAPIError."""
+    if engine.dialect.name == "postgresql":
+        with engine.connect() as connection:
+            return connection.execute(sa.text("SELECT pg_database_size(current_database())")).scalar()
+    path = file_of(str(engine.url))
+    if path is None:
+        return None
+    parts = (path, path.with_name(path.name + "-wal"))
+    return sum(part.stat().st_size for part in parts if part.exists())
 
 
 def open_for_reading(url: str) -> Engine:
@@ -91,11 +145,11 @@ def head() -> str:
     return max(path.name for path in (MIGRATIONS / "versions").glob("[0-9]*.py")).split("_", 1)[0]
 
 
-def _engine(url: str, write: bool) -> Engine:
+def _engine(url: str, write: bool, patience_s: float = BUSY_TIMEOUT_S) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(parsed)
-    options: dict[str, Any] = {"timeout": BUSY_TIMEOUT_S, "check_same_thread": False}
+        return _server_engine(parsed, write)
+    options: dict[str, Any] = {"timeout": patience_s, "check_same_thread": False}
     # The recorder keeps its one connection; a reader's is made per query, which costs less than a
     # millisecond and never holds an old state of the file.
     engine = sa.create_engine(parsed, connect_args=options, **({} if write else {"poolclass": NullPool}))
@@ -123,9 +177,36 @@ def _engine(url: str, write: bool) -> Engine:
     return engine
 
 
+def _server_engine(url: sa.URL, write: bool) -> Engine:
+    """An engine on PostgreSQL. A connection that broke is replaced before it is used."""
+    limits = f"-c statement_timeout={QUERY_TIMEOUT_S}s -c lock_timeout=5s"
+    if not write:
+        limits += " -c default_transaction_read_only=on"
+    options = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "tcp_user_timeout": 5000,
+        "application_name": "gpumon recorder" if write else "gpumon",
+        "options": limits,
+    }
+    return sa.create_engine(url, connect_args=options, pool_pre_ping=True, pool_size=5, max_overflow=10)
+
+
 def _upgrade(engine: Engine, url: str) -> None:
+    if engine.dialect.name == "postgresql":
+        with engine.begin() as connection:
+            # Two recorders that start together must not both make the tables.
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7267860951)")
+            _bring_up_to_date(connection, url)
+        return
     with engine.connect() as connection:
-        found = revision(connection)
+        if revision(connection) == head():
+            return
+    with engine.begin() as connection:
+        _bring_up_to_date(connection, url)
+
+
+def _bring_up_to_date(connection: sa.Connection, url: str) -> None:
+    found = revision(connection)
     wanted = head()
     if found == wanted:
         return
@@ -134,14 +215,13 @@ def _upgrade(engine: Engine, url: str) -> None:
             f"The database {mask_password(url)} was written by a newer gpumon (revision {found}, this one knows "
             f"{wanted}): start that version again, or name another database in GPUMON_DATABASE_URL."
         )
-    with engine.begin() as connection:
-        if found is None:
-            # A test holds these tables to what the revisions make, one after the other.
-            metadata.create_all(connection)
-            _stamp.create(connection)
-            connection.execute(_stamp.insert().values(version_num=wanted))
-        else:
-            _migrate(connection)
+    if found is None:
+        # A test holds these tables to what the revisions make, one after the other.
+        metadata.create_all(connection)
+        _stamp.create(connection)
+        connection.execute(_stamp.insert().values(version_num=wanted))
+    else:
+        _migrate(connection)
     log.info("database %s: schema %s -> %s", mask_password(url), found or "new", wanted)
 
 
@@ -161,7 +241,7 @@ def _explain(url: str, error: Exception) -> str:
     cause = getattr(error, "orig", None) or error
     name = str(file_of(url) or mask_password(url))
     text = str(cause)
-    if "not a database" in text or "malformed" in text:
+    if is_damage(error):
         remedy = "It is not a sound SQLite file: move it away, and gpumon starts a new one."
     elif isinstance(cause, PermissionError) or "readonly" in text or "unable to open" in text:
         remedy = "Give this user write access to the folder, or choose another with GPUMON_DATA_DIR."
@@ -169,6 +249,9 @@ def _explain(url: str, error: Exception) -> str:
         remedy = "Another program holds a lock on it: close that program."
     elif "full" in text:
         remedy = "Free some disk space."
+    elif file_of(url) is None:
+        remedy = "Look at the server and at GPUMON_DATABASE_URL."
+        text = " ".join(text.split())
     else:
         remedy = "Look at the file and its folder, or choose another with GPUMON_DATA_DIR."
     return f"The database {name} cannot be opened ({text}). {remedy}"

@@ -1,75 +1,175 @@
-"""Forgets raw ticks that are older than their time, without holding the recorder up."""
+"""Forgets what is older than its time, without holding the recorder up.
+
+Each resolution has a time of its own; the ledger of processes lives as long as the hours.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from dataclasses import dataclass
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from gpumon_core.store.schema import gpu_metrics, gpus, process_snapshots
+from gpumon_core.store.schema import (
+    TIERS,
+    gpu_changes,
+    gpu_metrics,
+    gpu_processes,
+    gpus,
+    process_gpus,
+    process_hours,
+    process_snapshots,
+    recorder_health,
+)
 
 log = logging.getLogger(__name__)
 
 DAY_S = 86400
-# Rows of one GPU, and seconds of processes, that one transaction forgets: some ten milliseconds of
-# the write lock, between which the recorder gets its turn.
+HOUR_S = 3600
+# Rows of one GPU, seconds of processes, and rows of the ledger that one transaction forgets: some ten
+# milliseconds of the write lock, between which the recorder gets its turn.
 BATCH_ROWS = 2000
 BATCH_S = 600
+BATCH_PROCESSES = 500
 PAUSE_S = 0.02
 # Pages given back to the file system in one step.
 VACUUM_PAGES = 500
 
 
-def forget(
-    engine: Engine, raw_days: float, now: float | None = None, stopping: threading.Event | None = None
-) -> int:
-    """Delete raw ticks older than `raw_days`, and give their space back. Returns the rows deleted.
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """For how many days each resolution is kept."""
+
+    raw_days: float
+    minute_days: float
+    hour_days: float
+
+
+class _Stopped(Exception):
+    """The run is broken off; the next one continues it."""
+
+
+def forget(engine: Engine, keep: Keep, now: float | None = None, stopping: threading.Event | None = None) -> int:
+    """Delete what is older than `keep` says, and give its space back. Returns the rows deleted.
 
     Every step is a transaction of its own: a run that is broken off, as by `stopping`, is simply
-    continued by the next.
-    Raises sqlalchemy.exc.DBAPIError.
+    continued by the next. Raises sqlalchemy.exc.DBAPIError.
     """
-    stopping = stopping or threading.Event()
-    cutoff = int((time.time() if now is None else now) - raw_days * DAY_S)
-    rows = 0
-    with engine.connect() as connection:
-        gpu_ids = list(connection.execute(sa.select(gpus.c.id)).scalars())
-    for gpu_id in gpu_ids:
-        while deleted := _forget_metrics(engine, gpu_id, cutoff):
-            rows += deleted
-            if stopping.wait(PAUSE_S):
-                return rows
-    while deleted := _forget_snapshots(engine, cutoff):
-        rows += deleted
-        if stopping.wait(PAUSE_S):
-            return rows
-    if rows:
-        _give_back(engine, stopping)
-        log.info("retention: %d raw rows older than %g days deleted", rows, raw_days)
-    return rows
+    run = _Run(engine, keep, time.time() if now is None else now, stopping or threading.Event())
+    try:
+        run.all()
+    except _Stopped:
+        return run.rows
+    if run.rows:
+        _give_back(engine, run.stopping)
+        log.info("retention: %d rows deleted", run.rows)
+    return run.rows
 
 
-def _forget_metrics(engine: Engine, gpu_id: int, cutoff: int) -> int:
-    mine = sa.and_(gpu_metrics.c.gpu_id == gpu_id, gpu_metrics.c.timestamp_epoch < cutoff)
-    with engine.begin() as connection:
+class _Run:
+    def __init__(self, engine: Engine, keep: Keep, now: float, stopping: threading.Event) -> None:
+        self.engine = engine
+        self.stopping = stopping
+        self.rows = 0
+        days = {"raw": keep.raw_days, "minute": keep.minute_days, "hour": keep.hour_days}
+        self.cutoffs = {name: int(now - length * DAY_S) for name, length in days.items()}
+
+    def all(self) -> None:
+        with self.engine.connect() as connection:
+            gpu_ids = list(connection.execute(sa.select(gpus.c.id)).scalars())
+        for gpu_id in gpu_ids:
+            # Ticks that no rollup has taken in yet are not forgotten.
+            with self.engine.connect() as connection:
+                minutes = TIERS[1].table
+                rolled = connection.execute(
+                    sa.select(sa.func.max(minutes.c.timestamp_epoch)).where(minutes.c.gpu_id == gpu_id)
+                ).scalar()
+            if rolled is not None:
+                self._metrics(gpu_metrics, gpu_id, min(self.cutoffs["raw"], rolled))
+            for tier in TIERS:
+                self._metrics(tier.table, gpu_id, self.cutoffs[tier.kept])
+            self._thin_changes(gpu_id)
+        self._by_time(process_snapshots, self.cutoffs["raw"], BATCH_S)
+        self._by_time(process_hours, self.cutoffs["hour"], DAY_S)
+        self._by_time(recorder_health, self.cutoffs["minute"], DAY_S)
+        self._ledger(min(self.cutoffs.values()))
+
+    def _count(self, rows: int) -> None:
+        self.rows += rows
+        if self.stopping.wait(PAUSE_S if rows else 0):
+            raise _Stopped
+
+    def _metrics(self, table: sa.Table, gpu_id: int, cutoff: int) -> None:
+        mine = sa.and_(table.c.gpu_id == gpu_id, table.c.timestamp_epoch < cutoff)
         # The rows to go stand together, oldest first; the batch ends before this one.
-        query = sa.select(gpu_metrics.c.timestamp_epoch).where(mine).order_by(gpu_metrics.c.timestamp_epoch)
-        end = connection.execute(query.offset(BATCH_ROWS).limit(1)).scalar()
-        batch = mine if end is None else sa.and_(mine, gpu_metrics.c.timestamp_epoch < end)
-        return connection.execute(sa.delete(gpu_metrics).where(batch)).rowcount
+        query = sa.select(table.c.timestamp_epoch).where(mine).order_by(table.c.timestamp_epoch)
+        end: int | None = 0
+        while end is not None:
+            with self.engine.begin() as connection:
+                end = connection.execute(query.offset(BATCH_ROWS).limit(1)).scalar()
+                batch = mine if end is None else sa.and_(mine, table.c.timestamp_epoch < end)
+                rows = connection.execute(sa.delete(table).where(batch)).rowcount
+            self._count(rows)
 
+    def _thin_changes(self, gpu_id: int) -> None:
+        """Of what is older than the ticks, keep one change an hour; of what is older than the hours, the last."""
+        table = gpu_changes
+        later = table.alias("later")
+        for cutoff, same_hour in ((self.cutoffs["raw"], True), (self.cutoffs["hour"], False)):
+            another = (
+                sa.select(later.c.metric)
+                .where(
+                    later.c.gpu_id == table.c.gpu_id,
+                    later.c.metric == table.c.metric,
+                    later.c.timestamp_epoch > table.c.timestamp_epoch,
+                    later.c.timestamp_epoch < cutoff,
+                )
+                .exists()
+            )
+            if same_hour:
+                hour = table.c.timestamp_epoch - table.c.timestamp_epoch % HOUR_S
+                another = another.where(later.c.timestamp_epoch < hour + HOUR_S)
+            with self.engine.begin() as connection:
+                old = sa.and_(table.c.gpu_id == gpu_id, table.c.timestamp_epoch < cutoff)
+                rows = connection.execute(sa.delete(table).where(old, another)).rowcount
+            self._count(rows)
 
-def _forget_snapshots(engine: Engine, cutoff: int) -> int:
-    time_of = process_snapshots.c.timestamp_epoch
-    with engine.begin() as connection:
-        oldest = connection.execute(sa.select(sa.func.min(time_of))).scalar()
-        if oldest is None or oldest >= cutoff:
-            return 0
-        end = min(cutoff, oldest + BATCH_S)
-        return connection.execute(sa.delete(process_snapshots).where(time_of < end)).rowcount
+    def _by_time(self, table: sa.Table, cutoff: int, step_s: int) -> None:
+        time_of = table.c.timestamp_epoch
+        while True:
+            with self.engine.begin() as connection:
+                oldest = connection.execute(sa.select(sa.func.min(time_of))).scalar()
+                if oldest is None or oldest >= cutoff:
+                    return
+                end = min(cutoff, oldest + step_s)
+                rows = connection.execute(sa.delete(table).where(time_of < end)).rowcount
+            self._count(rows)
+
+    def _ledger(self, cutoff: int) -> None:
+        """Processes of which nothing else is left, and that are not on a GPU."""
+        active = (
+            sa.select(process_gpus.c.process_id)
+            .where(process_gpus.c.process_id == gpu_processes.c.id, process_gpus.c.active == 1)
+            .exists()
+        )
+        # Rows stand in the order in which processes were first seen.
+        query = (
+            sa.select(gpu_processes.c.id)
+            .where(gpu_processes.c.first_seen < cutoff, gpu_processes.c.last_seen < cutoff, ~active)
+            .order_by(gpu_processes.c.first_seen)
+            .limit(BATCH_PROCESSES)
+        )
+        while True:
+            with self.engine.begin() as connection:
+                ids = list(connection.execute(query).scalars())
+                if not ids:
+                    return
+                connection.execute(sa.delete(process_gpus).where(process_gpus.c.process_id.in_(ids)))
+                rows = connection.execute(sa.delete(gpu_processes).where(gpu_processes.c.id.in_(ids))).rowcount
+            self._count(rows)
 
 
 def _give_back(engine: Engine, stopping: threading.Event) -> None:

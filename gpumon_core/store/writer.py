@@ -112,8 +112,8 @@ class Writer:
 
     def __init__(self, engine: Engine, host: str, source: str, interval_s: float) -> None:
         self._engine = engine
-        self._host = host
-        self._source = source
+        self.host = host
+        self.source = source
         self.interval_s = interval_s
         # The oldest second written behind a newer one, after the clock was set back: rollups go back to it.
         self.rewritten_from: int | None = None
@@ -191,7 +191,7 @@ class Writer:
         """Whether the database holds nothing of this host yet."""
         if self._host_id is None:
             with self._engine.connect() as connection:
-                query = sa.select(hosts.c.id).where(hosts.c.name == self._host)
+                query = sa.select(hosts.c.id).where(hosts.c.name == self.host)
                 return connection.execute(query).first() is None
         return False
 
@@ -347,17 +347,17 @@ class Writer:
         if self._host_id is not None and info == self._host_info:
             return self._host_id
         facts = {
-            "source": self._source,
+            "source": self.source,
             "interval_s": self.interval_s,
             "driver_version": info.driver_version,
             "cuda_version": info.cuda_version,
             "nvml_version": info.nvml_version,
         }
         known = connection.execute(
-            sa.select(hosts.c.id, hosts.c.last_seen).where(hosts.c.name == self._host)
+            sa.select(hosts.c.id, hosts.c.last_seen).where(hosts.c.name == self.host)
         ).first()
         if known is None:
-            row = {"name": self._host, "first_seen": now, "last_seen": now, **facts}
+            row = {"name": self.host, "first_seen": now, "last_seen": now, **facts}
             host_id = _insert(connection, hosts, row)
         else:
             host_id = known.id
