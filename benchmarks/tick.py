@@ -146,9 +146,8 @@ def measure(fake: FakeNvml, folder: Path, ticks: int) -> None:
         worst = statistics.quantiles(figures, n=20)[-1]
         print(f"  {name:<20} {statistics.median(figures):7.2f} ms   (p95 {worst:.2f})")
     verdict = "within" if tick <= LIMIT_MS and tick <= LIMIT_RATIO * bare else "ABOVE"
-    print(
-        f"  whole tick           {tick:7.2f} ms   {verdict} {LIMIT_MS} ms and {LIMIT_RATIO} times; {tick / bare:.1f} times the bare calls"
-    )
+    print(f"  whole tick           {tick:7.2f} ms   {tick / bare:.1f} times the bare calls")
+    print(f"  {verdict} {LIMIT_MS} ms and {LIMIT_RATIO} times")
     observer.close()
     engine.dispose()
 

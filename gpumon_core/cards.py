@@ -84,7 +84,13 @@ def card(
     if with_host:
         title = f"{gpu['host']} · {title}"
     name = gpu["name"] or "unknown model"
-    if gpu["state"] == "lost":
+    if gpu["state"] == "hung":
+        body = (
+            f'<div class="gm-note">The driver has not returned from a call about it for '
+            f"{fmt.duration(gpu['host_last_seen'] - gpu['last_seen'])}. The other GPUs go on. Look at dmesg; "
+            "a driver that hangs needs a reboot.</div>"
+        )
+    elif gpu["state"] == "lost":
         body = (
             f'<div class="gm-note">No answer since {fmt.duration(gpu["host_last_seen"] - gpu["last_seen"])}. '
             "It may have fallen off the bus: look at dmesg for “Xid”, and reset or reboot.</div>"
@@ -104,8 +110,8 @@ def card(
 
 def state(gpu: Mapping[Any, Any]) -> tuple[str, str]:
     """What a GPU is doing in a word, and the CSS class of that word."""
-    if gpu["state"] == "lost":
-        return "Lost", "lost"
+    if gpu["state"] in ("lost", "hung"):
+        return str(gpu["state"]).capitalize(), "lost"
     utilization, used, total = gpu["utilization"], gpu["memory"], gpu["memory_total_mib"]
     if not fmt.missing(utilization) and utilization >= BUSY_PERCENT:
         return "Busy", "busy"

@@ -79,7 +79,7 @@ def _driver(settings: Settings) -> Iterator[Finding]:
             yield Finding("problem", "GPUs", "the driver lists none", "Compare with nvidia-smi -L and lspci.")
         for index in sorted(snapshot.nameless):
             yield Finding("problem", f"GPU {index}", "does not even say which it is", LOST_REMEDY)
-        offers = {gpu.uuid: what for gpu, *what in source.offers()}
+        offers = {offer[0].uuid: offer[1:] for offer in source.offers()}
         for gpu in snapshot.gpus:
             name = f"GPU {gpu.index}" + ("" if gpu.mig_index is None else f" MIG {gpu.mig_index}")
             if gpu.uuid in snapshot.lost:

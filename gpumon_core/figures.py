@@ -48,7 +48,7 @@ def history(
     rows = len(metrics)
     gap = 0.045 if rows > 1 else 0.0
     height = (1 - gap * (rows - 1)) / max(1, rows)
-    text, grid = ("#c9d1d9", "#2b323c") if dark else ("#24292f", "#e4e8ed")
+    text, grid = _ink(dark)
     layout: dict[str, object] = {
         "height": ROW_HEIGHT * rows + CHROME_HEIGHT,
         "margin": {"l": 56, "r": 12, "t": 56, "b": 36},
@@ -132,3 +132,59 @@ def history(
         "hoverformat": "%a %d %b %H:%M:%S",
     }
     return go.Figure({"data": data, "layout": layout})
+
+
+def pulse(frame: pd.DataFrame, zone: ZoneInfo, dark: bool) -> go.Figure:
+    """How the recorder fared: the mean and the longest duration of a tick in each minute, and marks at the
+    minutes in which ticks were skipped, failed, waited or were dropped. `frame` is frames.health_history's."""
+    text, grid = _ink(dark)
+    times = wall_clock(frame["timestamp_epoch"], zone)
+    lines = (("mean", "duration_ms", 0, "solid"), ("longest", "duration_max_ms", 1, "dot"))
+    data: list[dict[str, object]] = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": name,
+            "x": times,
+            "y": frame[column],
+            "line": {"color": color(position, dark), "width": 1.6, "dash": dash},
+            "hovertemplate": "%{y:.1f} ms",
+        }
+        for name, column, position, dash in lines
+    ]
+    symbols = {"skipped": "triangle-up", "failed": "x", "dropped": "square", "buffered": "circle"}
+    for position, (column, symbol) in enumerate(symbols.items(), 2):
+        bad = frame[column] > 0
+        if bad.any():
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "markers",
+                    "name": "waiting" if column == "buffered" else column,
+                    "x": times[bad],
+                    "y": frame.loc[bad, "duration_max_ms"].fillna(0),
+                    "customdata": frame.loc[bad, column],
+                    "marker": {"color": color(position, dark), "symbol": symbol, "size": 9},
+                    "hovertemplate": "%{customdata} ticks",
+                }
+            )
+    axis = {"gridcolor": grid, "zeroline": False, "fixedrange": True}
+    layout = {
+        "height": 240,
+        "margin": {"l": 56, "r": 12, "t": 40, "b": 36},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": text, "size": 13, "family": "'Source Sans', sans-serif"},
+        "hovermode": "x unified",
+        "showlegend": True,
+        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
+        "title": {"text": "Duration of a tick (ms)", "font": {"size": 13}, "x": 0.01},
+        "xaxis": {**axis, "type": "date"},
+        "yaxis": {**axis, "rangemode": "tozero"},
+    }
+    return go.Figure({"data": data, "layout": layout})
+
+
+def _ink(dark: bool) -> tuple[str, str]:
+    """Colours of text and grid lines."""
+    return ("#c9d1d9", "#2b323c") if dark else ("#24292f", "#e4e8ed")

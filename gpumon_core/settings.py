@@ -155,6 +155,16 @@ def mask_password(url: str) -> str:
     return re.sub(r"([?&]password=)[^&\s]*", r"\1***", text)
 
 
+def in_force(settings: Settings) -> list[tuple[str, str, str]]:
+    """Every setting's variable, its value with passwords masked, and its meaning."""
+    rows = []
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+        rows.append((variable(name), mask_password(text), field.description or ""))
+    return rows
+
+
 def markdown_table() -> str:
     """Every setting with its default and meaning, as the README shows it."""
     lines = ["| setting | default | meaning |", "| --- | --- | --- |"]

@@ -30,6 +30,13 @@ page = st.navigation(
             url_path="processes",
             help="Every process that was seen on a GPU, to filter and download.",
         ),
+        st.Page(
+            "system.py",
+            title="System",
+            icon=":material/memory:",
+            url_path="system",
+            help="How the recorder fares, how large its history is, and the settings in force.",
+        ),
     ],
     position="top",
 )

@@ -11,19 +11,24 @@ import sqlalchemy as sa
 from fake_nvml import FakeNvml
 
 from gpumon_core.metrics import (
+    CHANGE_METRICS,
     GPU_METRICS,
     GPU_METRICS_BY_KEY,
     PROCESS_METRICS,
+    TICK_METRICS,
     Aggregate,
     Level,
     Metric,
     NvmlCall,
+    NvmlField,
+    NvmlGpm,
 )
-from gpumon_core.store.schema import gpu_metrics, process_snapshots
+from gpumon_core.store.schema import TIERS, gpu_metrics, process_snapshots
 from gpumon_core.telemetry.records import GpuInfo
 
 EACH_METRIC = pytest.mark.parametrize("metric", [*GPU_METRICS, *PROCESS_METRICS], ids=lambda m: m.prometheus)
-CALLS = [call for metric in GPU_METRICS for call in metric.nvml]
+CALLS = [way for metric in GPU_METRICS for way in metric.nvml if isinstance(way, NvmlCall)]
+OTHERS = [way for metric in GPU_METRICS for way in metric.nvml if not isinstance(way, NvmlCall)]
 EACH_CALL = pytest.mark.parametrize("call", CALLS, ids=lambda c: "-".join(map(str, (c.function, *c.arguments))))
 
 
@@ -37,14 +42,36 @@ def test_keys_are_unique_and_valid_names() -> None:
 
 def test_every_row_has_its_column_and_every_column_its_row() -> None:
     for table, metrics, own in (
-        (gpu_metrics, GPU_METRICS, {"gpu_id", "timestamp_epoch"}),
-        (process_snapshots, PROCESS_METRICS, {"gpu_id", "timestamp_epoch", "process_id"}),
+        (gpu_metrics, TICK_METRICS, {"gpu_id", "timestamp_epoch"}),
+        (process_snapshots, PROCESS_METRICS, {"gpu_id", "timestamp_epoch", "process_id", "present"}),
     ):
-        assert set(table.columns.keys()) == own | {metric.key for metric in metrics}
+        peaks = {metric.peak for metric in metrics if metric.peak}
+        assert set(table.columns.keys()) == own | {metric.key for metric in metrics} | peaks
         for metric in metrics:
             kind = sa.Integer if metric.column == "integer" else sa.Float
             assert isinstance(table.columns[metric.key].type, kind)
             assert table.columns[metric.key].nullable, "a metric that a board lacks is NULL"
+
+
+def test_every_metric_is_kept_with_the_ticks_or_when_it_changes() -> None:
+    assert sorted((*TICK_METRICS, *CHANGE_METRICS), key=lambda m: m.key) == sorted(
+        GPU_METRICS, key=lambda m: m.key
+    )
+    assert all(metric.kept == "change" for metric in GPU_METRICS if metric.every_s)
+
+
+def test_a_rollup_has_three_columns_of_every_metric_and_one_of_a_counter() -> None:
+    for tier in TIERS:
+        wanted = {"gpu_id", "timestamp_epoch", "samples"}
+        for metric in TICK_METRICS:
+            counter = metric.aggregate is Aggregate.COUNTER
+            wanted |= {metric.key + suffix for suffix in (("",) if counter else ("", "_min", "_max"))}
+        assert set(tier.table.columns.keys()) == wanted
+
+
+@pytest.mark.parametrize("way", OTHERS, ids=lambda way: way.name)
+def test_a_field_or_a_gpm_metric_names_what_pynvml_has(way: NvmlField | NvmlGpm) -> None:
+    assert isinstance(getattr(pynvml, way.name), int)
 
 
 def test_prometheus_names_are_unique_and_valid() -> None:
@@ -62,7 +89,7 @@ def test_a_counter_is_one_everywhere(metric: Metric) -> None:
 @EACH_METRIC
 def test_every_row_has_words_for_its_chart(metric: Metric) -> None:
     assert metric.label
-    assert metric.unit
+    assert metric.unit or metric.kept == "change"
     assert metric.digits >= 0
 
 
@@ -128,23 +155,18 @@ def test_a_call_names_what_pynvml_has(call: NvmlCall) -> None:
 
 @EACH_CALL
 def test_a_call_works_and_has_its_field(fake: FakeNvml, call: NvmlCall) -> None:
-    fake.add_gpu()
+    fake.add_gpu(retired_pending=0)
     with fake_nvml.loaded(fake):
         pynvml.nvmlInit()
         arguments = [getattr(pynvml, a) if isinstance(a, str) else a for a in call.arguments]
         result = getattr(pynvml, call.function)(pynvml.nvmlDeviceGetHandleByIndex(0), *arguments)
-    assert isinstance(result if call.field is None else getattr(result, call.field), int)
+    if call.count:
+        result = len(result)
+    elif call.field is not None:
+        result = result[call.field] if isinstance(call.field, int) else getattr(result, call.field)
+    assert isinstance(result, int)
     assert call.scale > 0
 
 
 def test_every_metric_of_a_gpu_can_be_asked_for() -> None:
     assert all(metric.nvml for metric in GPU_METRICS)
-
-
-def test_metrics_that_share_a_call_have_the_same_ways_of_asking() -> None:
-    """The NVML source asks a shared call once; that needs all its ways to be shared."""
-    ways: dict[tuple[object, ...], set[tuple[object, ...]]] = {}
-    for metric in GPU_METRICS:
-        asked = tuple((call.function, call.arguments) for call in metric.nvml)
-        ways.setdefault(asked[0], set()).add(asked)
-    assert all(len(found) == 1 for found in ways.values())

@@ -27,7 +27,10 @@ def shape(engine: sa.Engine) -> dict[str, object]:
             "key": inspector.get_pk_constraint(table),
             "foreign": sorted(map(str, inspector.get_foreign_keys(table))),
             "unique": sorted(map(str, inspector.get_unique_constraints(table))),
-            "indexes": sorted(map(str, inspector.get_indexes(table))),
+            "indexes": sorted(
+                str({**index, "dialect_options": {k: str(v) for k, v in index["dialect_options"].items()}})
+                for index in inspector.get_indexes(table)
+            ),
         }
         for table in sorted(inspector.get_table_names())
     }

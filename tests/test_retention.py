@@ -5,12 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from test_writer import ask, tick, who
 
 from gpumon_core.store import database, retention
+from gpumon_core.store.retention import Keep
+from gpumon_core.store.rollups import roll_up
 from gpumon_core.store.writer import Writer
 
 NOW = 10_000_000
@@ -22,25 +25,31 @@ def engine(tmp_path: Path) -> sa.Engine:
     return database.open_for_writing(f"sqlite:///{tmp_path / 'gpumon.db'}")
 
 
+def forget(engine: sa.Engine, raw_days: float, **more: Any) -> int:
+    """Roll up as the recorder does, and forget raw ticks only."""
+    roll_up(engine, "here")
+    return retention.forget(engine, Keep(raw_days, 3000, 3000), NOW, **more)
+
+
 def test_old_ticks_go_and_the_ledger_stays(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "BATCH_ROWS", 3)
     monkeypatch.setattr(retention, "PAUSE_S", 0)
     writer = Writer(engine, "here", "nvml", 4)
     for hours in range(100, 0, -1):
         writer.write(tick(NOW - hours * 3600, {(0, 7): 1000}), who(7))
-    assert retention.forget(engine, raw_days=3, now=NOW) == 28 * (3 + 1)
+    assert forget(engine, 3) == 28 * (3 + 3 + 1), "ticks, the twenty seconds they make, and a process"
     assert ask(engine, "SELECT min(timestamp_epoch), count(*) FROM gpu_metrics") == [(NOW - 3 * DAY, 72 * 3)]
     assert ask(engine, "SELECT min(timestamp_epoch), count(*) FROM process_snapshots") == [(NOW - 3 * DAY, 72)]
     assert ask(engine, "SELECT sample_count FROM gpu_processes") == [(100,)]
-    assert retention.forget(engine, raw_days=3, now=NOW) == 0, "a second run finds nothing to do"
+    assert forget(engine, 3) == 0, "a second run finds nothing to do"
 
 
 def test_a_shorter_time_takes_effect_at_the_next_run(engine: sa.Engine) -> None:
     writer = Writer(engine, "here", "nvml", 4)
     for days in (2.5, 1.5, 0.5):
         writer.write(tick(NOW - days * DAY), {})
-    assert retention.forget(engine, 3, NOW) == 0
-    assert retention.forget(engine, 1, NOW) == 2 * 3
+    assert forget(engine, 3) == 0
+    assert forget(engine, 1) == 2 * (3 + 3)
 
 
 def test_the_space_goes_back_to_the_file_system(
@@ -53,7 +62,7 @@ def test_the_space_goes_back_to_the_file_system(
         writer.write(tick(NOW - 10 * DAY + step, {(0, 7): step}), who(7))
     with engine.connect() as connection:
         before = connection.exec_driver_sql("PRAGMA page_count").scalar()
-    retention.forget(engine, 3, NOW)
+    forget(engine, 3)
     with engine.connect() as connection:
         after = connection.exec_driver_sql("PRAGMA page_count").scalar()
     assert before is not None
@@ -68,7 +77,7 @@ def test_ticks_are_written_while_old_ones_are_forgotten(
     writer = Writer(engine, "here", "nvml", 4)
     for step in range(120):
         writer.write(tick(NOW - 10 * DAY + step), {})
-    worker = threading.Thread(target=retention.forget, args=(engine, 3, NOW))
+    worker = threading.Thread(target=retention.forget, args=(engine, Keep(3, 3000, 3000), NOW))
     worker.start()
     written = 0
     while worker.is_alive():
@@ -87,5 +96,5 @@ def test_a_recorder_that_stops_does_not_wait_for_it(engine: sa.Engine, monkeypat
         writer.write(tick(NOW - 10 * DAY + step), {})
     stopping = threading.Event()
     stopping.set()
-    assert retention.forget(engine, 3, NOW, stopping) == 1
-    assert retention.forget(engine, 3, NOW) == 149
+    assert forget(engine, 3, stopping=stopping) == 1
+    assert forget(engine, 3) == 149

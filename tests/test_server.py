@@ -166,13 +166,16 @@ def test_the_log_is_quiet_while_all_is_well(serve: Serve, fake: FakeNvml) -> Non
     assert server.log.read_text() == before
 
 
-def test_a_corrupt_database_is_named_and_left_alone(serve: Serve, fake: FakeNvml, tmp_path: Path) -> None:
+def test_a_damaged_database_is_set_aside_and_a_new_one_begun(serve: Serve, fake: FakeNvml, tmp_path: Path) -> None:
     fake.add_gpu()
     data_dir = tmp_path / "history"
     data_dir.mkdir()
     (data_dir / "gpumon.db").write_bytes(b"not a database at all" * 500)
     server = serve(fake)
-    answer = server.wait(lambda status, answer: status == 503 and bool(answer.get("recording_problem")))
-    assert "not a" in answer["recording_problem"]
-    assert (data_dir / "gpumon.db").read_bytes().startswith(b"not a database")
+    answer = server.ready().wait(lambda status, answer: bool(answer.get("notice")))
+    assert "was damaged and has been set aside" in answer["notice"]
+    (aside,) = data_dir.glob("gpumon.db.damaged-*")
+    assert aside.name in answer["notice"]
+    assert aside.read_bytes() == b"not a database at all" * 500
+    assert ticks(server) >= 1
     assert "Traceback" not in server.log.read_text()

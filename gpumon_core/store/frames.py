@@ -15,6 +15,7 @@ from sqlalchemy.engine import Engine
 from gpumon_core.metrics import CHANGE_METRICS, PROCESS_METRICS, TICK_COLUMNS
 from gpumon_core.store.history import read as read_history
 from gpumon_core.store.schema import (
+    TIERS,
     gpu_changes,
     gpu_metrics,
     gpu_processes,
@@ -198,6 +199,28 @@ def process_life(
         return pd.DataFrame(columns=columns)
     life = pd.concat(parts, ignore_index=True)[columns]
     return _numbers(life, *PROCESS_KEYS).astype({"gpu_id": "int64", "timestamp_epoch": "int64"})
+
+
+def resolutions(engine: Engine) -> pd.DataFrame:
+    """What is kept at each resolution, finest first.
+
+    Columns: seconds (0 for raw ticks), kept (raw, minute or hour: the retention that holds for it),
+    first, last (UTC seconds, NaN where there is nothing).
+    """
+    rows = []
+    tables = [(gpu_metrics, 0, "raw"), *((tier.table, tier.seconds, tier.kept) for tier in TIERS)]
+    with engine.connect() as connection:
+        for table, seconds, kept in tables:
+            # The key's first and last entry of each GPU: min() over the table would read it all.
+            edges = [
+                sa.select(edge(table.c.timestamp_epoch)).where(table.c.gpu_id == gpus.c.id).scalar_subquery()
+                for edge in (sa.func.min, sa.func.max)
+            ]
+            found = connection.execute(sa.select(*edges)).all()
+            firsts = [first for first, _ in found if first is not None]
+            lasts = [last for _, last in found if last is not None]
+            rows.append((seconds, kept, min(firsts, default=None), max(lasts, default=None)))
+    return _numbers(pd.DataFrame(rows, columns=["seconds", "kept", "first", "last"]), "first", "last")
 
 
 def health_history(engine: Engine, host: str, start: int, end: int) -> pd.DataFrame:

@@ -145,15 +145,19 @@ def _stretches(resolutions: list[_Resolution], chosen: int, start: int, end: int
         left: list[tuple[int, int]] = []
         for begin, finish in open_pieces:
             low, high = max(begin, resolution.first), min(finish, reaches)
+            if finish < end and place != chosen:
+                # What begins after this piece is told already: no bucket may reach into it.
+                high = min(high, finish + 1 - length)
             if low > high:
                 left.append((begin, finish))
                 continue
             found.append(_Stretch(resolution, low, high))
-            # A rest shorter than a bucket is nothing to fill.
+            told_until = high if place == chosen else high - high % length + length - 1
+            # A rest shorter than a point is nothing to fill.
             if low - begin >= resolutions[chosen].seconds:
                 left.append((begin, low - 1))
-            if finish - high >= resolutions[0].seconds:
-                left.append((high + 1, finish))
+            if finish - told_until >= resolutions[chosen].seconds:
+                left.append((told_until + 1, finish))
         open_pieces = left
     return sorted(found, key=lambda stretch: stretch.start)
 

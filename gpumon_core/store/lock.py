@@ -79,7 +79,7 @@ class FileRecorderLock(Lock):
     """The lock on one SQLite file. The kernel frees it when its holder ends, however it ends."""
 
     # Finding out whether a file lock is free takes it for a moment: `acquire` outlasts that.
-    PROBE_S = 0.1
+    PROBE_S = 0.25
 
     def __init__(self, database: Path, host: str) -> None:
         self._path = database.with_name(database.name + ".lock")
@@ -101,7 +101,7 @@ class FileRecorderLock(Lock):
             return True
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.acquire(timeout=self.PROBE_S, poll_interval=self.PROBE_S / 5)
+            self._lock.acquire(timeout=self.PROBE_S, poll_interval=0.01)
         except Timeout:
             return False
         signature = json.dumps(asdict(Holder(os.getpid(), self._host, int(time.time()))))

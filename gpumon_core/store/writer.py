@@ -73,12 +73,15 @@ class _Ledger:
         """One more sample."""
         # The clock may have been set back: a lifetime is never negative.
         self.last_seen = max(self.last_seen, now)
-        if memory is not None:
-            if self.max_memory is None or memory > self.max_memory:
-                self.max_memory = memory
-            mean = memory if self.avg_memory is None else self.avg_memory
-            self.avg_memory = mean + (memory - mean) / (self.sample_count + 1)
-        self.sample_count += 1
+        count = self.sample_count + 1
+        self.sample_count = count
+        if memory is None:
+            return
+        if self.max_memory is None or memory > self.max_memory:
+            self.max_memory = memory
+        mean = self.avg_memory
+        if mean != memory:
+            self.avg_memory = memory if mean is None else mean + (memory - mean) / count
 
 
 @dataclass(slots=True)
@@ -101,10 +104,22 @@ class _Use:
     gpu: _Gpu
     kind: str
     ledger: _Ledger
+    # Who it is in this run of the program, and its row of the ledger.
+    identity: ProcessIdentity | None = None
+    key: tuple[int, str | None] = (0, None)
+    known: tuple[int, _Ledger] = field(init=False)
+    pair: tuple[int, int] = field(init=False)
+    # Its newest record and values, and those that are stored.
+    reading: ProcessReading | None = None
+    current: tuple[int | None, ...] = GONE
     now: tuple[int | None, ...] = GONE
     stored_at: int | None = None
     # What it has used of each hour, as far as that is not stored yet.
     hours: dict[int, _Hour] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.known = (self.process_id, self.ledger)
+        self.pair = (self.process_id, self.gpu.id)
 
 
 class Writer:
@@ -182,6 +197,8 @@ class Writer:
         self._inventory: tuple[object, ...] | None = None
         self._processes: dict[tuple[int, str | None], tuple[int, _Ledger]] = {}
         self._live: dict[tuple[int, int], _Use] = {}
+        # The same by PID and GPU, for those that were there at the tick before.
+        self._here: dict[tuple[int, str], _Use] = {}
         # Processes that have left, and whose rows of the ledger are not stored yet.
         self._ended: dict[int, _Ledger] = {}
         self._resumed = False
@@ -511,42 +528,65 @@ class Writer:
     ) -> None:
         if abs(now - self._last_tick) > max(UNKNOWN_START_GRACE_S, 3 * self.interval_s):
             self._processes = {key: known for key, known in self._processes.items() if key[1] is not None}
+            self._here = {}
         seen: dict[tuple[int, str | None], tuple[int, _Ledger]] = {}
         live: dict[tuple[int, int], _Use] = {}
+        here: dict[tuple[int, str], _Use] = {}
         totals: dict[int, tuple[_Ledger, int | None]] = {}
         on: dict[int, list[_Use]] = {}
         for process in snapshot.processes:
-            identity = identities.get(process.pid) or ProcessIdentity(process.pid)
-            key = (identity.pid, identity.start_key)
-            known = seen.get(key) or self._processes.get(key)
-            if known is None:
-                known = self._find_or_add(connection, now, host_id, identity)
-            seen[key] = known
-            process_id, ledger = known
-            gpu = self._gpus[process.gpu_uuid]
-            pair = (process_id, gpu.id)
-            use = self._live.get(pair)
-            if use is None or use.kind != process.kind:
-                use = self._know_pair(connection, now, process_id, gpu, process, use or moved.get(pair))
-                moved[pair] = use
+            identity = identities.get(process.pid)
+            place = (process.pid, process.gpu_uuid)
+            use = self._here.get(place)
+            if use is None or use.identity is not identity or use.kind != process.kind or use.pair in live:
+                use = self._find_use(connection, now, host_id, process, identity, seen, moved)
+            here[place] = use
+            pair = use.pair
             live[pair] = use
-            current = (
-                process.memory_mib,
-                process.sm_utilization,
-                process.memory_utilization,
-                process.encoder_utilization,
-                process.decoder_utilization,
-            )
-            stored_at = use.stored_at
+            seen[use.key] = use.known
+            # A source may hand out the same record again for a process that does nothing new.
+            if process is not use.reading:
+                use.reading = process
+                use.current = (
+                    process.memory_mib,
+                    process.sm_utilization,
+                    process.memory_utilization,
+                    process.encoder_utilization,
+                    process.decoder_utilization,
+                )
+            current, stored_at = use.current, use.stored_at
             if gap or current != use.now or stored_at is None or not 0 <= now - stored_at < HEARTBEAT_S:
-                snapshots.append((now, process_id, gpu.id, *current, 1))
+                snapshots.append((now, *pair, *current, 1))
                 use.now, use.stored_at = current, now
-            use.ledger.add(now, process.memory_mib)
-            _, total = totals.get(process_id, (ledger, None))
-            totals[process_id] = (ledger, _sum(total, process.memory_mib))
-            on.setdefault(gpu.id, []).append(use)
+            memory = current[0]
+            use.ledger.add(now, memory)
+            process_id, ledger = use.known
+            if process_id in totals:
+                memory = _sum(totals[process_id][1], memory)
+            totals[process_id] = (ledger, memory)
+            uses = on.get(pair[1])
+            if uses is None:
+                on[pair[1]] = [use]
+            else:
+                uses.append(use)
         for ledger, total in totals.values():
             ledger.add(now, total)
+        self._part(snapshot, now, seen, live, snapshots, moved)
+        self._here = here
+        hour = now - now % HOUR_S
+        for uses in on.values():
+            _share_out(uses[0].gpu, uses, dt, hour)
+
+    def _part(
+        self,
+        snapshot: Snapshot,
+        now: int,
+        seen: dict[tuple[int, str | None], tuple[int, _Ledger]],
+        live: dict[tuple[int, int], _Use],
+        snapshots: list[Row],
+        moved: dict[tuple[int, int], _Use],
+    ) -> None:
+        """Part with what was there at the tick before and is not at this one."""
         answering = {self._gpus[reading.uuid].id for reading in snapshot.readings}
         for pair, use in self._live.items():
             if pair in live:
@@ -555,19 +595,43 @@ class Writer:
                 # It is the GPU that does not answer; of its processes nothing is known.
                 live[pair] = use
                 continue
-            use.now = GONE
+            use.now = use.current = GONE
+            use.reading = None
             moved[pair] = use
             snapshots.append((now, *pair, *GONE, 0))
-        for key, known in self._processes.items():
-            if key not in seen:
-                self._ended[known[0]] = known[1]
         # Only what runs is kept in mind: memory does not grow with the history.
         waiting = {process_id for process_id, _ in live}
-        kept = {key: known for key, known in self._processes.items() if key not in seen and known[0] in waiting}
-        self._processes, self._live = {**kept, **seen}, live
-        hour = now - now % HOUR_S
-        for uses in on.values():
-            _share_out(uses[0].gpu, uses, dt, hour)
+        for key, known in self._processes.items():
+            if key in seen:
+                continue
+            if known[0] in waiting:
+                seen[key] = known
+            else:
+                self._ended[known[0]] = known[1]
+        self._processes, self._live = seen, live
+
+    def _find_use(
+        self,
+        connection: Connection,
+        now: int,
+        host_id: int,
+        process: ProcessReading,
+        identity: ProcessIdentity | None,
+        seen: dict[tuple[int, str | None], tuple[int, _Ledger]],
+        moved: dict[tuple[int, int], _Use],
+    ) -> _Use:
+        """The process on its GPU, taken into the ledger if it is new there."""
+        who = identity or ProcessIdentity(process.pid)
+        key = (who.pid, who.start_key)
+        known = seen.get(key) or self._processes.get(key) or self._find_or_add(connection, now, host_id, who)
+        gpu = self._gpus[process.gpu_uuid]
+        pair = (known[0], gpu.id)
+        use = self._live.get(pair)
+        if use is None or use.kind != process.kind:
+            use = self._know_pair(connection, now, known[0], gpu, process, use or moved.get(pair))
+            moved[pair] = use
+        use.identity, use.key, use.known = identity, key, known
+        return use
 
     def _resume(self, connection: Connection) -> None:
         """Take up the processes that were on the GPUs at the newest tick before this recorder's first."""

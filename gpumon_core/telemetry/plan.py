@@ -310,7 +310,9 @@ class Plan:
                 self._before["energy"] = (energy, now)
             elif now - before[1] >= ENERGY_OVER_S:
                 self._before["energy"] = (energy, now)
-                values["power"] = round((energy - before[0]) / (now - before[1]), 3)
+                # A board always takes something: a counter that stands still does not count.
+                if energy > before[0]:
+                    values["power"] = round((energy - before[0]) / (now - before[1]), 3)
         for metric, peak in _SAMPLED:
             mean = values.get(metric.key)
             if mean is not None:

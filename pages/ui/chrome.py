@@ -85,6 +85,11 @@ def banners(found: Health | None) -> None:
             f"**No NVIDIA driver.** {fmt.plain(_sentence(state.driver.reason))} {fmt.plain(state.driver.remedy)}",
             icon=":material/error:",
         )
+    if state.notice:
+        st.warning(
+            f"{fmt.plain(_sentence(state.notice.reason))} {fmt.plain(state.notice.remedy)}",
+            icon=":material/healing:",
+        )
     if state.recording:
         st.warning(
             f"{fmt.plain(_sentence(state.recording.reason))} {fmt.plain(state.recording.remedy)}",
@@ -101,7 +106,12 @@ def stale_warning(found: Health) -> None:
             icon=":material/timer_off:",
         )
     elif found.lost:
-        st.warning(f"**{found.lost} GPU(s) do not answer.**", icon=":material/warning:")
+        hanging = (
+            f" In {found.hung} the driver does not return from a call; it is asked again when it does."
+            if found.hung
+            else ""
+        )
+        st.warning(f"**{found.lost} GPU(s) do not answer.**{hanging}", icon=":material/warning:")
 
 
 def _sentence(text: str) -> str:

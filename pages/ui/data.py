@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from gpumon_core import cards, runtime
 from gpumon_core.health import Health
-from gpumon_core.store import frames
+from gpumon_core.store import database, frames
 
 # A database and the time of its newest sample.
 Tick = tuple[str, int | None]
@@ -86,6 +86,27 @@ def process_history(
     """frames.process_history at a tick."""
     del at
     return frames.process_history(runtime.engine(), gpu_ids, text, users, start, end)
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def recorder_history(at: Tick, host: str, start: int, end: int) -> pd.DataFrame:
+    """frames.health_history at a tick."""
+    del at
+    return frames.health_history(runtime.engine(), host, start, end)
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def resolutions(at: Tick) -> pd.DataFrame:
+    """frames.resolutions at a tick."""
+    del at
+    return frames.resolutions(runtime.engine())
+
+
+@st.cache_data(max_entries=4, show_spinner=False, ttl=60)
+def database_bytes(url: str) -> int | None:
+    """What the database takes on disk."""
+    del url
+    return database.size_bytes(runtime.engine())
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
