@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -16,8 +15,8 @@ from gpumon_core.telemetry.records import GpuReading, Snapshot
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'gpumon.db'}"
+def url(database_url: str) -> str:
+    return database_url
 
 
 @pytest.fixture

@@ -77,6 +77,8 @@ def test_ticks_are_written_while_old_ones_are_forgotten(
     writer = Writer(engine, "here", "nvml", 4)
     for step in range(120):
         writer.write(tick(NOW - 10 * DAY + step), {})
+    writer.write(tick(NOW - 1), {})
+    roll_up(engine, "here")
     worker = threading.Thread(target=retention.forget, args=(engine, Keep(3, 3000, 3000), NOW))
     worker.start()
     written = 0
@@ -94,7 +96,8 @@ def test_a_recorder_that_stops_does_not_wait_for_it(engine: sa.Engine, monkeypat
     writer = Writer(engine, "here", "nvml", 4)
     for step in range(50):
         writer.write(tick(NOW - 10 * DAY + step), {})
+    writer.write(tick(NOW - 1), {})
     stopping = threading.Event()
     stopping.set()
     assert forget(engine, 3, stopping=stopping) == 1
-    assert forget(engine, 3) == 149
+    assert forget(engine, 3) == 149 + 3 * 3, "the other ticks, and their twenty seconds"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.store import database
+from gpumon_core.store import writer as writer_module
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot
 
@@ -41,8 +41,8 @@ def who(*pids: int, key: str = "boot:1") -> dict[int, ProcessIdentity]:
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> sa.Engine:
-    return database.open_for_writing(f"sqlite:///{tmp_path / 'gpumon.db'}")
+def engine(database_url: str) -> sa.Engine:
+    return database.open_for_writing(database_url)
 
 
 @pytest.fixture
@@ -184,20 +184,19 @@ def test_a_clock_set_back_makes_no_duplicate_and_no_negative_lifetime(engine: sa
     assert ask(engine, "SELECT last_seen >= first_seen, sample_count FROM gpu_processes") == [(1, 3)]
 
 
-def test_a_failed_tick_leaves_nothing_and_the_next_is_whole(
-    engine: sa.Engine, writer: Writer, tmp_path: Path
-) -> None:
+def test_a_failed_tick_leaves_nothing_and_the_next_is_whole(engine: sa.Engine, writer: Writer) -> None:
     writer.write(tick(100, {(0, 7): 100}), who(7))
-    with engine.begin() as connection:
-        connection.exec_driver_sql(
-            "CREATE TRIGGER stop BEFORE INSERT ON process_snapshots BEGIN SELECT RAISE(ABORT, 'disk full'); END"
-        )
+
+    def full(_: object, __: object, statement: str, *___: object) -> None:
+        if statement.startswith("INSERT INTO process_snapshots"):
+            raise sa.exc.OperationalError(statement, {}, RuntimeError("disk full"))
+
+    sa.event.listen(engine, "before_cursor_execute", full)
     with pytest.raises(sa.exc.DBAPIError, match="disk full"):
         writer.write(tick(104, {(0, 8): 100}), who(8))
+    sa.event.remove(engine, "before_cursor_execute", full)
     assert ask(engine, "SELECT max(timestamp_epoch) FROM gpu_metrics") == [(100,)]
     assert ask(engine, "SELECT pid FROM gpu_processes") == [(7,)]
-    with engine.begin() as connection:
-        connection.exec_driver_sql("DROP TRIGGER stop")
     assert writer.write(tick(108, {(0, 8): 100}), who(8))
     assert ask(engine, "SELECT pid, sample_count FROM gpu_processes ORDER BY pid") == [(7, 1), (8, 1)]
 
@@ -209,7 +208,7 @@ def test_two_hosts_in_one_database_do_not_touch_each_other(engine: sa.Engine, wr
     writer.write(tick(104, {(0, 7): 1000}), who(7))
     query = "SELECT host_id, avg_memory, sample_count FROM gpu_processes ORDER BY host_id"
     assert ask(engine, query) == [(1, 1000.0, 2), (2, 3000.0, 1)]
-    assert ask(engine, "SELECT host_id, count(*), max(last_seen) FROM gpus GROUP BY host_id") == [
+    assert ask(engine, "SELECT host_id, count(*), max(last_seen) FROM gpus GROUP BY host_id ORDER BY 1") == [
         (1, 3, 104),
         (2, 3, 100),
     ]
@@ -226,3 +225,143 @@ def test_compute_and_graphics_are_told_from_each_other(engine: sa.Engine, writer
     writer.write(tick(100, {(0, 7): 10}, kind="C"), who(7))
     writer.write(tick(104, {(0, 7): 10}, kind="C+G"), who(7))
     assert ask(engine, "SELECT kind FROM process_gpus") == [("C+G",)]
+
+
+# ---- What a tick leaves behind --------------------------------------------------------------------
+
+
+def measured(now: float, *, processes: tuple[ProcessReading, ...] = (), **values: float | None) -> Snapshot:
+    """A tick of one GPU."""
+    return Snapshot(now, HostInfo("here"), GPUS[:1], (GpuReading("GPU-0", values),), processes)
+
+
+def busy(pid: int, memory: int, sm: int | None = None) -> ProcessReading:
+    return ProcessReading("GPU-0", pid, "C", memory, sm, None, None, None)
+
+
+def test_what_rarely_changes_is_kept_when_it_changes(engine: sa.Engine, writer: Writer) -> None:
+    for now, state in ((100, 0), (104, 0), (108, 8), (112, 8), (116, 0)):
+        writer.write(measured(now, performance_state=state), {})
+    # A tick at which it was not asked for, and another program that goes on.
+    writer.write(measured(120), {})
+    Writer(engine, "here", "nvml", 4).write(measured(124, performance_state=0), {})
+    query = "SELECT timestamp_epoch, value FROM gpu_changes WHERE metric = 'performance_state' ORDER BY 1"
+    assert ask(engine, query) == [(100, 0.0), (108, 8.0), (116, 0.0)]
+
+
+def test_a_process_that_does_nothing_new_costs_a_row_now_and_then(engine: sa.Engine, writer: Writer) -> None:
+    for step in range(301):
+        memory = 2000 if step == 200 else 1000
+        processes = (busy(7, memory, 0),) if step < 300 else ()
+        writer.write(measured(4 * step + 4, processes=processes), who(7))
+    query = "SELECT timestamp_epoch, memory, present FROM process_snapshots ORDER BY 1"
+    assert ask(engine, query) == [(4, 1000, 1), (604, 1000, 1), (804, 2000, 1), (808, 1000, 1), (1204, None, 0)]
+
+
+def test_energy_goes_on_when_the_driver_counts_anew(engine: sa.Engine, writer: Writer) -> None:
+    for now, counter in ((100, 5000.0), (104, 5400.0), (108, 90.0), (112, 290.0)):
+        writer.write(measured(now, energy=counter, power=100.0), {})
+    # Another recorder, later: the driver has counted what was taken meanwhile.
+    Writer(engine, "here", "nvml", 4).write(measured(900, energy=2290.0, power=100.0), {})
+    query = "SELECT timestamp_epoch, energy FROM gpu_metrics ORDER BY 1"
+    assert ask(engine, query) == [(100, 0), (104, 400), (108, 490), (112, 690), (900, 2690)]
+    assert ask(engine, "SELECT energy_j, energy_counter_j, energy_from FROM gpus") == [(2690.0, 2290.0, "counter")]
+
+
+def test_energy_follows_from_the_power_where_nothing_counts_it(engine: sa.Engine, writer: Writer) -> None:
+    for now in (100, 104, 109):
+        writer.write(measured(now, power=50.0), {})
+    assert ask(engine, "SELECT energy FROM gpu_metrics ORDER BY timestamp_epoch") == [(200,), (400,), (650,)]
+    assert ask(engine, "SELECT energy_from FROM gpus") == [("power",)]
+
+
+def test_an_hour_of_a_process_is_its_share_of_the_gpu(engine: sa.Engine, writer: Writer) -> None:
+    both = (busy(7, 1000, 60), busy(8, 3000, 20))
+    for step in range(11):
+        writer.write(measured(3600 + 4 * step, processes=both, power=100.0, utilization=80.0), who(7, 8))
+    writer.settle()
+    query = (
+        "SELECT pid, seconds, busy_s, memory_mib_s, energy_j, process_hours.max_memory, estimated FROM process_hours "
+        "JOIN gpu_processes ON id = process_id WHERE timestamp_epoch = 3600 ORDER BY pid"
+    )
+    rows = [tuple(round(value, 3) for value in row) for row in ask(engine, query)]
+    assert rows == [
+        (7, 44.0, 26.4, 44000.0, 2640.0, 1000, 0),
+        (8, 44.0, 8.8, 132000.0, 880.0, 3000, 0),
+    ]
+
+
+def test_where_processes_are_not_told_apart_memory_splits_the_use(engine: sa.Engine, writer: Writer) -> None:
+    both = (busy(7, 1000), busy(8, 3000))
+    writer.write(measured(3600, processes=both, power=100.0, utilization=50.0), who(7, 8))
+    query = "SELECT busy_s, energy_j, estimated FROM process_hours ORDER BY process_id"
+    assert ask(engine, query) == [(0.5, 50.0, 1), (1.5, 150.0, 1)]
+
+
+def test_a_pause_of_the_recorder_is_nobodys_time(engine: sa.Engine, writer: Writer) -> None:
+    one = (busy(7, 1000, 100),)
+    for now in (3600, 3604, 5604, 5608):
+        writer.write(measured(now, processes=one, power=100.0), who(7))
+    writer.settle()
+    assert ask(engine, "SELECT seconds, busy_s FROM process_hours") == [(16.0, 16.0)]
+
+
+def test_many_ticks_in_one_transaction_are_the_same_as_one_by_one(database_url: str, engine: sa.Engine) -> None:
+    story = [
+        (
+            measured(
+                100 + 4 * step, processes=tuple(busy(7 + n, 100 * step, 10) for n in range(step % 4)), power=80.0
+            )
+        )
+        for step in range(40)
+    ]
+    ticks = [(snapshot, who(*(process.pid for process in snapshot.processes))) for snapshot in story]
+    one_by_one, at_once = Writer(engine, "here", "nvml", 4), Writer(engine, "there", "nvml", 4)
+    for snapshot, identities in ticks:
+        assert one_by_one.write(snapshot, identities)
+    assert at_once.write_all(ticks) == 40
+    for writer in (one_by_one, at_once):
+        writer.settle()
+    query = (
+        "SELECT pid, gpu_processes.first_seen, gpu_processes.last_seen, gpu_processes.max_memory, "
+        "gpu_processes.sample_count, process_gpus.sample_count, active FROM gpu_processes "
+        "JOIN process_gpus ON id = process_id WHERE host_id = {} ORDER BY pid"
+    )
+    assert ask(engine, query.format(1)) == ask(engine, query.format(2)) != []
+    hours = (
+        "SELECT pid, round(sum(busy_s)), round(sum(memory_mib_s)), round(sum(energy_j)) FROM process_hours "
+        "JOIN gpu_processes ON id = process_id WHERE host_id = {} GROUP BY pid ORDER BY pid"
+    )
+    assert ask(engine, hours.format(1)) == ask(engine, hours.format(2)) != []
+
+
+@pytest.mark.parametrize("killed_after", [1, 3, 5, 19, 33])
+def test_what_a_killed_recorder_had_not_settled_is_counted_by_the_next(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch, killed_after: int
+) -> None:
+    monkeypatch.setattr(writer_module, "SETTLED_PER_TICK", 1)
+
+    def story(step: int) -> Snapshot:
+        processes = [busy(pid, 100 * pid + step // 10, (step + pid) % 5) for pid in range(10, 16)]
+        if step > 12:
+            del processes[2]
+        return measured(7200 + 4 * step, processes=tuple(processes), power=100.0, utilization=10.0)
+
+    identities = who(*range(10, 16))
+    whole = Writer(engine, "whole", "nvml", 4)
+    killed = Writer(engine, "killed", "nvml", 4)
+    for step in range(40):
+        if step == killed_after:
+            # Nothing is settled: it is as if it had been killed.
+            killed = Writer(engine, "killed", "nvml", 4)
+        for writer in (whole, killed):
+            assert writer.write(story(step), identities)
+    for writer in (whole, killed):
+        writer.settle()
+    query = (
+        "SELECT pid, p.last_seen, p.sample_count, round(CAST(p.avg_memory AS numeric), 3), g.sample_count, "
+        "(SELECT round(CAST(sum(busy_s) AS numeric), 3) FROM process_hours h WHERE h.process_id = p.id), "
+        "(SELECT round(CAST(sum(energy_j) AS numeric), 3) FROM process_hours h WHERE h.process_id = p.id) "
+        "FROM gpu_processes p JOIN process_gpus g ON g.process_id = p.id WHERE host_id = {} ORDER BY pid"
+    )
+    assert ask(engine, query.format(2)) == ask(engine, query.format(1)) != []

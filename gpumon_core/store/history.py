@@ -86,7 +86,8 @@ def read(
         if counters:
             frame = frame[frame["timestamp_epoch"] >= start].reset_index(drop=True)
         if changing:
-            width = max(step for _, _, step in parts)
+            # A point that is a tick is a moment; the others speak of a stretch of time.
+            width = max(0 if r.raw and step <= r.seconds else step for _, r, step in parts)
             _put_changes(connection, frame, ids, changing, start, end, width)
     return _typed(frame[columns])
 
@@ -300,7 +301,7 @@ def _put_changes(
         times.append(at)
         values.append(np.nan if value is None else value)
     owners, moments = frame["gpu_id"].to_numpy(), frame["timestamp_epoch"].to_numpy()
-    half = step / 2 if step > 1 else 0
+    half = step / 2
     known = frame[THERE].notna().to_numpy()
     for key in keys:
         result = np.full((3, len(frame)), np.nan)
