@@ -145,6 +145,10 @@ def _stretches(resolutions: list[_Resolution], chosen: int, start: int, end: int
         reaches = resolution.last + length - 1
         left: list[tuple[int, int]] = []
         for begin, finish in open_pieces:
+            if place > chosen and finish == end and found:
+                # What is newer than the chosen resolution can only be told by a finer one.
+                left.append((begin, finish))
+                continue
             low, high = max(begin, resolution.first), min(finish, reaches)
             if finish < end and place != chosen:
                 # What begins after this piece is told already: no bucket may reach into it.
