@@ -24,6 +24,7 @@ HOUR_STEP_S = 300.0
 # So many ticks are one transaction, and so much simulated time lies between two runs of the rollups.
 BATCH = 200
 ROLL_UP_EVERY_S = 6 * 3600
+FORGET_EVERY_S = 2 * DAY_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,10 @@ def fill(
     now = time.time() if now is None else now
     pieces = stretches(settings, days, now)
     whole = sum(piece.end - piece.start for piece in pieces) / 3600
-    done, ticks = 0.0, 0
+    keep = retention.Keep(
+        settings.retention_raw_days, settings.retention_minute_days, settings.retention_hour_days
+    )
+    done, ticks, forgotten = 0.0, 0, 0.0
     for piece in pieces:
         writer = Writer(engine, settings.host_name, source.name, piece.step_s)
         rolled = piece.start
@@ -79,14 +83,15 @@ def fill(
             if newest - rolled >= ROLL_UP_EVERY_S:
                 rollups.roll_up(engine, settings.host_name)
                 rolled = newest
+                # What would be forgotten by then, so that the file never is much larger than in the end.
+                if newest - forgotten >= FORGET_EVERY_S:
+                    retention.forget(engine, keep, newest, pause_s=0)
+                    forgotten = newest
             progress(done + (newest - piece.start) / 3600, whole)
         writer.settle()
         rollups.roll_up(engine, settings.host_name)
         done += (piece.end - piece.start) / 3600
-    keep = retention.Keep(
-        settings.retention_raw_days, settings.retention_minute_days, settings.retention_hour_days
-    )
-    retention.forget(engine, keep, now)
+    retention.forget(engine, keep, now, pause_s=0)
     progress(whole, whole)
     return ticks
 

@@ -35,6 +35,15 @@ def duration(seconds: float | None) -> str:
     return f"{seconds}s"
 
 
+def span(seconds: int) -> str:
+    """A round length of time in words: "20 seconds", "1 minute", "4 hours"."""
+    for length, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
+        if seconds >= length and seconds % length == 0:
+            count = seconds // length
+            return f"{count} {unit}" + ("" if count == 1 else "s")
+    return f"{seconds} second" + ("" if seconds == 1 else "s")
+
+
 def sortable_duration(seconds: float | None) -> str:
     """`duration` as a table needs it: padded, so that sorting the texts sorts the lengths of time.
 

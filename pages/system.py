@@ -104,12 +104,12 @@ def database() -> None:
             change = (sizes.iloc[-1] - sizes.iloc[0]) / 2**20
             over = fmt.duration(float(frame["timestamp_epoch"].iloc[-1] - frame["timestamp_epoch"].iloc[0]))
             grown = f", {change:+.1f} MiB in the last {over}"
-    shown = fmt.MISSING if size is None else fmt.memory(size / 2**20)
+    shown = fmt.MISSING if size is None else f"{size / 2**20:,.1f} MiB"
     st.markdown(f"`{mask_password(state.database_url)}`: **{shown}**{grown}")
     if now is None or now.newest is None:
         return
     kept = data.resolutions(data.tick(now))
-    names = ["Every tick" if s == 0 else f"Every {fmt.duration(s)}" for s in kept["seconds"]]
+    names = kept["seconds"].map(lambda seconds: fmt.span(seconds) if seconds else "every tick")
     table = pd.DataFrame(
         {
             "Resolution": names,
@@ -132,7 +132,9 @@ def database() -> None:
 def in_force() -> None:
     """The settings, and the versions of what runs."""
     st.subheader("Settings in force", anchor=False)
-    rows = settings.in_force(runtime.settings())
+    rows = [
+        (name, value, meaning.replace("`", "")) for name, value, meaning in settings.in_force(runtime.settings())
+    ]
     st.dataframe(
         pd.DataFrame(rows, columns=["Setting", "Value", "Meaning"]),
         key="settings",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import sqlite3
 import subprocess
@@ -62,10 +63,10 @@ def tile(page: Page, gpu: int, metric: str) -> Locator:
     return page.locator(f".gm-card:nth-child({gpu + 1}) [data-metric={metric}]")
 
 
-def column(page: Page, name: str) -> list[str]:
+def column(page: Page, name: str, which: int = 0) -> list[str]:
     """The texts of one column, in the order in which the grid shows its rows."""
     # The drawn grid is a canvas; this table beside it is what screen readers get.
-    grid = page.locator("[role=grid]").first
+    grid = page.locator("[role=grid]").nth(which)
     grid.wait_for(state="attached")
     return grid.evaluate(
         """(grid, name) => {
@@ -312,7 +313,12 @@ def test_process_history_filters_by_gpu_and_keeps_the_ended(page: Page, stage: S
 
 
 def test_every_page_opens_by_its_own_address_and_from_the_menu(page: Page, stage: Stage) -> None:
-    for address, title in (("/", "Overview"), ("/history", "History"), ("/processes", "Process history")):
+    for address, title in (
+        ("/", "Overview"),
+        ("/history", "History"),
+        ("/processes", "Process history"),
+        ("/system", "System"),
+    ):
         page.goto(stage.url + address)
         expect(page.get_by_role("heading", name=title, exact=True)).to_be_visible()
     page.get_by_role("link", name="Overview").click()
@@ -323,7 +329,7 @@ def test_every_page_opens_by_its_own_address_and_from_the_menu(page: Page, stage
 def test_nothing_is_fetched_from_anywhere_else(page: Page, stage: Stage) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
-    for address in ("/", "/history", "/processes"):
+    for address in ("/", "/history", "/processes", "/system"):
         page.goto(stage.url + address)
         expect(page.get_by_role("heading", level=1)).to_be_visible()
         page.wait_for_timeout(1500)
@@ -334,7 +340,7 @@ def test_nothing_is_fetched_from_anywhere_else(page: Page, stage: Stage) -> None
 
 def test_simulated_gpus_are_said_to_be_simulated_on_every_page(page: Page, serve: Callable[..., Server]) -> None:
     server = serve(None).ready()
-    for address in ("/", "/history", "/processes"):
+    for address in ("/", "/history", "/processes", "/system"):
         page.goto(server.url + address)
         expect(page.get_by_text("Simulated GPUs.")).to_be_visible()
 
@@ -377,3 +383,39 @@ def test_an_open_page_follows_the_driver_from_missing_to_simulated_to_real(
     expect(page.get_by_text("Simulated GPUs.")).to_be_hidden(timeout=25_000)
     expect(page.locator(".gm-card")).to_have_count(1)
     expect(page.locator(".gm-card")).to_contain_text("NVIDIA RTX A6000")
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_every_page_works_on_postgresql(
+    page: Page, serve: Callable[..., Server], fake: FakeNvml, database_url: str
+) -> None:
+    gpu = fake.add_gpu(name="NVIDIA RTX A6000", memory_total=48 * GIB, memory_used=12 * GIB, temperature=61)
+    gpu.add_process(os.getpid(), 9 * GIB)
+    server = serve(fake, GPUMON_DATABASE_URL=database_url).ready()
+    server.wait(lambda _, answer: answer["recorder"]["ticks"] >= 4)
+    page.goto(server.url)
+    expect(page.locator(".gm-card")).to_contain_text("61")
+    eventually(lambda: column(page, "Memory") == ["9"])
+    page.goto(server.url + "/history")
+    expect(page.locator(".js-plotly-plot .trace").first).to_be_attached()
+    page.goto(server.url + "/processes")
+    expect(page.get_by_text("processes, newest first")).to_contain_text("1")
+    page.goto(server.url + "/system")
+    expect(page.get_by_text("Settings in force")).to_be_visible()
+    expect(page.get_by_text("postgresql+psycopg://").first).to_be_visible()
+    assert "Traceback" not in server.log.read_text()
+
+
+def test_the_system_page_shows_how_the_recorder_fares(page: Page, stage: Stage) -> None:
+    page.goto(stage.url + "/system")
+    ticks = page.get_by_test_id("stMetric").filter(has_text="Ticks")
+    expect(ticks.get_by_test_id("stMetricValue")).not_to_have_text("0")
+    before = ticks.get_by_test_id("stMetricValue").inner_text()
+    expect(ticks.get_by_test_id("stMetricValue")).not_to_have_text(before)
+    for name in ("Skipped", "Failed", "Waiting", "Dropped"):
+        metric = page.get_by_test_id("stMetric").filter(has_text=name)
+        expect(metric.get_by_test_id("stMetricValue")).to_have_text("0")
+    assert column(page, "Energy") == ["counted by the driver"] * 2
+    assert column(page, "Utilization") == ["point: as it was at the moment of the tick"] * 2
+    assert column(page, "Resolution", 1)[:2] == ["every tick", "20 seconds"]
+    assert "GPUMON_RETENTION_HOUR_DAYS" in column(page, "Setting", 2)

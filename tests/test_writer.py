@@ -281,8 +281,8 @@ def test_an_hour_of_a_process_is_its_share_of_the_gpu(engine: sa.Engine, writer:
         writer.write(measured(3600 + 4 * step, processes=both, power=100.0, utilization=80.0), who(7, 8))
     writer.settle()
     query = (
-        "SELECT pid, seconds, busy_s, memory_mib_s, energy_j, process_hours.max_memory, estimated FROM process_hours "
-        "JOIN gpu_processes ON id = process_id WHERE timestamp_epoch = 3600 ORDER BY pid"
+        "SELECT pid, seconds, busy_s, memory_mib_s, energy_j, process_hours.max_memory, estimated "
+        "FROM process_hours JOIN gpu_processes ON id = process_id WHERE timestamp_epoch = 3600 ORDER BY pid"
     )
     rows = [tuple(round(value, 3) for value in row) for row in ask(engine, query)]
     assert rows == [

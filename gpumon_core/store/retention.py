@@ -52,19 +52,27 @@ class _Stopped(Exception):
     """The run is broken off; the next one continues it."""
 
 
-def forget(engine: Engine, keep: Keep, now: float | None = None, stopping: threading.Event | None = None) -> int:
+def forget(
+    engine: Engine,
+    keep: Keep,
+    now: float | None = None,
+    stopping: threading.Event | None = None,
+    pause_s: float | None = None,
+) -> int:
     """Delete what is older than `keep` says, and give its space back. Returns the rows deleted.
 
     Every step is a transaction of its own: a run that is broken off, as by `stopping`, is simply
-    continued by the next. Raises sqlalchemy.exc.DBAPIError.
+    continued by the next. Between two steps others get `pause_s` (by default PAUSE_S) for their turn.
+    Raises sqlalchemy.exc.DBAPIError.
     """
     run = _Run(engine, keep, time.time() if now is None else now, stopping or threading.Event())
+    run.pause_s = PAUSE_S if pause_s is None else pause_s
     try:
         run.all()
     except _Stopped:
         return run.rows
     if run.rows:
-        _give_back(engine, run.stopping)
+        _give_back(engine, run.stopping, run.pause_s)
         log.info("retention: %d rows deleted", run.rows)
     return run.rows
 
@@ -74,6 +82,7 @@ class _Run:
         self.engine = engine
         self.stopping = stopping
         self.rows = 0
+        self.pause_s = PAUSE_S
         days = {"raw": keep.raw_days, "minute": keep.minute_days, "hour": keep.hour_days}
         self.cutoffs = {name: int(now - length * DAY_S) for name, length in days.items()}
 
@@ -99,7 +108,7 @@ class _Run:
 
     def _count(self, rows: int) -> None:
         self.rows += rows
-        if self.stopping.wait(PAUSE_S if rows else 0):
+        if self.stopping.wait(self.pause_s if rows else 0):
             raise _Stopped
 
     def _metrics(self, table: sa.Table, gpu_id: int, cutoff: int) -> None:
@@ -172,10 +181,10 @@ class _Run:
             self._count(rows)
 
 
-def _give_back(engine: Engine, stopping: threading.Event) -> None:
+def _give_back(engine: Engine, stopping: threading.Event, pause_s: float) -> None:
     if engine.dialect.name != "sqlite":
         return  # PostgreSQL's autovacuum does it
-    while not stopping.wait(PAUSE_S):
+    while not stopping.wait(pause_s):
         with engine.begin() as connection:
             free = connection.exec_driver_sql("PRAGMA freelist_count").scalar() or 0
             # Some pages stay for the rows to come.

@@ -119,7 +119,8 @@ class Plan:
     @property
     def by_interval(self) -> bool:
         """Whether utilization is the mean over the whole interval."""
-        return "utilization" in self._samples
+        reader = self._samples.get("utilization")
+        return reader is not None and reader.delivers
 
     @property
     def energy_counter(self) -> bool:

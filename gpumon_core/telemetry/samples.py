@@ -34,6 +34,8 @@ class SampleReader:
         self._highest = highest
         self._last_seen = 0
         self._quiet = 0
+        # Whether samples come: some drivers take the call and never have any.
+        self.delivers = False
         self._grow(128)
         self._type = ctypes.c_int()
         self._count = ctypes.c_uint()
@@ -54,6 +56,7 @@ class SampleReader:
             self._quiet += 1
             if self._quiet >= DOUBTFUL_AFTER:
                 self._quiet = 0
+                self.delivers = False
                 times, _ = self._fetch(handle, 0)
                 self._last_seen = times[-1] if times else 0
             return None
@@ -61,6 +64,7 @@ class SampleReader:
         self._last_seen = times[-1]
         if not since:
             return None
+        self.delivers = True
         return weighted(since, times, values, self._highest)
 
     def _fetch(self, handle: object, since: int) -> tuple[list[int], Sequence[float]]:
