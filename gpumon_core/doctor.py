@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from gpumon_core.telemetry.records import SourceUnavailable
 # A recorder that runs out of disk loses history; this much lasts for weeks.
 FREE_BYTES = 512 * 2**20
 
+SECOND_LOOK_S = 1.2
 LOST_REMEDY = "Look at dmesg for Xid; reset the GPU or reboot."
 DEVICES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0")
 
@@ -74,6 +76,9 @@ def _driver(settings: Settings) -> Iterator[Finding]:
             f"{host.nvml_version or 'version unknown'}, driver {host.driver_version or 'unknown'}, "
             f"CUDA {host.cuda_version or 'unknown'}",
         )
+        source.read()
+        # Only a second look tells whether the driver keeps samples between two of them.
+        time.sleep(SECOND_LOOK_S)
         snapshot = source.read()
         if not snapshot.gpus:
             yield Finding("problem", "GPUs", "the driver lists none", "Compare with nvidia-smi -L and lspci.")

@@ -158,7 +158,7 @@ def test_a_driver_that_never_has_enough_room_does_not_eat_the_memory(driver: Fak
     source = NvmlSource("testhost")
     for _ in range(20):
         assert rows(source) == [(6, "G", 1024)]
-    assert ctypes.sizeof(source._buffer.array) < 1000 * LARGEST_ENTRY
+    assert ctypes.sizeof(source._devices[0].buffer.array) < 1000 * LARGEST_ENTRY
     driver.recover()
     assert rows(source) == [(5, "C", 1024), (6, "G", 1024)]
 
@@ -204,8 +204,8 @@ def test_a_process_on_two_gpus_has_a_row_on_each(driver: FakeNvml, gpu: FakeGpu)
     gpu.add_process(9, GIB)
     driver.add_gpu(uuid="GPU-1").add_process(9, 2 * GIB)
     assert NvmlSource("testhost").read().processes == (
-        ProcessReading("GPU-0", 9, "C", 1024),
-        ProcessReading("GPU-1", 9, "C", 2048),
+        ProcessReading("GPU-0", 9, "C", 1024, 0, 0, 0, 0),
+        ProcessReading("GPU-1", 9, "C", 2048, 0, 0, 0, 0),
     )
 
 

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import pynvml
@@ -121,6 +121,7 @@ class NvmlSource:
         self._open = False
         self._devices: list[_Device] = []
         self._nameless: set[int] = set()
+        self._records: dict[tuple[str, int], ProcessReading] = {}
         self._number = 0
         self._failed_starts = 0
         self._start_at = 0.0
@@ -247,25 +248,37 @@ class NvmlSource:
                     memory = max(memory or 0, entry.memory)
                 processes[key] = (letters + kind, memory)
         hung = frozenset(device.info.uuid for device in self._devices if device.hung)
+        self._records = {key: self._records[key] for key in processes if key in self._records}
         return Snapshot(
             timestamp=timestamp,
             host=self.host,
             gpus=tuple(device.info for device in self._devices),
             readings=tuple(readings),
-            processes=tuple(
-                ProcessReading(
-                    uuid,
-                    pid,
-                    _kinds(letters),
-                    None if memory is None else round(memory * MIB),
-                    *_use(used.get(uuid), pid),
-                )
-                for (uuid, pid), (letters, memory) in processes.items()
-            ),
+            processes=tuple(self._record(*key, *found, used.get(key[0])) for key, found in processes.items()),
             lost=hung | {device.info.uuid for device in self._devices if device.lost_at is not None},
             hung=hung,
             nameless=frozenset(self._nameless),
         )
+
+    def _record(
+        self, uuid: str, pid: int, letters: str, memory: int | None, used: dict[int, Use] | None
+    ) -> ProcessReading:
+        """A process's record; the one of the tick before where nothing is new."""
+        sm, bandwidth, encoder, decoder = _use(used, pid)
+        mib = None if memory is None else round(memory * MIB)
+        known = self._records.get((uuid, pid))
+        if (
+            known is None
+            or known.memory_mib != mib
+            or known.sm_utilization != sm
+            or known.memory_utilization != bandwidth
+            or known.encoder_utilization != encoder
+            or known.decoder_utilization != decoder
+            or known.kind != _kinds(letters)
+        ):
+            known = ProcessReading(uuid, pid, _kinds(letters), mib, sm, bandwidth, encoder, decoder)
+            self._records[uuid, pid] = known
+        return known
 
     def offers(self) -> Iterator[tuple[GpuInfo, bool, bool, list[str]]]:
         """Each device, whether its utilization is measured between ticks, whether it counts energy, and
@@ -469,6 +482,7 @@ def _use(used: dict[int, Use] | None, pid: int) -> Use:
     return UNKNOWN if used is None else used.get(pid, IDLE)
 
 
+@lru_cache(maxsize=64)
 def _kinds(letters: str) -> str:
     """The kinds of a process in nvidia-smi's order and spelling: "C", "C+G", "M+C"."""
     return "+".join(kind for kind in "MCG" if kind in letters)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import pynvml
 
@@ -33,8 +33,7 @@ PATTERN = 0xA5
 LARGEST_ENTRY = 40
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One process as one call lists it: memory in bytes, MIG instance ids or None outside MIG."""
 
     pid: int
@@ -77,8 +76,12 @@ class Buffer:
 def _decode(written: bytes, count: int, documented_size: int) -> Iterable[Entry]:
     extent = len(written.rstrip(bytes((PATTERN,))))
     measured = next((size for size in LAYOUTS if size * (count - 1) < extent <= size * count), documented_size)
-    for fields in LAYOUTS[measured].iter_unpack(written[: measured * count]):
-        pid, memory = fields[:2]
-        instances = (None if field in NOT_AVAILABLE else field for field in fields[2:4])
+    entries = []
+    for pid, memory, *more in LAYOUTS[measured].iter_unpack(written[: measured * count]):
         if pid:
-            yield Entry(pid, None if memory in NOT_AVAILABLE else memory, *instances)
+            known = None if memory in NOT_AVAILABLE else memory
+            if more and more[0] not in NOT_AVAILABLE:
+                entries.append(Entry(pid, known, more[0], None if more[1] in NOT_AVAILABLE else more[1]))
+            else:
+                entries.append(Entry(pid, known))
+    return entries
