@@ -165,7 +165,10 @@ def _engine(url: str, write: bool, patience_s: float = BUSY_TIMEOUT_S) -> Engine
             cursor.execute("PRAGMA journal_mode = WAL")
             # With WAL a killed program loses nothing that was committed.
             cursor.execute("PRAGMA synchronous = NORMAL")
-            cursor.execute("PRAGMA cache_size = -2000")
+            # In KiB, for each of the recorder's few connections: what a tick touches fits.
+            cursor.execute("PRAGMA cache_size = -512")
+            # A log that once was long, as while another program held a lock, gives its space back.
+            cursor.execute("PRAGMA journal_size_limit = 16000000")
         else:
             cursor.execute("PRAGMA query_only = ON")
         cursor.close()

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import threading
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from gpumon_core.metrics import TICK_METRICS, Aggregate, Metric
-from gpumon_core.store.bulk import upsert
 from gpumon_core.store.schema import TIERS, Tier, gpu_metrics, gpus, hosts, scale
 
 log = logging.getLogger(__name__)
@@ -39,18 +39,17 @@ def roll_up(
     """
     stopping = stopping or threading.Event()
     with engine.connect() as connection:
-        query = sa.select(gpus.c.id).join(hosts, hosts.c.id == gpus.c.host_id).where(hosts.c.name == host)
-        mine = list(connection.execute(query).scalars())
-        interval = connection.execute(sa.select(hosts.c.interval_s).where(hosts.c.name == host)).scalar() or 1.0
+        found = connection.execute(sa.select(hosts.c.id, hosts.c.interval_s).where(hosts.c.name == host)).first()
+        if found is None:
+            return 0
+        mine = list(connection.execute(sa.select(gpus.c.id).where(gpus.c.host_id == found.id)).scalars())
     written = 0
-    if not mine:
-        return 0
     source: sa.Table = gpu_metrics
     for tier in TIERS:
         # Ticks that are further apart than this tier's buckets need no such tier.
-        if tier.kept == "raw" and 2 * interval > tier.seconds:
+        if tier.kept == "raw" and 2 * found.interval_s > tier.seconds:
             continue
-        written += _fill(engine, tier, source, mine, rewritten_from, stopping)
+        written += _fill(engine, tier, source, found.id, mine, rewritten_from, stopping)
         if stopping.is_set():
             break
         # The twenty seconds are a side road: minutes are made from the ticks themselves.
@@ -63,6 +62,7 @@ def _fill(
     engine: Engine,
     tier: Tier,
     source: sa.Table,
+    host_id: int,
     mine: list[int],
     rewritten_from: int | None,
     stopping: threading.Event,
@@ -77,12 +77,12 @@ def _fill(
         start = min(start, max(first, rewritten_from))
     start -= start % tier.seconds
     step = max(STEP_S, STEP_BUCKETS * tier.seconds)
-    statement = _statement(engine, tier, source)
+    statement = _statement(tier, source)
     written = 0
     while start <= last:
         end = min(start + step, last - last % tier.seconds + tier.seconds)
         with engine.begin() as connection:
-            written += connection.execute(statement, {"start": start, "end": end, "mine": mine}).rowcount
+            written += connection.execute(statement, {"start": start, "end": end, "host": host_id}).rowcount
         start = end
         if start <= last and stopping.wait(PAUSE_S):
             break
@@ -105,68 +105,53 @@ def _edge(connection: Connection, table: sa.Table, gpu_id: int, which: Any) -> i
     return connection.execute(query).scalar()
 
 
-_statements: dict[tuple[str, str, str], Any] = {}
+@lru_cache(maxsize=32)
+def _statement(tier: Tier, source: sa.Table) -> sa.TextClause:
+    """INSERT ... SELECT ... GROUP BY bucket, of the GPUs of :host between :start and :end.
 
-
-def _statement(engine: Engine, tier: Tier, source: sa.Table) -> Any:
-    """INSERT ... SELECT ... GROUP BY bucket ... ON CONFLICT DO UPDATE, between :start and :end."""
-    key = (engine.dialect.name, tier.table.name, source.name)
-    if key not in _statements:
-        _statements[key] = _build(engine, tier, source)
-    return _statements[key]
-
-
-def _build(engine: Engine, tier: Tier, source: sa.Table) -> Any:
-    time = source.c.timestamp_epoch
-    bucket = time - time % tier.seconds
+    Text, because as objects these few hundred columns would be a tenth of the recorder's memory. Every name
+    in it comes from the catalogue.
+    """
+    bucket = f"timestamp_epoch - timestamp_epoch % {tier.seconds}"
     raw = source is gpu_metrics
-    columns: dict[str, Any] = {
-        "gpu_id": source.c.gpu_id,
-        "timestamp_epoch": bucket,
-        "samples": sa.func.count() if raw else sa.func.sum(source.c.samples),
-    }
+    columns = {"gpu_id": "gpu_id", "timestamp_epoch": bucket, "samples": "count(*)" if raw else "sum(samples)"}
     for metric in TICK_METRICS:
-        columns |= _raw(metric) if raw else _coarser(metric, source)
-    chosen = (
-        sa.select(*(expression.label(name) for name, expression in columns.items()))
-        .where(
-            source.c.gpu_id.in_(sa.bindparam("mine", expanding=True)),
-            time >= sa.bindparam("start", type_=sa.BigInteger),
-            time < sa.bindparam("end", type_=sa.BigInteger),
-        )
-        .group_by(source.c.gpu_id, sa.literal_column("2"))
+        columns |= _raw(metric) if raw else _coarser(metric)
+    renewed = ", ".join(
+        f"{name} = excluded.{name}" for name in columns if name not in ("gpu_id", "timestamp_epoch")
     )
-    insert = upsert(engine.dialect, tier.table).from_select(list(columns), chosen)
-    others = {name: insert.excluded[name] for name in columns if name not in ("gpu_id", "timestamp_epoch")}
-    return insert.on_conflict_do_update(index_elements=["gpu_id", "timestamp_epoch"], set_=others)
+    return sa.text(
+        f"INSERT INTO {tier.table.name} ({', '.join(columns)}) SELECT {', '.join(columns.values())} "
+        f"FROM {source.name} WHERE gpu_id IN (SELECT id FROM gpus WHERE host_id = :host) "
+        f"AND timestamp_epoch >= :start AND timestamp_epoch < :end GROUP BY gpu_id, {bucket} "
+        f"ON CONFLICT (gpu_id, timestamp_epoch) DO UPDATE SET {renewed}"
+    )
 
 
-def _whole(expression: Any) -> Any:
-    return sa.cast(sa.func.round(expression), sa.BigInteger)
+def _whole(expression: str) -> str:
+    return f"CAST(round({expression}) AS BIGINT)"
 
 
-def _raw(metric: Metric) -> dict[str, Any]:
+def _raw(metric: Metric) -> dict[str, str]:
     """What ticks become: the mean of their means, the highest of their maxima."""
-    column = gpu_metrics.c[metric.key]
+    key, times = metric.key, scale(metric)
     if metric.aggregate is Aggregate.COUNTER:
-        return {metric.key: _whole(sa.func.max(column))}
-    times = scale(metric)
-    highest = gpu_metrics.c[metric.peak] if metric.peak else column
+        return {key: _whole(f"max({key})")}
+    highest = f"coalesce({metric.peak}, {key})" if metric.peak else key
     return {
-        metric.key: _whole(sa.func.avg(column) * times),
-        f"{metric.key}_min": _whole(sa.func.min(column) * times),
-        f"{metric.key}_max": _whole(sa.func.max(sa.func.coalesce(highest, column)) * times),
+        key: _whole(f"avg({key}) * {times}"),
+        f"{key}_min": _whole(f"min({key}) * {times}"),
+        f"{key}_max": _whole(f"max({highest}) * {times}"),
     }
 
 
-def _coarser(metric: Metric, source: sa.Table) -> dict[str, Any]:
+def _coarser(metric: Metric) -> dict[str, str]:
     """What buckets become: a mean in which every tick counts the same, however many a bucket has."""
-    mean = source.c[metric.key]
+    key = metric.key
     if metric.aggregate is Aggregate.COUNTER:
-        return {metric.key: sa.func.max(mean)}
-    weight = sa.case((mean.is_not(None), source.c.samples))
+        return {key: f"max({key})"}
     return {
-        metric.key: _whole(sa.func.sum(mean * source.c.samples * 1.0) / sa.func.sum(weight)),
-        f"{metric.key}_min": sa.func.min(source.c[f"{metric.key}_min"]),
-        f"{metric.key}_max": sa.func.max(source.c[f"{metric.key}_max"]),
+        key: _whole(f"sum({key} * samples * 1.0) / sum(CASE WHEN {key} IS NOT NULL THEN samples END)"),
+        f"{key}_min": f"min({key}_min)",
+        f"{key}_max": f"max({key}_max)",
     }

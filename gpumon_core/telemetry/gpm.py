@@ -25,21 +25,13 @@ class GpmReader:
     """Measures some GPM metrics of one GPU or MIG instance, from one read to the next."""
 
     def __init__(self, gate: Gate, subject: str, handle: object, gpu_instance: int | None = None) -> None:
-        """`handle` is the GPU's own; `gpu_instance` picks a MIG instance of it. Raises Unsupported."""
+        """`handle` is the GPU's own; `gpu_instance` picks a MIG instance of it."""
         self._gate = gate
         self._subject = subject
         self._handle = handle
         self._instance = gpu_instance
-        support = gate.ask(subject, pynvml.nvmlGpmQueryDeviceSupport, handle)
-        if support is None or not support.isSupportedDevice:
-            raise Unsupported("this GPU has no performance monitoring")
+        self._supported = False
         self._samples: list[Any] = []
-        for _ in range(2):
-            sample = gate.ask(subject, pynvml.nvmlGpmSampleAlloc)
-            if sample is None:
-                self.close()
-                raise Unsupported("no memory for GPM samples")
-            self._samples.append(sample)
         self._has_first = False
         self._request = pynvml.c_nvmlGpmMetricsGet_t()
         self._request.version = pynvml.NVML_GPM_METRICS_GET_VERSION
@@ -47,7 +39,9 @@ class GpmReader:
 
     def read(self, ids: list[int]) -> dict[int, float | None] | None:
         """GPM metric id -> value since the read before, None where the GPU does not have the metric;
-        None at the first read, or where it failed this time. Raises DeviceLost or SessionOver."""
+        None at the first read, or where it failed this time. Raises Unsupported, DeviceLost or SessionOver."""
+        if not self._prepare():
+            return None
         if ids != self._ids:
             self._ids = list(ids)
             self._request.numMetrics = len(ids)
@@ -74,6 +68,22 @@ class GpmReader:
                 found[metric] = None
         return found
 
+    def _prepare(self) -> bool:
+        """Whether the GPU can be measured and there are two samples to do so."""
+        if not self._supported:
+            support = self._gate.ask(self._subject, pynvml.nvmlGpmQueryDeviceSupport, self._handle)
+            if support is None:
+                return False
+            if not support.isSupportedDevice:
+                raise Unsupported("this GPU has no performance monitoring")
+            self._supported = True
+        while len(self._samples) < 2:
+            sample = self._gate.ask(self._subject, pynvml.nvmlGpmSampleAlloc)
+            if sample is None:
+                return False
+            self._samples.append(sample)
+        return True
+
     def _take(self, sample: Any) -> bool:
         if self._instance is None:
             pynvml.nvmlGpmSampleGet(self._handle, sample)
@@ -90,6 +100,6 @@ class GpmReader:
 
     def close(self) -> None:
         """Give the samples back to the driver."""
-        for sample in self._samples:
+        samples, self._samples, self._has_first = self._samples, [], False
+        for sample in samples:
             self._gate.fact(self._subject, pynvml.nvmlGpmSampleFree, sample)
-        self._samples = []

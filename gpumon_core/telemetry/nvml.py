@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -78,8 +78,10 @@ class _Device:
         self.info = info
         self.instance = instance
         self.subject = f"GPU {info.index}" + ("" if info.mig_index is None else f" MIG {info.mig_index}")
+        # An instance whose number is not known stands for itself: its parent's numbers are not its own.
+        number = instance[0] if instance else None
         self.plan = Plan(
-            gate, self.subject, handle, parent.handle if parent else handle, instance[0] if instance else None
+            gate, self.subject, handle, parent.handle if parent and number is not None else handle, number
         )
         # Each has its own: a call that hangs still holds its memory.
         self.buffer = Buffer()
@@ -90,6 +92,11 @@ class _Device:
         self.hung = False
         self.task = Task(lambda: None)
         self.found: _Found | None = None
+
+    @property
+    def answers(self) -> bool:
+        """Whether it is worth asking: it is not lost, and no call to it hangs."""
+        return self.lost_at is None and not self.task.stuck
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +134,12 @@ class NvmlSource:
         self._start_at = 0.0
         self._unavailable: SourceUnavailable | None = None
         self._recounting = Task(self._recount)
-        self._start()
+        self._naming = Task(lambda: None)
+        try:
+            self._start()
+        except SourceUnavailable:
+            self._watch.close()
+            raise
 
     def _start(self) -> None:
         """Begin a session. Raises SourceUnavailable."""
@@ -171,13 +183,7 @@ class NvmlSource:
         self._watch.close()
 
     def _end(self) -> None:
-        for device in self._devices:
-            if not device.task.stuck:
-                try:
-                    device.plan.close()
-                except (DeviceLost, SessionOver):
-                    # What was lent is gone with the device.
-                    continue
+        _release(self._devices)
         _shut_down()
 
     def read(self) -> Snapshot:
@@ -301,7 +307,8 @@ class NvmlSource:
                 # Expected for a process that has ended meanwhile or that may not be read.
                 return
 
-        if self._watch.run([Task(ask)], HANG_S) or not names:
+        self._naming.action = ask
+        if self._watch.run([self._naming], HANG_S) or not names:
             return None
         return names[0].rsplit("/", 1)[-1] or None
 
@@ -363,15 +370,16 @@ class NvmlSource:
         parents = [device for device in self._devices if device.info.parent_uuid is None]
         try:
             count = self._gate.fact("driver", pynvml.nvmlDeviceGetCount)
-            split = any(self._is_split_anew(parent) for parent in parents if parent.lost_at is None)
+            split = any(self._is_split_anew(parent) for parent in parents if parent.answers)
         except DeviceLost:
             # Its reading, which comes next, finds that out as well.
             return
         if count is None or (count == len(parents) and not split):
             return
-        known = {device.info.uuid for device in self._devices}
+        before = self._devices
         self._devices = list(self._enumerate(count))
-        if {device.info.uuid for device in self._devices} != known:
+        _release(device for device in before if device not in self._devices)
+        if {device.info.uuid for device in self._devices} != {device.info.uuid for device in before}:
             log.info("the driver now lists %d GPUs and MIG instances", len(self._devices))
 
     def _enumerate(self, count: int) -> Iterator[_Device]:
@@ -468,6 +476,16 @@ def _mig_handle(parent: object, mig_index: int) -> Any:
         if error.value == pynvml.NVML_ERROR_NOT_FOUND:
             return None  # an empty slot
         raise
+
+
+def _release(devices: Iterable[_Device]) -> None:
+    for device in devices:
+        if not device.task.stuck:
+            try:
+                device.plan.close()
+            except (DeviceLost, SessionOver):
+                # What was lent is gone with the device.
+                continue
 
 
 def _shut_down() -> None:

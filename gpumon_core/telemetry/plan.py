@@ -10,7 +10,8 @@ import ctypes
 import logging
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from math import isfinite
 from typing import Any
 
 import pynvml
@@ -51,7 +52,7 @@ class _Target:
             result = len(result)
         elif field is not None:
             result = result[field] if isinstance(field, int) else getattr(result, field)
-        if result in NOT_AVAILABLE:
+        if result in NOT_AVAILABLE or not isfinite(result):
             return
         number = result * self.scale
         if self.highest is None or number <= self.highest:
@@ -114,6 +115,8 @@ class Plan:
         # Counters as they were, and when: (value, monotonic seconds).
         self._before: dict[str, tuple[float, float]] = {}
         self._rare_at = 0.0
+        # Whether ways were given up since everything was put together.
+        self._outdated = False
         self._arrange()
 
     @property
@@ -144,60 +147,62 @@ class Plan:
         """
         now = time.monotonic()
         rare = now >= self._rare_at
-        if rare:
-            self._rare_at = now + rare_every_s + (offset_s if not self._rare_at else 0.0)
         self._read_samples(values)
-        lacking = False
+        if self._outdated:
+            # Samples do not exist here, or the device was lost in the middle of the reading before.
+            self._arrange()
         for calls in (self._calls, self._rare_calls) if rare else (self._calls,):
             for call in calls:
-                if call.fallback and all(key in values for key in call.keys):
-                    continue
-                try:
-                    result = self._gate.ask(self._subject, call.function, self._handle, *call.arguments)
-                except Unsupported as reason:
-                    log.debug("%s: %s: %s", self._subject, call.function.__name__, reason)
-                    for key in call.keys:
-                        del self._ways[key][0]
-                    lacking = True
-                    continue
-                if result is not None:
-                    for target in call.targets:
-                        if not (call.fallback and target.key in values):
-                            target.put(values, result)
-        for fields in (self._fields, self._rare_fields) if rare else (self._fields,):
-            lacking |= self._read_fields(fields, values)
-        if self._gpm_ids:
-            lacking |= self._read_gpm(values)
-        self._derive(values)
+                if not (call.fallback and all(key in values for key in call.keys)):
+                    self._ask(call, values)
+        lacking = self._outdated
         if lacking:
+            # A function's next way may be a field.
+            self._arrange()
+        for fields in (self._fields, self._rare_fields) if rare else (self._fields,):
+            self._read_fields(fields, values)
+        if self._gpm_ids:
+            self._read_gpm(values)
+        self._derive(values)
+        if lacking or self._outdated:
             self._arrange()
             # The next way is tried at once, so that not even the first tick lacks anything.
             self._ask_again(values, rare)
+        if rare:
+            self._rare_at = now + rare_every_s + (offset_s if not self._rare_at else 0.0)
+
+    def _ask(self, call: _Call, values: Values) -> None:
+        try:
+            result = self._gate.ask(self._subject, call.function, self._handle, *call.arguments)
+        except Unsupported as reason:
+            log.debug("%s: %s: %s", self._subject, call.function.__name__, reason)
+            self._give_up(call.keys)
+            return
+        if result is not None:
+            for target in call.targets:
+                if not (call.fallback and target.key in values):
+                    target.put(values, result)
+
+    def _give_up(self, keys: Iterable[str]) -> None:
+        """Leave the way in which these metrics are asked; the next one is first now."""
+        for key in keys:
+            del self._ways[key][0]
+        self._outdated = True
 
     def _ask_again(self, values: Values, rare: bool) -> None:
         """Ask, in the ways that are now the first, for what is still missing."""
         for _ in range(3):
-            lacking = False
             for call in [*self._calls, *(self._rare_calls if rare else ())]:
-                if any(key in values for key in call.keys):
-                    continue
-                try:
-                    result = self._gate.ask(self._subject, call.function, self._handle, *call.arguments)
-                except Unsupported:
-                    for key in call.keys:
-                        del self._ways[key][0]
-                    lacking = True
-                    continue
-                if result is not None:
-                    for target in call.targets:
-                        target.put(values, result)
-            if not lacking:
+                if not any(key in values for key in call.keys):
+                    self._ask(call, values)
+            if not self._outdated:
                 break
             self._arrange()
         self._derive(values)
 
     def _arrange(self) -> None:
         """Put together what is asked, from the ways that are left."""
+        self._outdated = False
         calls: dict[tuple[object, ...], _Call] = {}
         rare_keys: set[tuple[object, ...]] = set()
         fields: dict[bool, list[tuple[Metric, NvmlField]]] = {False: [], True: []}
@@ -207,7 +212,7 @@ class Plan:
             rare = metric.every_s > 0
             if isinstance(way, NvmlCall):
                 key = (way.function, way.arguments, rare)
-                call = calls.setdefault(key, _Call(way))
+                call = calls.get(key) or calls.setdefault(key, _Call(way))
                 call.targets.append(_Target(metric, way))
                 call.keys.append(metric.key)
                 call.fallback = call.fallback or metric.key in self._samples
@@ -232,7 +237,7 @@ class Plan:
             except Unsupported as reason:
                 log.debug("%s: samples of %s: %s", self._subject, metric.key, reason)
                 del self._samples[metric.key]
-                self._arrange()
+                self._outdated = True
                 continue
             way = metric.nvml[0]
             if found is not None:
@@ -240,19 +245,16 @@ class Plan:
                 values[metric.key] = round(mean * way.scale, 3)
                 values[peak] = round(highest * way.scale, 3)
 
-    def _read_fields(self, fields: _Fields, values: Values) -> bool:
-        """Whether some of them turned out not to exist."""
+    def _read_fields(self, fields: _Fields, values: Values) -> None:
         if not fields.targets:
-            return False
+            return
         try:
             found = self._gate.ask(self._subject, fields.ask, self._handle, name="nvmlDeviceGetFieldValues")
         except Unsupported:
-            for target in fields.targets:
-                del self._ways[target.key][0]
-            return True
+            self._give_up(target.key for target in fields.targets)
+            return
         if found is None:
-            return False
-        lacking = False
+            return
         for target, (field, _, _, _, kind, code, word) in zip(fields.targets, found, strict=True):
             if code == pynvml.NVML_SUCCESS:
                 number = decode(word, kind)
@@ -264,22 +266,22 @@ class Plan:
                 raise DeviceLost(str(pynvml.NVMLError(code)))
             elif code in UNSUPPORTED or code == pynvml.NVML_ERROR_INVALID_ARGUMENT:
                 # An older driver does not know the number of the field.
-                del self._ways[target.key][0]
-                lacking = True
+                self._give_up([target.key])
             else:
                 self._gate.say_once(
                     self._subject, f"field value {field} ({target.key})", str(pynvml.NVMLError(code))
                 )
-        return lacking
 
     def _rate(self, target: _Target, number: float, values: Values) -> None:
+        if number in NOT_AVAILABLE:
+            return
         now = time.monotonic()
         before = self._before.get(target.key)
         self._before[target.key] = (number, now)
         if before is not None and number >= before[0] and now > before[1]:
             target.put(values, (number - before[0]) / (now - before[1]))
 
-    def _read_gpm(self, values: Values) -> bool:
+    def _read_gpm(self, values: Values) -> None:
         lacking = list(self._gpm_targets.values())
         try:
             if self._gpm is None:
@@ -289,7 +291,7 @@ class Plan:
             log.debug("%s: GPM: %s", self._subject, reason)
         else:
             if found is None:
-                return False
+                return
             lacking = []
             for metric, target in self._gpm_targets.items():
                 number = found.get(metric)
@@ -297,9 +299,8 @@ class Plan:
                     target.put(values, number)
                 elif metric in found:
                     lacking.append(target)
-        for target in lacking:
-            del self._ways[target.key][0]
-        return bool(lacking)
+        if lacking:
+            self._give_up(target.key for target in lacking)
 
     def _derive(self, values: Values) -> None:
         """Mean power from the energy counter, and peaks that are never below their means."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Sequence
+from math import inf, isfinite
 from operator import mul, sub
 
 import pynvml
@@ -31,7 +32,8 @@ class SampleReader:
 
     def __init__(self, kind: int, highest: float | None = None) -> None:
         self._kind = ctypes.c_int(kind)
-        self._highest = highest
+        # NVML marks a value that it cannot give with all bits set.
+        self._highest = 0xFFFFFFFE if highest is None else highest
         self._last_seen = 0
         self._quiet = 0
         # Whether samples come: some drivers take the call and never have any.
@@ -93,12 +95,17 @@ class SampleReader:
         kind = self._type.value
         low = _LOW_BITS.get(kind)
         # Nearly always whole numbers, of which a driver may leave the upper half as it found it.
-        values = [word & low for word in raw] if low else [decode(word, kind) for word in raw]
+        values = [word & low for word in raw] if low else [_finite(decode(word, kind)) for word in raw]
         if times and (times[0] <= since or times != sorted(times)):
             # Whatever a driver repeats has been counted already.
             pairs = sorted(pair for pair in zip(times, values, strict=True) if pair[0] > since)
             return [time for time, _ in pairs], [value for _, value in pairs]
         return times, values
+
+
+def _finite(value: float) -> float:
+    """What is no number is above every highest one, and so left out."""
+    return value if isfinite(value) else inf
 
 
 def decode(word: int, kind: int) -> float:
