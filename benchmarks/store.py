@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sqlite3
 import statistics
 import sys
@@ -142,8 +143,9 @@ def crowd(url: str, whole: int = 100_000, needles: int = 100) -> None:
         first = int(connection.execute(sa.select(sa.func.max(gpu_processes.c.id))).scalar() or 0) + 1
         last = int(connection.execute(sa.select(sa.func.max(gpu_processes.c.last_seen))).scalar() or 0)
         rows = []
-        for number in range(first, first + max(0, whole - have)):
-            found = number % (whole // needles) == 0
+        # At least so many more that all needles are among them.
+        for number in range(first, first + max(needles, whole - have)):
+            found = number - first < needles
             seen = last - 200 * DAY + number * 150
             rows.append(
                 {
@@ -232,9 +234,12 @@ def main() -> None:
         full = make(folder, options.days, 8, 64)
         size = megabytes(full)
         print(f"8 GPUs, 64 processes, {options.days:g} days {size:15.1f} MB   {verdict(size, 250)} MB")
-        crowd(full)
-        reading(full)
-        forgetting(full, 8, 64)
+        with tempfile.TemporaryDirectory() as spare:
+            # What follows writes: the database that was made stays as it is.
+            copy = f"sqlite:///{shutil.copy(database.file_of(full) or '', spare)}"
+            crowd(copy)
+            reading(copy)
+            forgetting(copy, 8, 64)
 
 
 if __name__ == "__main__":

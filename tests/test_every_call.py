@@ -346,13 +346,16 @@ def test_an_error_costs_what_it_concerns_and_only_while_it_lasts(
     reader.close()
 
 
-def test_a_gpu_lost_while_it_turns_out_what_it_lacks_comes_back(machine: FakeNvml) -> None:
+@pytest.mark.parametrize(
+    "function", ["nvmlDeviceGetPerformanceState", "nvmlDeviceGetFieldValues", "nvmlGpmSampleGet"]
+)
+def test_a_gpu_lost_while_it_turns_out_what_it_lacks_comes_back(machine: FakeNvml, function: str) -> None:
     """What was given up in a reading that was cut off is not given up a second time."""
     prepare(machine, "new")
     lacking = ("nvmlDeviceGetFanSpeed", "nvmlDeviceGetTemperatureV", "nvmlDeviceGetCurrentClocksEventReasons")
-    for function in lacking:
-        machine.hide(function)
-    machine.fail("nvmlDeviceGetFieldValues", pynvml.NVML_ERROR_GPU_IS_LOST, gpu=0, times=3)
+    for absent in lacking:
+        machine.hide(absent)
+    machine.fail(function, pynvml.NVML_ERROR_GPU_IS_LOST, gpu=0, times=3)
     reader = source()
     for _ in range(3):
         assert reader.read().lost == {"GPU-first"}

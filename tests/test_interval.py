@@ -463,6 +463,19 @@ def test_an_energy_counter_that_began_anew_gives_no_negative_power(
     assert tick(source)["power"] == 120
 
 
+def test_an_energy_counter_that_began_anew_within_a_short_tick_counts_from_there(
+    gpu: FakeGpu, begin: Callable[[], NvmlSource], clock: Clock
+) -> None:
+    source = begin()
+    tick(source)
+    gpu.energy_mj = 5_000
+    clock.now += 0.2
+    assert tick(source)["power"] == 50
+    gpu.energy_mj += 120_000
+    clock.now += 1
+    assert tick(source)["power"] == 120
+
+
 def test_an_energy_counter_that_stands_still_is_not_believed(
     gpu: FakeGpu, begin: Callable[[], NvmlSource], clock: Clock
 ) -> None:

@@ -32,6 +32,7 @@ LOOK_BACK_S = 900
 # What was on a GPU that does not answer now is not known to be there still.
 _ANSWERS = gpus.c.last_seen == hosts.c.last_seen
 FEW = 500
+LARGEST_PID = 2**31 - 1
 
 
 def _frame(engine: Engine, query: sa.Select[tuple[object, ...]]) -> pd.DataFrame:
@@ -265,10 +266,9 @@ def process_history(
     if end is not None:
         conditions.append(gpu_processes.c.first_seen <= end)
     if text := text.strip():
-        matches = gpu_processes.c.name.icontains(text, autoescape=True)
-        if text.isdecimal():
-            matches = sa.or_(matches, sa.cast(gpu_processes.c.pid, sa.Text) == str(int(text)))
-        conditions.append(matches)
+        named = gpu_processes.c.name.in_(_names_with(text))
+        is_pid = text.isdecimal() and int(text) <= LARGEST_PID
+        conditions.append(sa.or_(named, gpu_processes.c.pid == int(text)) if is_pid else named)
     running = (
         sa.select(process_gpus.c.process_id)
         .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
@@ -316,6 +316,16 @@ def process_history(
     frame = frame.merge(texts, how="left", left_on="process_id", right_index=True)
     frame["running"] = frame["running"].astype(bool)
     return _numbers(frame, "max_memory", "avg_memory")
+
+
+def _names_with(text: str) -> sa.Select[tuple[object]]:
+    """The names that contain a text. There are few names, however many processes: the index is asked
+    for one after the other, instead of every process for its own."""
+    name = gpu_processes.c.name
+    names = sa.select(sa.func.min(name).label("name")).cte("names", recursive=True)
+    after = sa.select(sa.func.min(name)).where(name > names.c.name).scalar_subquery()
+    names = names.union_all(sa.select(after).where(names.c.name.is_not(None)))
+    return sa.select(names.c.name).where(names.c.name.icontains(text, autoescape=True))
 
 
 def usernames(engine: Engine) -> list[str]:

@@ -196,9 +196,14 @@ def _query(
     if grouped and resolution.raw:
         # Where a step holds one tick, it stands where the tick was.
         columns[1] = (sa.func.min(time) + sa.func.max(time)) / 2
+    # Where each name's numbers stand in the result: what is the same is fetched once.
+    places = [0, 1]
     for metric in metrics:
-        columns += _columns(metric, table, grouped)
-        names += [metric.key, f"{metric.key}_min", f"{metric.key}_max"]
+        for column, suffix in zip(_columns(metric, table, grouped), ("", "_min", "_max"), strict=True):
+            if column is not None:
+                columns.append(column)
+            names.append(metric.key + suffix)
+            places.append(len(columns) - 1)
     query = sa.select(*columns).where(table.c.gpu_id.in_(ids), time >= start, time <= stretch.end)
     if grouped:
         query = query.group_by(table.c.gpu_id, bucket)
@@ -206,10 +211,10 @@ def _query(
     # of SQLAlchemy's and a column of objects each.
     cursor = connection.execute(query).cursor
     rows = cursor.fetchall() if cursor is not None else []
-    array = np.array(rows, dtype="float64").reshape(len(rows), len(names))
+    array = np.array(rows, dtype="float64").reshape(len(rows), len(columns))
     if len(rows):
         array = array[np.lexsort((array[:, 1], array[:, 0]))]
-    frame = pd.DataFrame(array, columns=names)
+    frame = pd.DataFrame(array[:, places], columns=names)
     frame[THERE] = 1.0
     if not resolution.raw:
         for metric in metrics:
@@ -222,15 +227,17 @@ def _query(
 
 
 def _columns(metric: Metric, table: sa.Table, grouped: bool) -> list[Any]:
-    """Mean, minimum and maximum of a metric; of a counter, three times where it stood at the end."""
+    """Mean, minimum and maximum of a metric; of a counter, three times where it stood at the end. None stands
+    for the column before it once more."""
     mean = table.c[metric.key]
     raw = table is gpu_metrics
     if metric.aggregate is Aggregate.COUNTER:
-        return [sa.func.max(mean) if grouped else mean] * 3
+        return [sa.func.max(mean) if grouped else mean, None, None]
+    peak = sa.func.coalesce(table.c[metric.peak], mean) if metric.peak and raw else None
+    if raw and not grouped:
+        return [mean, None, peak]
     lowest: Any = mean if raw else table.c[f"{metric.key}_min"]
-    highest: Any = mean if raw else table.c[f"{metric.key}_max"]
-    if raw and metric.peak:
-        highest = sa.func.coalesce(table.c[metric.peak], mean)
+    highest: Any = (mean if peak is None else peak) if raw else table.c[f"{metric.key}_max"]
     if not grouped:
         return [mean, lowest, highest]
     average: Any

@@ -184,6 +184,9 @@ gpu_processes = Table(
     UniqueConstraint("host_id", "pid", "start_key"),
     # last_seen changes with every tick, so it is first_seen that is worth an index.
     Index(None, "first_seen"),
+    Index(None, "name"),
+    Index(None, "username"),
+    Index(None, "pid"),
 )
 
 # The same per GPU: what one process has used of one GPU. kind is C, G, M or a sum of them. Where

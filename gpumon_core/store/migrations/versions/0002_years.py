@@ -102,6 +102,8 @@ def upgrade() -> None:
     for name in PROCESS_COLUMNS:
         op.add_column("process_gpus", sa.Column(name, sa.Integer))
         op.add_column("process_snapshots", sa.Column(name, sa.Integer))
+    for name in ("name", "username", "pid"):
+        op.create_index(f"ix_gpu_processes_{name}", "gpu_processes", [name])
     op.create_index(
         "ix_process_gpus_active",
         "process_gpus",
