@@ -596,7 +596,7 @@ def test_a_session_that_hangs_when_it_begins_anew_goes_on_once_the_call_has_retu
     for _ in range(4):
         with pytest.raises(SourceUnavailable, match="hangs"):
             reader.read()
-    assert threads() <= 2
+    assert eventually(lambda: threads() <= 2)
     hanging.recover()
 
     def answers() -> bool:
@@ -685,7 +685,7 @@ def test_a_source_that_is_closed_while_a_call_hangs_opens_again(hanging: FakeNvm
     before = threads()
     for _ in range(5):
         assert took(reader.read) < HANG_S / 2
-    assert threads() == before
+    assert threads() <= before
     hanging.recover()
     assert eventually(lambda: len(reader.read().readings) == 2)
 
@@ -707,7 +707,7 @@ def test_a_driver_that_went_away_costs_no_threads(hanging: FakeNvml, begin: Begi
         for _ in range(10):
             with pytest.raises(SourceUnavailable):
                 reader.read()
-        assert threads() <= 1
+        assert eventually(lambda: threads() <= 1)
     finally:
         hanging.driver_loaded = True
     assert len(reader.read().readings) == 2

@@ -13,7 +13,7 @@ import pytest
 
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.attribution.simulated import SimulatedAttribution
-from gpumon_core.metrics import GPU_METRICS, GPU_METRICS_BY_KEY, Level
+from gpumon_core.metrics import GPU_METRICS_BY_KEY, TICK_COLUMNS, Level
 from gpumon_core.telemetry import simulated_cast as cast
 from gpumon_core.telemetry.records import GpuInfo, ProcessReading, Snapshot, Source
 from gpumon_core.telemetry.simulated import SimulatedSource
@@ -89,7 +89,8 @@ def test_every_catalogue_key_is_present_in_every_reading(gpus: int) -> None:
     snapshot = SimulatedSource(gpus).snapshot_at(MONDAY)
     assert [reading.uuid for reading in snapshot.readings] == [gpu.uuid for gpu in snapshot.gpus]
     for reading in snapshot.readings:
-        assert list(reading.values) == [metric.key for metric in GPU_METRICS]
+        assert list(reading.values)[: len(TICK_COLUMNS)] == list(TICK_COLUMNS)
+        assert set(reading.values) <= set(TICK_COLUMNS) | set(GPU_METRICS_BY_KEY)
 
 
 def test_a_mig_parent_has_no_utilization_and_its_instances_have_memory_only() -> None:
@@ -102,11 +103,15 @@ def test_a_mig_parent_has_no_utilization_and_its_instances_have_memory_only() ->
     for snapshot in snapshots:
         values = {reading.uuid: reading.values for reading in snapshot.readings}
         of_parent = values[parent.uuid]
-        assert {key for key, value in of_parent.items() if value is None} == {
+        missing = {key for key, value in of_parent.items() if value is None}
+        assert {
             "utilization",
+            "utilization_max",
             "memory_utilization",
+            "encoder_utilization",
             "fan_speed",
-        }
+        } <= missing
+        assert {"temperature", "power", "memory", "memory_temperature", "sm_clock"}.isdisjoint(missing)
         assert not of(snapshot, parent)
         for instance in instances:
             assert {key for key, value in values[instance.uuid].items() if value is not None} == {"memory"}
@@ -299,8 +304,8 @@ def test_warning_and_critical_levels_are_reached_now_and_then() -> None:
     for offset in range(0, 60 * DAY, HOUR):
         snapshot = source.snapshot_at(MONDAY + offset)
         for gpu, reading in zip(snapshot.gpus, snapshot.readings, strict=True):
-            for key, value in reading.values.items():
-                metric = GPU_METRICS_BY_KEY[key]
+            for key, metric in GPU_METRICS_BY_KEY.items():
+                value = reading.values.get(key)
                 whole = getattr(gpu, metric.share_of) if metric.share_of else None
                 reached[key].add(metric.level(value, whole))
     assert {Level.CALM, Level.WARNING, Level.CRITICAL} <= reached["temperature"]
@@ -330,3 +335,60 @@ def test_memory_of_a_training_run_rises_and_then_stays() -> None:
     for values in memory.values():
         assert values == sorted(values)
         assert len(set(values[20:])) == 1
+
+
+# ---- What each process does ----------------------------------------------------------------------
+
+
+def test_processes_share_what_their_gpu_does() -> None:
+    source = SimulatedSource(8, processes=64)
+    busiest = 0
+    for offset in range(0, 2 * DAY, 601):
+        snapshot = source.snapshot_at(MONDAY + offset)
+        for gpu, reading in zip(snapshot.gpus, snapshot.readings, strict=True):
+            shares = [process.sm_utilization for process in of(snapshot, gpu)]
+            utilization = reading.values["utilization"]
+            if utilization is None:
+                assert all(share is None for share in shares), "NVML does not tell the processes of MIG apart"
+                continue
+            assert all(share is not None and 0 <= share <= 100 for share in shares)
+            whole = sum(share or 0 for share in shares)
+            assert whole <= 100
+            # Each share is rounded down, and the GPU's own number wobbles.
+            assert utilization - len(shares) - 4 <= whole <= utilization + 4
+            busiest = max(busiest, *(share or 0 for share in shares), 0)
+    assert busiest > 80
+
+
+def test_what_does_nothing_new_is_the_same_record_again() -> None:
+    source = SimulatedSource(8, processes=64)
+    before = {(p.gpu_uuid, p.pid): p for p in source.snapshot_at(MONDAY).processes}
+    new = ticks = 0
+    for step in range(1, 200):
+        now = {(p.gpu_uuid, p.pid): p for p in source.snapshot_at(MONDAY + 4 * step).processes}
+        new += sum(before.get(key) is not process for key, process in now.items())
+        ticks += len(now)
+        before = now
+    assert new < ticks / 10
+
+
+def test_an_encoding_job_keeps_the_encoders_busy_and_others_do_not() -> None:
+    source = SimulatedSource(8)
+    seen: set[bool] = set()
+    for offset in range(0, 7 * DAY, 1800):
+        snapshot = source.snapshot_at(MONDAY + offset)
+        for gpu, reading in zip(snapshot.gpus, snapshot.readings, strict=True):
+            mine = [process.encoder_utilization or 0 for process in of(snapshot, gpu)]
+            if reading.values["encoder_utilization"] is not None:
+                assert reading.values["encoder_utilization"] == min(100, sum(mine))
+                seen.add(sum(mine) > 0)
+    assert seen == {True, False}
+
+
+def test_a_moment_inside_a_tick_is_never_below_its_mean() -> None:
+    for offset in range(0, DAY, 900):
+        for reading in SimulatedSource(8).snapshot_at(MONDAY + offset).readings:
+            for key in ("utilization", "memory_utilization", "power"):
+                mean, highest = reading.values[key], reading.values[f"{key}_max"]
+                assert (mean is None) == (highest is None)
+                assert mean is None or highest is None or mean <= highest

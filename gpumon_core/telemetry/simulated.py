@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 import uuid
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import pi, sin
 
-from gpumon_core.metrics import GPU_METRICS
+from gpumon_core.metrics import TICK_COLUMNS
 from gpumon_core.telemetry import simulated_cast as cast
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot
 from gpumon_core.telemetry.simulated_cast import DAY, HOUR, Card
@@ -24,6 +25,7 @@ from gpumon_core.telemetry.simulated_load import (
     Lane,
     Load,
     ProgramRun,
+    activity,
     build,
     mix,
     share,
@@ -43,9 +45,39 @@ THROTTLE_C = 87
 # Below this level a GPU counts as doing nothing at all.
 STILL = 0.005
 
-NOTHING: dict[str, float | None] = {metric.key: None for metric in GPU_METRICS}
+NOTHING: dict[str, float | None] = dict.fromkeys(TICK_COLUMNS)
+# Which boards measure what (see simulated_cast): GPM came with Hopper, the JPEG and optical-flow engines with
+# Ampere; desktop boards do not tell how hot their memory is.
+WITH_GPM = frozenset({"Hopper", "Blackwell"})
+WITH_HBM = frozenset({"Hopper"}) | {"NVIDIA A100-SXM4-80GB"}
+# Bits of the clocks-event reasons (nvmlClocksEventReason* in the API reference).
+REASON_IDLE, REASON_POWER_CAP, REASON_THERMAL = 0x1, 0x4, 0x20
+# A board whose memory corrects an error now and then, and how often.
+ECC_INDEX, ECC_EVERY_S = 5, 11 * HOUR
+MIB_S_PCIE, MIB_S_NVLINK = 9000, 120_000
 
-Present = tuple[tuple[ProgramRun, ProcessReading], ...]
+
+class _Presence:
+    """One run on one unit: what it holds in the end, and how busy it is when."""
+
+    __slots__ = ("full", "last", "levels", "run", "times")
+
+    def __init__(self, run: ProgramRun, full: ProcessReading, times: list[float], levels: list[float]) -> None:
+        self.run = run
+        self.full = full
+        self.times = times
+        self.levels = levels
+        # Handed out again while nothing about it changes.
+        self.last = full
+
+
+Present = tuple[_Presence, ...]
+KINDS = ("corrected", "uncorrected")
+# What the driver does not say of a divided GPU.
+UNDIVIDED = (
+    *("utilization", "utilization_max", "memory_utilization", "memory_utilization_max"),
+    *("encoder_utilization", "decoder_utilization", "jpeg_utilization", "ofa_utilization"),
+)
 
 
 class _Unit:
@@ -81,6 +113,10 @@ class _Board:
     key: int
     hotter_c: float
     units: tuple[_Unit, ...]
+    # What never changes, or too rarely to be worked out with every tick.
+    constant: dict[str, float | None]
+    # Over what it is tied to its neighbour.
+    nvlink: bool
 
     @property
     def divided(self) -> bool:
@@ -151,16 +187,22 @@ class SimulatedSource:
         weather = _weather(self._seed, timestamp)
         for number, board in enumerate(self._boards):
             block = self._block(number, int((timestamp + STAGGER_S * number) // BLOCK_S))
-            memory = [
-                unit.driver_mib + _present(runs, timestamp, processes)
-                for unit, runs in zip(board.units, block.runs, strict=True)
-            ]
             values = _values(board, block.load, timestamp, weather)
+            whole = None if board.divided else values["utilization"]
+            memory, coding = [], 0
+            for unit, runs in zip(board.units, block.runs, strict=True):
+                held, encoders = _present(runs, timestamp, processes, whole)
+                memory.append(unit.driver_mib + held)
+                coding += encoders
             values["memory"] = sum(memory)
-            readings.append(GpuReading(board.info.uuid, values))
+            if not board.divided:
+                values["encoder_utilization"] = float(min(100, coding))
+                values["decoder_utilization"] = float(min(100, coding * 2 // 3))
+            readings.append(GpuReading(board.info.uuid, values, "point" if board.divided else "interval"))
             if board.divided:
                 # The driver does not say how busy a divided GPU is, and of its instances only the memory.
-                values["utilization"] = values["memory_utilization"] = None
+                for key in UNDIVIDED:
+                    values[key] = None
                 for unit, used in zip(board.units, memory, strict=True):
                     readings.append(GpuReading(unit.info.uuid, {**NOTHING, "memory": used}))
         return Snapshot(timestamp, self.host, self._infos, tuple(readings), tuple(processes))
@@ -172,31 +214,54 @@ class SimulatedSource:
         active: list[tuple[ProgramRun, float]] = []
         present: list[Present] = []
         for unit in board.units:
-            here: list[tuple[ProgramRun, ProcessReading]] = []
+            here: list[_Presence] = []
             for lane in unit.lanes:
                 # What ended a little earlier has left its warmth.
                 for run in lane.between(start - WARM_UP_S, end):
                     active.append((run, unit.weight))
                     if run.end > start:
                         mib = unit.full_mib(lane, run)
-                        here.append((run, ProcessReading(unit.info.uuid, run.pid, run.program.kind, mib)))
+                        reading = ProcessReading(unit.info.uuid, run.pid, run.program.kind, mib)
+                        here.append(_Presence(run, reading, *activity(run, start - WARM_UP_S, end)))
             present.append(tuple(here))
         return _Block(build(board.card.board, active, start - WARM_UP_S, end), tuple(present))
 
 
-def _present(runs: Present, timestamp: float, processes: list[ProcessReading]) -> int:
-    """Add the processes that live at that time; the memory they hold together, in MiB."""
-    total = 0
-    for run, full in runs:
+def _present(
+    runs: Present, timestamp: float, processes: list[ProcessReading], utilization: float | None
+) -> tuple[int, int]:
+    """Add the processes that live at that time; the memory they hold together, in MiB, and how busy they keep
+    the encoders, in percent. Each has its part of the board's utilization; None where the driver does not
+    tell processes apart."""
+    total, coding, busy = 0, 0, 0.0
+    here: list[tuple[_Presence, float]] = []
+    for presence in runs:
+        run = presence.run
         if run.start <= timestamp < run.end:
-            mib = full.memory_mib or 0
-            if timestamp - run.start < run.ramp_s:
-                mib = run.memory_mib(mib, timestamp)
-                processes.append(ProcessReading(full.gpu_uuid, full.pid, full.kind, mib))
-            else:
-                processes.append(full)
-            total += mib
-    return total
+            level = presence.levels[bisect_right(presence.times, timestamp) - 1]
+            busy += level
+            here.append((presence, level))
+    # Levels may add up to more than a board has.
+    part = 100.0 / max(1.0, busy)
+    for presence, level in here:
+        run, full = presence.run, presence.full
+        mib = full.memory_mib or 0
+        if timestamp - run.start < run.ramp_s:
+            mib = run.memory_mib(mib, timestamp)
+        total += mib
+        sm = None if utilization is None else int(level * part)
+        last = presence.last
+        if last.memory_mib != mib or last.sm_utilization != sm:
+            video = 0
+            if run.program.pattern == "encoding" and sm:
+                video = min(100, 2 * sm)
+            last = presence.last = ProcessReading(
+                *(full.gpu_uuid, full.pid, full.kind, mib, sm),
+                *((None,) * 3 if sm is None else (int(sm * run.program.bandwidth), video, video * 2 // 3)),
+            )
+        coding += last.encoder_utilization or 0
+        processes.append(last)
+    return total, coding
 
 
 def _values(board: _Board, load: Load, timestamp: float, weather: float) -> dict[str, float | None]:
@@ -214,15 +279,49 @@ def _values(board: _Board, load: Load, timestamp: float, weather: float) -> dict
     base = limits.idle_c + weather
     temperature = round(base + rise * (QUICK_PART * quick + (1 - QUICK_PART) * slow))
     awake = used > STILL or (load.held[step] and not card.dozes)
-    values = dict(NOTHING)
+    utilization = _percent(used, 0.03 * wobble)
+    bandwidth = _percent(load.bandwidth[step], 0.04 * (share(noise, 3) - 0.5))
+    clock = _sm_clock(card, watts, temperature, wobble) if awake else card.sm_mhz[0]
+    # The highest moment of a tick lies above its mean, the more so the less even the load is.
+    above = 1 + 0.25 * share(noise, 2) * (1 - used) + 0.02 * share(noise, 1)
+    values = {**NOTHING, **board.constant}
     values["temperature"] = float(temperature)
     values["power"] = round(watts, 3)
-    values["utilization"] = _percent(used, 0.03 * wobble)
-    values["memory_utilization"] = _percent(load.bandwidth[step], 0.04 * (share(noise, 3) - 0.5))
+    values["power_max"] = round(watts * (1 + 0.04 * share(noise, 1)), 3)
+    values["utilization"] = utilization
+    values["utilization_max"] = float(min(100, round(utilization * above)))
+    values["memory_utilization"] = bandwidth
+    values["memory_utilization_max"] = float(min(100, round(bandwidth * above)))
     values["fan_speed"] = _fan(card, base + rise * slow)
-    values["sm_clock"] = _sm_clock(card, watts, temperature, wobble) if awake else card.sm_mhz[0]
+    values["sm_clock"] = values["graphics_clock"] = clock
+    values["video_clock"] = round(0.9 * clock / CLOCK_STEP_MHZ) * CLOCK_STEP_MHZ
     values["memory_clock"] = card.memory_mhz[awake]
+    if card.name in WITH_HBM or card.architecture in WITH_HBM:
+        values["memory_temperature"] = float(temperature + 5 + round(6 * load.bandwidth[step]))
+    values["pcie_tx"] = round(MIB_S_PCIE * 0.2 * bandwidth * (0.5 + share(noise, 2)) / 100, 1)
+    values["pcie_rx"] = round(MIB_S_PCIE * 0.5 * bandwidth * (0.5 + share(noise, 3)) / 100, 1)
+    if card.architecture in WITH_GPM:
+        values["graphics_activity"] = utilization
+        values["sm_activity"] = round(0.93 * utilization, 1)
+        values["sm_occupancy"] = round(0.41 * utilization, 1)
+        values["tensor_activity"] = round(0.52 * utilization * (0.9 + 0.2 * share(noise, 3)), 1)
+        values["dram_activity"] = round(0.8 * bandwidth, 1)
+    if board.nvlink:
+        traffic = MIB_S_NVLINK * 0.3 * bandwidth * (0.8 + 0.4 * share(noise, 1)) / 100
+        values["nvlink_tx"] = values["nvlink_rx"] = round(traffic, 1)
+    values["performance_state"] = 0 if awake else 8
+    values["clocks_event_reasons"] = _reasons(awake, watts, limits.limit_w, temperature)
+    values["pcie_generation"] = board.constant["max_pcie_generation"] if awake else 1
+    if board.info.index == ECC_INDEX:
+        values["ecc_corrected_aggregate"] = int((timestamp + board.key % ECC_EVERY_S) // ECC_EVERY_S) % 100_000
     return values
+
+
+def _reasons(awake: bool, watts: float, limit_w: float, temperature: float) -> int:
+    """Why the clocks are not at their highest, as the driver's bits."""
+    if not awake:
+        return REASON_IDLE
+    return REASON_POWER_CAP * (watts > 0.97 * limit_w) | REASON_THERMAL * (temperature > THROTTLE_C)
 
 
 def _percent(level: float, wobble: float) -> float:
@@ -273,7 +372,29 @@ def _board(index: int, seed: int) -> _Board:
         units = tuple(_instance(info, seed, number) for number in range(len(cast.MIG_INSTANCES)))
     else:
         units = (_Unit(info, card.memory_mib, card.driver_mib, 1.0, role),)
-    return _Board(card, info, mix(seed, index, 5), hotter_c, units)
+    return _Board(card, info, mix(seed, index, 5), hotter_c, units, _constant(card), role == "pair")
+
+
+def _constant(card: Card) -> dict[str, float | None]:
+    """What a board says the same of at any time."""
+    values: dict[str, float | None] = {
+        "pcie_width": 16,
+        "max_pcie_width": 16,
+        "max_pcie_generation": 5 if card.architecture == "Hopper" else 4,
+        "pcie_replays": 0,
+        "power_limit": card.board.limit_w,
+        "bar1_used": 5 if card.fan_min is not None else 131_072 if card.architecture == "Hopper" else 1,
+        "max_sm_clock": card.sm_mhz[1],
+        "max_graphics_clock": card.sm_mhz[1],
+        "max_memory_clock": card.memory_mhz[1],
+        "max_video_clock": round(0.9 * card.sm_mhz[1] / CLOCK_STEP_MHZ) * CLOCK_STEP_MHZ,
+        "jpeg_utilization": 0.0,
+        "ofa_utilization": 0.0,
+    }
+    if "GeForce" not in card.name:
+        values |= {f"ecc_{kind}_{life}": 0 for kind in KINDS for life in ("volatile", "aggregate")}
+        values |= {f"remapped_rows_{name}": 0 for name in (*KINDS, "pending", "failure")}
+    return values
 
 
 def _instance(parent: GpuInfo, seed: int, number: int) -> _Unit:

@@ -271,6 +271,26 @@ class Load:
         )
 
 
+def activity(run: ProgramRun, start: float, end: float) -> tuple[list[float], list[float]]:
+    """How busy one run keeps the SMs from `start` to `end`: times, and the level from each to the next."""
+    changes: list[Step] = []
+    begin, finish = max(start, run.busy_from), min(end, run.end)
+    for first, last, level in PATTERNS[run.program.pattern](run, start, end):
+        first, last = max(first, begin), min(last, finish)  # noqa: PLW2901
+        if first < last:
+            changes.append((first, level, 0.0))
+            changes.append((last, -level, 0.0))
+    times, levels, level = [start], [0.0], 0.0
+    for time, more, _ in sorted(changes):
+        level += more
+        if time > times[-1]:
+            times.append(time)
+            levels.append(max(0.0, level))
+        else:
+            levels[-1] = max(0.0, level)
+    return times, levels
+
+
 def build(board: Board, runs: list[tuple[ProgramRun, float]], start: float, end: float) -> Load:
     """A board's load from `start` to `end`, of runs that each count with a weight (a MIG instance's part).
 
