@@ -18,7 +18,7 @@ from apscheduler.events import EVENT_JOB_MAX_INSTANCES, JobSubmissionEvent
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from gpumon_core.observer import Observer, SimulatedObserver, real
 from gpumon_core.settings import Settings, mask_password
@@ -111,10 +111,12 @@ class _Recording:
     def _write(self, batch: list[Attributed]) -> None:
         try:
             self._pulse.committed(self._writer.write_all(batch))
-        except (OperationalError, InterfaceError):
+        except OperationalError:
             # The database is locked, full or away: that passes.
             raise
         except Exception as error:
+            if isinstance(error, DBAPIError) and error.connection_invalidated:
+                raise
             if database.is_damage(error) or len(batch) == 1:
                 if len(batch) == 1 and not database.is_damage(error):
                     # This tick would never be taken: the next ones must not wait for it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -72,7 +73,7 @@ class _Ledger:
     def add(self, now: int, memory: int | None) -> None:
         """One more sample."""
         # The clock may have been set back: a lifetime is never negative.
-        self.last_seen = max(self.last_seen, now)
+        self.last_seen = now if now > self.last_seen else self.last_seen
         count = self.sample_count + 1
         self.sample_count = count
         if memory is None:
@@ -475,7 +476,10 @@ class Writer:
         changes: list[Row],
     ) -> None:
         values = reading.values
-        stored = [values.get(key) for key in TICK_COLUMNS]
+        try:
+            stored = list(_TICK(values))
+        except KeyError:
+            stored = [values.get(key) for key in TICK_COLUMNS]
         self._count_energy(gpu, values, dt, gap)
         stored[_ENERGY] = None if gpu.energy_from is None else round(gpu.energy_j)
         metrics.append((gpu.id, now, *stored))
@@ -797,6 +801,7 @@ class Writer:
 
 
 _ENERGY = TICK_COLUMNS.index("energy")
+_TICK = itemgetter(*TICK_COLUMNS)
 
 
 def longest_step(interval_s: float) -> float:

@@ -85,10 +85,16 @@ class GpmReader:
         return True
 
     def _take(self, sample: Any) -> bool:
-        if self._instance is None:
-            pynvml.nvmlGpmSampleGet(self._handle, sample)
-        else:
-            pynvml.nvmlGpmMigSampleGet(self._handle, self._instance, sample)
+        try:
+            if self._instance is None:
+                pynvml.nvmlGpmSampleGet(self._handle, sample)
+            else:
+                pynvml.nvmlGpmMigSampleGet(self._handle, self._instance, sample)
+        except pynvml.NVMLError as error:
+            if error.value == pynvml.NVML_ERROR_NO_PERMISSION:
+                # A driver may keep its profiling to administrators; then the other ways are the only ones.
+                raise Unsupported(str(error)) from None
+            raise
         return True
 
     def _evaluate(self) -> bool:

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from math import pi, sin
+from math import inf, pi, sin
 
 from gpumon_core.metrics import TICK_COLUMNS
 from gpumon_core.telemetry import simulated_cast as cast
@@ -60,7 +60,7 @@ MIB_S_PCIE, MIB_S_NVLINK = 9000, 120_000
 class _Presence:
     """One run on one unit: what it holds in the end, and how busy it is when."""
 
-    __slots__ = ("full", "last", "levels", "run", "times")
+    __slots__ = ("full", "last", "level", "levels", "run", "since", "times", "until")
 
     def __init__(self, run: ProgramRun, full: ProcessReading, times: list[float], levels: list[float]) -> None:
         self.run = run
@@ -69,6 +69,14 @@ class _Presence:
         self.levels = levels
         # Handed out again while nothing about it changes.
         self.last = full
+        # The step looked at last: how busy, from when to when.
+        self.level, self.since, self.until = 0.0, 0.0, 0.0
+
+    def seek(self, timestamp: float) -> None:
+        """Find the step of a time."""
+        step = bisect_right(self.times, timestamp)
+        self.level, self.since = self.levels[step - 1], self.times[step - 1]
+        self.until = self.times[step] if step < len(self.times) else inf
 
 
 Present = tuple[_Presence, ...]
@@ -234,22 +242,23 @@ def _present(
     the encoders, in percent. Each has its part of the board's utilization; None where the driver does not
     tell processes apart."""
     total, coding, busy = 0, 0, 0.0
-    here: list[tuple[_Presence, float]] = []
+    here: list[_Presence] = []
     for presence in runs:
         run = presence.run
         if run.start <= timestamp < run.end:
-            level = presence.levels[bisect_right(presence.times, timestamp) - 1]
-            busy += level
-            here.append((presence, level))
+            if not presence.since <= timestamp < presence.until:
+                presence.seek(timestamp)
+            busy += presence.level
+            here.append(presence)
     # Levels may add up to more than a board has.
     part = 100.0 / max(1.0, busy)
-    for presence, level in here:
+    for presence in here:
         run, full = presence.run, presence.full
         mib = full.memory_mib or 0
         if timestamp - run.start < run.ramp_s:
             mib = run.memory_mib(mib, timestamp)
         total += mib
-        sm = None if utilization is None else int(level * part)
+        sm = None if utilization is None else int(presence.level * part)
         last = presence.last
         if last.memory_mib != mib or last.sm_utilization != sm:
             video = 0

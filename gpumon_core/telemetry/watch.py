@@ -8,6 +8,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 
+# How long a task may take once another of the same round has been given up.
+IMPATIENT_S = 1.0
+
 
 class Task:
     """Something to be done again and again; `stuck` while a thread still waits inside it."""
@@ -60,6 +63,8 @@ class Watch:
                     hung.stuck = True
                     hung.stuck_in = self._doing()
                     given_up.append(hung)
+                    # Where one hangs others may: all of them together must not take a tick for every one.
+                    patience_s = min(patience_s, IMPATIENT_S)
                     # That thread ends when its call returns, if ever; another does the rest.
                     work.current = work.owner = self._thread = None
                     work.began = time.monotonic()
