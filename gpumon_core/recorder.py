@@ -115,18 +115,17 @@ class _Recording:
             # The database is locked, full or away: that passes.
             raise
         except Exception as error:
-            if isinstance(error, DBAPIError) and error.connection_invalidated:
+            if database.is_damage(error) or (isinstance(error, DBAPIError) and error.connection_invalidated):
                 raise
-            if database.is_damage(error) or len(batch) == 1:
-                if len(batch) == 1 and not database.is_damage(error):
-                    # This tick would never be taken: the next ones must not wait for it.
-                    self._waiting.popleft()
-                raise
+            if len(batch) == 1:
+                # It would never be taken, and those behind it must not wait for it.
+                reason = f"a tick cannot be written, and is left out: {getattr(error, 'orig', None) or error!r}"
+                log.error("%s", reason)
+                self._pulse.failed(reason, tick=True)
+                return
             # One of them it is; the others are good.
             for tick in batch:
                 self._write([tick])
-                self._waiting.popleft()
-            batch.clear()
 
     def go_on(self, engine: Engine) -> None:
         """Write into another database from now on; what waits goes there too."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from gpumon_core.store import database
-from gpumon_core.store.bulk import Bulk, replacing
+from gpumon_core.store.bulk import Bulk, upsert
 from gpumon_core.store.schema import recorder_health
 
 
@@ -41,6 +42,15 @@ def write(engine: Engine, host_id: int, at: int, minute: Minute) -> None:
         database.size_bytes(engine),
         minute.last_error,
     )
-    statement = Bulk(engine.dialect, replacing(engine.dialect, recorder_health), recorder_health.columns.keys())
+    insert = upsert(engine.dialect, recorder_health)
+    new, old = insert.excluded, recorder_health.c
+    # Asked for twice within a second, what the first has told is not told again.
+    values = {name: old[name] + new[name] for name in ("ticks", "skipped", "failed", "dropped")}
+    values |= {"buffered": new.buffered, "database_bytes": new.database_bytes}
+    values |= {
+        name: sa.func.coalesce(new[name], old[name]) for name in ("duration_ms", "duration_max_ms", "last_error")
+    }
+    insert = insert.on_conflict_do_update(index_elements=["host_id", "timestamp_epoch"], set_=values)
+    statement = Bulk(engine.dialect, insert, recorder_health.columns.keys())
     with engine.begin() as connection:
         statement.run(connection, [row])
