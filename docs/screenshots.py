@@ -23,6 +23,7 @@ PICTURES = {
     "overview.png": ("/", "light", (1440, 1000)),
     "overview-dark.png": ("/", "dark", (1440, 1000)),
     "history.png": ("/history?range=1h", "dark", (1440, 1000)),
+    "system.png": ("/system", "light", (1440, 1000)),
     "processes.png": ("/processes", "light", (1440, 800)),
 }
 

@@ -111,7 +111,7 @@ def test_a_driver_without_gpus_is_said_in_words(writer: Writer) -> None:
 def test_history_offers_every_range_and_metric(writer: Writer) -> None:
     writer.write(tick(time.time()), {})
     app = open_page("history")
-    assert app.sidebar.pills[0].options == ["15m", "30m", "1h", "6h", "12h", "24h", "3d"]
+    assert app.sidebar.pills[0].options == ["15m", "30m", "1h", "6h", "12h", "24h", "3d", "7d", "30d", "1y"]
     assert app.sidebar.pills[1].options == ["Temperature", "Utilization", "Memory used", "Power"]
     app.sidebar.pills[1].set_value([]).run()
     assert "No metric is chosen." in texts(app)

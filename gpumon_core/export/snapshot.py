@@ -9,14 +9,21 @@ from typing import Any
 
 from gpumon_core import format as fmt
 from gpumon_core.attribution.records import ProcessIdentity
-from gpumon_core.metrics import GPU_METRICS, GPU_METRICS_BY_KEY
+from gpumon_core.metrics import CHANGE_METRICS, GPU_METRICS_BY_KEY, TICK_COLUMNS
 from gpumon_core.telemetry.records import GpuInfo, Snapshot
+
+# What a terminal is wide enough for; JSON has everything.
+COLUMNS = (
+    *("temperature", "utilization", "memory", "power", "memory_utilization", "fan_speed"),
+    *("sm_clock", "memory_clock"),
+)
 
 
 def as_json(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], source: str) -> dict[str, Any]:
     """The tick as plain values: a GPU's facts and its metrics by catalogue key, None where not offered."""
     values = {reading.uuid: reading.values for reading in snapshot.readings}
-    nothing = dict.fromkeys((metric.key for metric in GPU_METRICS), None)
+    sampling = {reading.uuid: reading.sampling for reading in snapshot.readings}
+    nothing = dict.fromkeys((*TICK_COLUMNS, *(metric.key for metric in CHANGE_METRICS)), None)
     indices = {gpu.uuid: gpu.index for gpu in snapshot.gpus}
     return {
         "timestamp_epoch": int(snapshot.timestamp),
@@ -25,8 +32,9 @@ def as_json(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
         "host": asdict(snapshot.host),
         "gpus": [
             asdict(gpu)
-            | {"state": "lost" if gpu.uuid in snapshot.lost else "ok"}
-            | dict(values.get(gpu.uuid, nothing))
+            | {"state": _state(snapshot, gpu.uuid), "sampling": sampling.get(gpu.uuid)}
+            | nothing
+            | dict(values.get(gpu.uuid, {}))
             for gpu in snapshot.gpus
         ],
         "processes": [
@@ -36,6 +44,10 @@ def as_json(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
                 "pid": process.pid,
                 "type": process.kind,
                 "memory_mib": process.memory_mib,
+                "sm_utilization": process.sm_utilization,
+                "memory_utilization": process.memory_utilization,
+                "encoder_utilization": process.encoder_utilization,
+                "decoder_utilization": process.decoder_utilization,
                 "name": identities[process.pid].name,
                 "user": identities[process.pid].user,
                 "start_time": identities[process.pid].start_time,
@@ -54,15 +66,21 @@ def as_text(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
         "",
     ]
     values = {reading.uuid: reading.values for reading in snapshot.readings}
-    keys = [metric.key for metric in GPU_METRICS]
+    keys = COLUMNS
     rows = [["GPU", "Name", *(GPU_METRICS_BY_KEY[key].label for key in keys)]]
     for gpu in snapshot.gpus:
         read = values.get(gpu.uuid, {})
         shown = [" ".join(_value(gpu, key, read.get(key))) for key in keys]
-        rows.append([_label(gpu), gpu.name or fmt.MISSING, *(["lost"] if gpu.uuid in snapshot.lost else shown)])
+        rows.append(
+            [
+                _label(gpu),
+                gpu.name or fmt.MISSING,
+                *([_state(snapshot, gpu.uuid)] if gpu.uuid in snapshot.lost else shown),
+            ]
+        )
     lines += _aligned(rows)
     labels = {gpu.uuid: _label(gpu) for gpu in snapshot.gpus}
-    rows = [["GPU", "PID", "Type", "Memory", "User", "Name"]]
+    rows = [["GPU", "PID", "Type", "Memory", "SM", "User", "Name"]]
     for process in sorted(snapshot.processes, key=lambda item: -(item.memory_mib or 0)):
         who = identities[process.pid]
         rows.append(
@@ -71,12 +89,17 @@ def as_text(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
                 str(process.pid),
                 process.kind,
                 fmt.memory(process.memory_mib),
+                fmt.MISSING if process.sm_utilization is None else f"{process.sm_utilization} %",
                 who.user or fmt.MISSING,
                 who.name or fmt.MISSING,
             ]
         )
     lines += ["", *(_aligned(rows) if len(rows) > 1 else ["No process is using a GPU."])]
     return "\n".join(lines)
+
+
+def _state(snapshot: Snapshot, uuid: str) -> str:
+    return "hung" if uuid in snapshot.hung else "lost" if uuid in snapshot.lost else "ok"
 
 
 def _value(gpu: GpuInfo, key: str, number: float | None) -> list[str]:

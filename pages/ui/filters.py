@@ -16,6 +16,9 @@ RANGES = {
     "12h": 12 * HOUR,
     "24h": DAY,
     "3d": 3 * DAY,
+    "7d": 7 * DAY,
+    "30d": 30 * DAY,
+    "1y": 365 * DAY,
 }
 
 

@@ -29,6 +29,7 @@ def active(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
             "Type": frame["kind"],
             "Memory": frame["memory"] / MIB_PER_GIB,
             "Share": 100 * frame["memory"] / frame["memory_total_mib"],
+            "SM": frame["sm_utilization"],
             "First seen": local_time(frame["first_seen"], zone),
             "Lifetime": (frame["last_seen"] - frame["first_seen"]).map(sortable_duration),
             "Maximum": frame["max_memory"] / MIB_PER_GIB,
@@ -84,6 +85,9 @@ def columns() -> dict[str, ColumnConfig]:
         "Memory": number(format=gib, help="GPU memory in use now"),
         "Share": st.column_config.ProgressColumn(
             format="%.0f%%", min_value=0, max_value=100, help="Of the GPU's whole memory"
+        ),
+        "SM": number(
+            format="%d%%", width="small", help="Of the GPU's SMs, used by this process since the tick before"
         ),
         "First seen": moment(format="D MMM HH:mm:ss"),
         "Last seen": moment(format="D MMM HH:mm:ss"),
