@@ -91,11 +91,8 @@ def gpu(**changes: object) -> dict[str, object]:
 
 
 def trend(*values: float) -> pd.DataFrame:
-    frame = pd.DataFrame({"timestamp_epoch": range(1000, 1000 + 4 * len(values), 4)})
-    for metric in GPU_METRICS:
-        for suffix in ("", "_min", "_max"):
-            frame[metric.key + suffix] = values
-    return frame
+    columns = {metric.key + suffix: values for metric in GPU_METRICS for suffix in ("", "_min", "_max")}
+    return pd.DataFrame({"timestamp_epoch": range(1000, 1000 + 4 * len(values), 4)} | columns)
 
 
 def test_a_missing_value_is_a_dash_without_a_trend() -> None:

@@ -108,7 +108,9 @@ class _Run:
 
     def _count(self, rows: int) -> None:
         self.rows += rows
-        if self.stopping.wait(self.pause_s if rows else 0):
+        if rows and self.pause_s:
+            self.stopping.wait(self.pause_s)
+        if self.stopping.is_set():
             raise _Stopped
 
     def _metrics(self, table: sa.Table, gpu_id: int, cutoff: int) -> None:
