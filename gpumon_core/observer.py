@@ -31,7 +31,8 @@ class Observer:
     def __init__(self, source: Source, attribution: Attribution) -> None:
         self.source = source
         self._attribution = attribution
-        self._names: dict[int, str | None] = {}
+        # By PID: who is nameless to the attribution, and who it is with the driver's name.
+        self._named: dict[int, tuple[ProcessIdentity, ProcessIdentity]] = {}
 
     def observe(self) -> Attributed:
         """One snapshot, and who its processes are. Raises SourceUnavailable."""
@@ -39,13 +40,16 @@ class Observer:
         identities = self._attribution.identify(
             {process.pid for process in snapshot.processes}, snapshot.timestamp
         )
-        nameless = {pid for pid, identity in identities.items() if identity.name is None}
-        # The driver is asked once for each, not with every tick.
-        self._names = {
-            pid: self._names[pid] if pid in self._names else self.source.process_name(pid) for pid in nameless
-        }
-        for pid, name in self._names.items():
-            identities[pid] = replace(identities[pid], name=name)
+        named = {}
+        for pid, identity in identities.items():
+            if identity.name is None:
+                known = self._named.get(pid)
+                # The driver is asked once for each, not with every tick.
+                if known is None or known[0] != identity:
+                    known = identity, replace(identity, name=self.source.process_name(pid))
+                named[pid] = known
+                identities[pid] = known[1]
+        self._named = named
         return snapshot, identities
 
     def past(self, start: float, end: float, step_s: float) -> Iterator[Attributed]:
@@ -78,7 +82,10 @@ class SimulatedObserver(Observer):
 
 def real(settings: Settings) -> Observer:
     """This machine's GPUs. Raises SourceUnavailable."""
+    from gpumon_core.attribution.describe import Describer
     from gpumon_core.attribution.local import LocalAttribution
+    from gpumon_core.attribution.rules import Rules
     from gpumon_core.telemetry.nvml import NvmlSource
 
-    return Observer(NvmlSource(settings.host_name), LocalAttribution())
+    describer = Describer(commands=settings.commands, rules=Rules.load(settings.rules))
+    return Observer(NvmlSource(settings.host_name), LocalAttribution(describer=describer))

@@ -80,6 +80,17 @@ class Settings(BaseSettings):
             description="days for which hours and the list of processes are kept, 0.05 to 36500",
         ),
     ] = 730
+    commands: Annotated[
+        Literal["full", "masked", "name", "off"],
+        Field(
+            description="how much of a command line is kept: `full`; `masked`, its passwords, keys and tokens "
+            "starred; `name`, without arguments; `off`, the kernel's name alone"
+        ),
+    ] = "masked"
+    rules: Annotated[
+        Path | None,
+        Field(description="your file of further workload rules and secrets to mask: see docs/workloads.md"),
+    ] = None
     demo_gpus: Annotated[int, Field(ge=1, le=64, description="how many GPUs to simulate, 1 to 64")] = 4
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"],
@@ -91,7 +102,7 @@ class Settings(BaseSettings):
     def _upper_case(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
-    @field_validator("source", mode="before")
+    @field_validator("source", "commands", mode="before")
     @classmethod
     def _lower_case(cls, value: object) -> object:
         return value.lower() if isinstance(value, str) else value
@@ -113,6 +124,19 @@ class Settings(BaseSettings):
             # SQLAlchemy's own words may quote a part of the password.
             raise ValueError("has a part that cannot be read; write @ : / in a password as %40 %3A %2F") from None
         return url
+
+    @field_validator("rules")
+    @classmethod
+    def _readable_rules(cls, value: Path | None) -> Path | None:
+        if value is not None:
+            from gpumon_core.attribution.rules import Rules, RulesError
+            from gpumon_core.attribution.secrets import Mask
+
+            try:
+                Mask(Rules.load(value).secrets)
+            except (RulesError, ValueError) as error:
+                raise ValueError(str(error)) from None
+        return value
 
     @property
     def real_database_url(self) -> str:

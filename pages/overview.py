@@ -51,6 +51,12 @@ def processes() -> None:
             st.caption(f"None of the {len(frame)} active processes matches. Clear the search to see them.")
         return
     tables.show(shown, "active_processes", "Processes on the GPUs in the newest sample")
+    unread = frame.loc[frame["start_time"].isna(), "process_id"].nunique()
+    if unread:
+        st.caption(
+            f"{unread} of these processes cannot be looked at from here, so only what the driver says of them is "
+            "known: start the container with `--pid=host`, or gpumon as root, to see who they are."
+        )
 
 
 if found is not None:

@@ -21,13 +21,26 @@ if found is None:
 
 at = data.tick(found)
 text = st.sidebar.text_input(
-    "Name or PID", placeholder="train.py or 4711", key="q", bind="query-params", live=True, type="search"
+    "Name, command or PID", placeholder="train.py or 4711", key="q", bind="query-params", live=True, type="search"
 )
 gpus = data.gpu_table(at)
 chosen_gpus = filters.gpu_filter(gpus)
 users = st.sidebar.multiselect(
     "Users", data.usernames(at), placeholder="All users", key="user", bind="query-params"
 )
+programs_with = {
+    column: tuple(chosen)
+    for column, title in (("workload", "Workloads"), ("model", "Models"))
+    if (
+        chosen := st.sidebar.multiselect(
+            title,
+            data.program_values(at, column),
+            placeholder=f"All {title.lower()}",
+            key=column,
+            bind="query-params",
+        )
+    )
+}
 length = RANGES[filters.range_filter(RANGES, "24h", "Seen within the last")]
 
 ids = filters.named_gpus(gpus)
@@ -38,6 +51,7 @@ frame = data.process_history(
     tuple(users) or None,
     None if length is None else int(time.time()) // 10 * 10 - length,
     None,
+    programs_with,
 )
 # The button's function runs later, outside this script, where the viewer is not known any more.
 zone = chrome.zone()

@@ -12,7 +12,7 @@ import pytest
 
 from gpumon_core import cards, figures
 from gpumon_core import format as fmt
-from gpumon_core.export.csv import ledger_csv
+from gpumon_core.export.csv import PROGRAM, ledger_csv
 from gpumon_core.metrics import GPU_METRICS, GPU_METRICS_BY_KEY, TICK_COLUMNS, Level
 from gpumon_core.store.schema import gpu_metrics
 
@@ -191,6 +191,8 @@ def test_a_csv_has_units_offsets_and_no_formulas() -> None:
             "max_memory": [1000.0],
             "avg_memory": [999.96],
             "sample_count": [25],
+            **{column: [None] for column in PROGRAM.values()},
+            "command": ["@SUM(A1)"],
         }
     )
     [row] = csv.DictReader(io.StringIO(ledger_csv(frame, BERLIN).decode()))
@@ -198,5 +200,6 @@ def test_a_csv_has_units_offsets_and_no_formulas() -> None:
     assert row["First seen"] == "2026-11-23T18:46:40+01:00"
     assert row["Maximum memory (MiB)"] == "1000"
     assert row["Average memory (MiB)"] == "1000.0"
-    assert row["User"] == ""
+    assert row["User"] == row["Model"] == ""
+    assert row["Command"] == "'@SUM(A1)"
     assert row["GPU"] == "0, 1"

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from streamlit.testing.v1 import AppTest
-from test_writer import tick, who
+from test_writer import runs, tick, who
 
 from gpumon_core import runtime
+from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.store import database
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, ProcessReading, Snapshot
@@ -84,6 +85,33 @@ def test_the_active_processes_are_listed_with_share_and_units(writer: Writer) ->
     assert [text.strip() for text in frame["Lifetime"]] == ["4s", "4s"]
     assert frame["First seen"].dt.tz.key == "Europe/Berlin"  # type: ignore[union-attr]
     assert "Sampling has stopped." not in texts(app)
+
+
+def test_workload_model_and_command_stand_in_the_tables(writer: Writer) -> None:
+    program = Program(
+        command="vllm serve Qwen/Qwen3-8B",
+        workload="vLLM",
+        model="Qwen/Qwen3-8B",
+        container_engine="docker",
+        container_id="a1" * 32,
+    )
+    writer.write(tick(time.time() - 2, {(0, 7): 6144, (1, 8): 100}), runs(7, program) | who(8))
+    columns = ["PID", "Workload", "Model", "Container", "Command"]
+    wanted = [7, "vLLM", "Qwen/Qwen3-8B", "a1a1a1a1a1a1", "vllm serve Qwen/Qwen3-8B"]
+    active = open_page().dataframe[0].value[columns]
+    assert active.iloc[0].tolist() == wanted
+    assert active.iloc[1].isna().tolist() == [False, True, True, True, True]
+    for query in ({"workload": "vLLM"}, {"model": "Qwen/Qwen3-8B"}, {"q": "serve qwen"}):
+        past = open_page("processes", **query).dataframe[0].value[columns]
+        assert past.to_numpy().tolist() == [wanted]
+
+
+def test_processes_that_cannot_be_looked_at_are_explained(writer: Writer) -> None:
+    writer.write(tick(time.time() - 2, {(0, 7): 6144, (1, 8): 100}), {7: ProcessIdentity(7)} | who(8))
+    assert "1 of these processes" in texts(open_page())
+    assert "--pid=host" in texts(open_page())
+    writer.write(tick(time.time(), {(1, 8): 100}), who(8))
+    assert "--pid=host" not in texts(open_page())
 
 
 def test_hostile_names_stay_text(writer: Writer) -> None:

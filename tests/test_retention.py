@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from test_writer import ask, tick, who
+from test_writer import ask, runs, tick, who
 
+from gpumon_core.attribution.records import Program
 from gpumon_core.store import database, retention
 from gpumon_core.store.retention import Keep
 from gpumon_core.store.rollups import roll_up
@@ -101,3 +102,14 @@ def test_a_recorder_that_stops_does_not_wait_for_it(engine: sa.Engine, monkeypat
     stopping.set()
     assert forget(engine, 3, stopping=stopping) == 1
     assert forget(engine, 3) == 149 + 3 * 3, "the other ticks, and their twenty seconds"
+
+
+def test_programs_that_nobody_runs_any_more_are_forgotten(engine: sa.Engine) -> None:
+    writer = Writer(engine, "here", "nvml", 4)
+    writer.write(tick(NOW - 9 * DAY, {(0, 7): 1000}), runs(7, Program(command="old")))
+    writer.write(tick(NOW - 8 * DAY, {(0, 8): 1000}), runs(8, Program(command="new")))
+    writer.write(tick(NOW - 1 * DAY, {(0, 9): 1000}), runs(9, Program(command="new")))
+    roll_up(engine, "here")
+    retention.forget(engine, Keep(3, 3, 3), NOW)
+    assert ask(engine, "SELECT pid FROM gpu_processes") == [(9,)]
+    assert ask(engine, "SELECT command FROM programs") == [("new",)]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
-from gpumon_core.attribution.records import ProcessIdentity
+from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.store import database
 from gpumon_core.store import writer as writer_module
 from gpumon_core.store.writer import Writer
@@ -95,6 +95,39 @@ def test_a_reused_pid_starts_a_new_history(engine: sa.Engine, writer: Writer) ->
         (7, "boot:1", 1000, 1),
         (7, "boot:2", 5000, 1),
     ]
+
+
+def runs(pid: int, program: Program, key: str = "boot:1") -> dict[int, ProcessIdentity]:
+    return {pid: ProcessIdentity(pid, key, 1000.0, "train.py", "ada", program)}
+
+
+RUNNING = """SELECT p.pid, g.command, g.model FROM gpu_processes p LEFT JOIN programs g ON g.id = p.program_id
+             ORDER BY p.id"""
+
+
+def test_what_a_process_runs_is_kept_once_for_all_that_run_the_same(engine: sa.Engine, writer: Writer) -> None:
+    program = Program(command="python train.py", workload="PyTorch training")
+    for number in range(5):
+        writer.write(tick(100 + 4 * number, {(0, 7): 1000}), runs(7, program, f"boot:{number}"))
+    writer.write(tick(120, {(0, 8): 1000}), who(8))
+    assert ask(engine, RUNNING) == [(7, "python train.py", None)] * 5 + [(8, None, None)]
+    assert ask(engine, "SELECT count(*) FROM programs") == [(1,)]
+
+
+def test_what_is_learned_later_is_kept_with_the_same_row(engine: sa.Engine, writer: Writer) -> None:
+    writer.write(tick(100, {(0, 7): 1000}), runs(7, Program(command="ollama runner")))
+    writer.write(tick(104, {(0, 7): 1000}), runs(7, Program(command="ollama runner", model="qwen3:8b")))
+    assert ask(engine, RUNNING) == [(7, "ollama runner", "qwen3:8b")]
+    # A tick at which it could not be read takes nothing back.
+    writer.write(tick(108, {(0, 7): 1000}), who(7))
+    Writer(engine, "here", "nvml", 4).write(tick(112, {(0, 7): 1000}), who(7))
+    assert ask(engine, RUNNING) == [(7, "ollama runner", "qwen3:8b")]
+
+
+def test_a_row_from_before_an_upgrade_is_told_what_it_runs(engine: sa.Engine, writer: Writer) -> None:
+    writer.write(tick(100, {(0, 7): 1000}), who(7))
+    Writer(engine, "here", "nvml", 4).write(tick(104, {(0, 7): 1000}), runs(7, Program(command="x")))
+    assert ask(engine, RUNNING) == [(7, "x", None)]
 
 
 def test_a_restarted_recorder_goes_on_with_the_same_rows(engine: sa.Engine, writer: Writer) -> None:

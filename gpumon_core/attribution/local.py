@@ -8,14 +8,14 @@ import select
 from functools import lru_cache
 from pathlib import Path
 
+from gpumon_core.attribution.describe import Describer, split_stat
+from gpumon_core.attribution.files import read
 from gpumon_core.attribution.records import ProcessIdentity
 
 # Inode of the first PID namespace: PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h.
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-# The kernel cuts a command's name off here (TASK_COMM_LEN - 1); the full one is in its arguments.
-COMM_LENGTH = 15
 
 
 def sees_host_processes() -> bool:
@@ -32,8 +32,11 @@ class LocalAttribution:
     What stays cheap every tick is the check that a PID still is the process it was.
     """
 
-    def __init__(self, proc: Path = Path("/proc"), trusted: bool | None = None) -> None:
+    def __init__(
+        self, proc: Path = Path("/proc"), trusted: bool | None = None, describer: Describer | None = None
+    ) -> None:
         self._proc = str(proc)
+        self._describer = describer or Describer(self._proc)
         # In a container with PIDs of its own, the driver's PID may be another program's number here.
         self._trusted = sees_host_processes() if trusted is None else trusted
         self._known: dict[int, ProcessIdentity] = {}
@@ -42,9 +45,9 @@ class LocalAttribution:
         self._handles: dict[int, int] = {}
         self._ends = select.poll()
         self._uses_handles = self._proc == "/proc" and hasattr(os, "pidfd_open")
-        boot = _read(f"{self._proc}/sys/kernel/random/boot_id")
+        boot = read(f"{self._proc}/sys/kernel/random/boot_id")
         self._boot = boot.decode("ascii", "replace").strip()[:8] if boot else "boot"
-        self._boot_time = _boot_time(_read(f"{self._proc}/stat"))
+        self._boot_time = _boot_time(read(f"{self._proc}/stat"))
 
     def identify(self, pids: set[int], timestamp: float) -> dict[int, ProcessIdentity]:
         """An identity for every PID as it is now; one that may not be read has nothing but its PID."""
@@ -84,57 +87,32 @@ class LocalAttribution:
         if self._trusted:
             # Before anything is read: what is read next is this process's, or the handle tells of its end.
             self._hold(pid)
-        stat = _read(f"{self._proc}/{pid}/stat") if self._trusted else None
+        stat = read(f"{self._proc}/{pid}/stat") if self._trusted else None
         if not stat:
             # It has just ended, or may not be read. Had it been another process, its start would
             # have told: what is known of it stays true.
             return known or ProcessIdentity(pid)
-        # The name stands in parentheses and may contain any character, parentheses too.
-        opening, closing = stat.index(b"("), stat.rindex(b")")
-        start_ticks = int(stat[closing + 2 :].split(None, 20)[19])
+        comm, fields = split_stat(stat)
+        start_ticks = int(fields[19])
         start_key = f"{self._boot}:{start_ticks}"
         if known is not None and known.start_key == start_key:
             return known
+        name, program = self._describer.describe(pid, comm, int(fields[1]))
         return ProcessIdentity(
             pid=pid,
             start_key=start_key,
             start_time=None if self._boot_time is None else self._boot_time + start_ticks / TICKS_PER_S,
-            name=self._name(pid, stat[opening + 1 : closing]),
+            name=name,
             user=self._user(pid),
+            program=program,
         )
-
-    def _name(self, pid: int, comm: bytes) -> str:
-        if len(comm) >= COMM_LENGTH:
-            program = (_read(f"{self._proc}/{pid}/cmdline") or b"").split(b"\0", 1)[0].rsplit(b"/", 1)[-1]
-            if program.startswith(comm):
-                comm = program
-        return comm.decode("utf-8", "replace")
 
     def _user(self, pid: int) -> str | None:
         """The real user's name: a folder in /proc belongs to root where a process is not dumpable."""
-        for line in (_read(f"{self._proc}/{pid}/status") or b"").splitlines():
+        for line in (read(f"{self._proc}/{pid}/status") or b"").splitlines():
             if line.startswith(b"Uid:"):
                 return user_name(int(line.split()[1]))
         return None
-
-
-def _read(path: str) -> bytes | None:
-    """A small file's bytes; None where it is gone or may not be read."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return None
-    try:
-        # /proc/stat of a large machine takes several reads: it counts every interrupt of every line.
-        parts = []
-        while part := os.read(descriptor, 65536):
-            parts.append(part)
-        return b"".join(parts)
-    except OSError:
-        # The process ended between open and read (ESRCH).
-        return None
-    finally:
-        os.close(descriptor)
 
 
 def _boot_time(stat: bytes | None) -> int | None:

@@ -6,12 +6,45 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class Program:
+    """What a process runs and who started it; None where it may not be read, or GPUMON_COMMANDS says so.
+
+    Many processes run the same: it is kept once for all of them. `parents` are the names from the
+    session or service that started it down to its parent ("sshd > bash > tmux"); `command` is its command
+    line with secrets masked; `pod` and `namespace` are Kubernetes'; `unit` is systemd's; `job_...` are Slurm's.
+    """
+
+    executable: str | None = None
+    command: str | None = None
+    working_directory: str | None = None
+    parents: str | None = None
+    container_engine: str | None = None
+    container_id: str | None = None
+    container_name: str | None = None
+    container_image: str | None = None
+    pod: str | None = None
+    namespace: str | None = None
+    unit: str | None = None
+    job_id: str | None = None
+    job_name: str | None = None
+    job_user: str | None = None
+    notebook: str | None = None
+    workload: str | None = None
+    category: str | None = None
+    model: str | None = None
+
+
+NOTHING = Program()
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessIdentity:
     """A process that cannot be confused with another.
 
     `start_key` tells two processes under one reused PID apart: on Linux the boot's id and the
     process's start in clock ticks since that boot, which no clock change can move. It is None
-    where the process table may not be read; `start_time` (UTC seconds) is None then too.
+    where the process table may not be read; `start_time` (UTC seconds) is None then too. `name` is
+    what people call it: of `python train.py` it is "train.py".
     """
 
     pid: int
@@ -19,3 +52,4 @@ class ProcessIdentity:
     start_time: float | None = None
     name: str | None = None
     user: str | None = None
+    program: Program = NOTHING

@@ -10,6 +10,28 @@ import pandas as pd
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 
 
+# What a process runs: title -> column of frames.process_history.
+PROGRAM = {
+    "Workload": "workload",
+    "Model": "model",
+    "Container engine": "container_engine",
+    "Container id": "container_id",
+    "Container": "container_name",
+    "Image": "container_image",
+    "Pod": "pod",
+    "Namespace": "namespace",
+    "Unit": "unit",
+    "Job id": "job_id",
+    "Job": "job_name",
+    "Job user": "job_user",
+    "Notebook": "notebook",
+    "Started by": "parents",
+    "Executable": "executable",
+    "Working directory": "working_directory",
+    "Command": "command",
+}
+
+
 def ledger_csv(frame: pd.DataFrame, zone: ZoneInfo) -> bytes:
     """frames.process_history as UTF-8 CSV; times are ISO 8601 in `zone`, with its offset."""
     table = pd.DataFrame(
@@ -27,6 +49,7 @@ def ledger_csv(frame: pd.DataFrame, zone: ZoneInfo) -> bytes:
             "Maximum memory (MiB)": frame["max_memory"].astype("Int64"),
             "Average memory (MiB)": frame["avg_memory"].round(1),
             "Samples": frame["sample_count"],
+            **{title: frame[column].map(harmless) for title, column in PROGRAM.items()},
         }
     )
     return table.to_csv(index=False).encode()

@@ -51,6 +51,7 @@ def as_json(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
                 "name": identities[process.pid].name,
                 "user": identities[process.pid].user,
                 "start_time": identities[process.pid].start_time,
+                **asdict(identities[process.pid].program),
             }
             for process in snapshot.processes
         ],
@@ -80,7 +81,7 @@ def as_text(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
         )
     lines += _aligned(rows)
     labels = {gpu.uuid: _label(gpu) for gpu in snapshot.gpus}
-    rows = [["GPU", "PID", "Type", "Memory", "SM", "User", "Name"]]
+    rows = [["GPU", "PID", "Type", "Memory", "SM", "User", "Name", "Workload", "Model"]]
     for process in sorted(snapshot.processes, key=lambda item: -(item.memory_mib or 0)):
         who = identities[process.pid]
         rows.append(
@@ -92,6 +93,8 @@ def as_text(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
                 fmt.MISSING if process.sm_utilization is None else f"{process.sm_utilization} %",
                 who.user or fmt.MISSING,
                 who.name or fmt.MISSING,
+                who.program.workload or fmt.MISSING,
+                who.program.model or fmt.MISSING,
             ]
         )
     lines += ["", *(_aligned(rows) if len(rows) > 1 else ["No process is using a GPU."])]

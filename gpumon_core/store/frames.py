@@ -6,7 +6,7 @@ seconds; a page turns them into the viewer's time zone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import pandas as pd
 import sqlalchemy as sa
@@ -15,6 +15,7 @@ from sqlalchemy.engine import Engine
 from gpumon_core.metrics import CHANGE_METRICS, PROCESS_METRICS, TICK_COLUMNS
 from gpumon_core.store.history import read as read_history
 from gpumon_core.store.schema import (
+    PROGRAM_COLUMNS,
     TIERS,
     gpu_changes,
     gpu_metrics,
@@ -23,6 +24,7 @@ from gpumon_core.store.schema import (
     hosts,
     process_gpus,
     process_snapshots,
+    programs,
     recorder_health,
 )
 
@@ -108,8 +110,9 @@ def active_processes(engine: Engine) -> pd.DataFrame:
     """The processes of every host's newest tick, one row per process and GPU, most memory first.
 
     Columns: process_id, gpu_id, host, gpu_index, mig_index, gpu_name, memory_total_mib, pid, name,
-    username, kind, memory (MiB), sm_utilization, memory_utilization, encoder_utilization,
-    decoder_utilization (%), first_seen, last_seen, max_memory, avg_memory (MiB), sample_count.
+    username, start_time, kind, memory (MiB), sm_utilization, memory_utilization, encoder_utilization,
+    decoder_utilization (%), first_seen, last_seen, max_memory, avg_memory (MiB), sample_count, and those of
+    `programs` (None where not known).
     """
     query = (
         sa.select(
@@ -123,6 +126,8 @@ def active_processes(engine: Engine) -> pd.DataFrame:
             gpu_processes.c.pid,
             gpu_processes.c.name,
             gpu_processes.c.username,
+            gpu_processes.c.program_id,
+            gpu_processes.c.start_time,
             process_gpus.c.kind,
             *(process_gpus.c[key] for key in PROCESS_KEYS),
             process_gpus.c.first_seen,
@@ -153,7 +158,8 @@ def active_processes(engine: Engine) -> pd.DataFrame:
         frame.loc[there, PROCESS_KEYS] = newest.loc[there].astype("object")
         frame = frame.reset_index()
     numbers = ("max_memory", "avg_memory", "memory_total_mib", "mig_index")
-    frame = _numbers(frame, *PROCESS_KEYS, *numbers).drop(columns="settled")
+    frame = _numbers(frame, *PROCESS_KEYS, *numbers, "start_time").drop(columns="settled")
+    frame = _with_programs(engine, frame)
     frame["max_memory"] = frame[["max_memory", "memory"]].max(axis=1)
     order = frame.assign(held=-frame["memory"].fillna(0)).sort_values(["held", "pid"], kind="stable").index
     return frame.loc[order].reset_index(drop=True)
@@ -247,13 +253,16 @@ def process_history(
     start: int | None = None,
     end: int | None = None,
     limit: int | None = None,
+    programs_with: Mapping[str, Sequence[str]] | None = None,
 ) -> pd.DataFrame:
     """The ledger, newest first: one row per process that was seen between `start` and `end`.
 
-    `gpu_ids` and `users` keep what is in them (None keeps all); `text` is looked for in the name,
+    `gpu_ids` and `users` keep what is in them (None keeps all), and so does `programs_with`, by column of
+    `programs` ({"workload": ["vLLM"]}); `text` is looked for in the name and the command line,
     case-insensitively, and compared with the PID. Columns: process_id, host, gpus (a text such as
-    "0, 3"), pid, name, username, kind, first_seen, last_seen, lifetime_s, max_memory, avg_memory
-    (MiB, summed over the process's GPUs), sample_count, running (bool).
+    "0, 3"), pid, name, username, start_time, kind, first_seen, last_seen, lifetime_s, max_memory, avg_memory
+    (MiB, summed over the process's GPUs), sample_count, running (bool), and those of `programs` (None where
+    not known). Raises KeyError for a column that `programs` lacks.
     """
     conditions: list[sa.ColumnElement[bool]] = []
     if gpu_ids is not None:
@@ -266,9 +275,13 @@ def process_history(
     if end is not None:
         conditions.append(gpu_processes.c.first_seen <= end)
     if text := text.strip():
-        named = gpu_processes.c.name.in_(_names_with(text))
+        commanded = sa.select(programs.c.id).where(programs.c.command.icontains(text, autoescape=True))
+        named = sa.or_(gpu_processes.c.name.in_(_names_with(text)), gpu_processes.c.program_id.in_(commanded))
         is_pid = text.isdecimal() and int(text) <= LARGEST_PID
         conditions.append(sa.or_(named, gpu_processes.c.pid == int(text)) if is_pid else named)
+    for column, chosen_values in (programs_with or {}).items():
+        matching = sa.select(programs.c.id).where(programs.c[column].in_(list(chosen_values)))
+        conditions.append(gpu_processes.c.program_id.in_(matching))
     running = (
         sa.select(process_gpus.c.process_id)
         .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
@@ -285,6 +298,8 @@ def process_history(
             gpu_processes.c.pid,
             gpu_processes.c.name,
             gpu_processes.c.username,
+            gpu_processes.c.program_id,
+            gpu_processes.c.start_time,
             gpu_processes.c.first_seen,
             last_seen.label("last_seen"),
             (last_seen - gpu_processes.c.first_seen).label("lifetime_s"),
@@ -315,7 +330,21 @@ def process_history(
     texts = grouped.agg(gpus=("label", ", ".join), kind=("kind", _join_kinds))
     frame = frame.merge(texts, how="left", left_on="process_id", right_index=True)
     frame["running"] = frame["running"].astype(bool)
-    return _numbers(frame, "max_memory", "avg_memory")
+    return _numbers(_with_programs(engine, frame), "max_memory", "avg_memory", "start_time")
+
+
+def _with_programs(engine: Engine, frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with the columns of `programs` in the place of program_id."""
+    ids = frame["program_id"].dropna().unique().tolist()
+    query = sa.select(programs.c.id.label("program_id"), *(programs.c[name] for name in PROGRAM_COLUMNS))
+    if len(ids) <= FEW:
+        query = query.where(programs.c.id.in_([int(number) for number in ids]))
+    found = _frame(engine, query).astype({"program_id": "float64"})
+    merged = frame.astype({"program_id": "float64"}).merge(found, how="left", on="program_id")
+    merged = merged.astype(dict.fromkeys(PROGRAM_COLUMNS, "object")).drop(columns="program_id")
+    names = list(PROGRAM_COLUMNS)
+    merged[names] = merged[names].where(merged[names].notna(), None)
+    return merged
 
 
 def _names_with(text: str) -> sa.Select[tuple[object]]:
@@ -326,6 +355,15 @@ def _names_with(text: str) -> sa.Select[tuple[object]]:
     after = sa.select(sa.func.min(name)).where(name > names.c.name).scalar_subquery()
     names = names.union_all(sa.select(after).where(names.c.name.is_not(None)))
     return sa.select(names.c.name).where(names.c.name.icontains(text, autoescape=True))
+
+
+def program_values(engine: Engine, column: str) -> list[str]:
+    """Every value that a column of `programs` has in the ledger, in order. Raises KeyError for another."""
+    this = programs.c[column]
+    with engine.connect() as connection:
+        return list(
+            connection.execute(sa.select(this).where(this.is_not(None)).distinct().order_by(this)).scalars()
+        )
 
 
 def usernames(engine: Engine) -> list[str]:

@@ -22,6 +22,7 @@ from gpumon_core.store.schema import (
     process_gpus,
     process_hours,
     process_snapshots,
+    programs,
     recorder_health,
 )
 
@@ -177,9 +178,20 @@ class _Run:
             with self.engine.begin() as connection:
                 ids = list(connection.execute(query).scalars())
                 if not ids:
-                    return
+                    break
                 connection.execute(sa.delete(process_gpus).where(process_gpus.c.process_id.in_(ids)))
                 rows = connection.execute(sa.delete(gpu_processes).where(gpu_processes.c.id.in_(ids))).rowcount
+            self._count(rows)
+        self._programs()
+
+    def _programs(self) -> None:
+        """What no process in the ledger runs any more."""
+        run = sa.select(gpu_processes.c.id).where(gpu_processes.c.program_id == programs.c.id).exists()
+        unused = sa.select(programs.c.id).where(~run).limit(BATCH_PROCESSES)
+        rows = 1
+        while rows:
+            with self.engine.begin() as connection:
+                rows = connection.execute(sa.delete(programs).where(programs.c.id.in_(unused))).rowcount
             self._count(rows)
 
 

@@ -7,7 +7,7 @@ which takes a third of the space of a floating-point number.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from sqlalchemy import (
@@ -25,7 +25,11 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from gpumon_core.attribution.records import Program
 from gpumon_core.metrics import PROCESS_METRICS, TICK_METRICS, Aggregate, Metric
+
+# Of a program, in the order in which they are kept.
+PROGRAM_COLUMNS = tuple(field.name for field in fields(Program))
 
 metadata = MetaData(
     naming_convention={
@@ -165,6 +169,16 @@ TIERS = (
     Tier(_rollup("gpu_4h"), 14400, "hour"),
 )
 
+# What processes run, once for all that run the same: the fields of attribution.records.Program. digest
+# tells two of them apart.
+programs = Table(
+    "programs",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("digest", Text, nullable=False, unique=True),
+    *(Column(name, Text) for name in PROGRAM_COLUMNS),
+)
+
 # The ledger: one row per process, which is (host, pid, start). Memory is the sum over its GPUs.
 gpu_processes = Table(
     "gpu_processes",
@@ -176,6 +190,7 @@ gpu_processes = Table(
     Column("start_time", Float),
     Column("name", Text),
     Column("username", Text),
+    Column("program_id", ForeignKey("programs.id")),
     Column("first_seen", BigInteger, nullable=False),
     Column("last_seen", BigInteger, nullable=False),
     Column("max_memory", Integer),
@@ -187,6 +202,7 @@ gpu_processes = Table(
     Index(None, "name"),
     Index(None, "username"),
     Index(None, "pid"),
+    Index(None, "program_id"),
 )
 
 # The same per GPU: what one process has used of one GPU. kind is C, G, M or a sum of them. Where

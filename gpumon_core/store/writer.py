@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -10,10 +11,11 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from gpumon_core.attribution.records import ProcessIdentity
+from gpumon_core.attribution.records import NOTHING, ProcessIdentity, Program
 from gpumon_core.metrics import CHANGE_METRICS, PROCESS_METRICS, TICK_COLUMNS
 from gpumon_core.store.bulk import Bulk, Row, replacing, upsert
 from gpumon_core.store.schema import (
+    PROGRAM_COLUMNS,
     gpu_changes,
     gpu_metrics,
     gpu_processes,
@@ -22,6 +24,7 @@ from gpumon_core.store.schema import (
     process_gpus,
     process_hours,
     process_snapshots,
+    programs,
 )
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot
 
@@ -197,6 +200,8 @@ class Writer:
         self._gpus: dict[str, _Gpu] = {}
         self._inventory: tuple[object, ...] | None = None
         self._processes: dict[tuple[int, str | None], tuple[int, _Ledger]] = {}
+        # What the processes that run are known to run, by their id in the ledger.
+        self._running: dict[int, Program] = {}
         self._live: dict[tuple[int, int], _Use] = {}
         # The same by PID and GPU, for those that were there at the tick before.
         self._here: dict[tuple[int, str], _Use] = {}
@@ -612,6 +617,7 @@ class Writer:
                 seen[key] = known
             else:
                 self._ended[known[0]] = known[1]
+                self._running.pop(known[0], None)
         self._processes, self._live = seen, live
 
     def _find_use(
@@ -628,6 +634,8 @@ class Writer:
         who = identity or ProcessIdentity(process.pid)
         key = (who.pid, who.start_key)
         known = seen.get(key) or self._processes.get(key) or self._find_or_add(connection, now, host_id, who)
+        if who.program is not NOTHING and self._running.get(known[0]) != who.program:
+            self._tell_program(connection, known[0], who)
         gpu = self._gpus[process.gpu_uuid]
         pair = (known[0], gpu.id)
         use = self._live.get(pair)
@@ -762,11 +770,22 @@ class Writer:
             "start_time": identity.start_time,
             "name": identity.name,
             "username": identity.user,
+            "program_id": _program_id(connection, identity.program),
             "first_seen": now,
             "last_seen": now,
             "sample_count": 0,
         }
-        return _insert(connection, gpu_processes, row), _Ledger(now, None, None, 0)
+        process_id = _insert(connection, gpu_processes, row)
+        self._running[process_id] = identity.program
+        return process_id, _Ledger(now, None, None, 0)
+
+    def _tell_program(self, connection: Connection, process_id: int, identity: ProcessIdentity) -> None:
+        """More is known now of what a process runs, or this recorder has found it running."""
+        facts: dict[str, object] = {"program_id": _program_id(connection, identity.program)}
+        if identity.name is not None:
+            facts["name"] = identity.name
+        connection.execute(sa.update(gpu_processes).where(gpu_processes.c.id == process_id).values(facts))
+        self._running[process_id] = identity.program
 
     def _know_pair(
         self,
@@ -840,6 +859,18 @@ def _share_out(gpu: _Gpu, uses: list[_Use], dt: float, hour: int, only: list[_Us
 
 def _sum(total: int | None, more: int | None) -> int | None:
     return total if more is None else (total or 0) + more
+
+
+def _program_id(connection: Connection, program: Program) -> int | None:
+    """The row of a program, made when it is the first of its kind; None where nothing is known."""
+    if program == NOTHING:
+        return None
+    values = {name: getattr(program, name) for name in PROGRAM_COLUMNS}
+    digest = hashlib.blake2b(repr(list(values.values())).encode("utf-8", "replace"), digest_size=16).hexdigest()
+    # Held until the transaction ends: retention deletes programs that nobody runs.
+    query = sa.select(programs.c.id).where(programs.c.digest == digest).with_for_update(read=True, key_share=True)
+    known = connection.execute(query).scalar()
+    return _insert(connection, programs, {"digest": digest, **values}) if known is None else int(known)
 
 
 def _insert(connection: Connection, table: sa.Table, row: dict[str, Any]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import streamlit as st
@@ -82,10 +82,11 @@ def process_history(
     users: Sequence[str] | None,
     start: int | None,
     end: int | None,
+    programs_with: Mapping[str, Sequence[str]],
 ) -> pd.DataFrame:
     """frames.process_history at a tick."""
     del at
-    return frames.process_history(runtime.engine(), gpu_ids, text, users, start, end)
+    return frames.process_history(runtime.engine(), gpu_ids, text, users, start, end, programs_with=programs_with)
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
@@ -114,3 +115,10 @@ def usernames(at: Tick) -> list[str]:
     """frames.usernames at a tick."""
     del at
     return frames.usernames(runtime.engine())
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def program_values(at: Tick, column: str) -> list[str]:
+    """frames.program_values at a tick."""
+    del at
+    return frames.program_values(runtime.engine(), column)

@@ -25,6 +25,8 @@ def active(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
             "GPU": gpu_labels(frame["gpu_index"], frame["mig_index"]),
             "PID": frame["pid"],
             "Name": frame["name"],
+            "Workload": frame["workload"],
+            "Model": frame["model"],
             "User": frame["username"],
             "Type": frame["kind"],
             "Memory": frame["memory"] / MIB_PER_GIB,
@@ -34,11 +36,18 @@ def active(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
             "Lifetime": (frame["last_seen"] - frame["first_seen"]).map(sortable_duration),
             "Maximum": frame["max_memory"] / MIB_PER_GIB,
             "Average": frame["avg_memory"] / MIB_PER_GIB,
+            "Container": container(frame),
+            "Command": frame["command"],
         }
     )
     if frame["host"].nunique() > 1:
         shown.insert(0, "Host", frame["host"])
     return shown
+
+
+def container(frame: pd.DataFrame) -> pd.Series:
+    """What a process's container is called: by its pod, its name, or as engines shorten its id."""
+    return frame["pod"].fillna(frame["container_name"]).fillna(frame["container_id"].str.slice(0, 12))
 
 
 def ledger(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
@@ -48,6 +57,8 @@ def ledger(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
             "GPU": frame["gpus"],
             "PID": frame["pid"],
             "Name": frame["name"],
+            "Workload": frame["workload"],
+            "Model": frame["model"],
             "User": frame["username"],
             "Type": frame["kind"],
             "State": frame["running"].map({True: "running", False: "ended"}),
@@ -57,6 +68,13 @@ def ledger(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
             "Maximum": frame["max_memory"] / MIB_PER_GIB,
             "Average": frame["avg_memory"] / MIB_PER_GIB,
             "Samples": frame["sample_count"],
+            "Container": container(frame),
+            "Unit": frame["unit"],
+            "Job": frame["job_id"],
+            "Notebook": frame["notebook"],
+            "Started by": frame["parents"],
+            "Folder": frame["working_directory"],
+            "Command": frame["command"],
         }
     )
     if frame["host"].nunique() > 1:
@@ -81,6 +99,15 @@ def columns() -> dict[str, ColumnConfig]:
         "GPU": text(help="Index of the GPU; 0:1 is MIG instance 1 of GPU 0", width="small"),
         "PID": number(format="%d", width="small"),
         "Name": text(width="medium"),
+        "Workload": text(help="What kind of program it is", width="small"),
+        "Model": text(help="The model that it serves or uses", width="small"),
+        "Container": text(help="Pod or container in which it runs", width="small"),
+        "Unit": text(help="Service or session of systemd", width="small"),
+        "Job": text(help="Number of its Slurm job", width="small"),
+        "Notebook": text(help="The Jupyter notebook whose kernel it is", width="small"),
+        "Started by": text(help="Its parents, down from the session or service", width="medium"),
+        "Folder": text(help="Its working directory", width="medium"),
+        "Command": text(help="Its command line; see GPUMON_COMMANDS for how much of it is kept", width="large"),
         "Type": text(help="C compute, G graphics, M client of the multi-process service (MPS)", width="small"),
         "Memory": number(format=gib, help="GPU memory in use now"),
         "Share": st.column_config.ProgressColumn(

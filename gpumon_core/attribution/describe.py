@@ -1,0 +1,149 @@
+"""What a process runs, from /proc (see proc(5)); read once, when it appears."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+from gpumon_core.attribution import names, rules
+from gpumon_core.attribution.cgroups import placement
+from gpumon_core.attribution.files import read
+from gpumon_core.attribution.records import NOTHING, Program
+from gpumon_core.attribution.rules import Rules
+from gpumon_core.attribution.secrets import Mask
+
+Commands = Literal["full", "masked", "name", "off"]
+# So much of a command line and of any other text is kept.
+LONGEST_COMMAND = 4096
+LONGEST_TEXT = 1024
+# A chain of parents longer than this is cut at its upper end.
+LONGEST_CHAIN = 12
+# Where a pod's namespace stands in its containers:
+# https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/
+NAMESPACE_FILE = "root/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+
+
+class Describer:
+    """Reads what there is to know about a process. `commands` is how much of it may be kept (GPUMON_COMMANDS)."""
+
+    def __init__(self, proc: str = "/proc", commands: Commands = "masked", rules: Rules | None = None) -> None:
+        self._proc = proc
+        self._commands = commands
+        self._rules = rules if rules is not None else Rules.load()
+        self._mask = Mask(self._rules.secrets)
+
+    def describe(self, pid: int, comm: str, parent: int) -> tuple[str, Program]:
+        """A process's readable name and all else about it; never raises for what may not be read."""
+        folder = f"{self._proc}/{pid}"
+        placed = placement(_text(read(f"{folder}/cgroup")))
+        program = replace(
+            NOTHING,
+            container_engine=placed.container_engine,
+            container_id=placed.container_id,
+            unit=placed.unit,
+            job_id=placed.slurm_job,
+            parents=self._parents(parent),
+        )
+        if self._commands == "off":
+            return names.readable(comm, ()), program
+        arguments = _arguments(read(f"{folder}/cmdline"))
+        environment = _environment(read(f"{folder}/environ"))
+        executable = _link(f"{folder}/exe")
+        name = names.readable(comm, arguments)
+        if self._commands != "full":
+            # A process may call itself anything: a title is as good a place for a password as an argument.
+            name = self._mask.text(name)
+        workload = self._rules.identify(
+            rules.Program(names.readable(comm, arguments), executable, tuple(arguments), environment)
+        )
+        job_id = placed.slurm_job or environment.get("SLURM_JOB_ID")
+        in_pod = placed.pod_uid is not None or "KUBERNETES_SERVICE_HOST" in environment
+        program = replace(
+            program,
+            job_id=job_id,
+            job_name=_short(environment.get("SLURM_JOB_NAME")) if job_id else None,
+            job_user=_short(environment.get("SLURM_JOB_USER")) if job_id else None,
+            pod=_short(environment.get("POD_NAME") or environment.get("HOSTNAME")) if in_pod else None,
+            namespace=self._namespace(folder, environment) if in_pod else None,
+            executable=_short(executable),
+            workload=workload.name if workload else None,
+            category=workload.category if workload else None,
+            model=_short(self._mask.text(workload.model)) if workload and workload.model else None,
+        )
+        if self._commands == "name":
+            return name, program
+        return name, replace(
+            program,
+            command=self._command(arguments),
+            working_directory=_short(_link(f"{folder}/cwd")),
+            # Jupyter names the notebook to its kernel: https://github.com/jupyter-server/jupyter_server/pull/679
+            notebook=_short(environment.get("JPY_SESSION_NAME")),
+        )
+
+    def _command(self, arguments: Sequence[str]) -> str | None:
+        if not arguments:
+            return None
+        if self._commands == "masked":
+            arguments = self._mask.arguments(arguments)
+        command = arguments[0] if len(arguments) == 1 else shlex.join(arguments)
+        return command if len(command) <= LONGEST_COMMAND else command[: LONGEST_COMMAND - 1] + "…"
+
+    def _parents(self, pid: int) -> str | None:
+        """The names of its parents up to the session or service that the first process of the system started."""
+        chain: list[str] = []
+        while pid > 1 and len(chain) < LONGEST_CHAIN:
+            stat = read(f"{self._proc}/{pid}/stat")
+            if not stat:
+                break
+            comm, fields = split_stat(stat)
+            chain.append(names.readable(comm, ()))
+            pid = int(fields[1])
+        return " > ".join(reversed(chain)) or None
+
+    def _namespace(self, folder: str, environment: Mapping[str, str]) -> str | None:
+        named = environment.get("POD_NAMESPACE") or _text(read(f"{folder}/{NAMESPACE_FILE}")).strip()
+        return _short(named or None)
+
+
+def split_stat(stat: bytes) -> tuple[str, list[bytes]]:
+    """The command's name and the fields after it in /proc/PID/stat, state first: proc_pid_stat(5)."""
+    # The name stands in parentheses and may contain any character, parentheses too.
+    opening, closing = stat.index(b"("), stat.rindex(b")")
+    return stat[opening + 1 : closing].decode("utf-8", "surrogateescape"), stat[closing + 2 :].split(None, 20)
+
+
+def _arguments(cmdline: bytes | None) -> list[str]:
+    """The argument vector; of a process that gave itself a title, the title alone."""
+    if not cmdline:
+        return []
+    parts = cmdline.rstrip(b"\0").split(b"\0")
+    return [_printable(part.decode("utf-8", "replace")) for part in parts]
+
+
+def _environment(environ: bytes | None) -> dict[str, str]:
+    pairs = (entry.partition(b"=") for entry in (environ or b"").split(b"\0"))
+    return {_text(key): _printable(_text(value)) for key, separator, value in pairs if separator}
+
+
+def _link(path: str) -> str | None:
+    try:
+        target = os.readlink(path)
+    except OSError:
+        return None
+    return _printable(os.fsencode(target).decode("utf-8", "replace").removesuffix(" (deleted)"))
+
+
+def _text(content: bytes | None) -> str:
+    return (content or b"").decode("utf-8", "replace")
+
+
+def _printable(text: str) -> str:
+    """Without what no database or terminal takes."""
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == " " else " " for c in text)
+
+
+def _short(text: str | None) -> str | None:
+    return text[:LONGEST_TEXT] if text else None

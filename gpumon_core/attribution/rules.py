@@ -1,0 +1,202 @@
+"""What kind of program a process is, and which model it serves: by the rules of a table.
+
+The table is workloads.toml beside this file; a user's own file goes before it (GPUMON_RULES).
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+BUILT_IN = Path(__file__).with_name("workloads.toml")
+CATEGORIES = (
+    *("inference", "training", "image generation", "notebook", "rendering"),
+    *("media", "desktop", "game", "other"),
+)
+CONDITIONS = ("name", "executable", "argument", "command", "environment")
+WAYS = ("option", "after", "environment")
+# So much of a command line is looked at.
+LONGEST = 65536
+# A model that Hugging Face's hub has loaded: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+CACHED = re.compile(r"models--([^/]+?)--([^/]+)")
+BLOB = re.compile(r"sha256-([0-9a-f]{12})[0-9a-f]{52}")
+
+
+class RulesError(Exception):
+    """A table of rules that cannot be used; `str()` is one sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What a rule may look at: the readable name, the path of the executable, arguments and environment."""
+
+    name: str
+    executable: str | None
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What a program is, its category, and the model as its command line names it."""
+
+    name: str
+    category: str
+    model: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    name: str
+    category: str
+    texts: tuple[tuple[str, re.Pattern[str]], ...]
+    environment: tuple[tuple[str, re.Pattern[str]], ...]
+    ways: tuple[tuple[str, str], ...]
+
+
+class Rules:
+    """The rules in their order; `secrets` are a user's further patterns to mask."""
+
+    def __init__(self, rules: Sequence[_Rule], secrets: tuple[str, ...] = ()) -> None:
+        self._rules = tuple(rules)
+        self.secrets = secrets
+
+    @classmethod
+    def load(cls, extra: Path | None = None) -> Rules:
+        """The built-in rules, after those of the user's file. Raises RulesError."""
+        rules, secrets = _read(extra) if extra is not None else ([], ())
+        return cls([*rules, *_read(BUILT_IN)[0]], secrets)
+
+    def identify(self, program: Program) -> Workload | None:
+        """What the first rule that fits says of it, or None."""
+        texts = {
+            "name": (program.name,),
+            "executable": (program.executable or "",),
+            "argument": program.arguments[:1024],
+            "command": (" ".join(program.arguments)[:LONGEST],),
+        }
+        for rule in self._rules:
+            if all(
+                any(pattern.search(text[:LONGEST]) for text in texts[where]) for where, pattern in rule.texts
+            ) and all(
+                pattern.search(program.environment.get(variable, "")) for variable, pattern in rule.environment
+            ):
+                return Workload(rule.name, rule.category, _model(rule, program))
+        return None
+
+
+def _model(rule: _Rule, program: Program) -> str | None:
+    for way, name in rule.ways:
+        found = (
+            program.environment.get(name)
+            if way == "environment"
+            else _option(program.arguments, name)
+            if way == "option"
+            else _after(program.arguments, name)
+        )
+        if found:
+            return tidy(found)
+    return None
+
+
+def _option(arguments: Sequence[str], name: str) -> str | None:
+    for position, argument in enumerate(arguments):
+        if argument.startswith(name):
+            if argument == name:
+                value = arguments[position + 1] if position + 1 < len(arguments) else ""
+                return None if value.startswith("-") else value
+            if argument[len(name)] == "=":
+                return argument[len(name) + 1 :]
+    return None
+
+
+def _after(arguments: Sequence[str], word: str) -> str | None:
+    """The argument that follows a word, unless that is an option."""
+    for argument, value in pairwise(arguments):
+        if argument == word:
+            return None if value.startswith("-") else value
+    return None
+
+
+def tidy(model: str) -> str:
+    """A model as people name it: without the folders around a file, and with the owner on the hub."""
+    if cached := CACHED.search(model):
+        return f"{cached[1]}/{cached[2]}"
+    if blob := BLOB.search(model):
+        return f"sha256-{blob[1]}"
+    if model.startswith(("/", "./", "../", "~")) or model.count("/") > 1:
+        return model.rstrip("/").rsplit("/", 1)[-1] or model
+    return model
+
+
+def _read(path: Path) -> tuple[list[_Rule], tuple[str, ...]]:
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise RulesError(f"{path} cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RulesError(f"{path} is not TOML: {error}") from None
+    _known(path.name, table, ("workload", "secrets"))
+    secrets = table.get("secrets", [])
+    if not (isinstance(secrets, list) and all(isinstance(pattern, str) for pattern in secrets)):
+        raise RulesError(f"{path.name}: secrets must be a list of regular expressions")
+    entries = table.get("workload", [])
+    if not isinstance(entries, list):
+        raise RulesError(f"{path.name}: each rule must begin with [[workload]]")
+    rules = [_rule(f"{path.name}, rule {number}", entry) for number, entry in enumerate(entries, 1)]
+    return rules, tuple(secrets)
+
+
+def _rule(place: str, entry: Mapping[str, Any]) -> _Rule:
+    _known(place, entry, ("name", "category", "match", "model"))
+    name, category = entry.get("name"), entry.get("category", "other")
+    if not isinstance(name, str) or not name:
+        raise RulesError(f"{place}: name must be a text")
+    place = f"{place} ({name})"
+    if category not in CATEGORIES:
+        raise RulesError(f"{place}: category {category!r} must be one of {', '.join(CATEGORIES)}")
+    match = entry.get("match")
+    if not isinstance(match, dict) or not match:
+        raise RulesError(f"{place}: match must name at least one of {', '.join(CONDITIONS)}")
+    _known(place, match, CONDITIONS)
+    environment = match.get("environment", {})
+    if not isinstance(environment, dict):
+        raise RulesError(f"{place}: environment must be a table of variables and regular expressions")
+    ways = entry.get("model", [])
+    if not isinstance(ways, list):
+        raise RulesError(f"{place}: model must be a list of tables with one of {', '.join(WAYS)}")
+    return _Rule(
+        name,
+        category,
+        tuple((key, _pattern(place, match[key])) for key in CONDITIONS[:-1] if key in match),
+        tuple((variable, _pattern(place, text)) for variable, text in environment.items()),
+        tuple(_way(place, way) for way in ways),
+    )
+
+
+def _way(place: str, way: object) -> tuple[str, str]:
+    if isinstance(way, dict) and len(way) == 1:
+        [(key, name)] = way.items()
+        if key in WAYS and isinstance(name, str) and name:
+            return key, name
+    raise RulesError(f"{place}: model {way!r} must be a table with one of {', '.join(WAYS)}, and a text")
+
+
+def _pattern(place: str, text: object) -> re.Pattern[str]:
+    if not isinstance(text, str):
+        raise RulesError(f"{place}: {text!r} must be a regular expression in quotes")
+    try:
+        return re.compile(text, re.IGNORECASE)
+    except re.error as error:
+        raise RulesError(f"{place}: {text!r} is not a regular expression: {error}") from None
+
+
+def _known(place: str, table: Mapping[str, Any], keys: Sequence[str]) -> None:
+    for key in table:
+        if key not in keys:
+            raise RulesError(f"{place}: there is no {key!r} here; it may be {', '.join(keys)}")

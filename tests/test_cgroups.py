@@ -1,0 +1,61 @@
+"""Where a process stands, from /proc/PID/cgroup as kernels, engines and Slurm write it."""
+
+# ruff: noqa: E501 - a case a line
+from __future__ import annotations
+
+import pytest
+
+from gpumon_core.attribution.cgroups import Placement, placement
+
+ID, INNER = "4f" * 32, "7c" * 32
+UID = "3f5b1a52-9f6e-4d0a-8f0e-1f2e3d4c5b6a"
+UNDER = UID.replace("-", "_")
+POD = f"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{UNDER}.slice"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (f"0::/system.slice/docker-{ID}.scope\n", Placement("docker", ID)),
+        (f"0::/user.slice/user-1000.slice/user@1000.service/user.slice/docker-{ID}.scope", Placement("docker", ID, unit="user@1000.service")),
+        (f"0::/docker/{ID}", Placement("docker", ID)),
+        (f"0::/docker/{ID}/init", Placement("docker", ID)),
+        (f"12:memory:/docker/{ID}\n11:devices:/docker/{ID}\n1:name=systemd:/docker/{ID}\n0::/\n", Placement("docker", ID)),
+        (f"0::/machine.slice/libpod-{ID}.scope/container", Placement("podman", ID)),
+        (f"0::/libpod_parent/libpod-{ID}", Placement("podman", ID)),
+        (f"0::/machine.slice/libpod-conmon-{ID}.scope", Placement()),
+        (f"0::/system.slice/nerdctl-{ID}.scope", Placement("containerd", ID)),
+        (f"0::/default/{ID}", Placement("containerd", ID)),
+        (f"0::/system.slice/containerd.service/kubepods-besteffort-pod{UNDER}.slice:cri-containerd:{ID}", Placement("containerd", ID, unit="containerd.service")),
+        (f"0::{POD}/cri-containerd-{ID}.scope", Placement("containerd", ID, UID)),
+        (f"0::{POD}/crio-{ID}.scope", Placement("cri-o", ID, UID)),
+        (f"0::{POD}/crio-conmon-{ID}.scope", Placement(pod_uid=UID)),
+        (f"0::{POD}/docker-{ID}.scope", Placement("docker", ID, UID)),
+        (f"4:devices:/kubepods/besteffort/pod{UID}/{ID}", Placement("containerd", ID, UID)),
+        (f"0::/docker/{ID}/kubelet{POD}/cri-containerd-{INNER}.scope", Placement("containerd", INNER, UID)),
+        ("0::/lxc.payload.web/system.slice/ollama.service", Placement("lxc", "web", unit="ollama.service")),
+        ("0::/lxc/101/ns/system.slice/cron.service", Placement("lxc", "101", unit="cron.service")),
+        ("0::/lxc.payload/web", Placement("lxc", "web")),
+        ("0::/lxc.monitor.web", Placement()),
+        ("0::/machine.slice/machine-lab\\x2d1.scope/payload", Placement("systemd-nspawn", "lab-1")),
+        ("0::/machine.slice/systemd-nspawn@lab.service/payload", Placement("systemd-nspawn", "lab")),
+        ("9:memory:/slurm/uid_1000/job_123/step_0/task_0\n0::/", Placement(slurm_job="123")),
+        ("9:memory:/slurm_node7/uid_1000/job_123/step_batch", Placement(slurm_job="123")),
+        ("0::/system.slice/slurmstepd.scope/job_123/step_0/user/task_0", Placement(slurm_job="123")),
+        ("0::/system.slice/node7_slurmstepd.scope/job_9/step_0", Placement(slurm_job="9")),
+        ("0::/home/job_123", Placement()),
+        ("0::/system.slice/ollama.service", Placement(unit="ollama.service")),
+        ("0::/system.slice/system-my\\x2dapp.slice/my\\x2dapp@1.service", Placement(unit="my-app@1.service")),
+        ("0::/user.slice/user-1000.slice/session-3.scope", Placement(unit="session-3.scope")),
+        ("0::/user.slice/user-1000.slice/user@1000.service/app.slice/app-gnome-blender-4711.scope", Placement(unit="app-gnome-blender-4711.scope")),
+        ("0::/user.slice/user-1000.slice/user@1000.service/init.scope", Placement(unit="init.scope")),
+        ("0::/", Placement()),
+        ("", Placement()),
+        ("0::/../../other", Placement()),
+        ("garbage\n::::\n\x00\ufffd:/:", Placement()),
+        ("0::/" + "a" * 100_000, Placement()),
+        (f"0::/system.slice/docker-{ID[:-1]}.scope", Placement()),
+    ],
+)  # fmt: skip
+def test_a_process_is_found_where_it_stands(text: str, found: Placement) -> None:
+    assert placement(text) == found

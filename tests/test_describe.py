@@ -1,0 +1,175 @@
+"""What a process runs: on processes that really run, and on cgroup texts as kernels write them."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from test_attribution import FakeProc
+
+from gpumon_core.attribution.describe import LONGEST_COMMAND, Commands, Describer
+from gpumon_core.attribution.local import LocalAttribution
+from gpumon_core.attribution.records import Program
+from gpumon_core.attribution.rules import Rules
+
+SECRET = "hf_abcdefghijklmnopqrstuvwxyz012345"
+DOCKER = "0::/system.slice/docker-" + "a1" * 32 + ".scope\n"
+
+
+@contextmanager
+def script(path: Path, *arguments: str, **options: object) -> Iterator[int]:
+    """A Python script that sleeps, under way; its PID."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("import time\nprint('here', flush=True)\ntime.sleep(600)\n")
+    command = [sys.executable, "-u", str(path), *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **options) as process:  # type: ignore[call-overload]
+        try:
+            assert process.stdout.readline() == b"here\n"
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def told(pid: int, commands: Commands = "masked", rules: Rules | None = None) -> tuple[str | None, Program]:
+    attribution = LocalAttribution(trusted=True, describer=Describer(commands=commands, rules=rules))
+    try:
+        found = attribution.identify({pid}, time.time())[pid]
+    finally:
+        attribution.close()
+    return found.name, found.program
+
+
+def test_a_script_is_called_by_its_name_and_told_whole(tmp_path: Path) -> None:
+    with script(tmp_path / "work" / "train.py", "--epochs", "3 4", cwd=tmp_path) as pid:
+        name, program = told(pid)
+    assert name == "train.py"
+    assert program.command == f"{sys.executable} -u {tmp_path}/work/train.py --epochs '3 4'"
+    assert program.executable == os.path.realpath(sys.executable)
+    assert program.working_directory == str(tmp_path)
+    assert program.parents is not None
+    own = Path("/proc/self/comm").read_text().strip()
+    assert program.parents.split(" > ")[-1] == own, "the chain ends with the parent, which is this test"
+
+
+def test_secrets_are_masked_before_anything_is_told(tmp_path: Path) -> None:
+    arguments = ("--model", "Qwen/Qwen3-8B", "--hf-token", SECRET, f"https://ada:{SECRET}@hub.example/x")
+    with script(tmp_path / "train.py", *arguments) as pid:
+        _, program = told(pid)
+        _, whole = told(pid, "full")
+    assert program.command is not None
+    assert SECRET not in repr(program)
+    assert "--model Qwen/Qwen3-8B" in program.command
+    assert whole.command is not None
+    assert whole.command.count(SECRET) == 2
+
+
+def test_a_users_own_patterns_are_masked_too(tmp_path: Path) -> None:
+    (tmp_path / "rules.toml").write_text("secrets = ['corp-[0-9]{4}']\n")
+    with script(tmp_path / "train.py", "--ticket", "corp-1234") as pid:
+        _, program = told(pid, rules=Rules.load(tmp_path / "rules.toml"))
+    assert program.command is not None
+    assert "1234" not in program.command
+
+
+@pytest.mark.parametrize(("commands", "name", "has_workload"), [("name", "train.py", True), ("off", None, False)])
+def test_less_is_kept_where_less_is_asked_for(
+    tmp_path: Path, commands: Commands, name: str | None, has_workload: bool
+) -> None:
+    environ = os.environ | {"JPY_SESSION_NAME": "/home/ada/x.ipynb", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
+    with script(tmp_path / "train.py", "--lr", "0.1", env=environ) as pid:
+        found, program = told(pid, commands)
+        comm = Path(f"/proc/{pid}/comm").read_text().strip()
+    assert found == (name or comm)
+    assert (program.command, program.working_directory, program.notebook) == (None, None, None)
+    assert (program.workload is not None) is has_workload
+    assert str(tmp_path) not in repr(program)
+
+
+def test_jobs_and_notebooks_are_told_by_the_environment(tmp_path: Path) -> None:
+    environ = os.environ | {
+        "SLURM_JOB_ID": "4711",
+        "SLURM_JOB_NAME": "ablation",
+        "SLURM_JOB_USER": "ada",
+        "JPY_SESSION_NAME": "/home/ada/ablation.ipynb",
+    }
+    with script(tmp_path / "run.py", env=environ) as pid:
+        _, program = told(pid)
+    assert (program.job_id, program.job_name, program.job_user) == ("4711", "ablation", "ada")
+    assert program.notebook == "/home/ada/ablation.ipynb"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_what_another_user_may_not_read_is_left_out(tmp_path: Path) -> None:
+    describer = Describer()
+    nobody = pwd.getpwnam("nobody").pw_uid
+    reading, writing = os.pipe()
+    with script(tmp_path / "train.py", "--lr", "0.1") as pid:
+        child = os.fork()
+        if child == 0:
+            try:
+                os.setuid(nobody)
+                os.write(writing, repr(describer.describe(pid, "python", 1)).encode())
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        found = pipe.read()
+    assert "'train.py'" in found, "arguments are everybody's to read"
+    assert "working_directory=None" in found
+    assert "executable=None" in found
+
+
+def test_a_container_is_told_by_its_cgroup(tmp_path: Path) -> None:
+    proc = FakeProc(tmp_path / "proc")
+    proc.put(7, 100, b"python", b"python\0train.py\0")
+    (proc.path / "7" / "cgroup").write_text(DOCKER)
+    found = LocalAttribution(proc.path, trusted=True).identify({7}, 0)[7]
+    assert (found.program.container_engine, found.program.container_id) == ("docker", "a1" * 32)
+
+
+def test_a_pod_is_told_by_cgroup_environment_and_account(tmp_path: Path) -> None:
+    proc = FakeProc(tmp_path / "proc")
+    proc.put(7, 100, b"python", b"python\0serve.py\0")
+    folder = proc.path / "7"
+    uid = "3f5b1a52_9f6e_4d0a_8f0e_1f2e3d4c5b6a"
+    (folder / "cgroup").write_text(
+        f"0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{uid}.slice/"
+        f"cri-containerd-{'b2' * 32}.scope\n"
+    )
+    (folder / "environ").write_bytes(b"KUBERNETES_SERVICE_HOST=10.0.0.1\0HOSTNAME=llm-0\0")
+    account = folder / "root/var/run/secrets/kubernetes.io/serviceaccount"
+    account.mkdir(parents=True)
+    (account / "namespace").write_text("serving")
+    program = LocalAttribution(proc.path, trusted=True).identify({7}, 0)[7].program
+    assert (program.container_engine, program.container_id) == ("containerd", "b2" * 32)
+    assert (program.pod, program.namespace) == ("llm-0", "serving")
+
+
+def test_hostile_texts_are_cut_and_printable(tmp_path: Path) -> None:
+    proc = FakeProc(tmp_path / "proc")
+    proc.put(7, 100, b"x", b"prog\0\xff\xfe\x1b[31m\n\0" + b"a" * (1 << 20) + b"\0")
+    (proc.path / "7" / "environ").write_bytes(b"\xff\xfe\0=\0SLURM_JOB_ID=\x1b[31m\0")
+    found = LocalAttribution(proc.path, trusted=True).identify({7}, 0)[7]
+    assert found.program.command is not None
+    assert len(found.program.command) == LONGEST_COMMAND
+    for text in (found.name, found.program.command, found.program.job_id):
+        assert text is not None
+        assert text.isprintable()
+
+
+def test_a_chain_of_parents_ends_even_where_it_goes_in_circles(tmp_path: Path) -> None:
+    proc = FakeProc(tmp_path / "proc")
+    proc.put(7, 100)
+    stat = (proc.path / "7" / "stat").read_bytes().replace(b" S 1 ", b" S 7 ", 1)
+    (proc.path / "7" / "stat").write_bytes(stat)
+    program = LocalAttribution(proc.path, trusted=True).identify({7}, 0)[7].program
+    assert program.parents is not None
+    assert program.parents.startswith("python > python")
