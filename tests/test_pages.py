@@ -100,7 +100,7 @@ def test_workload_model_and_command_stand_in_the_tables(writer: Writer) -> None:
     wanted = [7, "vLLM", "Qwen/Qwen3-8B", "a1a1a1a1a1a1", "vllm serve Qwen/Qwen3-8B"]
     active = open_page().dataframe[0].value[columns]
     assert active.iloc[0].tolist() == wanted
-    assert active.iloc[1].isna().tolist() == [False, True, True, True, True]
+    assert active.iloc[1].tolist() == [8, "–", "–", "–", "–"]
     for query in ({"workload": "vLLM"}, {"model": "Qwen/Qwen3-8B"}, {"q": "serve qwen"}):
         past = open_page("processes", **query).dataframe[0].value[columns]
         assert past.to_numpy().tolist() == [wanted]

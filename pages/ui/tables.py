@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.elements.lib.column_types import ColumnConfig
 
-from gpumon_core.format import MIB_PER_GIB, sortable_duration
+from gpumon_core.format import MIB_PER_GIB, MISSING, sortable_duration
 from gpumon_core.store.frames import gpu_labels
 
 
@@ -84,6 +84,8 @@ def ledger(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
 
 def show(shown: pd.DataFrame, key: str, alt: str, height: int | Literal["auto"] = "auto") -> None:
     """Draw a table whose sorting, widths and scroll position survive a refresh under its `key`."""
+    texts = shown.select_dtypes(["object", "string"]).columns
+    shown = shown.assign(**{name: shown[name].fillna(MISSING) for name in texts})
     st.dataframe(shown, key=key, hide_index=True, height=height, column_config=columns(), alt=alt)
 
 
@@ -98,9 +100,9 @@ def columns() -> dict[str, ColumnConfig]:
     return {
         "GPU": text(help="Index of the GPU; 0:1 is MIG instance 1 of GPU 0", width="small"),
         "PID": number(format="%d", width="small"),
-        "Name": text(width="medium"),
-        "Workload": text(help="What kind of program it is", width="small"),
-        "Model": text(help="The model that it serves or uses", width="small"),
+        "Name": text(width=140),
+        "Workload": text(help="What kind of program it is", width=130),
+        "Model": text(help="The model that it serves or uses", width=170),
         "Container": text(help="Pod or container in which it runs", width="small"),
         "Unit": text(help="Service or session of systemd", width="small"),
         "Job": text(help="Number of its Slurm job", width="small"),
