@@ -26,7 +26,7 @@ from gpumon_core.store import database, health, retention, rollups
 from gpumon_core.store.lock import Lock, recorder_lock
 from gpumon_core.store.writer import Attributed, Writer
 from gpumon_core.telemetry.records import SourceUnavailable
-from gpumon_core.vitals import Pulse, Vitals
+from gpumon_core.vitals import Pulse, Vitals, give_back_memory
 
 log = logging.getLogger(__name__)
 
@@ -441,6 +441,7 @@ class Recorder:
                 return
             recording.roll_up(self._stopping)
             recording.note_health()
+            give_back_memory()
         except (SQLAlchemyError, OSError) as error:
             # What is not done now is done a minute later.
             log.warning("rollups were broken off: %s", getattr(error, "orig", None) or error)

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from dataclasses import dataclass, replace
 
 from gpumon_core.store.health import Minute
+
+try:
+    _C: ctypes.CDLL | None = ctypes.CDLL(None)
+except (OSError, TypeError):
+    # Windows has no C library of that name.
+    _C = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +99,10 @@ class Pulse:
             self._now = replace(
                 self._now, **{name: getattr(self._now, name) + count for name, count in more.items()}
             )
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the system, which the C library would keep; only glibc can (malloc_trim(3))."""
+    trim = getattr(_C, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
