@@ -325,10 +325,15 @@ def process_history(
         .where(process_gpus.c.process_id.in_(those))
         .order_by(process_gpus.c.process_id, gpus.c.gpu_index, gpus.c.mig_index),
     )
-    labels = gpu_labels(places["gpu_index"], places["mig_index"])
-    grouped = places.assign(label=labels).groupby("process_id", sort=False)
-    texts = grouped.agg(gpus=("label", ", ".join), kind=("kind", _join_kinds))
-    frame = frame.merge(texts, how="left", left_on="process_id", right_index=True)
+    # Plain dicts: pandas would call back for each of a hundred thousand groups.
+    labels: dict[int, list[str]] = {}
+    kinds: dict[int, set[str]] = {}
+    called = gpu_labels(places["gpu_index"], places["mig_index"])
+    for process_id, label, kind in zip(places["process_id"], called, places["kind"], strict=True):
+        labels.setdefault(process_id, []).append(label)
+        kinds.setdefault(process_id, set()).add(kind)
+    frame["gpus"] = frame["process_id"].map({key: ", ".join(found) for key, found in labels.items()})
+    frame["kind"] = frame["process_id"].map({key: _join_kinds(found) for key, found in kinds.items()})
     frame["running"] = frame["running"].astype(bool)
     return _numbers(_with_programs(engine, frame), "max_memory", "avg_memory", "start_time")
 
