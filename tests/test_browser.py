@@ -167,8 +167,9 @@ def test_the_readers_sort_survives_refreshes(page: Page, stage: Stage) -> None:
     canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     assert box is not None
-    # The second column is the PID; 130 px from the left lie inside it. Most memory first is not its order.
-    page.mouse.click(box["x"] + 130, box["y"] + 15)
+    # The second column is the PID, and 100 px from the left is its name, left of its menu. Most memory first is
+    # not its order.
+    page.mouse.click(box["x"] + 100, box["y"] + 15)
     pids = sorted(str(process.pid) for process in stage.processes)
     eventually(lambda: column(page, "PID") in (pids, pids[::-1]))
     order = column(page, "PID")

@@ -24,7 +24,7 @@ def program(command: str, **environment: str) -> Program:
     ("command", "workload", "model"),
     [
         ("/usr/local/bin/ollama serve", "Ollama", None),
-        (f"/usr/local/bin/ollama runner --model /root/.ollama/models/blobs/{BLOB} --port 4", "Ollama", "sha256-0123456789ab"),
+        (f"/usr/local/bin/ollama runner --model /usr/share/ollama/.ollama/models/blobs/{BLOB} --port 4", "Ollama", "sha256-0123456789ab"),
         ("/usr/bin/python3 /usr/local/bin/vllm serve Qwen/Qwen3-8B --port 8000", "vLLM", "Qwen/Qwen3-8B"),
         ("vllm serve Qwen/Qwen3-8B --served-model-name qwen", "vLLM", "qwen"),
         ("python3 -m vllm.entrypoints.openai.api_server --model=meta-llama/Llama-3.1-8B", "vLLM", "meta-llama/Llama-3.1-8B"),
@@ -53,7 +53,7 @@ def program(command: str, **environment: str) -> Program:
         ("/usr/bin/gnome-shell", "Desktop", None),
         ("kwin_wayland", "Desktop", None),
         ("/usr/lib/firefox/firefox", "Browser", None),
-        ("python3 -m some.server --model-path /root/.cache/hub/models--org--name/snapshots/abc", None, None),
+        ("python3 -m some.server --model-path /home/ada/.cache/hub/models--org--name/snapshots/abc", None, None),
         ("python3 restrain.py", None, None),
         ("python3 constraint.py", None, None),
         ("sleep 600", None, None),
@@ -81,7 +81,7 @@ def test_the_environment_tells_what_arguments_do_not(
 
 
 def test_a_model_from_the_hubs_cache_has_its_name() -> None:
-    path = "/root/.cache/huggingface/hub/models--Qwen--Qwen3-8B/snapshots/abc"
+    path = "/home/ada/.cache/huggingface/hub/models--Qwen--Qwen3-8B/snapshots/abc"
     found = Rules.load().identify(program(f"vllm serve {path}"))
     assert found is not None
     assert found.model == "Qwen/Qwen3-8B"
