@@ -135,7 +135,12 @@ class _Recording:
     def roll_up(self, stopping: threading.Event) -> None:
         """Bring the coarser resolutions up to date. Raises SQLAlchemyError."""
         oldest, self._writer.rewritten_from = self._writer.rewritten_from, None
-        rollups.roll_up(self.engine, self._writer.host, oldest, stopping)
+        try:
+            rollups.roll_up(self.engine, self._writer.host, oldest, stopping)
+        except SQLAlchemyError:
+            later = self._writer.rewritten_from
+            self._writer.rewritten_from = oldest if later is None else min(later, oldest or later)
+            raise
 
     def note_health(self) -> None:
         """Write down how the last minute went. Raises SQLAlchemyError."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Dialect
 
 Row = tuple[Any, ...]
@@ -40,7 +39,14 @@ class Bulk:
 
 def upsert(dialect: Dialect, table: sa.Table) -> Any:
     """An INSERT that knows ON CONFLICT, in the dialect of the database."""
-    return (postgresql.insert if dialect.name == "postgresql" else sqlite.insert)(table)
+    # Imported here: a recorder on SQLite does without the two megabytes of the other dialect.
+    if dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert
+
+        return insert(table)
+    from sqlalchemy.dialects.sqlite import insert as insert_sqlite
+
+    return insert_sqlite(table)
 
 
 def replacing(dialect: Dialect, table: sa.Table) -> Any:

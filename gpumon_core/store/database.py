@@ -14,7 +14,7 @@ from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.pool import NullPool
 
 from gpumon_core.settings import mask_password
-from gpumon_core.store.schema import metadata
+from gpumon_core.store.schema import for_postgresql, metadata
 
 log = logging.getLogger(__name__)
 
@@ -148,6 +148,7 @@ def head() -> str:
 def _engine(url: str, write: bool, patience_s: float = BUSY_TIMEOUT_S) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
+        for_postgresql()
         return _server_engine(parsed, write)
     options: dict[str, Any] = {"timeout": patience_s, "check_same_thread": False}
     # The recorder keeps its one connection; a reader's is made per query, which costs less than a

@@ -225,12 +225,16 @@ process_gpus = Table(
     sqlite_with_rowid=False,
 )
 
-Index(
-    "ix_process_gpus_active",
-    process_gpus.c.gpu_id,
-    sqlite_where=process_gpus.c.active == 1,
-    postgresql_where=process_gpus.c.active == 1,
-)
+_active = Index("ix_process_gpus_active", process_gpus.c.gpu_id, sqlite_where=process_gpus.c.active == 1)
+
+
+def for_postgresql() -> None:
+    """Say to PostgreSQL too that the index of active processes is a partial one.
+
+    To name a dialect is to load it, and a recorder on SQLite does without its two megabytes.
+    """
+    _active.dialect_options["postgresql"]["where"] = process_gpus.c.active == 1
+
 
 # What a process did on a GPU from this tick on, until its next row: a row is written when something
 # changes, and now and then besides (writer.HEARTBEAT_S). present is 0 at the first tick without it.

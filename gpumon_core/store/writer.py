@@ -196,7 +196,9 @@ class Writer:
         """Drop what is known of the database, after a transaction that may not have happened."""
         self._host_id: int | None = None
         self._host_info: HostInfo | None = None
+        # The tick before, and the newest there is: they differ after the clock was set back.
         self._last_tick = 0
+        self._newest_tick = 0
         self._gpus: dict[str, _Gpu] = {}
         self._inventory: tuple[object, ...] | None = None
         self._processes: dict[tuple[int, str | None], tuple[int, _Ledger]] = {}
@@ -261,7 +263,7 @@ class Writer:
         for snapshot, identities in ticks:
             now = int(snapshot.timestamp)
             host_id = self._know_host(connection, now, snapshot.host)
-            if now <= self._last_tick:
+            if now <= self._newest_tick:
                 if self._has_tick(connection, host_id, now) or any(row[1] == now for row in metrics):
                     continue
                 self.rewritten_from = min(now, self.rewritten_from or now)
@@ -275,6 +277,7 @@ class Writer:
                 self._take_reading(self._gpus[reading.uuid], reading, now, dt, gap, metrics, changes)
             self._take_processes(connection, now, dt, gap, host_id, snapshot, identities, snapshots, moved)
             self._last_tick = now
+            self._newest_tick = max(now, self._newest_tick)
             written += 1
         if not written:
             return 0
@@ -386,6 +389,10 @@ class Writer:
             host_id = known.id
             if self._host_id is None:
                 self._last_tick = known.last_seen
+                self._newest_tick = max(known.last_seen, _newest_tick(connection, host_id))
+                if self._newest_tick > self._last_tick:
+                    # The recorder before this one may have ended before such ticks were rolled up.
+                    self.rewritten_from = self._last_tick - HOUR_S
             connection.execute(sa.update(hosts).where(hosts.c.id == host_id).values(facts))
         self._host_id, self._host_info = host_id, info
         return int(host_id)
@@ -855,6 +862,17 @@ def _share_out(gpu: _Gpu, uses: list[_Use], dt: float, hour: int, only: list[_Us
             used.memory_mib_s += memory * dt
             if used.max_memory is None or memory > used.max_memory:
                 used.max_memory = memory
+
+
+def _newest_tick(connection: Connection, host_id: int) -> int:
+    # One look at the key's end per GPU.
+    time = gpu_metrics.c.timestamp_epoch
+    mine = connection.execute(sa.select(gpus.c.id).where(gpus.c.host_id == host_id)).scalars()
+    newest = [
+        connection.execute(sa.select(sa.func.max(time)).where(gpu_metrics.c.gpu_id == gpu_id)).scalar()
+        for gpu_id in list(mine)
+    ]
+    return max((int(found) for found in newest if found is not None), default=0)
 
 
 def _sum(total: int | None, more: int | None) -> int | None:
