@@ -3,6 +3,9 @@
 # ruff: noqa: E501 - a case a line
 from __future__ import annotations
 
+import random
+from dataclasses import astuple
+
 import pytest
 
 from gpumon_core.attribution.cgroups import Placement, placement
@@ -26,7 +29,7 @@ POD = f"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{UNDER}.s
         (f"0::/machine.slice/libpod-conmon-{ID}.scope", Placement()),
         (f"0::/system.slice/nerdctl-{ID}.scope", Placement("containerd", ID)),
         (f"0::/default/{ID}", Placement("containerd", ID)),
-        (f"0::/system.slice/containerd.service/kubepods-besteffort-pod{UNDER}.slice:cri-containerd:{ID}", Placement("containerd", ID, unit="containerd.service")),
+        (f"0::/system.slice/containerd.service/kubepods-besteffort-pod{UNDER}.slice:cri-containerd:{ID}", Placement("containerd", ID, UID, "containerd.service")),
         (f"0::{POD}/cri-containerd-{ID}.scope", Placement("containerd", ID, UID)),
         (f"0::{POD}/crio-{ID}.scope", Placement("cri-o", ID, UID)),
         (f"0::{POD}/crio-conmon-{ID}.scope", Placement(pod_uid=UID)),
@@ -55,7 +58,54 @@ POD = f"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{UNDER}.s
         ("garbage\n::::\n\x00\ufffd:/:", Placement()),
         ("0::/" + "a" * 100_000, Placement()),
         (f"0::/system.slice/docker-{ID[:-1]}.scope", Placement()),
+        (f"0::/system.slice/web.service/libpod-payload-{ID}", Placement("podman", ID, unit="web.service")),
+        (f"0::/system.slice/docker-{ID}.scope/kubelet.slice/kubelet-kubepods.slice/kubelet-kubepods-pod{UNDER}.slice/cri-containerd-{INNER}.scope", Placement("containerd", INNER, UID)),
+        (f"0::/system.slice/myapp.service/docker-{ID}.scope", Placement("docker", ID, unit="myapp.service")),
+        (f"0::/system.slice:docker:{ID}", Placement("docker", ID)),
+        (f"0::{POD}/{ID}", Placement("containerd", ID, UID)),
+        (f"0::/../docker-{ID}.scope", Placement("docker", ID)),
+        (f"0::/system.slice/docker-{ID}.scope (deleted)", Placement("docker", ID)),
+        ("0::/system.slice/ollama.service (deleted)", Placement(unit="ollama.service")),
+        ("0::/lxc/lxc.monitor.web", Placement()),
+        ("0::/user.slice/user-1000.slice/user@1000.service", Placement(unit="user@1000.service")),
+        ("0::/machine.slice/machine-qemu\\x2d1\\x2dwin.scope/libvirt/emulator", Placement(unit="machine-qemu-1-win.scope")),
+        ("0::/system.slice/machine-learning.scope", Placement(unit="machine-learning.scope")),
+        ("9:memory:/slurm/uid_1000/job_5/step_0\n1:name=systemd:/system.slice/slurmd.service", Placement(unit="slurmd.service", slurm_job="5")),
+        (f"4:memory:/docker/{ID}\n1:name=systemd:/docker/{INNER}\n", Placement("docker", INNER)),
+        (f"1:name=systemd:/docker/{ID}\n0::/docker/{INNER}\n", Placement("docker", INNER)),
+        ("0::/slurm/uid_1000/job_\u0661", Placement()),
+        ("0::/system.slice/caf\\xc3\\xa9.service", Placement(unit="café.service")),
+        ("0::/system.slice/a\\x00\\xffb.service", Placement(unit="a\ufffd\ufffdb.service")),
+        ("0::/system.slice/a\udcff\u2028b.service", Placement(unit="a\ufffd\ufffdb.service")),
     ],
 )  # fmt: skip
 def test_a_process_is_found_where_it_stands(text: str, found: Placement) -> None:
     assert placement(text) == found
+
+
+def test_no_text_makes_it_raise_and_what_it_says_can_be_stored() -> None:
+    choose = random.Random(1)
+    pieces = [
+        ":",
+        "/",
+        "\n",
+        "0::",
+        "..",
+        ID,
+        f"pod{UID}",
+        "docker-",
+        ".scope",
+        ".service",
+        "job_1",
+        "slurm",
+        "\\x",
+        "\\xff",
+        "\\x00",
+        "\udcff",
+        "\x00",
+        "é",
+    ]
+    for _ in range(5_000):
+        found = placement("0::/" + "".join(choose.choices(pieces, k=12)))
+        for value in astuple(found):
+            assert value is None or (value.isprintable() and value.encode())

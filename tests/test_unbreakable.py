@@ -25,7 +25,7 @@ from fake_nvml import FakeNvml
 from gpumon_core import recorder as recorder_module
 from gpumon_core.recorder import Recorder
 from gpumon_core.settings import load
-from gpumon_core.store import database, rollups
+from gpumon_core.store import database
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry import nvml
 

@@ -13,42 +13,46 @@ from dataclasses import dataclass
 LONGEST = 4096
 ID = r"(?P<id>[0-9a-f]{64})"
 
-# What one part of a path says of a container, the more telling first. Groups: id, the container.
-CONTAINERS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
-    (engine, re.compile(pattern))
-    for engine, pattern in (
-        ("docker", rf"docker-{ID}\.scope"),
-        ("podman", rf"libpod-{ID}(?:\.scope)?"),
-        ("cri-o", rf"crio-{ID}(?:\.scope)?"),
-        ("containerd", rf"(?:cri-containerd|nerdctl|containerd)-{ID}\.scope"),
-        # runc's systemd driver, where the path it was given is not a path ("slice:prefix:name").
-        ("containerd", rf".*:(?:cri-containerd|nerdctl):{ID}"),
-        ("lxc", r"lxc\.payload\.(?P<id>.+)"),
-        ("systemd-nspawn", r"machine-(?P<id>.+)\.scope"),
-        ("systemd-nspawn", r"systemd-nspawn@(?P<id>.+)\.service"),
-    )
-)
-# What only its parent tells: (the part before it, itself).
-BELOW: tuple[tuple[str, re.Pattern[str], re.Pattern[str]], ...] = tuple(
+# What one part of a path, and the part above it, say of a container. Groups: id, the container.
+ANY = ".*"
+CONTAINERS: tuple[tuple[str, re.Pattern[str], re.Pattern[str]], ...] = tuple(
     (engine, re.compile(above), re.compile(pattern))
     for engine, above, pattern in (
-        ("docker", "docker", ID),
-        ("podman", "libpod_parent", rf"libpod-{ID}"),
+        ("docker", ANY, rf"docker-{ID}\.scope"),
+        # In the group of a service (--cgroups=split, as Quadlet does) Podman adds "payload".
+        ("podman", ANY, rf"libpod-(?:payload-)?{ID}(?:\.scope)?"),
+        ("cri-o", ANY, rf"crio-{ID}(?:\.scope)?"),
+        ("containerd", ANY, rf"(?:cri-containerd|nerdctl|containerd)-{ID}\.scope"),
+        # "slice:prefix:name" is meant for systemd; an engine that does not use it makes a folder of that name.
+        ("docker", ANY, rf".*:docker:{ID}"),
+        ("podman", ANY, rf".*:libpod:{ID}"),
+        ("cri-o", ANY, rf".*:crio:{ID}"),
+        ("containerd", ANY, rf".*:(?:cri-containerd|nerdctl):{ID}"),
+        ("lxc", ANY, r"lxc\.payload\.(?P<id>.+)"),
+        # libvirt's virtual machines stand there too (machine-qemu\x2d1\x2dname.scope), and are no containers.
+        ("systemd-nspawn", r"machine\.slice", r"machine-(?!qemu\\x2d)(?P<id>.+)\.scope"),
+        ("systemd-nspawn", ANY, r"systemd-nspawn@(?P<id>.+)\.service"),
+        # dockerd keeps its containers in containerd's namespace "moby".
+        ("docker", "docker|moby", ID),
         # The path does not say which engine runs a pod; containerd is the one that most clusters have.
-        ("containerd", r"pod[0-9a-f-]{32,36}", ID),
-        ("containerd", "default|k8s\\.io|moby", ID),
-        ("lxc", r"lxc|lxc\.payload", r"(?P<id>[^/]+)"),
+        ("containerd", r"(?:.*-)?pod[0-9a-f_-]{32,36}(?:\.slice)?", ID),
+        ("containerd", r"default|k8s\.io", ID),
+        ("lxc", r"lxc|lxc\.payload", r"(?!lxc\.monitor)(?P<id>.+)"),
     )
 )
-POD = re.compile(r"(?:.*-)?pod(?P<uid>[0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})(?:\.slice)?")
-JOB = re.compile(r"job_(?P<id>\d+)")
+POD = re.compile(r"(?:.*-)?pod(?P<uid>[0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})(?:\.slice(?::.*)?)?")
+JOB = re.compile(r"job_(?P<id>[0-9]+)")
 SLURM = re.compile(r"slurm(?:_.*)?|(?:.*_)?slurmstepd\.scope")
 UNIT = re.compile(r".+\.(?:service|scope)")
 # Scopes that an engine or Slurm made are not what people know a process by.
-MADE = re.compile(
-    r"(?:docker|libpod|libpod-conmon|crio|crio-conmon|cri-containerd|nerdctl|containerd|machine)-.*\.scope"
-)
-ESCAPED = re.compile(r"\\x([0-9a-f]{2})")
+MADE = re.compile(r"(?:docker|libpod|crio|cri-containerd|nerdctl|containerd)-.*\.scope")
+# systemd escapes bytes, and a letter may be several: systemd.unit(5).
+ESCAPED = re.compile(r"(?:\\x[0-9a-f]{2})+")
+# The kernel's mark on a group that was removed while the process ended: admin-guide/cgroup-v2.rst.
+REMOVED = " (deleted)"
+# The unified hierarchy and systemd's own tell most; the controllers of version 1 the rest.
+FIRST = {"": 0, "name=systemd": 1}
+LAST = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +73,12 @@ class Placement:
 def placement(text: str) -> Placement:
     """Read the content of /proc/PID/cgroup, of version 1, 2 or both at once."""
     paths = []
-    for line in text.splitlines()[:64]:
+    # Not splitlines(): a group's name may have any character but "/" and the line feed.
+    for line in text.split("\n")[:64]:
         _, _, rest = line.partition(":")
         controllers, separator, path = rest.partition(":")
         if separator and path.startswith("/") and len(path) <= LONGEST:
-            # The unified hierarchy and systemd's own tell most; the controllers of version 1 the rest.
-            paths.append((0 if controllers == "" else 1 if controllers == "name=systemd" else 2, path))
+            paths.append((FIRST.get(controllers, LAST), path.removesuffix(REMOVED)))
     found: dict[str, str] = {}
     for _, path in sorted(paths, key=lambda item: item[0]):
         for name, value in _read(path).items():
@@ -97,7 +101,7 @@ def _read(path: str) -> dict[str, str]:
         if SLURM.fullmatch(part):
             in_slurm = True
         elif UNIT.fullmatch(part) and container is None and not MADE.fullmatch(part):
-            found["unit"] = ESCAPED.sub(lambda code: chr(int(code[1], 16)), part)
+            found["unit"] = _unescaped(part)
         if in_slurm and (job := JOB.fullmatch(part)):
             found["slurm_job"] = job["id"]
         above = part
@@ -105,10 +109,13 @@ def _read(path: str) -> dict[str, str]:
 
 
 def _container(above: str, part: str) -> tuple[str, str] | None:
-    for engine, pattern in CONTAINERS:
-        if found := pattern.fullmatch(part):
-            return engine, ESCAPED.sub(lambda code: chr(int(code[1], 16)), found["id"])
-    for engine, parent, pattern in BELOW:
-        if parent.fullmatch(above) and (found := pattern.fullmatch(part)):
-            return engine, found["id"]
+    for engine, parent, pattern in CONTAINERS:
+        if (found := pattern.fullmatch(part)) and parent.fullmatch(above):
+            return engine, _unescaped(found["id"])
     return None
+
+
+def _unescaped(name: str) -> str:
+    """A unit's name as people wrote it, less what no database or terminal takes."""
+    name = ESCAPED.sub(lambda run: bytes.fromhex(run[0].replace("\\x", "")).decode("utf-8", "replace"), name)
+    return name if name.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in name)
