@@ -35,6 +35,13 @@ class Program:
 
 
 NOTHING = Program()
+# A model that is known by the beginning of its file's digest, until somebody tells its name.
+PLACEHOLDER = "sha256-"
+
+
+def is_placeholder(model: str) -> bool:
+    """Whether a model's name only stands for one that is not known yet."""
+    return model.startswith(PLACEHOLDER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +51,8 @@ class ProcessIdentity:
     `start_key` tells two processes under one reused PID apart: on Linux the boot's id and the
     process's start in clock ticks since that boot, which no clock change can move. It is None
     where the process table may not be read; `start_time` (UTC seconds) is None then too. `name` is
-    what people call it: of `python train.py` it is "train.py".
+    what people call it: of `python train.py` it is "train.py". While `pending`, more of what it runs is
+    being asked for.
     """
 
     pid: int
@@ -53,3 +61,4 @@ class ProcessIdentity:
     name: str | None = None
     user: str | None = None
     program: Program = NOTHING
+    pending: bool = False

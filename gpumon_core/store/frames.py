@@ -278,7 +278,11 @@ def process_history(
         commanded = sa.select(programs.c.id).where(programs.c.command.icontains(text, autoescape=True))
         named = sa.or_(gpu_processes.c.name.in_(_names_with(text)), gpu_processes.c.program_id.in_(commanded))
         is_pid = text.isdecimal() and int(text) <= LARGEST_PID
-        conditions.append(sa.or_(named, gpu_processes.c.pid == int(text)) if is_pid else named)
+        if is_pid:
+            # The key of processes begins with the host.
+            on_any_host = gpu_processes.c.host_id.in_(sa.select(hosts.c.id))
+            named = sa.or_(named, sa.and_(on_any_host, gpu_processes.c.pid == int(text)))
+        conditions.append(named)
     for column, chosen_values in (programs_with or {}).items():
         matching = sa.select(programs.c.id).where(programs.c[column].in_(list(chosen_values)))
         conditions.append(gpu_processes.c.program_id.in_(matching))

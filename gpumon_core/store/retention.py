@@ -18,7 +18,9 @@ from gpumon_core.store.schema import (
     gpu_changes,
     gpu_metrics,
     gpu_processes,
+    gpu_usage,
     gpus,
+    model_sessions,
     process_gpus,
     process_hours,
     process_snapshots,
@@ -104,6 +106,8 @@ class _Run:
             self._thin_changes(gpu_id)
         self._by_time(process_snapshots, self.cutoffs["raw"], BATCH_S)
         self._by_time(process_hours, self.cutoffs["hour"], DAY_S)
+        self._by_time(gpu_usage, self.cutoffs["hour"], DAY_S)
+        self._sessions(self.cutoffs["hour"])
         self._by_time(recorder_health, self.cutoffs["minute"], DAY_S)
         self._ledger(min(self.cutoffs.values()))
 
@@ -180,14 +184,29 @@ class _Run:
                 if not ids:
                     break
                 connection.execute(sa.delete(process_gpus).where(process_gpus.c.process_id.in_(ids)))
+                connection.execute(sa.delete(model_sessions).where(model_sessions.c.process_id.in_(ids)))
                 rows = connection.execute(sa.delete(gpu_processes).where(gpu_processes.c.id.in_(ids))).rowcount
             self._count(rows)
         self._programs()
 
+    def _sessions(self, cutoff: int) -> None:
+        """Models that were unloaded long ago; the server that had them may run still."""
+        table = model_sessions
+        old = sa.select(table.c.id).where(
+            table.c.first_seen < cutoff, table.c.last_seen < cutoff, table.c.active == 0
+        )
+        rows = 1
+        while rows:
+            with self.engine.begin() as connection:
+                some = sa.delete(table).where(table.c.id.in_(old.limit(BATCH_PROCESSES)))
+                rows = connection.execute(some).rowcount
+            self._count(rows)
+
     def _programs(self) -> None:
-        """What no process in the ledger runs any more."""
+        """What no process in the ledger runs any more, and no hour that is kept speaks of."""
         run = sa.select(gpu_processes.c.id).where(gpu_processes.c.program_id == programs.c.id).exists()
-        unused = sa.select(programs.c.id).where(~run).limit(BATCH_PROCESSES)
+        old = sa.func.coalesce(programs.c.last_used, 0) < self.cutoffs["hour"]
+        unused = sa.select(programs.c.id).where(~run, old).limit(BATCH_PROCESSES)
         rows = 1
         while rows:
             with self.engine.begin() as connection:

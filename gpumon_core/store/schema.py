@@ -170,16 +170,18 @@ TIERS = (
 )
 
 # What processes run, once for all that run the same: the fields of attribution.records.Program. digest
-# tells two of them apart.
+# tells two of them apart. last_used is when a process was last said to run it, or to run it no more.
 programs = Table(
     "programs",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("digest", Text, nullable=False, unique=True),
     *(Column(name, Text) for name in PROGRAM_COLUMNS),
+    Column("last_used", BigInteger),
 )
 
-# The ledger: one row per process, which is (host, pid, start). Memory is the sum over its GPUs.
+# The ledger: one row per process, which is (host, pid, start). Memory is the sum over its GPUs, its
+# average weighted by time; seconds is how long it was seen.
 gpu_processes = Table(
     "gpu_processes",
     metadata,
@@ -196,17 +198,19 @@ gpu_processes = Table(
     Column("max_memory", Integer),
     Column("avg_memory", Float),
     Column("sample_count", Integer, nullable=False),
+    Column("seconds", Float, nullable=False, server_default="0"),
     UniqueConstraint("host_id", "pid", "start_key"),
     # last_seen changes with every tick, so it is first_seen that is worth an index.
     Index(None, "first_seen"),
     Index(None, "name"),
     Index(None, "username"),
-    Index(None, "pid"),
     Index(None, "program_id"),
 )
 
 # The same per GPU: what one process has used of one GPU. kind is C, G, M or a sum of them. Where
-# active is 1 it was on the GPU at the host's newest tick, with these metrics.
+# active is 1 it was on the GPU at the host's newest tick, with these metrics. busy_s and energy_j are
+# its parts of the GPU's (see process_hours); sm_percent_s / sm_told_s is the mean of the SM utilization that
+# the driver told. last_busy is when it last did something, or came.
 process_gpus = Table(
     "process_gpus",
     metadata,
@@ -219,6 +223,14 @@ process_gpus = Table(
     Column("avg_memory", Float),
     Column("sample_count", Integer, nullable=False),
     Column("active", SmallInteger, nullable=False, server_default="0"),
+    Column("seconds", Float, nullable=False, server_default="0"),
+    Column("busy_s", Float, nullable=False, server_default="0"),
+    Column("energy_j", Float, nullable=False, server_default="0"),
+    Column("sm_percent_s", Float, nullable=False, server_default="0"),
+    Column("sm_told_s", Float, nullable=False, server_default="0"),
+    Column("max_sm", SmallInteger),
+    Column("estimated", SmallInteger, nullable=False, server_default="0"),
+    Column("last_busy", BigInteger),
     *(_metric_column(metric) for metric in PROCESS_METRICS),
     PrimaryKeyConstraint("process_id", "gpu_id"),
     Index(None, "gpu_id"),
@@ -251,23 +263,67 @@ process_snapshots = Table(
     sqlite_with_rowid=False,
 )
 
-# What a process used of a GPU in each hour (its first second). seconds it was there; busy_s of SM time
-# (100 % for a second is 1); memory held, in MiB times seconds; its share of the GPU's energy. Where the
-# driver does not tell processes apart, the GPU's use is split by memory: estimated is 1.
+# What a process used of a GPU in each hour (its first second) while it ran that program (0 where that is
+# unknown). seconds it was there; busy_s, its part of the GPU's busy time (a GPU at 100 % for a second is 1),
+# split by SM utilization; idle_s, time in which it did nothing for longer than GPUMON_IDLE_MINUTES; memory held,
+# in MiB times seconds; its part of the GPU's energy. Where the driver does not tell processes apart, the GPU's
+# use is split by memory: estimated is 1.
 process_hours = Table(
     "process_hours",
     metadata,
     Column("timestamp_epoch", BigInteger, nullable=False),
     Column("process_id", ForeignKey("gpu_processes.id"), nullable=False),
     Column("gpu_id", ForeignKey("gpus.id"), nullable=False),
+    Column("program_id", Integer, nullable=False, server_default="0"),
     Column("seconds", Float, nullable=False),
     Column("busy_s", Float, nullable=False),
+    Column("idle_s", Float, nullable=False, server_default="0"),
     Column("memory_mib_s", Float, nullable=False),
     Column("energy_j", Float, nullable=False),
     Column("max_memory", Integer),
     Column("estimated", SmallInteger, nullable=False),
-    PrimaryKeyConstraint("timestamp_epoch", "process_id", "gpu_id"),
+    PrimaryKeyConstraint("timestamp_epoch", "process_id", "gpu_id", "program_id"),
     sqlite_with_rowid=False,
+)
+
+# What a GPU did in each hour: the seconds that were recorded, those of them in which it was busy (its
+# utilization times the time), and those in which it was not although a process that computes held it; its
+# energy, and of that what it took while nothing ran (idle_j), what belongs to no known process
+# (unattributed_j, as unattributed_s of busy_s), and what it took while nobody recorded (unrecorded_j).
+gpu_usage = Table(
+    "gpu_usage",
+    metadata,
+    Column("timestamp_epoch", BigInteger, nullable=False),
+    Column("gpu_id", ForeignKey("gpus.id"), nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("busy_s", Float, nullable=False),
+    Column("held_s", Float, nullable=False),
+    Column("unattributed_s", Float, nullable=False),
+    Column("energy_j", Float, nullable=False),
+    Column("idle_j", Float, nullable=False),
+    Column("unattributed_j", Float, nullable=False),
+    Column("unrecorded_j", Float, nullable=False),
+    PrimaryKeyConstraint("timestamp_epoch", "gpu_id"),
+    sqlite_with_rowid=False,
+)
+
+# A model on a GPU from when its server loaded it to when it dropped it; active is 1 while it is loaded.
+model_sessions = Table(
+    "model_sessions",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("process_id", ForeignKey("gpu_processes.id"), nullable=False),
+    Column("gpu_id", ForeignKey("gpus.id"), nullable=False),
+    Column("model", Text, nullable=False),
+    Column("first_seen", BigInteger, nullable=False),
+    Column("last_seen", BigInteger, nullable=False),
+    Column("max_memory", Integer),
+    Column("avg_memory", Float),
+    Column("sample_count", Integer, nullable=False),
+    Column("seconds", Float, nullable=False),
+    Column("active", SmallInteger, nullable=False),
+    Index(None, "process_id"),
+    Index(None, "first_seen"),
 )
 
 # How the recorder itself fared, minute by minute.

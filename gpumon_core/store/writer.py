@@ -4,29 +4,46 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import fields, replace
 from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from gpumon_core.attribution.records import NOTHING, ProcessIdentity, Program
-from gpumon_core.metrics import CHANGE_METRICS, PROCESS_METRICS, TICK_COLUMNS
+from gpumon_core.attribution.records import NOTHING, ProcessIdentity, Program, is_placeholder
+from gpumon_core.metrics import CHANGE_METRICS, TICK_COLUMNS
+from gpumon_core.store.accounts import (
+    GONE,
+    HOUR_S,
+    MEMORY,
+    PROCESS_KEYS,
+    UNKNOWN_PROGRAM,
+    Gpu,
+    GpuHour,
+    Ledger,
+    Session,
+    Use,
+    Work,
+    account,
+    share_out,
+)
 from gpumon_core.store.bulk import Bulk, Row, replacing, upsert
 from gpumon_core.store.schema import (
     PROGRAM_COLUMNS,
     gpu_changes,
     gpu_metrics,
     gpu_processes,
+    gpu_usage,
     gpus,
     hosts,
+    model_sessions,
     process_gpus,
     process_hours,
     process_snapshots,
     programs,
 )
-from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot
+from gpumon_core.telemetry.records import GpuReading, HostInfo, ProcessReading, Snapshot
 
 # A process whose start cannot be read is taken for the same one while it was seen this recently.
 UNKNOWN_START_GRACE_S = 60
@@ -37,103 +54,35 @@ HEARTBEAT_S = 600
 # processes are exact at every tick, many cost no more than these. A row's last_seen tells up to where it
 # is; what came after is read from the ticks again when a recorder was killed in between.
 SETTLED_PER_TICK = 16
+IDLE_AFTER_S = 600
 # A pause longer than this many intervals is a gap: nothing is known of it.
 GAP_INTERVALS = 3
-HOUR_S = 3600
+# What serves a model, and so has sessions of it: a training run has one, too, but does not serve it.
+SERVING = ("inference", "image generation")
+# A model that becomes known within this time was loaded when its process came.
+LOADED_WITHIN_S = 120
+
+NOBODY = (NOTHING, UNKNOWN_PROGRAM)
 
 Attributed = tuple[Snapshot, Mapping[int, ProcessIdentity]]
-PROCESS_KEYS = tuple(metric.key for metric in PROCESS_METRICS)
+LEDGER = ("last_seen", "max_memory", "avg_memory", "sample_count", "seconds")
+WORK = ("busy_s", "energy_j", "sm_percent_s", "sm_told_s", "max_sm", "estimated", "last_busy")
+USAGE = tuple(field.name for field in fields(GpuHour))
 CHANGE_KEYS = tuple(metric.key for metric in CHANGE_METRICS)
-GONE: tuple[None, ...] = (None,) * len(PROCESS_KEYS)
-
-
-@dataclass(slots=True)
-class _Gpu:
-    """A GPU as the database has it."""
-
-    id: int
-    state: str
-    info: GpuInfo | None = None
-    sampling: str | None = None
-    energy_j: float = 0.0
-    counter_j: float | None = None
-    energy_from: str | None = None
-    changes: dict[str, float | None] = field(default_factory=dict)
-    # This tick's energy and SM time to be shared out.
-    tick_j: float = 0.0
-    utilization: float = 0.0
-
-
-@dataclass(slots=True)
-class _Ledger:
-    """A row of the ledger while its process runs: see gpu_processes and process_gpus."""
-
-    last_seen: int
-    max_memory: int | None
-    avg_memory: float | None
-    sample_count: int
-
-    def add(self, now: int, memory: int | None) -> None:
-        """One more sample."""
-        # The clock may have been set back: a lifetime is never negative.
-        self.last_seen = now if now > self.last_seen else self.last_seen
-        count = self.sample_count + 1
-        self.sample_count = count
-        if memory is None:
-            return
-        if self.max_memory is None or memory > self.max_memory:
-            self.max_memory = memory
-        mean = self.avg_memory
-        if mean != memory:
-            self.avg_memory = memory if mean is None else mean + (memory - mean) / count
-
-
-@dataclass(slots=True)
-class _Hour:
-    """What a process has used within an hour."""
-
-    seconds: float = 0.0
-    busy_s: float = 0.0
-    memory_mib_s: float = 0.0
-    energy_j: float = 0.0
-    max_memory: int | None = None
-    estimated: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class _Use:
-    """One process on one GPU while it is there."""
-
-    process_id: int
-    gpu: _Gpu
-    kind: str
-    ledger: _Ledger
-    # Who it is in this run of the program, and its row of the ledger.
-    identity: ProcessIdentity | None = None
-    key: tuple[int, str | None] = (0, None)
-    known: tuple[int, _Ledger] = field(init=False)
-    pair: tuple[int, int] = field(init=False)
-    # Its newest record and values, and those that are stored.
-    reading: ProcessReading | None = None
-    current: tuple[int | None, ...] = GONE
-    now: tuple[int | None, ...] = GONE
-    stored_at: int | None = None
-    # What it has used of each hour, as far as that is not stored yet.
-    hours: dict[int, _Hour] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.known = (self.process_id, self.ledger)
-        self.pair = (self.process_id, self.gpu.id)
 
 
 class Writer:
     """Writes the ticks of one host. Not to be shared between threads."""
 
-    def __init__(self, engine: Engine, host: str, source: str, interval_s: float) -> None:
+    def __init__(
+        self, engine: Engine, host: str, source: str, interval_s: float, idle_after_s: float = IDLE_AFTER_S
+    ) -> None:
         self._engine = engine
         self.host = host
         self.source = source
         self.interval_s = interval_s
+        # A process that does nothing for so long is an idle holder of its memory.
+        self.idle_after_s = idle_after_s
         # The oldest second written behind a newer one, after the clock was set back: rollups go back to it.
         self.rewritten_from: int | None = None
         self._statements(engine)
@@ -160,7 +109,7 @@ class Writer:
             sa.update(hosts).where(hosts.c.id == sa.bindparam("this")).values(last_seen=sa.bindparam("new")),
             ["new", "this"],
         )
-        ledger = ["last_seen", "max_memory", "avg_memory", "sample_count"]
+        ledger = [*LEDGER]
         self._set_processes = Bulk(
             dialect,
             sa.update(gpu_processes)
@@ -168,7 +117,7 @@ class Writer:
             .values({name: sa.bindparam(f"new_{name}") for name in ledger}),
             [*(f"new_{name}" for name in ledger), "this"],
         )
-        pair = [*ledger, "active", *PROCESS_KEYS]
+        pair = [*ledger, "active", *WORK, *PROCESS_KEYS]
         self._set_pairs = Bulk(
             dialect,
             sa.update(process_gpus)
@@ -180,16 +129,26 @@ class Writer:
         )
         hour = upsert(dialect, process_hours)
         new, old = hour.excluded, process_hours.c
-        sums = ("seconds", "busy_s", "memory_mib_s", "energy_j")
+        sums = ("seconds", "busy_s", "idle_s", "memory_mib_s", "energy_j")
         values = {name: old[name] + new[name] for name in sums}
         for name in ("max_memory", "estimated"):
             known = sa.func.coalesce(old[name], new[name])
             values[name] = sa.case((new[name] > known, new[name]), else_=known)
-        keys = ["timestamp_epoch", "process_id", "gpu_id"]
+        keys = ["timestamp_epoch", "process_id", "gpu_id", "program_id"]
         self._add_hours = Bulk(
             dialect,
             hour.on_conflict_do_update(index_elements=keys, set_=values),
             [*keys, *sums, "max_memory", "estimated"],
+        )
+        columns = ["timestamp_epoch", "gpu_id", *USAGE]
+        self._set_usage = Bulk(dialect, replacing(dialect, gpu_usage), columns)
+        session = [*ledger, "active"]
+        self._set_sessions = Bulk(
+            dialect,
+            sa.update(model_sessions)
+            .where(model_sessions.c.id == sa.bindparam("this"))
+            .values({name: sa.bindparam(f"new_{name}") for name in session}),
+            [*(f"new_{name}" for name in session), "this"],
         )
 
     def _forget(self) -> None:
@@ -199,16 +158,18 @@ class Writer:
         # The tick before, and the newest there is: they differ after the clock was set back.
         self._last_tick = 0
         self._newest_tick = 0
-        self._gpus: dict[str, _Gpu] = {}
+        self._gpus: dict[str, Gpu] = {}
         self._inventory: tuple[object, ...] | None = None
-        self._processes: dict[tuple[int, str | None], tuple[int, _Ledger]] = {}
+        self._processes: dict[tuple[int, str | None], tuple[int, Ledger]] = {}
         # What the processes that run are known to run, by their id in the ledger.
-        self._running: dict[int, Program] = {}
-        self._live: dict[tuple[int, int], _Use] = {}
+        self._running: dict[int, tuple[Program, int]] = {}
+        # Models that have been unloaded, and whose rows are not stored yet.
+        self._unloaded: list[Session] = []
+        self._live: dict[tuple[int, int], Use] = {}
         # The same by PID and GPU, for those that were there at the tick before.
-        self._here: dict[tuple[int, str], _Use] = {}
+        self._here: dict[tuple[int, str], Use] = {}
         # Processes that have left, and whose rows of the ledger are not stored yet.
-        self._ended: dict[int, _Ledger] = {}
+        self._ended: dict[int, Ledger] = {}
         self._resumed = False
         self._turn = 0
 
@@ -259,7 +220,7 @@ class Writer:
         changes: list[Row] = []
         snapshots: list[Row] = []
         # What has come or gone is settled at once.
-        moved: dict[tuple[int, int], _Use] = {}
+        moved: dict[tuple[int, int], Use] = {}
         for snapshot, identities in ticks:
             now = int(snapshot.timestamp)
             host_id = self._know_host(connection, now, snapshot.host)
@@ -273,9 +234,18 @@ class Writer:
             if not self._resumed:
                 self._resume(connection)
             dt = self.interval_s if gap else float(since)
+            hour = now - now % HOUR_S
+            for gpu in self._gpus.values():
+                gpu.utilization, gpu.tick_j, gpu.unrecorded_j = None, 0.0, 0.0
             for reading in snapshot.readings:
                 self._take_reading(self._gpus[reading.uuid], reading, now, dt, gap, metrics, changes)
-            self._take_processes(connection, now, dt, gap, host_id, snapshot, identities, snapshots, moved)
+            on = self._take_processes(connection, now, dt, gap, host_id, snapshot, identities, snapshots, moved)
+            for reading in snapshot.readings:
+                gpu = self._gpus[reading.uuid]
+                uses = on.get(gpu.id, [])
+                if gpu.hour != hour:
+                    self._open_hour(connection, gpu, hour)
+                account(gpu, uses, share_out(gpu, uses, now, dt, self.idle_after_s, gap) if uses else 0.0, dt)
             self._last_tick = now
             self._newest_tick = max(now, self._newest_tick)
             written += 1
@@ -293,10 +263,11 @@ class Writer:
                 if gpu.state == "ok"
             ],
         )
+        self._store_usage(connection)
         self._set_host.run(connection, [(self._last_tick, self._host_id)])
         return written
 
-    def _in_turn(self, count: int) -> dict[tuple[int, int], _Use]:
+    def _in_turn(self, count: int) -> dict[tuple[int, int], Use]:
         """The next processes on GPUs whose turn it is to be settled."""
         if count >= len(self._live):
             return self._live
@@ -306,9 +277,9 @@ class Writer:
         self._turn += count
         return {pair: self._live[pair] for pair in chosen}
 
-    def _settle(self, connection: Connection, uses: list[_Use]) -> None:
+    def _settle(self, connection: Connection, uses: list[Use]) -> None:
         """Store what the ledger has to say of some processes on their GPUs."""
-        if not uses:
+        if not uses and not self._unloaded:
             return
         ids = {use.process_id for use in uses}
         # A process and what it does on each of its GPUs are stored together.
@@ -318,11 +289,9 @@ class Writer:
             connection,
             [
                 (
-                    use.ledger.last_seen,
-                    use.ledger.max_memory,
-                    use.ledger.avg_memory,
-                    use.ledger.sample_count,
-                    int((use.process_id, use.gpu.id) in self._live),
+                    *_ledger(use.ledger),
+                    int(use.pair in self._live),
+                    *_work(use.work),
                     *use.now,
                     use.process_id,
                     use.gpu.id,
@@ -335,31 +304,42 @@ class Writer:
         self._ended = {}
         self._set_processes.run(
             connection,
-            [
-                (ledger.last_seen, ledger.max_memory, ledger.avg_memory, ledger.sample_count, process_id)
-                for process_id, ledger in ledgers.items()
-            ],
+            [(*_ledger(ledger), process_id) for process_id, ledger in ledgers.items()],
         )
-        self._add_hours.run(
-            connection,
-            [
-                (
-                    hour,
-                    use.process_id,
-                    use.gpu.id,
-                    used.seconds,
-                    used.busy_s,
-                    used.memory_mib_s,
-                    used.energy_j,
-                    used.max_memory,
-                    used.estimated,
-                )
-                for use in uses
-                for hour, used in use.hours.items()
-            ],
-        )
+        hours = []
         for use in uses:
+            for (hour, program_id), used in use.hours.items():
+                # Whole joules take half the space; what is left waits for the next time.
+                joules = float(int(used.energy_j)) if use.pair in self._live else round(used.energy_j, 3)
+                use.rest_j += used.energy_j - joules
+                hours.append(
+                    (
+                        *(hour, use.process_id, use.gpu.id, program_id, used.seconds, round(used.busy_s, 3)),
+                        *(used.idle_s, used.memory_mib_s, joules, used.max_memory, used.estimated),
+                    )
+                )
             use.hours = {}
+        self._add_hours.run(connection, hours)
+        loaded = [(session, 1) for use in uses if use.pair in self._live and (session := use.session)]
+        loaded += [(session, 0) for session in self._unloaded]
+        self._unloaded = []
+        self._set_sessions.run(
+            connection, [(*_ledger(session.ledger), active, session.id) for session, active in loaded]
+        )
+
+    def _open_hour(self, connection: Connection, gpu: Gpu, hour: int) -> None:
+        """Store what a GPU did in its hour, and take up another: a new one, or one that is stored."""
+        if gpu.hour >= 0:
+            self._set_usage.run(connection, [_usage(gpu)])
+        columns = [gpu_usage.c[name] for name in USAGE]
+        query = sa.select(*columns).where(gpu_usage.c.timestamp_epoch == hour, gpu_usage.c.gpu_id == gpu.id)
+        known = connection.execute(query).first()
+        gpu.hour, gpu.used = hour, GpuHour(*known) if known is not None else GpuHour()
+
+    def _store_usage(self, connection: Connection) -> None:
+        self._set_usage.run(
+            connection, [_usage(gpu) for gpu in self._gpus.values() if gpu.hour >= 0 and gpu.state == "ok"]
+        )
 
     def _has_tick(self, connection: Connection, host_id: int, now: int) -> bool:
         query = (
@@ -427,7 +407,7 @@ class Writer:
             }
             if known is None:
                 row |= {"host_id": host_id, "uuid": info.uuid, "first_seen": now, "last_seen": now}
-                known = self._gpus[info.uuid] = _Gpu(_insert(connection, gpus, row), state)
+                known = self._gpus[info.uuid] = Gpu(_insert(connection, gpus, row), state)
             else:
                 connection.execute(sa.update(gpus).where(gpus.c.id == known.id).values(row))
             known.info, known.state, known.sampling = info, state, mark
@@ -454,9 +434,9 @@ class Writer:
             gpus.c.energy_counter_j,
             gpus.c.energy_from,
         )
-        by_id: dict[int, _Gpu] = {}
+        by_id: dict[int, Gpu] = {}
         for uuid, gpu_id, state, energy, counter, source in connection.execute(sa.select(*columns).where(mine)):
-            gpu = _Gpu(gpu_id, state, energy_j=energy or 0.0, counter_j=counter, energy_from=source)
+            gpu = Gpu(gpu_id, state, energy_j=energy or 0.0, counter_j=counter, energy_from=source)
             self._gpus[uuid] = by_id[gpu_id] = gpu
         newest = (
             sa.select(
@@ -479,7 +459,7 @@ class Writer:
 
     def _take_reading(
         self,
-        gpu: _Gpu,
+        gpu: Gpu,
         reading: GpuReading,
         now: int,
         dt: float,
@@ -495,7 +475,7 @@ class Writer:
         self._count_energy(gpu, values, dt, gap)
         stored[_ENERGY] = None if gpu.energy_from is None else round(gpu.energy_j)
         metrics.append((gpu.id, now, *stored))
-        gpu.utilization = values.get("utilization") or 0.0
+        gpu.utilization = values.get("utilization")
         for key in CHANGE_KEYS:
             if key in values:
                 value = values[key]
@@ -503,11 +483,10 @@ class Writer:
                     gpu.changes[key] = value
                     changes.append((gpu.id, key, now, value))
 
-    def _count_energy(self, gpu: _Gpu, values: Mapping[str, float | None], dt: float, gap: bool) -> None:
+    def _count_energy(self, gpu: Gpu, values: Mapping[str, float | None], dt: float, gap: bool) -> None:
         """Add this tick's energy: from the driver's counter, or from the power where it has none."""
         counter, power = values.get("energy"), values.get("power")
         estimate = (power or 0.0) * dt
-        gpu.tick_j = 0.0
         source = "power" if counter is None else "counter"
         if counter is not None:
             if gpu.counter_j is None:
@@ -522,13 +501,18 @@ class Writer:
         elif gpu.counter_j is not None:
             # Only this reading failed: the counter's next one has it in it.
             gpu.tick_j = estimate
+            gpu.ahead_j += estimate
             return
         else:
             added = estimate
         gpu.energy_j += added
-        # What was taken while nobody looked is not this tick's.
-        gpu.tick_j = estimate if gap else added
         gpu.energy_from = source
+        # What has been shared out already is not shared out again.
+        rest = max(0.0, added - gpu.ahead_j)
+        gpu.ahead_j = max(0.0, gpu.ahead_j - added)
+        # What was taken while nobody looked is not this tick's.
+        gpu.tick_j = min(estimate, rest) if gap else rest
+        gpu.unrecorded_j = rest - gpu.tick_j
 
     def _take_processes(
         self,
@@ -540,16 +524,17 @@ class Writer:
         snapshot: Snapshot,
         identities: Mapping[int, ProcessIdentity],
         snapshots: list[Row],
-        moved: dict[tuple[int, int], _Use],
-    ) -> None:
+        moved: dict[tuple[int, int], Use],
+    ) -> dict[int, list[Use]]:
+        """Take in who is on the GPUs; the processes of each, by the GPU's id."""
         if abs(now - self._last_tick) > max(UNKNOWN_START_GRACE_S, 3 * self.interval_s):
             self._processes = {key: known for key, known in self._processes.items() if key[1] is not None}
             self._here = {}
-        seen: dict[tuple[int, str | None], tuple[int, _Ledger]] = {}
-        live: dict[tuple[int, int], _Use] = {}
-        here: dict[tuple[int, str], _Use] = {}
-        totals: dict[int, tuple[_Ledger, int | None]] = {}
-        on: dict[int, list[_Use]] = {}
+        seen: dict[tuple[int, str | None], tuple[int, Ledger]] = {}
+        live: dict[tuple[int, int], Use] = {}
+        here: dict[tuple[int, str], Use] = {}
+        totals: dict[int, tuple[Ledger, int | None]] = {}
+        on: dict[int, list[Use]] = {}
         for process in snapshot.processes:
             identity = identities.get(process.pid)
             place = (process.pid, process.gpu_uuid)
@@ -575,7 +560,9 @@ class Writer:
                 snapshots.append((now, *pair, *current, 1))
                 use.now, use.stored_at = current, now
             memory = current[0]
-            use.ledger.add(now, memory)
+            use.ledger.add(now, dt, memory)
+            if use.session is not None:
+                use.session.ledger.add(now, dt, memory)
             process_id, ledger = use.known
             if process_id in totals:
                 memory = _sum(totals[process_id][1], memory)
@@ -586,21 +573,19 @@ class Writer:
             else:
                 uses.append(use)
         for ledger, total in totals.values():
-            ledger.add(now, total)
+            ledger.add(now, dt, total)
         self._part(snapshot, now, seen, live, snapshots, moved)
         self._here = here
-        hour = now - now % HOUR_S
-        for uses in on.values():
-            _share_out(uses[0].gpu, uses, dt, hour)
+        return on
 
     def _part(
         self,
         snapshot: Snapshot,
         now: int,
-        seen: dict[tuple[int, str | None], tuple[int, _Ledger]],
-        live: dict[tuple[int, int], _Use],
+        seen: dict[tuple[int, str | None], tuple[int, Ledger]],
+        live: dict[tuple[int, int], Use],
         snapshots: list[Row],
-        moved: dict[tuple[int, int], _Use],
+        moved: dict[tuple[int, int], Use],
     ) -> None:
         """Part with what was there at the tick before and is not at this one."""
         answering = {self._gpus[reading.uuid].id for reading in snapshot.readings}
@@ -613,6 +598,7 @@ class Writer:
                 continue
             use.now = use.current = GONE
             use.reading = None
+            self._unload(use)
             moved[pair] = use
             snapshots.append((now, *pair, *GONE, 0))
         # Only what runs is kept in mind: memory does not grow with the history.
@@ -634,23 +620,59 @@ class Writer:
         host_id: int,
         process: ProcessReading,
         identity: ProcessIdentity | None,
-        seen: dict[tuple[int, str | None], tuple[int, _Ledger]],
-        moved: dict[tuple[int, int], _Use],
-    ) -> _Use:
+        seen: dict[tuple[int, str | None], tuple[int, Ledger]],
+        moved: dict[tuple[int, int], Use],
+    ) -> Use:
         """The process on its GPU, taken into the ledger if it is new there."""
         who = identity or ProcessIdentity(process.pid)
         key = (who.pid, who.start_key)
         known = seen.get(key) or self._processes.get(key) or self._find_or_add(connection, now, host_id, who)
-        if who.program is not NOTHING and self._running.get(known[0]) != who.program:
-            self._tell_program(connection, known[0], who)
+        program, program_id = self._running.get(known[0], NOBODY)
+        # What is still being asked for may be less than what is known of it from before.
+        waits = who.pending and program_id != UNKNOWN_PROGRAM
+        if who.program is not NOTHING and program != who.program and not waits:
+            self._tell_program(connection, now, known[0], who)
         gpu = self._gpus[process.gpu_uuid]
         pair = (known[0], gpu.id)
         use = self._live.get(pair)
         if use is None or use.kind != process.kind:
             use = self._know_pair(connection, now, known[0], gpu, process, use or moved.get(pair))
             moved[pair] = use
+        program, use.program_id = self._running.get(known[0], NOBODY)
+        if program is not NOTHING and not who.pending:
+            self._know_model(connection, now, use, program)
         use.identity, use.key, use.known = identity, key, known
         return use
+
+    def _know_model(self, connection: Connection, now: int, use: Use, program: Program) -> None:
+        """Begin, rename or end the session of the model that a server has on a GPU."""
+        model = program.model if program.category in SERVING else None
+        session = use.session
+        if model == (session.model if session else None):
+            return
+        if session is not None and model is not None and is_placeholder(session.model):
+            # The same model, whose name has become known.
+            connection.execute(
+                sa.update(model_sessions).where(model_sessions.c.id == session.id).values(model=model)
+            )
+            session.model = model
+            return
+        came = session is None and not use.has_served and now - use.first_seen <= LOADED_WITHIN_S
+        self._unload(use)
+        if model is not None:
+            ledger = replace(use.ledger) if came else Ledger(now)
+            row = {
+                **{"process_id": use.process_id, "gpu_id": use.gpu.id, "model": model, "active": 1},
+                "first_seen": use.first_seen if came else now,
+                **dict(zip(LEDGER, _ledger(ledger), strict=True)),
+            }
+            use.session = Session(_insert(connection, model_sessions, row), model, ledger)
+            use.has_served = True
+
+    def _unload(self, use: Use) -> None:
+        if use.session is not None:
+            self._unloaded.append(use.session)
+            use.session = None
 
     def _resume(self, connection: Connection) -> None:
         """Take up the processes that were on the GPUs at the newest tick before this recorder's first."""
@@ -658,26 +680,32 @@ class Writer:
         by_id = {gpu.id: gpu for gpu in self._gpus.values()}
         query = sa.select(process_gpus).where(process_gpus.c.active == 1, process_gpus.c.gpu_id.in_(list(by_id)))
         for row in connection.execute(query):
-            ledger = _Ledger(row.last_seen, row.max_memory, row.avg_memory, row.sample_count)
-            pair = (row.process_id, row.gpu_id)
-            self._live[pair] = _Use(row.process_id, by_id[row.gpu_id], row.kind, ledger)
+            use = _known_use(row, by_id[row.gpu_id])
+            self._live[use.pair] = use
         if self._live:
-            columns = (
-                gpu_processes.c.pid,
-                gpu_processes.c.start_key,
-                gpu_processes.c.id,
-                gpu_processes.c.last_seen,
-                gpu_processes.c.max_memory,
-                gpu_processes.c.avg_memory,
-                gpu_processes.c.sample_count,
-            )
             ids = {process_id for process_id, _ in self._live}
-            for row in connection.execute(sa.select(*columns).where(gpu_processes.c.id.in_(ids))):
-                ledger = _Ledger(row.last_seen, row.max_memory, row.avg_memory, row.sample_count)
-                self._processes[row.pid, row.start_key] = (row.id, ledger)
+            for row in connection.execute(sa.select(gpu_processes).where(gpu_processes.c.id.in_(ids))):
+                self._processes[row.pid, row.start_key] = (row.id, _known_ledger(row))
+                self._running[row.id] = (NOTHING, row.program_id or UNKNOWN_PROGRAM)
+            for use in self._live.values():
+                use.program_id = self._running.get(use.process_id, NOBODY)[1]
+            self._resume_sessions(connection)
             self._catch_up(connection, by_id)
 
-    def _catch_up(self, connection: Connection, by_id: dict[int, _Gpu]) -> None:
+    def _resume_sessions(self, connection: Connection) -> None:
+        query = sa.select(model_sessions).where(
+            model_sessions.c.active == 1,
+            model_sessions.c.process_id.in_({process_id for process_id, _ in self._live}),
+        )
+        for row in connection.execute(query):
+            session = Session(row.id, row.model, _known_ledger(row))
+            use = self._live.get((row.process_id, row.gpu_id))
+            if use is None or use.session is not None:
+                self._unloaded.append(session)
+            else:
+                use.session, use.has_served = session, True
+
+    def _catch_up(self, connection: Connection, by_id: dict[int, Gpu]) -> None:
         """Add the ticks that a killed recorder had written, and not settled, to the ledger."""
         settled = min(use.ledger.last_seen for use in self._live.values())
         if settled >= self._last_tick:
@@ -700,7 +728,7 @@ class Writer:
             .order_by(time)
         )
         states = list(connection.execute(query))
-        uses: dict[tuple[int, int], _Use] = {}
+        uses: dict[tuple[int, int], Use] = {}
         ledgers = dict(self._processes.values())
         energy: dict[int, float] = {}
         place, before = 0, None
@@ -715,9 +743,7 @@ class Writer:
                 use = self._live.get(pair)
                 if use is None:
                     # It has ended since, and is settled; but it had its part of the GPU.
-                    use = uses.get(pair) or _Use(
-                        row.process_id, by_id[row.gpu_id], "", _Ledger(now, None, None, 0)
-                    )
+                    use = uses.get(pair) or Use(row.process_id, by_id[row.gpu_id], "", Ledger(now), Work())
                 use.now = tuple(getattr(row, key) for key in PROCESS_KEYS)
                 uses[pair] = use
             dt = (
@@ -729,7 +755,7 @@ class Writer:
             totals: dict[int, int | None] = {}
             for gpu_id, joules, power, utilization in ticks[now]:
                 gpu = by_id[gpu_id]
-                gpu.utilization = utilization or 0.0
+                gpu.utilization = utilization
                 known = energy.get(gpu_id)
                 gpu.tick_j = (power or 0.0) * dt if known is None or joules is None else joules - known
                 if joules is not None:
@@ -738,24 +764,23 @@ class Writer:
                 late = [
                     use for use in here if use.ledger.last_seen < now and (use.process_id, gpu_id) in self._live
                 ]
-                _share_out(gpu, here, dt, now - now % HOUR_S, only=late)
+                share_out(gpu, here, now, dt, self.idle_after_s, only=late)
                 for use in late:
-                    use.ledger.add(now, use.now[0])
-                    totals[use.process_id] = _sum(totals.get(use.process_id), use.now[0])
+                    memory = use.now[MEMORY]
+                    use.ledger.add(now, dt, memory)
+                    if use.session is not None:
+                        use.session.ledger.add(now, dt, memory)
+                    totals[use.process_id] = _sum(totals.get(use.process_id), memory)
             for process_id, total in totals.items():
                 if ledgers[process_id].last_seen < now:
-                    ledgers[process_id].add(now, total)
+                    ledgers[process_id].add(now, dt, total)
 
     def _find_or_add(
         self, connection: Connection, now: int, host_id: int, identity: ProcessIdentity
-    ) -> tuple[int, _Ledger]:
+    ) -> tuple[int, Ledger]:
         same = sa.and_(gpu_processes.c.host_id == host_id, gpu_processes.c.pid == identity.pid)
         query = sa.select(
-            gpu_processes.c.id,
-            gpu_processes.c.last_seen,
-            gpu_processes.c.max_memory,
-            gpu_processes.c.avg_memory,
-            gpu_processes.c.sample_count,
+            gpu_processes.c.id, gpu_processes.c.program_id, *(gpu_processes.c[name] for name in LEDGER)
         )
         if identity.start_key is not None:
             query = query.where(same, gpu_processes.c.start_key == identity.start_key)
@@ -768,8 +793,10 @@ class Writer:
             )
         found = connection.execute(query.limit(1)).first()
         if found is not None:
-            stored = _Ledger(found.last_seen, found.max_memory, found.avg_memory, found.sample_count)
-            return int(found.id), self._ended.pop(found.id, None) or stored
+            if found.id not in self._running:
+                self._running[found.id] = (NOTHING, found.program_id or UNKNOWN_PROGRAM)
+            return int(found.id), self._ended.pop(found.id, None) or _known_ledger(found)
+        program_id = _program_id(connection, now, identity.program)
         row = {
             "host_id": host_id,
             "pid": identity.pid,
@@ -777,32 +804,37 @@ class Writer:
             "start_time": identity.start_time,
             "name": identity.name,
             "username": identity.user,
-            "program_id": _program_id(connection, identity.program),
+            "program_id": program_id or None,
             "first_seen": now,
             "last_seen": now,
             "sample_count": 0,
         }
         process_id = _insert(connection, gpu_processes, row)
-        self._running[process_id] = identity.program
-        return process_id, _Ledger(now, None, None, 0)
+        self._running[process_id] = (identity.program, program_id)
+        return process_id, Ledger(now)
 
-    def _tell_program(self, connection: Connection, process_id: int, identity: ProcessIdentity) -> None:
+    def _tell_program(self, connection: Connection, now: int, process_id: int, identity: ProcessIdentity) -> None:
         """More is known now of what a process runs, or this recorder has found it running."""
-        facts: dict[str, object] = {"program_id": _program_id(connection, identity.program)}
+        program_id = _program_id(connection, now, identity.program)
+        before = self._running.get(process_id, NOBODY)[1]
+        if before not in (program_id, UNKNOWN_PROGRAM):
+            # Hours that are kept speak of it still.
+            connection.execute(sa.update(programs).where(programs.c.id == before).values(last_used=now))
+        facts: dict[str, object] = {"program_id": program_id or None}
         if identity.name is not None:
             facts["name"] = identity.name
         connection.execute(sa.update(gpu_processes).where(gpu_processes.c.id == process_id).values(facts))
-        self._running[process_id] = identity.program
+        self._running[process_id] = (identity.program, program_id)
 
     def _know_pair(
         self,
         connection: Connection,
         now: int,
         process_id: int,
-        gpu: _Gpu,
+        gpu: Gpu,
         process: ProcessReading,
-        use: _Use | None,
-    ) -> _Use:
+        use: Use | None,
+    ) -> Use:
         same = sa.and_(process_gpus.c.process_id == process_id, process_gpus.c.gpu_id == gpu.id)
         known = connection.execute(sa.select(process_gpus).where(same)).first()
         if known is None:
@@ -814,16 +846,18 @@ class Writer:
                 "last_seen": now,
                 "sample_count": 0,
                 "active": 1,
+                "last_busy": now,
             }
             connection.execute(process_gpus.insert(), row)
-            return _Use(process_id, gpu, process.kind, _Ledger(now, None, None, 0))
+            return Use(process_id, gpu, process.kind, Ledger(now), Work(last_busy=now), first_seen=now)
         if known.kind != process.kind:
             connection.execute(sa.update(process_gpus).where(same).values(kind=process.kind))
         if use is not None:
             use.kind = process.kind
             return use
-        ledger = _Ledger(known.last_seen, known.max_memory, known.avg_memory, known.sample_count)
-        return _Use(process_id, gpu, process.kind, ledger)
+        found = _known_use(known, gpu)
+        found.kind = process.kind
+        return found
 
 
 _ENERGY = TICK_COLUMNS.index("energy")
@@ -833,35 +867,6 @@ _TICK = itemgetter(*TICK_COLUMNS)
 def longest_step(interval_s: float) -> float:
     """The longest time between two ticks that is not a gap."""
     return max(GAP_INTERVALS * interval_s, interval_s + 2)
-
-
-def _share_out(gpu: _Gpu, uses: list[_Use], dt: float, hour: int, only: list[_Use] | None = None) -> None:
-    """Give each process (or `only` some) its part of the GPU's time and energy; what is left over is idle."""
-    told = [use.now[1] for use in uses]
-    estimated = int(all(share is None for share in told))
-    if estimated:
-        # The driver does not tell processes apart: by the memory that they hold.
-        held = sum(use.now[0] or 0 for use in uses)
-        parts = [gpu.utilization / 100 * (use.now[0] or 0) / held if held else 0.0 for use in uses]
-    else:
-        whole = max(100, sum(share or 0 for share in told))
-        parts = [(share or 0) / whole for share in told]
-    for use, part in zip(uses, parts, strict=True):
-        if only is not None and use not in only:
-            continue
-        used = use.hours.get(hour)
-        if used is None:
-            used = use.hours[hour] = _Hour()
-        memory = use.now[0]
-        used.seconds += dt
-        if part:
-            used.busy_s += part * dt
-            used.energy_j += part * gpu.tick_j
-        used.estimated |= estimated
-        if memory is not None:
-            used.memory_mib_s += memory * dt
-            if used.max_memory is None or memory > used.max_memory:
-                used.max_memory = memory
 
 
 def _newest_tick(connection: Connection, host_id: int) -> int:
@@ -879,16 +884,44 @@ def _sum(total: int | None, more: int | None) -> int | None:
     return total if more is None else (total or 0) + more
 
 
-def _program_id(connection: Connection, program: Program) -> int | None:
-    """The row of a program, made when it is the first of its kind; None where nothing is known."""
+def _ledger(ledger: Ledger) -> tuple[Any, ...]:
+    return ledger.last_seen, ledger.max_memory, ledger.avg_memory, ledger.sample_count, ledger.seconds
+
+
+def _known_ledger(row: Any) -> Ledger:
+    return Ledger(row.last_seen, row.max_memory, row.avg_memory, row.sample_count, row.seconds or 0.0)
+
+
+def _work(work: Work) -> tuple[Any, ...]:
+    return (
+        *(round(work.busy_s, 3), float(round(work.energy_j)), work.sm_percent_s, work.sm_told_s),
+        *(work.max_sm, work.estimated, work.last_busy),
+    )
+
+
+def _known_use(row: Any, gpu: Gpu) -> Use:
+    work = Work(**{name: getattr(row, name) for name in WORK})
+    work.last_busy = work.last_busy or row.last_seen
+    return Use(row.process_id, gpu, row.kind, _known_ledger(row), work, first_seen=row.first_seen)
+
+
+def _usage(gpu: Gpu) -> Row:
+    """Its row of gpu_usage, rounded to take little space."""
+    return (gpu.hour, gpu.id, *(round(getattr(gpu.used, name), 0 if name.endswith("_j") else 1) for name in USAGE))
+
+
+def _program_id(connection: Connection, now: int, program: Program) -> int:
+    """The row of a program, made when it is the first of its kind."""
     if program == NOTHING:
-        return None
+        return UNKNOWN_PROGRAM
     values = {name: getattr(program, name) for name in PROGRAM_COLUMNS}
     digest = hashlib.blake2b(repr(list(values.values())).encode("utf-8", "replace"), digest_size=16).hexdigest()
     # Held until the transaction ends: retention deletes programs that nobody runs.
     query = sa.select(programs.c.id).where(programs.c.digest == digest).with_for_update(read=True, key_share=True)
     known = connection.execute(query).scalar()
-    return _insert(connection, programs, {"digest": digest, **values}) if known is None else int(known)
+    if known is not None:
+        return int(known)
+    return _insert(connection, programs, {"digest": digest, "last_used": now, **values})
 
 
 def _insert(connection: Connection, table: sa.Table, row: dict[str, Any]) -> int:
