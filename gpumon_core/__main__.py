@@ -18,6 +18,9 @@ from gpumon_core.settings import Settings, SettingsError, check_data_dir, load, 
 from gpumon_core.store.database import DatabaseError
 from gpumon_core.telemetry.records import SourceUnavailable
 
+# So long `snapshot` waits for what servers and container engines say.
+PATIENCE_S = 2.0
+
 
 def record(settings: Settings, _: argparse.Namespace) -> int:
     """Record without a server, until SIGTERM or Ctrl-C."""
@@ -45,7 +48,7 @@ def snapshot(settings: Settings, arguments: argparse.Namespace) -> int:
         print(f"gpumon: {error}. These GPUs are simulated. {error.remedy}", file=sys.stderr)
         chosen = observer.SimulatedObserver(settings)
     try:
-        taken, identities = chosen.observe()
+        taken, identities = chosen.observe_once(PATIENCE_S)
     finally:
         chosen.close()
     if arguments.json:

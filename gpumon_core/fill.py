@@ -75,7 +75,7 @@ def fill(
     )
     done, ticks, forgotten = 0.0, 0, 0.0
     for piece in pieces:
-        writer = Writer(engine, settings.host_name, source.name, piece.step_s)
+        writer = Writer(engine, settings.host_name, source.name, piece.step_s, 60 * settings.idle_minutes)
         rolled = piece.start
         for batch in _batches(source, attribution, piece):
             ticks += writer.write_all(batch)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.settings import Settings
 from gpumon_core.telemetry.records import Snapshot, Source
+
+if TYPE_CHECKING:
+    from gpumon_core.attribution.inquirer import Inquirer
 
 Attributed = tuple[Snapshot, dict[int, ProcessIdentity]]
 
@@ -28,9 +31,10 @@ class Attribution(Protocol):
 class Observer:
     """Takes attributed snapshots."""
 
-    def __init__(self, source: Source, attribution: Attribution) -> None:
+    def __init__(self, source: Source, attribution: Attribution, inquirer: Inquirer | None = None) -> None:
         self.source = source
         self._attribution = attribution
+        self._inquirer = inquirer
         # By PID: who is nameless to the attribution, and who it is with the driver's name.
         self._named: dict[int, tuple[ProcessIdentity, ProcessIdentity]] = {}
 
@@ -50,7 +54,17 @@ class Observer:
                 named[pid] = known
                 identities[pid] = known[1]
         self._named = named
-        return snapshot, identities
+        return snapshot, self._learned(snapshot, identities)
+
+    def observe_once(self, patience_s: float) -> Attributed:
+        """One snapshot for somebody who looks only once: what others say of its processes is waited for."""
+        snapshot, identities = self.observe()
+        if self._inquirer is not None:
+            self._inquirer.wait(patience_s)
+        return snapshot, self._learned(snapshot, identities)
+
+    def _learned(self, snapshot: Snapshot, identities: dict[int, ProcessIdentity]) -> dict[int, ProcessIdentity]:
+        return identities if self._inquirer is None else self._inquirer.add(identities, snapshot.processes)
 
     def past(self, start: float, end: float, step_s: float) -> Iterator[Attributed]:
         """The snapshots of a time gone by, where the source can tell: a driver cannot."""
@@ -58,6 +72,8 @@ class Observer:
 
     def close(self) -> None:
         """Give back what the source and the attribution hold."""
+        if self._inquirer is not None:
+            self._inquirer.close()
         self.source.close()
         self._attribution.close()
 
@@ -83,9 +99,13 @@ class SimulatedObserver(Observer):
 def real(settings: Settings) -> Observer:
     """This machine's GPUs. Raises SourceUnavailable."""
     from gpumon_core.attribution.describe import Describer
+    from gpumon_core.attribution.inquirer import Inquirer
     from gpumon_core.attribution.local import LocalAttribution
     from gpumon_core.attribution.rules import Rules
     from gpumon_core.telemetry.nvml import NvmlSource
 
-    describer = Describer(commands=settings.commands, rules=Rules.load(settings.rules))
-    return Observer(NvmlSource(settings.host_name), LocalAttribution(describer=describer))
+    describer = Describer(commands=settings.commands, rules=Rules.load(settings.rules), ask=settings.ask_servers)
+    source = NvmlSource(settings.host_name)
+    socket = None if settings.container_socket is None else str(settings.container_socket)
+    inquirer = Inquirer(container_socket=socket) if settings.ask_servers else None
+    return Observer(source, LocalAttribution(describer=describer), inquirer)

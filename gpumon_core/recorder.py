@@ -130,7 +130,8 @@ class _Recording:
     def go_on(self, engine: Engine) -> None:
         """Write into another database from now on; what waits goes there too."""
         self.engine = engine
-        self._writer = Writer(engine, self._writer.host, self._writer.source, self._writer.interval_s)
+        before = self._writer
+        self._writer = Writer(engine, before.host, before.source, before.interval_s, before.idle_after_s)
 
     def roll_up(self, stopping: threading.Event) -> None:
         """Bring the coarser resolutions up to date. Raises SQLAlchemyError."""
@@ -300,7 +301,13 @@ class Recorder:
             observer.close()
             lock.release()
             raise
-        writer = Writer(engine, self._settings.host_name, observer.source.name, self._settings.interval)
+        writer = Writer(
+            engine,
+            self._settings.host_name,
+            observer.source.name,
+            self._settings.interval,
+            60 * self._settings.idle_minutes,
+        )
         self._recording = _Recording(observer, engine, writer, lock, self._pulse)
         self._set(role="recording", recording=None)
         log.info(

@@ -91,6 +91,37 @@ class Settings(BaseSettings):
         Path | None,
         Field(description="your file of further workload rules and secrets to mask: see docs/workloads.md"),
     ] = None
+    ask_servers: Annotated[
+        bool,
+        Field(
+            description="`true` or `false`: whether local model servers (Ollama, vLLM, ...) are asked which model "
+            "they have loaded, and container engines for a container's name"
+        ),
+    ] = True
+    container_socket: Annotated[
+        Path | None,
+        Field(description="socket of the container engine, where it is not Docker's or Podman's usual one"),
+    ] = None
+    idle_minutes: Annotated[
+        float,
+        Field(
+            ge=1,
+            le=1440,
+            description="a process that does nothing for so many minutes holds its memory idle, 1 to 1440",
+        ),
+    ] = 10
+    price_per_kwh: Annotated[
+        float | None, Field(ge=0, le=1e6, description="price of a kilowatt-hour; without one no cost is shown")
+    ] = None
+    price_per_gpu_hour: Annotated[
+        float | None, Field(ge=0, le=1e6, description="price of an hour of a GPU that is busy, beside its energy")
+    ] = None
+    currency: Annotated[
+        str,
+        Field(
+            min_length=1, max_length=8, pattern=r"^\S+$", description="currency of these prices: a code or a sign"
+        ),
+    ] = "EUR"
     demo_gpus: Annotated[int, Field(ge=1, le=64, description="how many GPUs to simulate, 1 to 64")] = 4
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,8 +11,9 @@ from typing import Literal
 
 from gpumon_core.attribution import names, rules
 from gpumon_core.attribution.cgroups import placement
+from gpumon_core.attribution.endpoints import address_of
 from gpumon_core.attribution.files import read
-from gpumon_core.attribution.records import NOTHING, Program
+from gpumon_core.attribution.records import NOTHING, Ask, Program
 from gpumon_core.attribution.rules import Rules
 from gpumon_core.attribution.secrets import Mask
 
@@ -19,6 +21,12 @@ Commands = Literal["full", "masked", "name", "off"]
 # So much of a command line and of any other text is kept.
 LONGEST_COMMAND = 4096
 LONGEST_TEXT = 1024
+# Engines that call containers by a name of people's, and those that can be asked for it.
+NAMED = ("lxc", "systemd-nspawn")
+ENGINES = ("docker", "podman", "containerd", "cri-o")
+BLOB = re.compile(r"/.+/blobs/sha256-[0-9a-f]{64}")
+# A server's processes of which the arguments are looked at, from the one on the GPU upwards.
+LONGEST_FAMILY = 4
 # A chain of parents longer than this is cut at its upper end.
 LONGEST_CHAIN = 12
 # Where a pod's namespace stands in its containers:
@@ -27,28 +35,38 @@ NAMESPACE_FILE = "root/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
 
 class Describer:
-    """Reads what there is to know about a process. `commands` is how much of it may be kept (GPUMON_COMMANDS)."""
+    """Reads what there is to know about a process. `commands` is how much of it may be kept (GPUMON_COMMANDS), and
+    `ask` whether others may be asked for more (GPUMON_ASK_SERVERS)."""
 
-    def __init__(self, proc: str = "/proc", commands: Commands = "masked", rules: Rules | None = None) -> None:
+    def __init__(
+        self,
+        proc: str = "/proc",
+        commands: Commands = "masked",
+        rules: Rules | None = None,
+        ask: bool = True,
+    ) -> None:
         self._proc = proc
+        self._asks = ask
         self._commands = commands
         self._rules = rules if rules is not None else Rules.load()
         self._mask = Mask(self._rules.secrets)
 
-    def describe(self, pid: int, comm: str, parent: int) -> tuple[str, Program]:
-        """A process's readable name and all else about it; never raises for what may not be read."""
+    def describe(self, pid: int, comm: str, parent: int) -> tuple[str, Program, Ask | None]:
+        """A process's readable name, all else about it, and who can be asked for more; never raises for what
+        may not be read."""
         folder = f"{self._proc}/{pid}"
         placed = placement(_text(read(f"{folder}/cgroup")))
         program = replace(
             NOTHING,
             container_engine=placed.container_engine,
             container_id=placed.container_id,
+            container_name=placed.container_id if placed.container_engine in NAMED else None,
             unit=placed.unit,
             job_id=placed.slurm_job,
             parents=self._parents(parent),
         )
         if self._commands == "off":
-            return names.readable(comm, ()), program
+            return names.readable(comm, ()), program, self._ask(pid, program)
         arguments = _arguments(read(f"{folder}/cmdline"))
         environment = _environment(read(f"{folder}/environ"))
         executable = _link(f"{folder}/exe")
@@ -56,9 +74,11 @@ class Describer:
         if self._commands != "full":
             # A process may call itself anything: a title is as good a place for a password as an argument.
             name = self._mask.text(name)
-        workload = self._rules.identify(
-            rules.Program(names.readable(comm, arguments), executable, tuple(arguments), environment)
-        )
+        looked_at = rules.Program(names.readable(comm, arguments), executable, tuple(arguments), environment)
+        workload = self._rules.identify(looked_at)
+        family = [(pid, looked_at)]
+        if workload is not None:
+            workload = self._with_family(workload, parent, family)
         job_id = placed.slurm_job or environment.get("SLURM_JOB_ID")
         in_pod = placed.pod_uid is not None or "KUBERNETES_SERVICE_HOST" in environment
         program = replace(
@@ -73,14 +93,70 @@ class Describer:
             category=workload.category if workload else None,
             model=_short(self._mask.text(workload.model)) if workload and workload.model else None,
         )
+        ask = self._ask(pid, program, workload, family)
         if self._commands == "name":
-            return name, program
-        return name, replace(
+            return name, program, ask
+        program = replace(
             program,
             command=self._command(arguments),
             working_directory=_short(_link(f"{folder}/cwd")),
             # Jupyter names the notebook to its kernel: https://github.com/jupyter-server/jupyter_server/pull/679
             notebook=_short(environment.get("JPY_SESSION_NAME")),
+        )
+        return name, program, ask
+
+    def _with_family(
+        self, workload: rules.Workload, parent: int, family: list[tuple[int, rules.Program]]
+    ) -> rules.Workload:
+        """Add to the family those above that are of the same workload: a server's worker has often no more than a
+        title, and its launcher the arguments."""
+        while parent > 1 and len(family) < LONGEST_FAMILY:
+            stat = read(f"{self._proc}/{parent}/stat")
+            if not stat:
+                break
+            comm, fields = split_stat(stat)
+            arguments = _arguments(read(f"{self._proc}/{parent}/cmdline"))
+            environment = _environment(read(f"{self._proc}/{parent}/environ"))
+            above = rules.Program(
+                names.readable(comm, arguments), _link(f"{self._proc}/{parent}/exe"), tuple(arguments), environment
+            )
+            theirs = self._rules.identify(above)
+            if theirs is None or theirs.name != workload.name:
+                break
+            family.append((parent, above))
+            workload = replace(workload, model=workload.model or theirs.model)
+            parent = int(fields[1])
+        return workload
+
+    def _ask(
+        self,
+        pid: int,
+        program: Program,
+        workload: rules.Workload | None = None,
+        family: Sequence[tuple[int, rules.Program]] = (),
+    ) -> Ask | None:
+        if not self._asks:
+            return None
+        endpoint = workload.endpoint if workload is not None else None
+        address = None
+        if endpoint is not None:
+            # Whoever has the port among the arguments is the one that listens: the launcher knows best.
+            arguments = [text for _, member in reversed(family) for text in member.arguments]
+            environment = {key: text for _, member in reversed(family) for key, text in member.environment.items()}
+            address = address_of(endpoint, pid, arguments, environment, self._proc)
+        named = program.container_engine in ENGINES and program.container_id is not None
+        if address is None and not named:
+            return None
+        blob = next(
+            (found[0] for _, member in family for text in member.arguments if (found := BLOB.search(text))), None
+        )
+        return Ask(
+            endpoint=endpoint if address is not None else None,
+            address=address,
+            container=(program.container_engine or "", program.container_id or "") if named else None,
+            blob=blob,
+            root=f"{self._proc}/{pid}/root",
+            proc=self._proc,
         )
 
     def _command(self, arguments: Sequence[str]) -> str | None:

@@ -97,7 +97,7 @@ class LocalAttribution:
         start_key = f"{self._boot}:{start_ticks}"
         if known is not None and known.start_key == start_key:
             return known
-        name, program = self._describer.describe(pid, comm, int(fields[1]))
+        name, program, ask = self._describer.describe(pid, comm, int(fields[1]))
         return ProcessIdentity(
             pid=pid,
             start_key=start_key,
@@ -105,6 +105,8 @@ class LocalAttribution:
             name=name,
             user=self._user(pid),
             program=program,
+            pending=ask is not None,
+            ask=ask,
         )
 
     def _user(self, pid: int) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,37 @@ def is_placeholder(model: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a kind of server says what it serves: a rule's `endpoint`.
+
+    `models` is the way to the names in the answer's JSON ("data.0.id", "models.*.name"). Its port stands
+    behind the `option`, in the variable `environment`, or is `port`. Of several GPU processes behind one
+    Ollama each has one of the models: `runners` says so.
+    """
+
+    path: str
+    models: str
+    port: int | None = None
+    option: str | None = None
+    environment: str | None = None
+    runners: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ask:
+    """What others can be asked about a process: a server at `address` what it serves, an engine how the
+    container (engine, id) is called. `blob` is the model's file as an Ollama runner names it, `root` the root of
+    the file system that it means, and `proc` where processes are looked up."""
+
+    endpoint: Endpoint | None = None
+    address: tuple[str, int] | None = None
+    container: tuple[str, str] | None = None
+    blob: str | None = None
+    root: str = ""
+    proc: str = "/proc"
+
+
+@dataclass(frozen=True, slots=True)
 class ProcessIdentity:
     """A process that cannot be confused with another.
 
@@ -52,7 +83,7 @@ class ProcessIdentity:
     process's start in clock ticks since that boot, which no clock change can move. It is None
     where the process table may not be read; `start_time` (UTC seconds) is None then too. `name` is
     what people call it: of `python train.py` it is "train.py". While `pending`, more of what it runs is
-    being asked for.
+    being asked for; `ask` says whom.
     """
 
     pid: int
@@ -62,3 +93,4 @@ class ProcessIdentity:
     user: str | None = None
     program: Program = NOTHING
     pending: bool = False
+    ask: Ask | None = field(default=None, compare=False, repr=False)

@@ -13,6 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from gpumon_core.attribution.records import Endpoint
+
 BUILT_IN = Path(__file__).with_name("workloads.toml")
 CATEGORIES = (
     *("inference", "training", "image generation", "notebook", "rendering"),
@@ -43,11 +45,12 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What a program is, its category, and the model as its command line names it."""
+    """What a program is, its category, the model as its command line names it, and who can be asked for it."""
 
     name: str
     category: str
     model: str | None = None
+    endpoint: Endpoint | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class _Rule:
     texts: tuple[tuple[str, re.Pattern[str]], ...]
     environment: tuple[tuple[str, re.Pattern[str]], ...]
     ways: tuple[tuple[str, str], ...]
+    endpoint: Endpoint | None
 
 
 class Rules:
@@ -86,7 +90,7 @@ class Rules:
             ) and all(
                 pattern.search(program.environment.get(variable, "")) for variable, pattern in rule.environment
             ):
-                return Workload(rule.name, rule.category, _model(rule, program))
+                return Workload(rule.name, rule.category, _model(rule, program), rule.endpoint)
         return None
 
 
@@ -153,7 +157,7 @@ def _read(path: Path) -> tuple[list[_Rule], tuple[str, ...]]:
 
 
 def _rule(place: str, entry: Mapping[str, Any]) -> _Rule:
-    _known(place, entry, ("name", "category", "match", "model"))
+    _known(place, entry, ("name", "category", "match", "model", "endpoint"))
     name, category = entry.get("name"), entry.get("category", "other")
     if not isinstance(name, str) or not name:
         raise RulesError(f"{place}: name must be a text")
@@ -176,7 +180,31 @@ def _rule(place: str, entry: Mapping[str, Any]) -> _Rule:
         tuple((key, _pattern(place, match[key])) for key in CONDITIONS[:-1] if key in match),
         tuple((variable, _pattern(place, text)) for variable, text in environment.items()),
         tuple(_way(place, way) for way in ways),
+        _endpoint(place, entry["endpoint"]) if "endpoint" in entry else None,
     )
+
+
+def _endpoint(place: str, table: object) -> Endpoint:
+    if not isinstance(table, dict):
+        raise RulesError(f"{place}: endpoint must be a table with path, models, and port, option or environment")
+    _known(f"{place}, endpoint", table, ("path", "models", "port", "option", "environment", "runners"))
+    for key in ("path", "models", "option", "environment"):
+        if key in table and not (isinstance(table[key], str) and table[key].isprintable()):
+            raise RulesError(f"{place}: endpoint's {key} must be a text")
+    if not re.fullmatch(r"/[!-~]*", table.get("path", "")):
+        raise RulesError(f"{place}: endpoint's path must begin with / and have no blanks")
+    if "models" not in table:
+        raise RulesError(
+            f'{place}: endpoint must say where in the answer the models stand, as models = "data.0.id"'
+        )
+    port = table.get("port")
+    if port is not None and not (type(port) is int and 0 < port < 65536):
+        raise RulesError(f"{place}: endpoint's port must be a number from 1 to 65535")
+    if type(table.get("runners", False)) is not bool:
+        raise RulesError(f"{place}: endpoint's runners must be true or false")
+    if not any(key in table for key in ("port", "option", "environment")):
+        raise RulesError(f"{place}: endpoint must name its port, or an option or variable in which it stands")
+    return Endpoint(**table)
 
 
 def _way(place: str, way: object) -> tuple[str, str]:

@@ -1,0 +1,94 @@
+"""A container's name and image: from its engine's socket, or from the file that its runtime runs it by.
+
+Nothing of this is required: what may not be read stays unknown. Sources: Docker's Engine API (Podman's is
+compatible), /containers/{id}/json; the OCI runtime specification, config.json; the annotations of containerd's
+and CRI-O's Kubernetes parts (pkg/annotations).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from typing import Any
+
+from gpumon_core.attribution.endpoints import get_over_socket, values_at
+from gpumon_core.attribution.files import read
+
+ID = re.compile(r"[0-9a-f]{64}")
+SOCKETS = {
+    "docker": ("/var/run/docker.sock",),
+    "podman": ("/run/podman/podman.sock", "/run/user/{uid}/podman/podman.sock"),
+}
+CONFIGS = (
+    "/run/containerd/io.containerd.runtime.v2.task/{namespace}/{id}/config.json",
+    "/run/containers/storage/overlay-containers/{id}/userdata/config.json",
+    "/var/lib/containers/storage/overlay-containers/{id}/userdata/config.json",
+)
+NAMESPACES = ("k8s.io", "default", "moby")
+# What the annotations of a container's file are here; the first that is there.
+ANNOTATIONS = {
+    "container_name": ("io.kubernetes.cri.container-name", "io.kubernetes.container.name", "nerdctl/name"),
+    "container_image": ("io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName"),
+    "pod": ("io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name"),
+    "namespace": ("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace"),
+}
+# The same of Docker's labels.
+LABELS = {"pod": "io.kubernetes.pod.name", "namespace": "io.kubernetes.pod.namespace"}
+
+
+def facts_of(engine: str, container: str, uid: int, extra_socket: str | None = None) -> dict[str, str]:
+    """What can be told of a container, by the fields of attribution.records.Program; {} where nothing."""
+    if ID.fullmatch(container) is None:
+        return {}
+    sockets = [place.format(uid=uid) for place in SOCKETS.get(engine, ())]
+    if extra_socket is not None:
+        sockets.insert(0, extra_socket)
+    for place in sockets:
+        try:
+            return _from_engine(get_over_socket(place, f"/containers/{container}/json"))
+        except (OSError, ValueError):
+            continue
+    return _from_config(container)
+
+
+def _from_engine(answer: Any) -> dict[str, str]:
+    found = {
+        "container_name": _text(values_at(answer, "Name")).removeprefix("/"),
+        "container_image": _text(values_at(answer, "Config.Image")),
+    }
+    # Labels have dots in their names, which a way takes for steps.
+    labels = next((labels for labels in values_at(answer, "Config.Labels") if isinstance(labels, dict)), {})
+    found |= {field: _text([labels.get(label)]) for field, label in LABELS.items()}
+    return {field: text for field, text in found.items() if text}
+
+
+def _from_config(container: str) -> dict[str, str]:
+    for pattern in CONFIGS:
+        for namespace in NAMESPACES if "{namespace}" in pattern else ("",):
+            content = read(pattern.format(namespace=namespace, id=container))
+            if content is None:
+                continue
+            try:
+                annotations = json.loads(content).get("annotations") or {}
+            except (ValueError, AttributeError):
+                continue
+            if isinstance(annotations, dict):
+                found = {
+                    field: _text([annotations[key] for key in keys if key in annotations])
+                    for field, keys in ANNOTATIONS.items()
+                }
+                return {field: text for field, text in found.items() if text}
+    return {}
+
+
+def _text(values: list[Any]) -> str:
+    return next((value for value in values if isinstance(value, str)), "")
+
+
+def owner(pid: int, proc: str = "/proc") -> int:
+    """The user id that a process runs as, as far as its folder tells."""
+    try:
+        return os.stat(f"{proc}/{pid}").st_uid
+    except OSError:
+        return 0

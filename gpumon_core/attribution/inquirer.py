@@ -1,0 +1,212 @@
+"""Learns off the tick's path what takes asking: which model a server has loaded, how a container is called.
+
+One thread asks; a tick only hands it who is there, and takes what it has learned so far.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gpumon_core.attribution import containers, endpoints, ollama
+from gpumon_core.attribution.records import Ask, ProcessIdentity
+from gpumon_core.attribution.rules import tidy
+from gpumon_core.telemetry.records import ProcessReading
+
+log = logging.getLogger(__name__)
+
+# A server is asked again so often; and at once when its memory has changed by so much, which is what loading
+# and dropping a model looks like.
+EVERY_S = 60.0
+CHANGE_MIB = 128
+# One that does not answer (it may be loading) is asked again after these seconds, doubling.
+FIRST_RETRY_S = 2.0
+LAST_RETRY_S = 120.0
+LONGEST_TEXT = 256
+
+FAILURES = (OSError, ValueError, RecursionError)
+_UNKNOWN: Any = object()
+
+
+@dataclass(slots=True, eq=False)
+class _Subject:
+    """A process that something is asked about."""
+
+    pid: int
+    ask: Ask
+    due: float = 0.0
+    retry_s: float = FIRST_RETRY_S
+    memory_mib: int | None = None
+    memory_asked_mib: int | None = None
+    container: Mapping[str, str] | None = None
+    model: Any = _UNKNOWN
+    # Fields of Program that are known; None before the first answer. Always replaced, never changed.
+    facts: Mapping[str, str | None] | None = None
+    # The identity it was given, what was known then, and what became of them.
+    merged: tuple[ProcessIdentity, Mapping[str, str | None], ProcessIdentity] | None = None
+
+
+class Inquirer:
+    """Completes identities with what it learns. `add` and `close` belong to the recorder's thread."""
+
+    def __init__(self, every_s: float = EVERY_S, container_socket: str | None = None) -> None:
+        self._every_s = every_s
+        self._container_socket = container_socket
+        self._subjects: dict[int, _Subject] = {}
+        self._wake = threading.Condition()
+        self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def add(
+        self, identities: dict[int, ProcessIdentity], processes: Iterable[ProcessReading]
+    ) -> dict[int, ProcessIdentity]:
+        """The identities with what is known by now; never waits. Those with an `ask` are asked about hence."""
+        asking = {pid: identity for pid, identity in identities.items() if identity.ask is not None}
+        if not asking and not self._subjects:
+            return identities
+        memory: dict[int, int] = {}
+        for process in processes:
+            if process.pid in asking and process.memory_mib is not None:
+                memory[process.pid] = memory.get(process.pid, 0) + process.memory_mib
+        subjects = {}
+        wake = False
+        for pid, identity in asking.items():
+            subject = self._subjects.get(pid)
+            if subject is None or subject.ask is not identity.ask:
+                assert identity.ask is not None
+                subject = _Subject(pid, identity.ask)
+                wake = True
+            subject.memory_mib = memory.get(pid)
+            wake = wake or _has_changed(subject)
+            subjects[pid] = subject
+            identities[pid] = _merge(subject, identity)
+        self._subjects = subjects
+        if wake:
+            self._start()
+            with self._wake:
+                self._wake.notify()
+        return identities
+
+    def wait(self, timeout_s: float) -> None:
+        """Until everything has been asked once, at most so long: for those who look only once."""
+        ends = time.monotonic() + timeout_s
+        while time.monotonic() < ends and any(subject.facts is None for subject in self._subjects.values()):
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        """Ask no more. A request that is under way ends by itself."""
+        with self._wake:
+            self._closed = True
+            self._wake.notify()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="inquirer", daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            now = time.monotonic()
+            # The recorder replaces this dict and never changes it.
+            subjects = list(self._subjects.values())
+            due = [subject for subject in subjects if subject.due <= now or _has_changed(subject)]
+            answers: dict[tuple[str, int, str], Any] = {}
+            for subject in due:
+                if self._closed:
+                    return
+                try:
+                    self._inquire(subject, answers)
+                except Exception:
+                    # Whatever a server says, the others are asked all the same.
+                    log.exception("process %d could not be asked about", subject.pid)
+                    subject.due = time.monotonic() + LAST_RETRY_S
+                    subject.facts = subject.facts or {}
+            with self._wake:
+                if self._closed:
+                    return
+                if due:
+                    continue
+                soonest = min((subject.due for subject in subjects), default=now + self._every_s)
+                self._wake.wait(max(0.05, min(self._every_s, soonest - now)))
+
+    def _inquire(self, subject: _Subject, answers: dict[tuple[str, int, str], Any]) -> None:
+        ask = subject.ask
+        subject.memory_asked_mib = subject.memory_mib
+        complete = True
+        if ask.container is not None and not subject.container:
+            engine, container = ask.container
+            uid = containers.owner(subject.pid, ask.proc)
+            subject.container = containers.facts_of(engine, container, uid, self._container_socket)
+            complete = bool(subject.container)
+        if ask.endpoint is not None and ask.address is not None:
+            complete = self._ask_server(subject, answers) and complete
+        facts: dict[str, str | None] = {name: _clean(text) for name, text in (subject.container or {}).items()}
+        if subject.model is not _UNKNOWN:
+            facts["model"] = _clean(subject.model)
+        subject.facts = facts
+        if complete:
+            subject.retry_s = FIRST_RETRY_S
+            wait = self._every_s if ask.endpoint is not None else float("inf")
+        else:
+            wait = subject.retry_s
+            subject.retry_s = min(LAST_RETRY_S, 2 * wait)
+        subject.due = time.monotonic() + wait
+
+    def _ask_server(self, subject: _Subject, answers: dict[tuple[str, int, str], Any]) -> bool:
+        """Learn the model; whether the server answered."""
+        endpoint, (host, port) = subject.ask.endpoint, subject.ask.address or ("", 0)
+        assert endpoint is not None
+        where = (host, port, endpoint.path)
+        if where not in answers:
+            # The runners of one server are answered together.
+            try:
+                answers[where] = endpoints.get(*where)
+            except FAILURES as error:
+                log.debug("http://%s:%d%s: %s", *where, error)
+                answers[where] = None
+        answer = answers[where]
+        if endpoint.runners:
+            model = ollama.model_of(answer, subject.ask.blob, subject.ask.root, subject.memory_mib)
+            if model is not None:
+                subject.model = model
+            return answer is not None or model is not None
+        if not isinstance(answer, dict | list) or not endpoints.values_at(
+            answer, endpoint.models.partition(".")[0]
+        ):
+            # It does not answer, or somebody else does.
+            return False
+        names = dict.fromkeys(tidy(name) for name in endpoints.names_at(answer, endpoint.models))
+        subject.model = ", ".join(list(names)[: endpoints.MOST_MODELS]) or None
+        return True
+
+
+def _has_changed(subject: _Subject) -> bool:
+    asked, now = subject.memory_asked_mib, subject.memory_mib
+    return (
+        subject.ask.endpoint is not None
+        and asked is not None
+        and now is not None
+        and abs(now - asked) >= CHANGE_MIB
+    )
+
+
+def _merge(subject: _Subject, identity: ProcessIdentity) -> ProcessIdentity:
+    facts = subject.facts
+    if facts is None:
+        return identity
+    merged = subject.merged
+    # The same object as long as nothing new is known: the writer looks no further then.
+    if merged is None or merged[0] is not identity or (merged[1] is not facts and merged[1] != facts):
+        program = replace(identity.program, **dict(facts))
+        merged = subject.merged = (identity, facts, replace(identity, program=program, pending=False))
+    return merged[2]
+
+
+def _clean(text: str | None) -> str | None:
+    if text is None:
+        return None
+    return "".join(c if c.isprintable() else "\ufffd" for c in text[:LONGEST_TEXT])

@@ -1,0 +1,412 @@
+"""What servers and container engines say of a process: real processes, and small servers that answer as they do."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpumon_core.attribution import containers, endpoints, inquirer, ollama
+from gpumon_core.attribution.describe import Describer
+from gpumon_core.attribution.inquirer import Inquirer
+from gpumon_core.attribution.local import LocalAttribution
+from gpumon_core.attribution.records import Ask, Endpoint, ProcessIdentity, Program
+from gpumon_core.attribution.rules import Rules, RulesError
+from gpumon_core.telemetry.records import ProcessReading
+
+DIGEST = "0123456789ab" + "c" * 52
+ID = "a1" * 32
+# A child that calls itself something else.
+TITLED = "subprocess.run(['{}', '-c', 'import time; time.sleep(600)'], executable=sys.executable)"
+
+
+class Server:
+    """An HTTP server on this machine whose answers are set by path; what it was asked is in `asked`."""
+
+    def __init__(self, socket_path: Path | None = None) -> None:
+        self.answers: dict[str, Any] = {}
+        self.asked: list[str] = []
+        self.delay_s = 0.0
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.asked.append(self.path)
+                time.sleep(outer.delay_s)
+                answer = outer.answers.get(self.path)
+                body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+                self.send_response(404 if answer is None else 200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+            def address_string(self) -> str:
+                return "somebody"
+
+        if socket_path is None:
+            self.server: socketserver.BaseServer = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+            self.port = self.server.server_address[1]  # type: ignore[index]
+        else:
+            self.server = socketserver.ThreadingUnixStreamServer(str(socket_path), Handler)
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    made = Server()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def attribution() -> Iterator[LocalAttribution]:
+    made = LocalAttribution(trusted=True, describer=Describer())
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def ask() -> Iterator[Inquirer]:
+    made = Inquirer(every_s=0.2)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., int]]:
+    """Starts a program of a given name with arguments, as a child of this test or of another's; its PID."""
+    running = []
+
+    def begin(name: str, *arguments: str, child: str | None = None, **environment: str) -> int:
+        path = tmp_path / name
+        inner = "time.sleep(600)" if child is None else TITLED.format(child)
+        path.write_text(f"import subprocess, sys, time\nprint('here', flush=True)\n{inner}\n")
+        process = subprocess.Popen(
+            [sys.executable, str(path), *arguments], stdout=subprocess.PIPE, env=os.environ | environment
+        )
+        running.append(process)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"here\n"
+        return process.pid
+
+    yield begin
+    for process in running:
+        subprocess.run(["pkill", "-P", str(process.pid)], check=False)
+        process.kill()
+        process.wait()
+
+
+def reading(pid: int, memory_mib: int = 1000) -> ProcessReading:
+    return ProcessReading("GPU-0", pid, "C", memory_mib)
+
+
+def learned(
+    attribution: LocalAttribution,
+    ask: Inquirer,
+    *readings: ProcessReading,
+    until: Callable[[dict[int, ProcessIdentity]], bool],
+) -> dict[int, ProcessIdentity]:
+    """What is known once `until` holds of it, tick after tick."""
+    ends = time.monotonic() + 10
+    while True:
+        found = attribution.identify({one.pid for one in readings}, time.time())
+        found = ask.add(found, readings)
+        if until(found):
+            return found
+        assert time.monotonic() < ends, found
+        time.sleep(0.02)
+
+
+def test_a_vllm_server_says_what_it_serves_and_its_worker_knows_it_by_its_launcher(
+    server: Server, attribution: LocalAttribution, ask: Inquirer, start: Callable[..., int]
+) -> None:
+    launcher = start("vllm", "serve", "org/model-a", "--port", str(server.port), child="VLLM::EngineCore")
+    worker = 0
+    while not worker:
+        listed = subprocess.run(["pgrep", "-P", str(launcher)], capture_output=True, text=True, check=False).stdout
+        worker = int(listed or 0)
+    server.answers["/v1/models"] = {"data": [{"id": "org/model-a"}, {"id": "adapter"}]}
+    first = learned(
+        attribution, ask, reading(worker), until=lambda known: known[worker].program.workload is not None
+    )[worker]
+    assert first.ask is not None
+    assert first.ask.address == ("127.0.0.1", server.port)
+    assert first.program.model == "org/model-a", "known before anybody was asked"
+    found = learned(attribution, ask, reading(worker), until=lambda known: not known[worker].pending)
+    assert (found[worker].program.workload, found[worker].program.model) == ("vLLM", "org/model-a")
+    # A tick later it is the same object: nothing new is known, and nobody need look.
+    time.sleep(0.3)
+    again = ask.add(attribution.identify({worker}, 0), [reading(worker)])
+    assert again[worker] is found[worker]
+
+
+def test_a_swap_is_noticed_at_once_by_the_memory(server: Server) -> None:
+    ask = Inquirer(every_s=600)
+    endpoint = Endpoint("/v1/model", "id", port=server.port)
+    identity = ProcessIdentity(7, "boot:1", program=Program(workload="TabbyAPI"), pending=True)
+    identity = ProcessIdentity(
+        7, "boot:1", program=identity.program, pending=True, ask=Ask(endpoint, ("127.0.0.1", server.port))
+    )
+
+    def model(memory_mib: int) -> str | None:
+        return ask.add({7: identity}, [reading(7, memory_mib)])[7].program.model
+
+    server.answers["/v1/model"] = {"id": "one-7b"}
+    model(8000)
+    ask.wait(5)
+    assert model(8000) == "one-7b"
+    server.answers["/v1/model"] = {"id": "two-70b"}
+    time.sleep(0.2)
+    assert model(8050) == "one-7b", "it is not asked again for nothing"
+    ends = time.monotonic() + 5
+    while model(40000) != "two-70b":
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+    server.answers["/v1/model"] = {"id": None}
+    while model(900) is not None:
+        assert time.monotonic() < ends
+        time.sleep(0.02)
+    ask.close()
+
+
+def manifest(models: Path, name: str, digest: str) -> None:
+    path = models / "manifests" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    layers = [
+        {"mediaType": "application/vnd.ollama.image.license", "digest": "sha256:" + "9" * 64},
+        {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{digest}"},
+    ]
+    path.write_text(json.dumps({"schemaVersion": 2, "layers": layers}))
+
+
+def test_ollamas_runners_are_told_apart_by_their_files(
+    server: Server, attribution: LocalAttribution, ask: Inquirer, start: Callable[..., int], tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    manifest(models, "registry.ollama.ai/library/qwen3/14b", DIGEST)
+    manifest(models, "registry.ollama.ai/library/qwen3/latest", DIGEST)
+    manifest(models, "hf.co/org/gemma/Q4", "f" * 64)
+    server.answers["/api/ps"] = {"models": [{"name": "qwen3:latest", "size_vram": 9 << 30}, {"name": "other:1b"}]}
+    host = f"127.0.0.1:{server.port}"
+    one = start("ollama", "runner", "--model", f"{models}/blobs/sha256-{DIGEST}", OLLAMA_HOST=host)
+    two = start("ollama", "runner", "--model", f"{models}/blobs/sha256-{'f' * 64}", OLLAMA_HOST=host)
+    found = learned(
+        attribution,
+        ask,
+        reading(one),
+        reading(two),
+        until=lambda known: not any(p.pending for p in known.values()),
+    )
+    assert found[one].program.model == "qwen3:latest", "the name that is loaded, of the two that the file has"
+    assert found[two].program.model == "hf.co/org/gemma:Q4"
+    assert server.asked.count("/api/ps") <= 2, "runners of one server are answered together"
+
+
+def test_ollamas_runners_without_a_file_are_told_apart_by_their_memory() -> None:
+    loaded = {"models": [{"name": "big", "size_vram": 40 << 30}, {"name": "small", "size_vram": 4 << 30}]}
+    assert ollama.model_of(loaded, None, "", 4500) == "small"
+    assert ollama.model_of(loaded, None, "", 39000) == "big"
+    assert ollama.model_of({"models": [{"name": "one"}]}, None, "", None) == "one"
+    assert ollama.model_of({"models": []}, None, "", 5) is None
+    assert ollama.model_of(None, None, "", 5) is None
+    for odd in ([], "x", {"models": {"a": 1}}, {"models": [None, {"name": 3}]}):
+        assert ollama.model_of(odd, "/x/blobs/sha256-" + DIGEST, "", 5) is None
+
+
+def test_a_server_that_does_not_answer_costs_a_tick_nothing(server: Server) -> None:
+    server.delay_s = 5
+    ask = Inquirer()
+    endpoint = Endpoint("/v1/models", "data.0.id", port=server.port)
+    identity = ProcessIdentity(
+        7, "boot:1", program=Program(model="guess"), pending=True, ask=Ask(endpoint, ("127.0.0.1", server.port))
+    )
+    slowest = 0.0
+    for _ in range(300):
+        began = time.perf_counter()
+        found = ask.add({7: identity}, [reading(7)])[7]
+        slowest = max(slowest, time.perf_counter() - began)
+        time.sleep(0.01)
+        if not found.pending:
+            break
+    assert not found.pending, "after a second it is known that nobody answers"
+    assert found.program.model == "guess", "what the command line said stays"
+    assert slowest < 0.5
+    began = time.perf_counter()
+    ask.close()
+    assert time.perf_counter() - began < 0.5
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"not JSON", b"[" * 50_000, b'"text"', b"3", {"error": ""}, {"data": 7}, b" " * (2 << 20), {"data": [3]}],
+)  # fmt: skip
+def test_no_answer_makes_trouble(server: Server, answer: object) -> None:
+    server.answers["/v1/models"] = answer
+    ask = Inquirer()
+    endpoint = Endpoint("/v1/models", "data.0.id", port=server.port)
+    identity = ProcessIdentity(7, "boot:1", pending=True, ask=Ask(endpoint, ("127.0.0.1", server.port)))
+    ask.add({7: identity}, [reading(7)])
+    ask.wait(5)
+    found = ask.add({7: identity}, [reading(7)])[7]
+    assert (found.pending, found.program.model) == (False, None)
+    ask.close()
+
+
+def test_a_models_name_is_hostile_text(server: Server) -> None:
+    server.answers["/m"] = {"m": ["a\x00b\ud800\n<b>" + "x" * 5000]}
+    ask = Inquirer()
+    identity = ProcessIdentity(7, "boot:1", ask=Ask(Endpoint("/m", "m.*", port=1), ("127.0.0.1", server.port)))
+    ask.add({7: identity}, [])
+    ask.wait(5)
+    model = ask.add({7: identity}, [])[7].program.model
+    assert model is not None
+    assert len(model) <= inquirer.LONGEST_TEXT
+    assert model.isprintable()
+    assert model.encode()
+    ask.close()
+
+
+def test_containers_are_called_as_their_engine_calls_them(tmp_path: Path) -> None:
+    engine = Server(tmp_path / "engine.sock")
+    engine.answers[f"/containers/{ID}/json"] = {
+        "Name": "/vllm",
+        "Config": {
+            "Image": "vllm/vllm-openai:v0.11.0",
+            "Labels": {"io.kubernetes.pod.name": "vllm-0", "io.kubernetes.pod.namespace": "serving"},
+        },
+    }
+    ask = Inquirer(container_socket=str(tmp_path / "engine.sock"))
+    program = Program(container_engine="docker", container_id=ID)
+    identity = ProcessIdentity(7, "boot:1", program=program, pending=True, ask=Ask(container=("docker", ID)))
+    ask.add({7: identity}, [reading(7)])
+    ask.wait(5)
+    found = ask.add({7: identity}, [reading(7)])[7]
+    assert not found.pending
+    assert (found.program.container_name, found.program.container_image) == ("vllm", "vllm/vllm-openai:v0.11.0")
+    assert (found.program.pod, found.program.namespace) == ("vllm-0", "serving")
+    time.sleep(0.2)
+    assert engine.asked == [f"/containers/{ID}/json"], "once is enough"
+    ask.close()
+    engine.close()
+
+
+def test_a_pods_container_is_known_by_the_file_that_its_runtime_runs_it_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "k8s.io" / ID
+    folder.mkdir(parents=True)
+    annotations = {
+        "io.kubernetes.cri.container-name": "server",
+        "io.kubernetes.cri.image-name": "nvcr.io/nvidia/tritonserver:25.09-py3",
+        "io.kubernetes.cri.sandbox-name": "triton-0",
+        "io.kubernetes.cri.sandbox-namespace": "serving",
+    }
+    (folder / "config.json").write_text(json.dumps({"ociVersion": "1.1.0", "annotations": annotations}))
+    monkeypatch.setattr(containers, "CONFIGS", (str(tmp_path / "{namespace}/{id}/config.json"),))
+    assert containers.facts_of("containerd", ID, 0) == {
+        "container_name": "server",
+        "container_image": "nvcr.io/nvidia/tritonserver:25.09-py3",
+        "pod": "triton-0",
+        "namespace": "serving",
+    }
+    (folder / "config.json").write_text("[]")
+    assert containers.facts_of("containerd", ID, 0) == {}
+    assert containers.facts_of("containerd", "../../etc", 0) == {}, "what is no id is no path"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "port"),
+    [
+        ([], {}, 8000),
+        (["--port", "9001"], {}, 9001),
+        (["--port=9002"], {"PORT": "1"}, 9002),
+        (["--port", "nine"], {"PORT": "0.0.0.0:9003"}, 9003),
+        ([], {"PORT": "http://127.0.0.1:9004/"}, 9004),
+        ([], {"PORT": ":9005"}, 9005),
+        ([], {"PORT": "[::]:99999"}, 8000),
+        (["--port"], {"PORT": "somewhere"}, 8000),
+    ],
+)
+def test_a_servers_port_stands_in_its_arguments_or_environment(
+    arguments: list[str], environment: dict[str, str], port: int
+) -> None:
+    endpoint = Endpoint("/", "x", port=8000, option="--port", environment="PORT")
+    found = endpoints.address_of(endpoint, os.getpid(), arguments, environment)
+    assert found == ("127.0.0.1", port)
+
+
+def test_a_server_with_a_network_of_its_own_is_asked_at_its_address(tmp_path: Path) -> None:
+    for name, target in (("self", "net:[1]"), ("7", "net:[2]")):
+        (tmp_path / name / "ns").mkdir(parents=True)
+        (tmp_path / name / "ns" / "net").symlink_to(target)
+    (tmp_path / "7" / "net").mkdir()
+    (tmp_path / "7" / "net" / "fib_trie").write_text(
+        "Main:\n  +-- 0.0.0.0/0 3 0 5\n     |-- 127.0.0.1\n        /32 host LOCAL\n"
+        "     |-- 172.17.0.0\n        /16 link UNICAST\n     |-- 172.17.0.3\n        /32 host LOCAL\n"
+    )
+    endpoint = Endpoint("/", "x", port=80)
+    assert endpoints.address_of(endpoint, 7, [], {}, str(tmp_path)) == ("172.17.0.3", 80)
+    assert endpoints.address_of(endpoint, 8, [], {}, str(tmp_path)) == ("127.0.0.1", 80)
+
+
+@pytest.mark.parametrize(
+    ("way", "found"),
+    [
+        ("data.0.id", ["a"]),
+        ("data.*.id", ["a", "b"]),
+        ("data.7.id", []),
+        ("*.0.id", ["a"]),
+        ("data.id", []),
+        ("", []),
+    ],
+)
+def test_ways_lead_to_what_stands_there(way: str, found: list[str]) -> None:
+    assert endpoints.names_at({"data": [{"id": "a"}, {"id": "b"}, {"id": ""}]}, way) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("'x'", "must be a table"),
+        ("{ models = 'a', port = 1 }", "path must begin with /"),
+        ("{ path = 'http://elsewhere/', models = 'a', port = 1 }", "path must begin with /"),
+        ("{ path = '/a b', models = 'a', port = 1 }", "no blanks"),
+        ("{ path = '/a', port = 1 }", "where in the answer"),
+        ("{ path = '/a', models = 'a' }", "must name its port"),
+        ("{ path = '/a', models = 'a', port = 70000 }", "1 to 65535"),
+        ("{ path = '/a', models = 'a', port = true }", "1 to 65535"),
+        ("{ path = '/a', models = 'a', port = 1, host = 'b' }", "no 'host' here"),
+        ("{ path = '/a', models = 3, port = 1 }", "models must be a text"),
+        ("{ path = '/a', models = 'a', port = 1, runners = 1 }", "true or false"),
+    ],
+)
+def test_an_endpoint_that_cannot_be_used_is_named(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "rules.toml"
+    path.write_text(f"[[workload]]\nname = 'Mine'\nmatch = {{ name = 'x' }}\nendpoint = {text}\n")
+    with pytest.raises(RulesError, match=complaint):
+        Rules.load(path)
+
+
+def test_nobody_is_asked_where_the_user_does_not_want_it(start: Callable[..., int]) -> None:
+    pid = start("ollama", "runner")
+    quiet = LocalAttribution(trusted=True, describer=Describer(ask=False))
+    found = quiet.identify({pid}, 0)[pid]
+    quiet.close()
+    assert (found.ask, found.pending, found.program.workload) == (None, False, "Ollama")
