@@ -185,6 +185,143 @@ def pulse(frame: pd.DataFrame, zone: ZoneInfo, dark: bool) -> go.Figure:
     return go.Figure({"data": data, "layout": layout})
 
 
+def stacked(
+    frame: pd.DataFrame, parts: Mapping[str, str], unit: str, zone: ZoneInfo, dark: bool, span_s: int
+) -> go.Figure:
+    """Parts of a whole over time as stacked areas.
+
+    frame: timestamp_epoch (the beginning of each step of `span_s` seconds) and one column for each of `parts`,
+    which name the columns' colours, the lowest first; a step that is missing has no parts.
+    """
+    grid = _ink(dark)[1]
+    times = wall_clock(frame["timestamp_epoch"], zone)
+    # An area ends where its last step ends.
+    end = wall_clock(frame["timestamp_epoch"].tail(1) + span_s, zone)
+    times = pd.concat([times, end], ignore_index=True)
+    data: list[dict[str, object]] = []
+    for name, ink in parts.items():
+        values = pd.concat([frame[name], frame[name].tail(1)], ignore_index=True)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "stackgroup": "whole",
+                "name": name,
+                "x": times,
+                "y": values.round(4),
+                "line": {"width": 0, "shape": "hv", "color": ink},
+                "fillcolor": ink,
+                "hovertemplate": f"%{{y:.2f}} {unit}",
+            }
+        )
+    layout = {
+        **_layout(dark, 320),
+        "showlegend": True,
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": -0.12, "yanchor": "top"},
+        "xaxis": {
+            "type": "date",
+            "gridcolor": grid,
+            "hoverformat": "%a %d %b %H:%M" if span_s < 86400 else "%a %d %b",
+        },
+        "yaxis": {"gridcolor": grid, "zeroline": False, "fixedrange": True, "rangemode": "tozero", "nticks": 6},
+    }
+    layout["margin"] = {"l": 56, "r": 12, "t": 12, "b": 36}
+    return go.Figure({"data": data, "layout": layout})
+
+
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+
+
+def week(frame: pd.DataFrame, dark: bool) -> go.Figure:
+    """When the GPUs are used: a heat map, days of the week down and hours of the day across.
+
+    frame: weekday (0 is Monday), hour and share (percent busy); what was never recorded is left empty.
+    """
+    table = frame.pivot_table(index="weekday", columns="hour", values="share", aggfunc="mean")
+    table = table.reindex(index=range(7), columns=range(24))
+    low, high = ("#161b22", "#56B4E9") if dark else ("#eef3f8", "#0072B2")
+    data = {
+        "type": "heatmap",
+        "x": [f"{hour:02d}" for hour in range(24)],
+        "y": list(DAYS),
+        "z": table.to_numpy(),
+        "zmin": 0,
+        "zmax": 100,
+        "xgap": 2,
+        "ygap": 2,
+        "colorscale": [[0, low], [1, high]],
+        "colorbar": {"title": {"text": "busy"}, "ticksuffix": "%", "thickness": 12, "outlinewidth": 0},
+        "hovertemplate": "%{y} %{x}:00<br>%{z:.0f}% busy<extra></extra>",
+        "hoverongaps": False,
+    }
+    layout = _layout(dark, 280) | {
+        "hovermode": "closest",
+        "xaxis": {
+            "fixedrange": True,
+            "showgrid": False,
+            "type": "category",
+            "dtick": 3,
+            "title": {"text": "hour"},
+        },
+        "yaxis": {"fixedrange": True, "showgrid": False, "autorange": "reversed", "type": "category"},
+    }
+    layout["margin"] = {"l": 44, "r": 12, "t": 12, "b": 44}
+    return go.Figure({"data": [data], "layout": layout})
+
+
+def time_split(frame: pd.DataFrame, labels: Sequence[str], dark: bool) -> go.Figure:
+    """Where each GPU's time went: one bar a GPU. frame: busy_s, held_s, free_s, unrecorded_s."""
+    whole = frame[["busy_s", "held_s", "free_s", "unrecorded_s"]].sum(axis=1).clip(lower=1)
+    data: list[dict[str, object]] = []
+    for column, name, ink, pattern in (
+        ("busy_s", "busy", color(0, dark), ""),
+        ("held_s", "held idle", color(1, dark), "/"),
+        ("free_s", "free", "#3d4653" if dark else "#d5dbe2", ""),
+        ("unrecorded_s", "not recorded", "#20262e" if dark else "#f0f2f5", "."),
+    ):
+        data.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": name,
+                "y": list(labels),
+                "x": (100 * frame[column] / whole).round(2),
+                "customdata": frame[column].map(fmt.duration),
+                "marker": {"color": ink, "pattern": {"shape": pattern, "fgopacity": 0.35, "size": 6}},
+                "hovertemplate": f"%{{y}}: {name} %{{x:.1f}}%, %{{customdata}}<extra></extra>",
+            }
+        )
+    layout = _layout(dark, max(180, 34 * len(labels) + 84)) | {
+        "barmode": "stack",
+        "hovermode": "closest",
+        "showlegend": True,
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1.02,
+            "yanchor": "bottom",
+            "traceorder": "normal",
+        },
+        "xaxis": {"range": [0, 100], "ticksuffix": "%", "fixedrange": True, "gridcolor": _ink(dark)[1]},
+        "yaxis": {"autorange": "reversed", "fixedrange": True, "type": "category", "automargin": True},
+        "bargap": 0.35,
+    }
+    layout["margin"] = {"l": 12, "r": 12, "t": 36, "b": 32}
+    return go.Figure({"data": data, "layout": layout})
+
+
+def _layout(dark: bool, height: int) -> dict[str, object]:
+    """What all figures have in common."""
+    return {
+        "height": height,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": _ink(dark)[0], "size": 13, "family": "'Source Sans', sans-serif"},
+        "hovermode": "x unified",
+    }
+
+
 def _ink(dark: bool) -> tuple[str, str]:
     """Colours of text and grid lines."""
     return ("#c9d1d9", "#2b323c") if dark else ("#24292f", "#e4e8ed")

@@ -31,6 +31,13 @@ page = st.navigation(
             help="Every process that was seen on a GPU, to filter and download.",
         ),
         st.Page(
+            "usage.py",
+            title="Usage",
+            icon=":material/receipt_long:",
+            url_path="usage",
+            help="Who used the GPUs, with which model, how much energy it took and what it cost.",
+        ),
+        st.Page(
             "system.py",
             title="System",
             icon=":material/memory:",

@@ -25,22 +25,8 @@ text = st.sidebar.text_input(
 )
 gpus = data.gpu_table(at)
 chosen_gpus = filters.gpu_filter(gpus)
-users = st.sidebar.multiselect(
-    "Users", data.usernames(at), placeholder="All users", key="user", bind="query-params"
-)
-programs_with = {
-    column: tuple(chosen)
-    for column, title in (("workload", "Workloads"), ("model", "Models"))
-    if (
-        chosen := st.sidebar.multiselect(
-            title,
-            data.program_values(at, column),
-            placeholder=f"All {title.lower()}",
-            key=column,
-            bind="query-params",
-        )
-    )
-}
+users = filters.user_filter(at)
+programs_with = filters.program_filters(at, ("workload", "model"))
 length = RANGES[filters.range_filter(RANGES, "24h", "Seen within the last")]
 
 ids = filters.named_gpus(gpus)

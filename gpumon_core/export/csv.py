@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from zoneinfo import ZoneInfo
 
 import pandas as pd
+
+from gpumon_core.store.frames import gpu_labels
 
 # A spreadsheet takes text that begins like this for a formula, and process names are anybody's text.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -62,4 +65,75 @@ def harmless(text: object) -> object:
 
 def _iso(epoch: pd.Series, zone: ZoneInfo) -> pd.Series:
     local = pd.to_datetime(epoch, unit="s", utc=True).dt.tz_convert(zone)
-    return local.map(lambda moment: moment.isoformat())
+    return local.map(lambda moment: None if pd.isna(moment) else moment.isoformat())
+
+
+def usage_csv(ranked: pd.DataFrame, currency: str) -> bytes:
+    """ledger.ranked as UTF-8 CSV."""
+    units = {
+        "GPU-hours": "h",
+        "Memory-hours": "GiB h",
+        "Energy": "kWh",
+        "Share": "% of energy",
+        "On GPU": "s",
+        "Held idle": "s",
+        "Cost": currency,
+    }
+    return plain_csv(ranked, units)
+
+
+# Of tables.time_split.
+TIME_UNITS = dict.fromkeys(("Busy", "Held idle", "Free", "Not recorded"), "h")
+
+
+def plain_csv(table: pd.DataFrame, units: Mapping[str, str]) -> bytes:
+    """A table as UTF-8 CSV, its columns with their units."""
+    texts = table.select_dtypes(["object", "string"]).columns
+    shown = table.assign(**{name: table[name].map(harmless) for name in texts})
+    return (
+        shown.rename(columns={name: f"{name} ({unit})" for name, unit in units.items()})
+        .to_csv(index=False)
+        .encode()
+    )
+
+
+def idle_csv(frame: pd.DataFrame, zone: ZoneInfo) -> bytes:
+    """usage.idle_holders as UTF-8 CSV."""
+    table = pd.DataFrame(
+        {
+            "Host": frame["host"].map(harmless),
+            "GPU": gpu_labels(frame["gpu_index"], frame["mig_index"]),
+            "PID": frame["pid"],
+            "Name": frame["name"].map(harmless),
+            "User": frame["username"].map(harmless),
+            "Running": frame["running"],
+            "Memory held (MiB)": frame["memory"].round(1),
+            "Idle since": _iso(frame["idle_since"], zone),
+            "Held idle (s)": frame["idle_s"].round(),
+            "Memory wasted (GiB h)": (frame["wasted_mib_s"] / 1024 / 3600).round(3),
+            **{title: frame[column].map(harmless) for title, column in PROGRAM.items()},
+        }
+    )
+    return table.to_csv(index=False).encode()
+
+
+def sessions_csv(frame: pd.DataFrame, zone: ZoneInfo) -> bytes:
+    """usage.sessions as UTF-8 CSV."""
+    table = pd.DataFrame(
+        {
+            "Model": frame["model"].map(harmless),
+            "Host": frame["host"].map(harmless),
+            "GPU": gpu_labels(frame["gpu_index"], frame["mig_index"]),
+            "Loaded": _iso(frame["first_seen"], zone),
+            "Last seen": _iso(frame["last_seen"], zone),
+            "Loaded for (s)": frame["lifetime_s"],
+            "Still loaded": frame["running"],
+            "Maximum memory (MiB)": frame["max_memory"].astype("Int64"),
+            "Average memory (MiB)": frame["avg_memory"].round(1),
+            "Workload": frame["workload"].map(harmless),
+            "Name": frame["name"].map(harmless),
+            "PID": frame["pid"],
+            "User": frame["username"].map(harmless),
+        }
+    )
+    return table.to_csv(index=False).encode()

@@ -7,6 +7,7 @@ seconds; a page turns them into the viewer's time zone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
@@ -37,7 +38,8 @@ FEW = 500
 LARGEST_PID = 2**31 - 1
 
 
-def _frame(engine: Engine, query: sa.Select[tuple[object, ...]]) -> pd.DataFrame:
+def fetch(engine: Engine, query: sa.Select[Any]) -> pd.DataFrame:
+    """The rows of a query, under the names of its columns. Raises sqlalchemy.exc.DBAPIError."""
     with engine.connect() as connection:
         result = connection.execute(query)
         columns = list(result.keys())
@@ -46,7 +48,7 @@ def _frame(engine: Engine, query: sa.Select[tuple[object, ...]]) -> pd.DataFrame
 
 def host_table(engine: Engine) -> pd.DataFrame:
     """One row per host, by name: the columns of `hosts`."""
-    return _frame(engine, sa.select(hosts).order_by(hosts.c.name))
+    return fetch(engine, sa.select(hosts).order_by(hosts.c.name))
 
 
 def gpu_table(engine: Engine) -> pd.DataFrame:
@@ -67,9 +69,9 @@ def gpu_table(engine: Engine) -> pd.DataFrame:
         .where(gpus.c.state != "gone")
         .order_by(hosts.c.name, gpus.c.gpu_index, sa.func.coalesce(gpus.c.mig_index, -1))
     )
-    frame = _frame(engine, query)
+    frame = fetch(engine, query)
     frame = _numbers(frame, *TICK_COLUMNS)
-    changes = _frame(engine, _newest_changes())
+    changes = fetch(engine, _newest_changes())
     wide = changes.pivot(index="gpu_id", columns="metric", values="value")
     wide = wide.reindex(columns=[metric.key for metric in CHANGE_METRICS]).astype("float64")
     return frame.merge(wide, how="left", left_on="id", right_index=True)
@@ -143,14 +145,14 @@ def active_processes(engine: Engine) -> pd.DataFrame:
         .join(gpu_processes, gpu_processes.c.id == process_gpus.c.process_id)
         .where(process_gpus.c.active == 1, _ANSWERS)
     )
-    frame = _frame(engine, query)
+    frame = fetch(engine, query)
     if len(frame):
         # What changed since their rows were last brought up to date.
         newer = sa.select(process_snapshots).where(
             process_snapshots.c.timestamp_epoch > int(frame["settled"].min()),
             process_snapshots.c.gpu_id.in_([int(gpu_id) for gpu_id in frame["gpu_id"].unique()]),
         )
-        changed = _frame(engine, newer.order_by(process_snapshots.c.timestamp_epoch))
+        changed = fetch(engine, newer.order_by(process_snapshots.c.timestamp_epoch))
         pair = ["process_id", "gpu_id"]
         newest = changed.drop_duplicates(pair, keep="last").set_index(pair)[PROCESS_KEYS]
         frame = frame.set_index(pair)
@@ -159,7 +161,7 @@ def active_processes(engine: Engine) -> pd.DataFrame:
         frame = frame.reset_index()
     numbers = ("max_memory", "avg_memory", "memory_total_mib", "mig_index")
     frame = _numbers(frame, *PROCESS_KEYS, *numbers, "start_time").drop(columns="settled")
-    frame = _with_programs(engine, frame)
+    frame = with_programs(engine, frame)
     frame["max_memory"] = frame[["max_memory", "memory"]].max(axis=1)
     order = frame.assign(held=-frame["memory"].fillna(0)).sort_values(["held", "pid"], kind="stable").index
     return frame.loc[order].reset_index(drop=True)
@@ -185,7 +187,7 @@ def process_life(
     begin = span.first_seen if start is None else max(start, span.first_seen)
     finish = span.last_seen if end is None else min(end, span.last_seen)
     time = process_snapshots.c.timestamp_epoch
-    rows = _frame(
+    rows = fetch(
         engine,
         sa.select(process_snapshots)
         .where(time >= begin - LOOK_BACK_S, time <= finish, process_snapshots.c.process_id == process_id)
@@ -198,7 +200,7 @@ def process_life(
             gpu_metrics.c.timestamp_epoch >= begin,
             gpu_metrics.c.timestamp_epoch <= finish,
         )
-        ticks = _frame(engine, ticked.order_by(gpu_metrics.c.timestamp_epoch))
+        ticks = fetch(engine, ticked.order_by(gpu_metrics.c.timestamp_epoch))
         # A row says what holds from its time on: each tick takes the newest one that is not later.
         told = pd.merge_asof(ticks, states, on="timestamp_epoch", tolerance=LOOK_BACK_S)
         parts.append(told[told["present"] == 1])
@@ -242,7 +244,7 @@ def health_history(engine: Engine, host: str, start: int, end: int) -> pd.DataFr
         )
         .order_by(recorder_health.c.timestamp_epoch)
     )
-    return _numbers(_frame(engine, query), "duration_ms", "duration_max_ms", "database_bytes")
+    return _numbers(fetch(engine, query), "duration_ms", "duration_max_ms", "database_bytes")
 
 
 def process_history(
@@ -318,11 +320,11 @@ def process_history(
     )
     if limit is not None:
         chosen = chosen.limit(limit)
-    frame = _frame(engine, chosen)
+    frame = fetch(engine, chosen)
     # A few processes are named one by one; many by the question that found them.
     ids = frame["process_id"].tolist()
     those = ids if len(ids) <= FEW else sa.select(chosen.subquery().c.process_id)
-    places = _frame(
+    places = fetch(
         engine,
         sa.select(process_gpus.c.process_id, process_gpus.c.kind, gpus.c.gpu_index, gpus.c.mig_index)
         .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
@@ -339,16 +341,16 @@ def process_history(
     frame["gpus"] = frame["process_id"].map({key: ", ".join(found) for key, found in labels.items()})
     frame["kind"] = frame["process_id"].map({key: _join_kinds(found) for key, found in kinds.items()})
     frame["running"] = frame["running"].astype(bool)
-    return _numbers(_with_programs(engine, frame), "max_memory", "avg_memory", "start_time")
+    return _numbers(with_programs(engine, frame), "max_memory", "avg_memory", "start_time")
 
 
-def _with_programs(engine: Engine, frame: pd.DataFrame) -> pd.DataFrame:
+def with_programs(engine: Engine, frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with the columns of `programs` in the place of program_id."""
     ids = frame["program_id"].dropna().unique().tolist()
     query = sa.select(programs.c.id.label("program_id"), *(programs.c[name] for name in PROGRAM_COLUMNS))
     if len(ids) <= FEW:
         query = query.where(programs.c.id.in_([int(number) for number in ids]))
-    found = _frame(engine, query).astype({"program_id": "float64"})
+    found = fetch(engine, query).astype({"program_id": "float64"})
     merged = frame.astype({"program_id": "float64"}).merge(found, how="left", on="program_id")
     merged = merged.astype(dict.fromkeys(PROGRAM_COLUMNS, "object")).drop(columns="program_id")
     names = list(PROGRAM_COLUMNS)

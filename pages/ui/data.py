@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -11,11 +12,13 @@ from sqlalchemy.exc import DBAPIError
 
 from gpumon_core import cards, runtime
 from gpumon_core.health import Health
-from gpumon_core.store import database, frames
+from gpumon_core.store import database, frames, usage
+from gpumon_core.store.usage import Dimension, Scope
 
 # A database and the time of its newest sample.
 Tick = tuple[str, int | None]
 
+MINUTE_S = 60
 TREND_S = 300
 TREND_POINTS = 60
 
@@ -32,6 +35,12 @@ def health() -> Health | None:
 def tick(found: Health) -> Tick:
     """What a cached result is good for: this database, and its newest sample."""
     return found.state.database_url, found.newest
+
+
+def minute(found: Health) -> Tick:
+    """What a result is good for that need not follow every tick."""
+    url, newest = tick(found)
+    return url, None if newest is None else newest - newest % MINUTE_S
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
@@ -87,6 +96,64 @@ def process_history(
     """frames.process_history at a tick."""
     del at
     return frames.process_history(runtime.engine(), gpu_ids, text, users, start, end, programs_with=programs_with)
+
+
+# A scope's end moves with every tick; what is read of it is the same for a minute.
+SCOPES: dict[str | type[Any], Callable[[Any], Any]] = {Scope: lambda scope: scope.identity}
+
+
+@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=SCOPES)
+def usage_ranking(at: Tick, by: Dimension, scope: Scope) -> pd.DataFrame:
+    """usage.ranking at a minute."""
+    del at
+    return usage.ranking(runtime.engine(), by, scope)
+
+
+@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=SCOPES)
+def usage_trend(at: Tick, by: Dimension, scope: Scope, keys: Sequence[Any] | None) -> pd.DataFrame:
+    """usage.trend at a minute."""
+    del at
+    return usage.trend(runtime.engine(), by, scope, keys)
+
+
+def usage_labels(at: Tick, by: Dimension, ranking: pd.DataFrame) -> dict[Any, str]:
+    """usage.labels of a ranking's keys at a minute."""
+    keys = ranking.loc[ranking["kind"] == "part", "key"].dropna()
+    return _usage_labels(at, by, tuple(keys))
+
+
+@st.cache_data(max_entries=24, show_spinner=False)
+def _usage_labels(at: Tick, by: Dimension, keys: Sequence[Any]) -> dict[Any, str]:
+    del at
+    return usage.labels(runtime.engine(), by, keys)
+
+
+@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=SCOPES)
+def gpu_totals(at: Tick, scope: Scope) -> pd.DataFrame:
+    """usage.gpu_totals at a minute."""
+    del at
+    return usage.gpu_totals(runtime.engine(), scope)
+
+
+@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=SCOPES)
+def gpu_hours(at: Tick, scope: Scope) -> pd.DataFrame:
+    """usage.gpu_hours at a minute."""
+    del at
+    return usage.gpu_hours(runtime.engine(), scope)
+
+
+@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=SCOPES)
+def idle_holders(at: Tick, scope: Scope, idle_s: float) -> pd.DataFrame:
+    """usage.idle_holders at a minute."""
+    del at
+    return usage.idle_holders(runtime.engine(), scope, idle_s)
+
+
+@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=SCOPES)
+def model_sessions(at: Tick, scope: Scope) -> pd.DataFrame:
+    """usage.sessions at a minute."""
+    del at
+    return usage.sessions(runtime.engine(), scope)
 
 
 @st.cache_data(max_entries=4, show_spinner=False)

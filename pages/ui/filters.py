@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 import streamlit as st
 
 from gpumon_core.store.frames import gpu_labels
+from pages.ui import data
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 RANGES = {
@@ -35,6 +38,28 @@ def gpu_filter(gpus: pd.DataFrame) -> list[str]:
     return st.sidebar.multiselect(
         "GPUs", list(named_gpus(gpus)), placeholder="All GPUs", key="gpu", bind="query-params"
     )
+
+
+def user_filter(at: data.Tick) -> list[str]:
+    """The chosen users; none chosen means all of them."""
+    return st.sidebar.multiselect(
+        "Users", data.usernames(at), placeholder="All users", key="user", bind="query-params"
+    )
+
+
+def program_filters(at: data.Tick, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """For each of some columns of `programs`, the chosen values; those of which none is chosen are missing."""
+    chosen = {
+        name: st.sidebar.multiselect(
+            f"{name.capitalize()}s",
+            data.program_values(at, name),
+            placeholder=f"All {name}s",
+            key=name,
+            bind="query-params",
+        )
+        for name in names
+    }
+    return {name: tuple(values) for name, values in chosen.items() if values}
 
 
 def range_filter(ranges: dict[str, int | None], default: str, label: str = "Time range") -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Literal
 from zoneinfo import ZoneInfo
 
@@ -82,14 +84,98 @@ def ledger(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
     return shown
 
 
-def show(shown: pd.DataFrame, key: str, alt: str, height: int | Literal["auto"] = "auto") -> None:
+def usage(ranked: pd.DataFrame) -> pd.DataFrame:
+    """ledger.ranked as it is shown."""
+    estimates = ranked["Estimate"].any()
+    shown = ranked.assign(
+        **{name: ranked[name].map(sortable_duration) for name in ("On GPU", "Held idle")},
+    )
+    return shown if estimates else shown.drop(columns="Estimate")
+
+
+def time_split(split: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+    """Where each GPU's time went, in hours."""
+    names = {"Busy": "busy_s", "Held idle": "held_s", "Free": "free_s", "Not recorded": "unrecorded_s"}
+    return pd.DataFrame(
+        {"GPU": labels, **{name: (split[column] / 3600).round(3) for name, column in names.items()}}
+    )
+
+
+def idle_holders(frame: pd.DataFrame, zone: ZoneInfo, now: int) -> pd.DataFrame:
+    """usage.idle_holders as it is shown."""
+    since = frame["idle_since"]
+    shown = pd.DataFrame(
+        {
+            "GPU": gpu_labels(frame["gpu_index"], frame["mig_index"]),
+            "PID": frame["pid"],
+            "Name": frame["name"],
+            "User": frame["username"],
+            "Workload": frame["workload"],
+            "Model": frame["model"],
+            "State": [
+                "idle" if pd.notna(idle) else "at work" if running else "ended"
+                for idle, running in zip(since, frame["running"], strict=True)
+            ],
+            "Memory held": frame["memory"] / MIB_PER_GIB,
+            "Idle since": local_time(since, zone),
+            "Idle for": (now - since).map(sortable_duration),
+            "Wasted": (frame["idle_s"]).map(sortable_duration),
+            "Memory wasted": frame["wasted_mib_s"] / MIB_PER_GIB / 3600,
+            "Container": container(frame),
+            "Command": frame["command"],
+        }
+    )
+    if frame["host"].nunique() > 1:
+        shown.insert(0, "Host", frame["host"])
+    return shown
+
+
+def sessions(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
+    """usage.sessions as it is shown."""
+    shown = pd.DataFrame(
+        {
+            "Model": frame["model"],
+            "GPU": gpu_labels(frame["gpu_index"], frame["mig_index"]),
+            "Loaded": local_time(frame["first_seen"], zone),
+            "Unloaded": local_time(frame["last_seen"].where(~frame["running"]), zone),
+            "Loaded for": frame["lifetime_s"].map(sortable_duration),
+            "Maximum": frame["max_memory"] / MIB_PER_GIB,
+            "Average": frame["avg_memory"] / MIB_PER_GIB,
+            "Workload": frame["workload"],
+            "Name": frame["name"],
+            "PID": frame["pid"],
+            "User": frame["username"],
+        }
+    )
+    if frame["host"].nunique() > 1:
+        shown.insert(1, "Host", frame["host"])
+    return shown
+
+
+def download(what: str, content: Callable[[], bytes], empty: bool, zone: ZoneInfo, key: str) -> None:
+    """A button that downloads a table as CSV."""
+    st.download_button(
+        "Download CSV",
+        data=content,
+        file_name=f"gpumon-{what}-{datetime.now(zone):%Y%m%d-%H%M%S}.csv",
+        mime="text/csv",
+        icon=":material/download:",
+        on_click="ignore",
+        disabled=empty,
+        key=key,
+    )
+
+
+def show(
+    shown: pd.DataFrame, key: str, alt: str, height: int | Literal["auto"] = "auto", currency: str = ""
+) -> None:
     """Draw a table whose sorting, widths and scroll position survive a refresh under its `key`."""
     texts = shown.select_dtypes(["object", "string"]).columns
     shown = shown.assign(**{name: shown[name].fillna(MISSING) for name in texts})
-    st.dataframe(shown, key=key, hide_index=True, height=height, column_config=columns(), alt=alt)
+    st.dataframe(shown, key=key, hide_index=True, height=height, column_config=columns(currency), alt=alt)
 
 
-def columns() -> dict[str, ColumnConfig]:
+def columns(currency: str) -> dict[str, ColumnConfig]:
     """The configuration of every column that one of the tables may have."""
     gib = "%.1f GiB"
     number, text, moment = (
@@ -121,6 +207,23 @@ def columns() -> dict[str, ColumnConfig]:
         "First seen": moment(format="D MMM HH:mm:ss"),
         "Last seen": moment(format="D MMM HH:mm:ss"),
         "Lifetime": text(alignment="right", help="From first to last seen on a GPU"),
+        "State": text(width="small"),
+        "Processes": number(format="%d", width="small"),
+        "GPU-hours": number(format="%.2f h", help="Hours in which a GPU was kept busy, at full utilization"),
+        "Memory-hours": number(format="%.1f GiB·h", help="GPU memory held, times how long"),
+        "Energy": number(format="%.3f kWh", help="Its part of the GPUs' measured energy"),
+        "Cost": number(format=f"%.2f {currency.replace('%', '%%')}", help="Of its energy and busy hours"),
+        "On GPU": text(alignment="right", help="How long processes were there, together"),
+        "Held idle": text(alignment="right", help="Of that, memory was held for nothing; see GPUMON_IDLE_MINUTES"),
+        "Estimate": st.column_config.CheckboxColumn(help="Split by memory, as the driver does not tell"),
+        "Memory held": number(format=gib, help="Now, or on average where the process has ended"),
+        "Idle since": moment(format="D MMM HH:mm:ss", help="When it last did something"),
+        "Idle for": text(alignment="right", help="Until now"),
+        "Wasted": text(alignment="right", help="Time in which it held memory for nothing, within the range"),
+        "Memory wasted": number(format="%.1f GiB·h", help="Memory held for nothing, times how long"),
+        "Loaded": moment(format="D MMM HH:mm:ss"),
+        "Unloaded": moment(format="D MMM HH:mm:ss", help="Empty while it is loaded"),
+        "Loaded for": text(alignment="right"),
         "Maximum": number(format=gib, help="Most GPU memory held at once"),
         "Average": number(format=gib, help="Mean GPU memory over all samples"),
         "Samples": number(format="%d", help="In how many readings the process was seen"),
