@@ -402,7 +402,7 @@ def test_every_page_works_on_postgresql(
     page.goto(server.url + "/processes")
     expect(page.get_by_text("processes, newest first")).to_contain_text("1")
     page.goto(server.url + "/system")
-    expect(page.get_by_text("Settings in force")).to_be_visible()
+    expect(page.get_by_role("heading", name="Settings in force")).to_be_visible()
     expect(page.get_by_text("postgresql+psycopg://").first).to_be_visible()
     assert "Traceback" not in server.log.read_text()
 

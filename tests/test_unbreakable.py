@@ -114,7 +114,11 @@ def test_killed_two_hundred_times_nothing_is_lost_and_nothing_counted_twice(tmp_
     assert counted == present
     assert max(present.values()) == ticks
     hours = dict(
-        ask(path, "SELECT pid, sum(seconds) FROM process_hours JOIN gpu_processes ON id = process_id GROUP BY pid")
+        ask(
+            path,
+            "SELECT pid, sum(h.seconds) FROM process_hours h "
+            "JOIN gpu_processes p ON p.id = h.process_id GROUP BY pid",
+        )
     )
     assert hours == pytest.approx(present)
 
