@@ -22,16 +22,17 @@ from starlette.routing import Route
 
 from gpumon_core import logs, runtime
 from gpumon_core.settings import SettingsError, check_data_dir, unknown_variables
+from pages.ui import assets
 
 log = logging.getLogger("gpumon_core.server")
 
 
 def _prepare_pages() -> None:
     """Import what the first page needs, so that its reader does not wait for it."""
-    import plotly.graph_objects  # noqa: F401
-
     import gpumon_core.figures
     import gpumon_core.store.frames  # noqa: F401
+
+    assets.plotly_js()
 
 
 @asynccontextmanager
@@ -90,6 +91,6 @@ _configure()
 app = st.App(
     "pages/main.py",
     lifespan=lifespan,
-    routes=[Route("/healthz", healthz)],
+    routes=[Route("/healthz", healthz), *assets.ROUTES],
     on_script_error=show_script_error,
 )

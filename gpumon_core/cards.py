@@ -1,54 +1,92 @@
-"""The overview's cards, as HTML: a table of a GPU's values in, text out.
+"""The overview's cards, as HTML: a table of GPUs and one of processes in, text out.
 
-Colours follow the page's light or dark scheme through CSS light-dark(); a level is never told by
-colour alone, but by a sign and a word as well. Everything that comes from outside is escaped.
+Colours follow the page's light or dark scheme through CSS light-dark(); a level or state is never told by colour
+alone, but by a sign and a word as well. Everything that comes from outside is escaped.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import pandas as pd
 
+from gpumon_core import figures
 from gpumon_core import format as fmt
-from gpumon_core.metrics import GPU_METRICS, GPU_METRICS_BY_KEY, Level, Metric
+from gpumon_core.metrics import GPU_METRICS_BY_KEY, Level, Metric, throttled_by
 
-# The four that a glance is for, then the details.
-MAIN = ("utilization", "memory", "temperature", "power")
+# What is drawn over time, and what is a word at the foot of a card.
+TRENDS = ("utilization", "temperature", "power")
 DETAIL = ("fan_speed", "sm_clock", "memory_clock")
+TREND_METRICS: Sequence[str] = (*TRENDS, "memory")
 
 SIGNS = {Level.WARNING: ("▲", "warning"), Level.CRITICAL: ("◆", "critical")}
 # A GPU counts as busy from this utilization on, and as held when idle with this share of memory used.
 BUSY_PERCENT = 5.0
 HELD_PERCENT = 10.0
+# So many processes are named on a card.
+NAMED = 2
 
-# Up to so many GPUs -> so many columns on a wide screen: even rows look best.
+# Up to so many cards -> so many columns on a wide screen: even rows look best.
 COLUMNS = ((1, 1), (2, 2), (3, 3), (4, 2), (6, 3), (8, 4), (9, 3), (math.inf, 4))
 
 # Keeps a drawing's place, so that nothing moves when it appears.
 NO_SPARK = '<div class="gm-spark gm-blank"></div>'
-SPARK_WIDTH, SPARK_HEIGHT = 120, 28
+SPARK_WIDTH, SPARK_HEIGHT = 160, 32
 # What may stand as it is in an SVG within a quoted URL within an attribute.
 SVG_SAFE = " =:/.,-"
 
 STYLE = f"<style>{Path(__file__).with_suffix('.css').read_text(encoding='utf-8')}</style>"
 
 
-def overview(gpus: pd.DataFrame, trend: pd.DataFrame) -> str:
-    """All cards. `gpus` as from frames.gpu_table, `trend` as from frames.history of every metric."""
-    by_gpu = dict(tuple(trend.groupby("gpu_id"))) if len(trend) else {}
-    start, end = (trend["timestamp_epoch"].min(), trend["timestamp_epoch"].max()) if len(trend) else (0, 1)
-    several_hosts = gpus["host"].nunique() > 1
-    cards = [card(row, by_gpu.get(row["id"]), (start, end), several_hosts) for row in gpus.to_dict("records")]
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What cards have beside their GPU: trends and processes by GPU id, the time from and to which trends reach,
+    the place of each workload's colour, and whether there are several hosts."""
+
+    trends: Mapping[int, pd.DataFrame] = field(default_factory=dict)
+    processes: Mapping[int, Sequence[Mapping[Any, Any]]] = field(default_factory=dict)
+    span: tuple[int, int] = (0, 1)
+    workloads: Mapping[str, int] = field(default_factory=dict)
+    with_host: bool = False
+
+
+def overview(
+    gpus: pd.DataFrame,
+    trend: pd.DataFrame,
+    processes: pd.DataFrame,
+    workloads: Sequence[str],
+    span: tuple[int, int],
+) -> str:
+    """All cards. `gpus` as from frames.gpu_table, `trend` as from frames.history of TREND_METRICS over `span` (UTC
+    seconds), `processes` as from frames.active_processes, `workloads` in the order that gives them their
+    colours."""
+    held = processes.sort_values("memory", ascending=False, kind="stable", na_position="last")
+    scene = Scene(
+        {int(str(gpu_id)): mine for gpu_id, mine in trend.groupby("gpu_id")},
+        {int(str(gpu_id)): mine.to_dict("records") for gpu_id, mine in held.groupby("gpu_id")},
+        span,
+        {name: place for place, name in enumerate(workloads)},
+        gpus["host"].nunique() > 1,
+    )
+    rows = gpus.to_dict("records")
+    instances: dict[int, list[Mapping[Any, Any]]] = {}
+    for row in rows:
+        if not fmt.missing(row["parent_id"]):
+            instances.setdefault(int(row["parent_id"]), []).append(row)
+    known = {row["id"] for row in rows}
+    # An instance whose GPU is gone stands for itself.
+    whole = [row for row in rows if fmt.missing(row["parent_id"]) or row["parent_id"] not in known]
+    cards = [card(row, scene, instances.get(row["id"], ())) for row in whole]
     columns = next(count for most, count in COLUMNS if len(cards) <= most)
     return (
-        f'{STYLE}<div class="gm-cards" style="--columns:{columns}" role="list" aria-label="GPUs">'
-        f"{''.join(cards)}</div>"
+        f'{STYLE}<div class="gm-cards gm-{"solo" if len(cards) == 1 else "many"}" style="--columns:{columns}" '
+        f'role="list" aria-label="GPUs">{"".join(cards)}</div>'
     )
 
 
@@ -74,51 +112,93 @@ def host_line(hosts: pd.DataFrame, gpus: pd.DataFrame) -> str:
     return "".join(lines)
 
 
-def card(
-    gpu: Mapping[Any, Any], trend: pd.DataFrame | None, span: tuple[int, int], with_host: bool = False
-) -> str:
-    """One GPU's card."""
-    word, css = state(gpu)
-    mig = gpu["mig_index"]
-    title = f"GPU {gpu['gpu_index']}" + ("" if fmt.missing(mig) else f" · MIG {int(mig)}")
-    if with_host:
-        title = f"{gpu['host']} · {title}"
+def card(gpu: Mapping[Any, Any], scene: Scene, instances: Sequence[Mapping[Any, Any]] = ()) -> str:
+    """One GPU's card, with its MIG instances on it."""
+    word, css, why = state(gpu)
+    title = _title(gpu, scene.with_host)
     name = gpu["name"] or "unknown model"
-    if gpu["state"] == "hung":
-        body = (
-            f'<div class="gm-note">The driver has not returned from a call about it for '
-            f"{fmt.duration(gpu['host_last_seen'] - gpu['last_seen'])}. The other GPUs go on. Look at dmesg; "
-            "a driver that hangs needs a reboot.</div>"
-        )
-    elif gpu["state"] == "lost":
-        body = (
-            f'<div class="gm-note">No answer since {fmt.duration(gpu["host_last_seen"] - gpu["last_seen"])}. '
-            "It may have fallen off the bus: look at dmesg for “Xid”, and reset or reboot.</div>"
-        )
-    else:
-        main, detail = (
-            "".join(_tile(GPU_METRICS_BY_KEY[key], gpu, trend, span) for key in keys) for keys in (MAIN, DETAIL)
-        )
-        body = f'<div class="gm-main">{main}</div><div class="gm-detail">{detail}</div>'
+    body = f'<div class="gm-note">{escape(why)}</div>' if css == "lost" else _body(gpu, scene, instances)
+    facts = [title, word] + [
+        f"{metric.label} {fmt.value(metric, gpu[metric.key])}"
+        for metric in (GPU_METRICS_BY_KEY[key] for key in ("utilization", "memory", "temperature"))
+    ]
+    link = "/gpu?" + urlencode({"gpu": _title(gpu, scene.with_host).replace(" · ", " ")})
     return (
-        f'<div class="gm-card {css}" role="listitem" aria-label="{escape(title)}, {escape(word)}" '
-        f'data-uuid="{escape(gpu["uuid"])}"><div class="gm-head"><b>{escape(title)}</b>'
-        f'<span class="gm-name" title="{escape(name)}">{escape(name)}</span>'
-        f'<span class="gm-state {css}">{escape(word)}</span></div>{body}</div>'
+        f'<div class="gm-card {css}" role="listitem" aria-label="{escape(", ".join(facts))}" '
+        f'data-uuid="{escape(gpu["uuid"])}"><div class="gm-head">'
+        f'<span class="gm-state {css}" title="{escape(why)}">{escape(word)}</span>'
+        f'<a class="gm-title" href="{escape(link)}" target="_self">{escape(title)}</a>'
+        f'<span class="gm-name" title="{escape(name)}">{escape(name)}</span></div>{body}</div>'
     )
 
 
-def state(gpu: Mapping[Any, Any]) -> tuple[str, str]:
-    """What a GPU is doing in a word, and the CSS class of that word."""
-    if gpu["state"] in ("lost", "hung"):
-        return str(gpu["state"]).capitalize(), "lost"
+def _title(gpu: Mapping[Any, Any], with_host: bool) -> str:
+    mig = gpu["mig_index"]
+    title = f"GPU {gpu['gpu_index']}" + ("" if fmt.missing(mig) else f":{int(mig)}")
+    return f"{gpu['host']} · {title}" if with_host else title
+
+
+def _body(gpu: Mapping[Any, Any], scene: Scene, instances: Sequence[Mapping[Any, Any]]) -> str:
+    trend = scene.trends.get(gpu["id"])
+    utilization, temperature, power = (_tile(GPU_METRICS_BY_KEY[key], gpu, trend, scene.span) for key in TRENDS)
+    detail = "".join(
+        f'<span data-metric="{key}">{escape(GPU_METRICS_BY_KEY[key].label)} '
+        f"<b>{escape(fmt.value(GPU_METRICS_BY_KEY[key], gpu[key]))}</b></span>"
+        for key in DETAIL
+    )
+    if instances:
+        inside = "".join(_instance(instance, scene) for instance in instances)
+        held = f'{_memory(gpu, scene, ())}<div class="gm-parts">{inside}</div>'
+    else:
+        mine = scene.processes.get(gpu["id"], ())
+        held = _memory(gpu, scene, mine) + _who(mine, scene)
+    return (
+        f'<div class="gm-first">{utilization}</div>{held}'
+        f'<div class="gm-pair">{temperature}{power}</div><div class="gm-detail">{detail}</div>'
+    )
+
+
+def _instance(gpu: Mapping[Any, Any], scene: Scene) -> str:
+    """A MIG instance on its GPU's card."""
+    mine = scene.processes.get(gpu["id"], ())
+    word, css, _ = state(gpu)
+    name = str(gpu["name"] or "").rsplit(" MIG ", 1)[-1]
+    return (
+        f'<div class="gm-part" role="group" aria-label="MIG instance {int(gpu["mig_index"])}, {escape(word)}" '
+        f'data-uuid="{escape(gpu["uuid"])}"><div class="gm-label"><b>MIG {int(gpu["mig_index"])}</b> '
+        f'<span class="gm-name">{escape(name)}</span> <span class="gm-state {css}">{escape(word)}</span></div>'
+        f"{_memory(gpu, scene, mine)}{_who(mine, scene, 1)}</div>"
+    )
+
+
+def state(gpu: Mapping[Any, Any]) -> tuple[str, str, str]:  # noqa: PLR0911 - one for each state
+    """What a GPU is doing in a word, the CSS class of that word, and a sentence about it."""
+    since = fmt.duration(gpu["host_last_seen"] - gpu["last_seen"])
+    if gpu["state"] == "hung":
+        return (
+            "Hung",
+            "lost",
+            f"The driver has not returned from a call about it for {since}. The other GPUs go on. Look at dmesg; "
+            "a driver that hangs needs a reboot.",
+        )
+    if gpu["state"] == "lost":
+        return (
+            "Lost",
+            "lost",
+            f"No answer since {since}. It may have fallen off the bus: look at dmesg for “Xid”, and reset or "
+            "reboot.",
+        )
+    if reasons := throttled_by(gpu.get("clocks_event_reasons")):
+        return "Throttled", "throttled", f"Its clocks are held down: {', '.join(reasons).lower()}"
     utilization, used, total = gpu["utilization"], gpu["memory"], gpu["memory_total_mib"]
     if not fmt.missing(utilization) and utilization >= BUSY_PERCENT:
-        return "Busy", "busy"
+        return "Busy", "busy", "It computes"
     if not fmt.missing(used) and not fmt.missing(total) and total and 100 * used / total >= HELD_PERCENT:
         # Without a utilization (a MIG instance) nobody knows whether the memory's holder works.
-        return ("In use", "busy") if fmt.missing(utilization) else ("Idle, memory held", "held")
-    return "Idle", "idle"
+        if fmt.missing(utilization):
+            return "In use", "busy", "Memory is held; the driver does not tell whether it computes"
+        return "Held idle", "held", "Memory is held, and nothing is computed"
+    return "Idle", "idle", "Nothing is computed, and next to no memory held"
 
 
 def _tile(metric: Metric, gpu: Mapping[Any, Any], trend: pd.DataFrame | None, span: tuple[int, int]) -> str:
@@ -127,17 +207,78 @@ def _tile(metric: Metric, gpu: Mapping[Any, Any], trend: pd.DataFrame | None, sp
     known = None if fmt.missing(value) else float(value)
     level = metric.level(known, None if fmt.missing(whole) else whole)
     number, rest = fmt.value_of(metric, value, whole)
-    sign, word = SIGNS.get(level, ("", ""))
-    mark = f' <small class="gm-sign" title="{word}" aria-label="{word}">{sign}</small>' if sign else ""
     bar = ""
-    if metric.key == "memory" and known is not None and whole:
+    if metric.key == "power" and known is not None and whole and not fmt.missing(whole):
         bar = f'<div class="gm-bar"><i style="width:{min(100.0, 100 * known / whole):.1f}%"></i></div>'
     drawing = NO_SPARK if known is None or trend is None else sparkline(trend, metric, whole, span)
     return (
         f'<div class="gm-tile gm-{level}" data-metric="{metric.key}">'
         f'<div class="gm-label">{escape(metric.label)}</div>'
-        f'<div class="gm-value">{number} <small>{escape(rest)}</small>{mark}</div>{bar}{drawing}</div>'
+        f'<div class="gm-value">{number} <small>{escape(rest)}</small>{_mark(level)}</div>{bar}{drawing}</div>'
     )
+
+
+def _mark(level: Level) -> str:
+    sign, word = SIGNS.get(level, ("", ""))
+    return f' <small class="gm-sign" title="{word}" aria-label="{word}">{sign}</small>' if sign else ""
+
+
+def _memory(gpu: Mapping[Any, Any], scene: Scene, processes: Sequence[Mapping[Any, Any]]) -> str:
+    """The memory in use, in a bar of the processes that hold it."""
+    metric = GPU_METRICS_BY_KEY["memory"]
+    used, whole = gpu["memory"], gpu["memory_total_mib"]
+    known = None if fmt.missing(used) else float(used)
+    level = metric.level(known, None if fmt.missing(whole) else whole)
+    number, rest = fmt.value_of(metric, used, whole)
+    bar = ""
+    if known is not None and whole and not fmt.missing(whole):
+        parts, told = [], 0.0
+        for process in processes:
+            held = 0.0 if fmt.missing(process["memory"]) else min(float(process["memory"]), known - told)
+            if held <= 0:
+                continue
+            told += held
+            what = f"{_called(process)}: {fmt.memory(held)}"
+            parts.append(
+                f'<i style="width:{100 * held / whole:.2f}%;background:{_ink(process, scene)}" '
+                f'title="{escape(what)}"></i>'
+            )
+        rest_of = min(100.0, 100 * max(0.0, known - told) / whole)
+        parts.append(f'<i class="gm-other" style="width:{rest_of:.2f}%" title="{fmt.memory(known - told)}"></i>')
+        bar = f'<div class="gm-bar gm-thick">{"".join(parts)}</div>'
+    return (
+        f'<div class="gm-tile gm-row gm-{level}" data-metric="memory"><div class="gm-label">Memory</div>'
+        f'<div class="gm-value">{number} <small>{escape(rest)}</small>{_mark(level)}</div>{bar}</div>'
+    )
+
+
+def _who(processes: Sequence[Mapping[Any, Any]], scene: Scene, most: int = NAMED) -> str:
+    """Who holds most of it, and with which model."""
+    lines = []
+    more = len(processes) - most
+    for number, process in enumerate(processes[:most], 1):
+        rest = f' <span class="gm-more" title="{more} more">+{more}</span>' if more > 0 and number == most else ""
+        user = f'<span class="gm-user">{escape(process["username"])}</span>' if process["username"] else ""
+        lines.append(
+            f'<li><i style="background:{_ink(process, scene)}"></i><span class="gm-what">'
+            f"{escape(_called(process))}</span>{rest}{user}<span>{fmt.memory(process['memory'])}</span></li>"
+        )
+    if not lines:
+        lines.append('<li class="gm-more">no process</li>')
+    return f'<ul class="gm-who">{"".join(lines)}</ul>'
+
+
+def _called(process: Mapping[Any, Any]) -> str:
+    name = process["workload"] or process["name"] or f"PID {process['pid']}"
+    return f"{name} · {process['model']}" if process["model"] else str(name)
+
+
+def _ink(process: Mapping[Any, Any], scene: Scene) -> str:
+    """The workload's colour, which charts give it too."""
+    place = scene.workloads.get(process["workload"] or "")
+    if place is None:
+        return f"light-dark({figures.GREYS[False][0]},{figures.GREYS[True][0]})"
+    return f"light-dark({figures.color(place, False)},{figures.color(place, True)})"
 
 
 def sparkline(trend: pd.DataFrame, metric: Metric, whole: float | None, span: tuple[int, int]) -> str:
@@ -176,6 +317,3 @@ def sparkline(trend: pd.DataFrame, metric: Metric, whole: float | None, span: tu
         f'<div class="gm-spark" role="img" aria-label="{escape(metric.label)} in the last minutes: {lowest} to '
         f'{highest}" style="--drawing:url(\'data:image/svg+xml,{quote(drawing, safe=SVG_SAFE)}\')"></div>'
     )
-
-
-TREND_METRICS: Sequence[str] = tuple(metric.key for metric in GPU_METRICS if metric.key in MAIN + DETAIL)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import re
+from datetime import datetime
+from zoneinfo import ZoneInfo
 
 from gpumon_core.metrics import Metric
 
@@ -33,6 +35,11 @@ def duration(seconds: float | None) -> str:
     if minutes:
         return f"{minutes}m {seconds}s"
     return f"{seconds}s"
+
+
+def moment(epoch: float, zone: ZoneInfo) -> str:
+    """A time for the reader: "Tue 24 Nov 08:15:30"."""
+    return datetime.fromtimestamp(epoch, zone).strftime("%a %d %b %H:%M:%S")
 
 
 def span(seconds: int) -> str:

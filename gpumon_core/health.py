@@ -65,36 +65,65 @@ def fresh_within_s(interval_s: float) -> float:
     return 3 * interval_s + 2
 
 
-def check(engine: Engine, state: State, host: str, interval_s: float, vitals: Vitals | None = None) -> Health:
-    """Read this host's newest tick and judge it; a database without the host's ticks is judged
-    by its newest host. Raises sqlalchemy.exc.DBAPIError."""
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the database says of the recording: the newest sample's time (UTC seconds) and interval, the state of
+    every GPU, and how many of them have a utilization that is a mean over the interval."""
+
+    newest: int | None = None
+    interval_s: float | None = None
+    states: tuple[str, ...] = ()
+    by_interval: int = 0
+
+
+def read(engine: Engine, host: str) -> Reading:
+    """Read this host's newest tick; of a database without the host's ticks that of its newest host.
+    Raises sqlalchemy.exc.DBAPIError."""
     with engine.connect() as connection:
         newest = connection.execute(
             sa.select(hosts.c.id, hosts.c.last_seen, hosts.c.interval_s)
             .order_by((hosts.c.name == host).desc(), hosts.c.last_seen.desc())
             .limit(1)
         ).first()
-        states: list[str] = []
-        by_interval = 0
-        age = None
-        if newest is not None:
-            age = max(0.0, time.time() - newest.last_seen)
-            interval_s = newest.interval_s
-            query = sa.select(gpus.c.state, gpus.c.sampling).where(
-                gpus.c.host_id == newest.id, gpus.c.state != "gone"
-            )
-            found = connection.execute(query).all()
-            states = [row.state for row in found]
-            by_interval = sum(row.sampling == "interval" for row in found)
-    hung = states.count("hung")
-    lost = states.count("lost") + hung
-    fresh = age is not None and age <= fresh_within_s(interval_s)
+        if newest is None:
+            return Reading()
+        query = sa.select(gpus.c.state, gpus.c.sampling).where(gpus.c.host_id == newest.id, gpus.c.state != "gone")
+        found = connection.execute(query).all()
+    return Reading(
+        newest.last_seen,
+        newest.interval_s,
+        tuple(row.state for row in found),
+        sum(row.sampling == "interval" for row in found),
+    )
+
+
+def judge(reading: Reading, state: State, interval_s: float, vitals: Vitals | None = None) -> Health:
+    """How the recording stands at this moment, by what was read last."""
+    age = None if reading.newest is None else max(0.0, time.time() - reading.newest)
+    interval_s = reading.interval_s or interval_s
+    hung = reading.states.count("hung")
+    lost = reading.states.count("lost") + hung
     status: Status
-    if not fresh:
+    if age is None or age > fresh_within_s(interval_s):
         status = "no_driver" if state.driver is not None and state.source == "nvml" else "stale"
     elif lost or (state.recording is not None and state.role == "recording"):
         status = "degraded"
     else:
         status = "ok"
-    last = newest and newest.last_seen
-    return Health(status, state, last, age, interval_s, len(states), lost, hung, by_interval, vitals)
+    return Health(
+        status,
+        state,
+        reading.newest,
+        age,
+        interval_s,
+        len(reading.states),
+        lost,
+        hung,
+        reading.by_interval,
+        vitals,
+    )
+
+
+def check(engine: Engine, state: State, host: str, interval_s: float, vitals: Vitals | None = None) -> Health:
+    """Read and judge. Raises sqlalchemy.exc.DBAPIError."""
+    return judge(read(engine, host), state, interval_s, vitals)

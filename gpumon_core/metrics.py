@@ -72,6 +72,17 @@ class NvmlGpm:
 Way = NvmlCall | NvmlField | NvmlGpm
 
 
+class Group(StrEnum):
+    """What a metric is about, in the order in which pages show them."""
+
+    COMPUTE = "Compute"
+    MEMORY = "Memory"
+    CLOCKS = "Clocks"
+    THERMALS = "Thermals and power"
+    INTERCONNECT = "Interconnect"
+    RELIABILITY = "Reliability"
+
+
 @dataclass(frozen=True, slots=True)
 class Metric:
     """One metric of a GPU or of a process on a GPU.
@@ -88,6 +99,7 @@ class Metric:
     key: str
     label: str
     unit: str
+    group: Group
     nvml: tuple[Way, ...]
     prometheus: str
     aggregate: Aggregate = Aggregate.MEAN
@@ -137,6 +149,7 @@ def _clock(name: str, label: str, constant: str, prometheus: str) -> Metric:
         key=name,
         label=label,
         unit="MHz",
+        group=Group.CLOCKS,
         nvml=(NvmlCall("nvmlDeviceGetClockInfo", (constant,)),),
         prometheus=prometheus,
         column="integer",
@@ -150,6 +163,7 @@ def _engine(name: str, label: str, function: str, prometheus: str) -> Metric:
         key=name,
         label=label,
         unit="%",
+        group=Group.COMPUTE,
         nvml=(NvmlCall(function, field=0),),
         prometheus=prometheus,
         maximum=100,
@@ -157,12 +171,13 @@ def _engine(name: str, label: str, function: str, prometheus: str) -> Metric:
     )
 
 
-def _activity(name: str, label: str, gpm: str, prometheus: str) -> Metric:
+def _activity(name: str, label: str, gpm: str, prometheus: str, group: Group = Group.COMPUTE) -> Metric:
     # DCGM gives these as a share of 1.
     return Metric(
         key=name,
         label=label,
         unit="%",
+        group=group,
         nvml=(NvmlGpm(gpm),),
         prometheus=prometheus,
         prometheus_scale=0.01,
@@ -178,6 +193,7 @@ def _rate(name: str, label: str, ways: tuple[Way, ...], prometheus: str) -> Metr
         key=name,
         label=label,
         unit="MiB/s",
+        group=Group.INTERCONNECT,
         nvml=ways,
         prometheus=prometheus,
         prometheus_scale=2**20,
@@ -189,6 +205,7 @@ def _rate(name: str, label: str, ways: tuple[Way, ...], prometheus: str) -> Metr
 def _rare(
     name: str,
     label: str,
+    group: Group,
     ways: tuple[Way, ...],
     prometheus: str,
     unit: str = "",
@@ -200,6 +217,7 @@ def _rare(
         key=name,
         label=label,
         unit=unit,
+        group=group,
         nvml=ways,
         prometheus=prometheus,
         aggregate=aggregate,
@@ -211,7 +229,7 @@ def _rare(
 
 
 def _errors(name: str, label: str, ways: tuple[Way, ...], prometheus: str) -> Metric:
-    return _rare(name, label, ways, prometheus, unit="errors", aggregate=Aggregate.COUNTER)
+    return _rare(name, label, Group.RELIABILITY, ways, prometheus, unit="errors", aggregate=Aggregate.COUNTER)
 
 
 def _ecc(kind: str, lifetime: str, field: str, prometheus: str) -> Metric:
@@ -232,7 +250,7 @@ def _ecc(kind: str, lifetime: str, field: str, prometheus: str) -> Metric:
 
 def _remapped(name: str, label: str, field: str, item: int, prometheus: str, unit: str = "") -> Metric:
     ways = (NvmlField(field), NvmlCall("nvmlDeviceGetRemappedRows", field=item))
-    return _rare(f"remapped_rows_{name}", label, ways, prometheus, unit)
+    return _rare(f"remapped_rows_{name}", label, Group.RELIABILITY, ways, prometheus, unit)
 
 
 # Units and meanings: NVML API reference, "Device Queries". Prometheus names: the default
@@ -243,6 +261,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         key="temperature",
         label="Temperature",
         unit="°C",
+        group=Group.THERMALS,
         nvml=(
             NvmlCall("nvmlDeviceGetTemperatureV", ("NVML_TEMPERATURE_GPU",)),
             NvmlCall("nvmlDeviceGetTemperature", ("NVML_TEMPERATURE_GPU",)),
@@ -256,6 +275,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         key="utilization",
         label="Utilization",
         unit="%",
+        group=Group.COMPUTE,
         nvml=(NvmlCall("nvmlDeviceGetUtilizationRates", field="gpu"),),
         samples="NVML_GPU_UTILIZATION_SAMPLES",
         prometheus="DCGM_FI_DEV_GPU_UTIL",
@@ -267,6 +287,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         key="memory",
         label="Memory used",
         unit="MiB",
+        group=Group.MEMORY,
         # The second version leaves the driver's reserved memory out of "used", as nvidia-smi does.
         nvml=(
             NvmlCall("nvmlDeviceGetMemoryInfo", ("nvmlMemory_v2",), field="used", scale=MIB),
@@ -283,6 +304,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         key="power",
         label="Power",
         unit="W",
+        group=Group.THERMALS,
         # Its mean over a tick comes from the energy counter, where there is one.
         nvml=(NvmlCall("nvmlDeviceGetPowerUsage", scale=1e-3),),
         samples="NVML_TOTAL_POWER_SAMPLES",
@@ -298,6 +320,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         key="memory_utilization",
         label="Memory controller",
         unit="%",
+        group=Group.MEMORY,
         nvml=(NvmlCall("nvmlDeviceGetUtilizationRates", field="memory"),),
         samples="NVML_MEMORY_UTILIZATION_SAMPLES",
         prometheus="DCGM_FI_DEV_MEM_COPY_UTIL",
@@ -309,6 +332,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         key="fan_speed",
         label="Fan",
         unit="%",
+        group=Group.THERMALS,
         nvml=(NvmlCall("nvmlDeviceGetFanSpeed"),),
         prometheus="DCGM_FI_DEV_FAN_SPEED",
         # Intended speed; NVML documents that it may exceed 100.
@@ -324,6 +348,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         key="memory_temperature",
         label="Memory temperature",
         unit="°C",
+        group=Group.THERMALS,
         nvml=(NvmlField("NVML_FI_DEV_MEMORY_TEMP"),),
         prometheus="DCGM_FI_DEV_MEMORY_TEMP",
         device_class="temperature",
@@ -348,7 +373,9 @@ GPU_METRICS: tuple[Metric, ...] = (
         "NVML_GPM_METRIC_ANY_TENSOR_UTIL",
         "DCGM_FI_PROF_PIPE_TENSOR_ACTIVE",
     ),
-    _activity("dram_activity", "DRAM active", "NVML_GPM_METRIC_DRAM_BW_UTIL", "DCGM_FI_PROF_DRAM_ACTIVE"),
+    _activity(
+        "dram_activity", "DRAM active", "NVML_GPM_METRIC_DRAM_BW_UTIL", "DCGM_FI_PROF_DRAM_ACTIVE", Group.MEMORY
+    ),
     # The functions below measure for 20 ms, in which the caller waits: they come last.
     _rate(
         "pcie_tx",
@@ -392,6 +419,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         key="energy",
         label="Energy",
         unit="J",
+        group=Group.THERMALS,
         nvml=(
             NvmlField("NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION", scale=1e-3),
             NvmlCall("nvmlDeviceGetTotalEnergyConsumption", scale=1e-3),
@@ -407,6 +435,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         key="performance_state",
         label="Performance state",
         unit="P",
+        group=Group.CLOCKS,
         nvml=(NvmlCall("nvmlDeviceGetPerformanceState"),),
         prometheus="DCGM_FI_DEV_PSTATE",
         aggregate=Aggregate.LAST,
@@ -419,6 +448,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         key="clocks_event_reasons",
         label="Throttle reasons",
         unit="bits",
+        group=Group.CLOCKS,
         nvml=(
             NvmlCall("nvmlDeviceGetCurrentClocksEventReasons"),
             NvmlCall("nvmlDeviceGetCurrentClocksThrottleReasons"),
@@ -431,12 +461,14 @@ GPU_METRICS: tuple[Metric, ...] = (
     _rare(
         "pcie_generation",
         "PCIe generation",
+        Group.INTERCONNECT,
         (NvmlCall("nvmlDeviceGetCurrPcieLinkGeneration"),),
         "DCGM_FI_DEV_PCIE_LINK_GEN",
     ),
     _rare(
         "pcie_width",
         "PCIe width",
+        Group.INTERCONNECT,
         (NvmlCall("nvmlDeviceGetCurrPcieLinkWidth"),),
         "DCGM_FI_DEV_PCIE_LINK_WIDTH",
         "lanes",
@@ -444,12 +476,14 @@ GPU_METRICS: tuple[Metric, ...] = (
     _rare(
         "max_pcie_generation",
         "PCIe generation, highest",
+        Group.INTERCONNECT,
         (NvmlCall("nvmlDeviceGetMaxPcieLinkGeneration"),),
         "DCGM_FI_DEV_PCIE_MAX_LINK_GEN",
     ),
     _rare(
         "max_pcie_width",
         "PCIe width, highest",
+        Group.INTERCONNECT,
         (NvmlCall("nvmlDeviceGetMaxPcieLinkWidth"),),
         "DCGM_FI_DEV_PCIE_MAX_LINK_WIDTH",
         "lanes",
@@ -487,6 +521,7 @@ GPU_METRICS: tuple[Metric, ...] = (
     _rare(
         "bar1_used",
         "BAR1 used",
+        Group.MEMORY,
         (NvmlCall("nvmlDeviceGetBAR1MemoryInfo", field="bar1Used", scale=MIB),),
         "DCGM_FI_DEV_BAR1_USED",
         "MiB",
@@ -494,6 +529,7 @@ GPU_METRICS: tuple[Metric, ...] = (
     _rare(
         "power_limit",
         "Power limit",
+        Group.THERMALS,
         (
             NvmlCall("nvmlDeviceGetEnforcedPowerLimit", scale=1e-3),
             NvmlCall("nvmlDeviceGetPowerManagementLimit", scale=1e-3),
@@ -505,6 +541,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         _rare(
             f"max_{name}_clock",
             f"{label} clock, highest",
+            Group.CLOCKS,
             (NvmlCall("nvmlDeviceGetMaxClockInfo", (constant,)),),
             prometheus,
             "MHz",
@@ -545,6 +582,7 @@ GPU_METRICS: tuple[Metric, ...] = (
     _rare(
         "retired_pages_corrected",
         "Pages retired after corrected errors",
+        Group.RELIABILITY,
         (
             NvmlField("NVML_FI_DEV_RETIRED_SBE"),
             NvmlCall(
@@ -559,6 +597,7 @@ GPU_METRICS: tuple[Metric, ...] = (
     _rare(
         "retired_pages_uncorrected",
         "Pages retired after uncorrected errors",
+        Group.RELIABILITY,
         (
             NvmlField("NVML_FI_DEV_RETIRED_DBE"),
             NvmlCall(
@@ -571,10 +610,43 @@ GPU_METRICS: tuple[Metric, ...] = (
     _rare(
         "retired_pages_pending",
         "Page retirement pending",
+        Group.RELIABILITY,
         (NvmlField("NVML_FI_DEV_RETIRED_PENDING"), NvmlCall("nvmlDeviceGetRetiredPagesPendingStatus")),
         "DCGM_FI_DEV_RETIRED_PENDING",
     ),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ClocksEventReason:
+    """One bit of clocks_event_reasons: why clocks are not higher. `throttles` where work suffers from it: a GPU
+    that idles or stays within its power limit does what it is meant to do."""
+
+    bit: int
+    label: str
+    throttles: bool
+
+
+# nvmlClocksEventReason* in the API reference.
+CLOCKS_EVENT_REASONS = (
+    ClocksEventReason(0x1, "Idle", False),
+    ClocksEventReason(0x2, "Application clocks", False),
+    ClocksEventReason(0x4, "Power cap", False),
+    ClocksEventReason(0x8, "Hardware slowdown", True),
+    ClocksEventReason(0x10, "Sync boost", False),
+    ClocksEventReason(0x20, "Software thermal", True),
+    ClocksEventReason(0x40, "Hardware thermal", True),
+    ClocksEventReason(0x80, "Power brake", True),
+    ClocksEventReason(0x100, "Display clocks", False),
+)
+
+
+def throttled_by(bits: float | None) -> list[str]:
+    """The reasons in clocks_event_reasons from which work suffers."""
+    if bits is None or bits != bits:  # noqa: PLR0124 - pandas' NaN
+        return []
+    return [reason.label for reason in CLOCKS_EVENT_REASONS if reason.throttles and int(bits) & reason.bit]
+
 
 # What every tick stores, and what only a change does.
 TICK_METRICS = tuple(metric for metric in GPU_METRICS if metric.kept == "tick")
@@ -590,6 +662,7 @@ PROCESS_METRICS: tuple[Metric, ...] = (
         key="memory",
         label="Memory",
         unit="MiB",
+        group=Group.MEMORY,
         nvml=(),
         prometheus="gpumon_process_memory_mib",
         column="integer",
@@ -601,6 +674,7 @@ PROCESS_METRICS: tuple[Metric, ...] = (
             key=key,
             label=label,
             unit="%",
+            group=Group.COMPUTE,
             nvml=(),
             prometheus=f"gpumon_process_{key}",
             column="integer",

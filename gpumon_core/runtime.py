@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import Engine
 
@@ -12,6 +15,9 @@ from gpumon_core.recorder import Recorder, State
 from gpumon_core.settings import Settings, load
 from gpumon_core.store import database
 from gpumon_core.vitals import Vitals
+
+if TYPE_CHECKING:
+    from gpumon_core.doctor import Finding
 
 _guard = threading.Lock()
 _recorder: Recorder | None = None
@@ -71,6 +77,79 @@ def _engine(url: str) -> Engine:
     return database.open_for_reading(url)
 
 
+# Of a recorder that is not this process's nothing tells when it has written: the database is asked so often.
+ELSEWHERE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What was read, when, and what it was good for."""
+
+    key: tuple[str, int | None]
+    at: float
+    reading: health.Reading
+
+
+_looking = threading.Lock()
+_looked: _Looked | None = None
+
+
 def check_health() -> health.Health:
-    """How the recording stands right now. Raises sqlalchemy.exc.DBAPIError."""
-    return health.check(engine(), state(), settings().host_name, settings().interval, vitals())
+    """How the recording stands right now; the database is asked once per tick, however many want to know.
+    Raises sqlalchemy.exc.DBAPIError."""
+    global _looked  # noqa: PLW0603 - all viewers share it
+    now_is, counts = state(), vitals()
+    records = counts is not None and now_is.role == "recording"
+    key = (now_is.database_url, counts.ticks if counts is not None and records else None)
+    good_for = settings().interval if records else min(ELSEWHERE_S, settings().interval)
+    # Those who come together wait for the one who asks.
+    with _looking:
+        found = _looked
+        if found is None or found.key != key or time.monotonic() - found.at > good_for:
+            reading = health.read(_engine(now_is.database_url), settings().host_name)
+            found = _looked = _Looked(key, time.monotonic(), reading)
+    return health.judge(found.reading, now_is, settings().interval, counts)
+
+
+# So long what was found about this machine is good, and so long a sick driver may keep the examination waiting.
+EXAMINED_FOR_S = 600.0
+PATIENCE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What was found about this machine; `done` once all was looked at, `began` in seconds of time.monotonic."""
+
+    findings: tuple[Finding, ...]
+    began: float
+    done: bool
+
+    @property
+    def overdue(self) -> bool:
+        """Whether something that it asks, such as a driver, does not answer."""
+        return not self.done and time.monotonic() - self.began > PATIENCE_S
+
+
+_examination: Examination | None = None
+
+
+def examination() -> Examination:
+    """What `doctor` says of this machine. Made in the background: the first who asks gets what is known so far."""
+    global _examination  # noqa: PLW0603 - all viewers share it
+    with _guard:
+        found = _examination
+        if found is None or (found.done and time.monotonic() - found.began > EXAMINED_FOR_S):
+            found = _examination = Examination((), time.monotonic(), False)
+            threading.Thread(target=_examine, args=(found.began,), name="doctor", daemon=True).start()
+    return found
+
+
+def _examine(began: float) -> None:
+    global _examination  # noqa: PLW0603
+    from gpumon_core.doctor import examine
+
+    findings: list[Finding] = []
+    for finding in examine(settings()):
+        findings.append(finding)
+        _examination = Examination(tuple(findings), began, False)
+    _examination = Examination(tuple(findings), began, True)

@@ -17,15 +17,22 @@ page = st.navigation(
             help="What every GPU does now, and which processes are on it.",
         ),
         st.Page(
+            "gpu.py",
+            title="GPU",
+            icon=":material/memory_alt:",
+            url_path="gpu",
+            help="One GPU in depth: every metric it has, why it throttles, and who was on it.",
+        ),
+        st.Page(
             "history.py",
             title="History",
             icon=":material/monitoring:",
             url_path="history",
-            help="Temperature, utilization, memory and power over time.",
+            help="Any metric of any GPU over time, with the processes on the same axis.",
         ),
         st.Page(
             "processes.py",
-            title="Process history",
+            title="Processes",
             icon=":material/list_alt:",
             url_path="processes",
             help="Every process that was seen on a GPU, to filter and download.",
@@ -40,7 +47,7 @@ page = st.navigation(
         st.Page(
             "system.py",
             title="System",
-            icon=":material/memory:",
+            icon=":material/monitor_heart:",
             url_path="system",
             help="How the recorder fares, how large its history is, and the settings in force.",
         ),

@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import streamlit as st
 
+from gpumon_core.health import Health
 from pages.ui import chrome, data, tables
 
-found = chrome.top("Overview")
 
-
-@st.fragment(run_every=chrome.refresh_s())
-def cards() -> None:
-    """One card per GPU, drawn anew each tick."""
-    now = data.health()
-    if now is None or now.age_s is None:
-        return
+def body(now: Health) -> None:
+    """One card per GPU, and the processes of the newest tick."""
     at = data.tick(now)
     chrome.stale_warning(now)
     if data.gpu_table(at).empty:
         st.info("The driver answers, but lists no GPU. `nvidia-smi -L` shows what it sees.")
-    st.html(data.host_line_html(at) + data.overview_html(at))
+    st.html(data.overview_html(at))
+    processes(at)
 
 
-@st.fragment(run_every=chrome.refresh_s())
-def processes() -> None:
-    """The processes of the newest tick."""
-    now = data.health()
-    if now is None:
-        return
-    frame = data.active_processes(data.tick(now))
+def processes(at: data.Tick) -> None:
+    """Who is on the GPUs."""
+    frame = data.active_processes(at)
     left, right = st.columns([3, 1], vertical_alignment="bottom")
     left.subheader("Active processes", anchor=False)
     text = right.text_input(
@@ -59,6 +51,4 @@ def processes() -> None:
         )
 
 
-if found is not None:
-    cards()
-    processes()
+chrome.live("Overview", body)

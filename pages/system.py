@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import platform
+from importlib import metadata
+
 import pandas as pd
 import streamlit as st
 
 from gpumon_core import __version__, figures, runtime, settings
 from gpumon_core import format as fmt
+from gpumon_core.health import Health
 from gpumon_core.settings import mask_password
-from pages.ui import chrome, data, filters, tables
+from pages.ui import chrome, data, filters, plot, tables
 
 DAY = 86400
 SAMPLING = {
@@ -16,12 +20,11 @@ SAMPLING = {
     "point": "point: as it was at the moment of the tick",
 }
 ENERGY = {"counter": "counted by the driver", "power": "power times time"}
+VERDICTS = {"ok": "✓ ok", "warning": "▲ warning", "problem": "◆ problem"}
+BYTES_PER_MIB = 2**20
 KEPT = {"raw": "retention_raw_days", "minute": "retention_minute_days", "hour": "retention_hour_days"}
 
-found = chrome.top("System")
 
-
-@st.fragment(run_every=chrome.refresh_s())
 def recorder() -> None:
     """What it has done since it started."""
     counts = runtime.vitals()
@@ -48,12 +51,8 @@ def recorder() -> None:
         st.warning(f"Newest error: {fmt.plain(counts.last_error)}", icon=":material/error:")
 
 
-def sampling() -> None:
+def sampling(gpus: pd.DataFrame) -> None:
     """What each GPU's numbers are."""
-    now = data.health()
-    if now is None or now.newest is None:
-        return
-    gpus = data.gpu_table(data.tick(now))
     if gpus.empty:
         return
     st.subheader("Sampling", anchor=False)
@@ -71,44 +70,36 @@ def sampling() -> None:
     st.dataframe(shown, key="sampling", hide_index=True, alt="How each GPU is sampled")
 
 
-def pulse() -> None:
-    """The last day, minute by minute."""
-    now = data.health()
-    if now is None or now.newest is None:
-        return
-    frame = data.recorder_history(data.tick(now), runtime.settings().host_name, now.newest - DAY, now.newest + 60)
+def pulse(frame: pd.DataFrame) -> None:
+    """The last day of the recorder, minute by minute."""
     if len(frame) < 2:
         st.caption("The minutes of the recorder are drawn here as soon as there are some.")
         return
-    st.plotly_chart(
-        figures.pulse(frame, chrome.zone(), chrome.is_dark()),
+    drawn = [figures.pulse(frame, chrome.zone(), chrome.is_dark())]
+    if frame["database_bytes"].notna().sum() > 1:
+        drawn.append(figures.growth(frame, chrome.zone(), chrome.is_dark()))
+    plot.show(
+        [figures.as_json(figure) for figure in drawn],
         key="pulse",
-        theme=None,
-        config={"displayModeBar": False},
-        alt="Duration of ticks, and skipped, failed and waiting ticks, over the last day",
+        alt="Duration of ticks, skipped, failed and waiting ticks, and the size of the database over the last day",
+        view="pulse",
     )
 
 
-def database() -> None:
-    """How large it is, and what it holds."""
-    now = data.health()
-    state = runtime.state()
+def database(at: data.Tick, frame: pd.DataFrame) -> None:
+    """How large it is, how fast it grows, and what it holds."""
     st.subheader("Database", anchor=False)
-    chosen = runtime.settings()
-    size = data.database_bytes(state.database_url) if now is not None else None
+    size = data.database_bytes(at[0])
     grown = ""
-    if now is not None and now.newest is not None:
-        frame = data.recorder_history(data.tick(now), chosen.host_name, now.newest - DAY, now.newest + 60)
-        sizes = frame["database_bytes"].dropna()
-        if len(sizes) > 1:
-            change = (sizes.iloc[-1] - sizes.iloc[0]) / 2**20
-            over = fmt.duration(float(frame["timestamp_epoch"].iloc[-1] - frame["timestamp_epoch"].iloc[0]))
-            grown = f", {change:+.1f} MiB in the last {over}"
-    shown = fmt.MISSING if size is None else f"{size / 2**20:,.1f} MiB"
-    st.markdown(f"`{mask_password(state.database_url)}`: **{shown}**{grown}")
-    if now is None or now.newest is None:
-        return
-    kept = data.resolutions(data.tick(now))
+    sizes = frame.dropna(subset="database_bytes")
+    if len(sizes) > 1:
+        change = (sizes["database_bytes"].iloc[-1] - sizes["database_bytes"].iloc[0]) / BYTES_PER_MIB
+        over = float(sizes["timestamp_epoch"].iloc[-1] - sizes["timestamp_epoch"].iloc[0])
+        grown = f", {change:+.1f} MiB in the last {fmt.duration(over)}"
+    shown = fmt.MISSING if size is None else f"{size / BYTES_PER_MIB:,.1f} MiB"
+    st.markdown(f"`{mask_password(at[0])}`: **{shown}**{grown}")
+    chosen = runtime.settings()
+    kept = data.resolutions(at)
     names = kept["seconds"].map(lambda seconds: fmt.span(seconds) if seconds else "every tick")
     table = pd.DataFrame(
         {
@@ -129,7 +120,35 @@ def database() -> None:
     )
 
 
-def in_force() -> None:
+def doctor() -> None:
+    """What stands between this machine and a good recording."""
+    st.subheader("Doctor", anchor=False)
+    found = runtime.examination()
+    table = pd.DataFrame(
+        [
+            (VERDICTS[finding.verdict], finding.topic, finding.text, finding.remedy or fmt.MISSING)
+            for finding in found.findings
+        ],
+        columns=["", "What", "Found", "What to do"],
+    )
+    wide = st.column_config.TextColumn(width="large")
+    st.dataframe(
+        table,
+        key="doctor",
+        hide_index=True,
+        column_config={"": st.column_config.TextColumn(width=110), "Found": wide, "What to do": wide},
+        alt="What was found about this machine",
+        placeholder=fmt.MISSING,
+    )
+    if found.overdue:
+        st.warning(
+            "Something does not answer: the driver, or the database. Look at dmesg.", icon=":material/warning:"
+        )
+    elif not found.done:
+        st.caption("This machine is being examined.")
+
+
+def in_force(hosts: pd.DataFrame) -> None:
     """The settings, and the versions of what runs."""
     st.subheader("Settings in force", anchor=False)
     rows = [
@@ -141,14 +160,34 @@ def in_force() -> None:
         hide_index=True,
         alt="Settings in force, passwords masked",
     )
-    st.caption(
-        f"gpumon {__version__}. `python -m gpumon_core doctor` examines this machine: driver, permissions, PID "
-        f"namespace and disk. Times in {chrome.zone_label()}."
+    st.subheader("Versions", anchor=False)
+    versions = {"gpumon": __version__, "Python": platform.python_version()}
+    versions |= {name: metadata.version(name) for name in ("streamlit", "pandas", "plotly", "sqlalchemy")}
+    st.html(chrome.facts_html(versions))
+    machines = {
+        "Host": hosts["name"],
+        "Driver": hosts["driver_version"],
+        "CUDA": hosts["cuda_version"],
+        "NVML": hosts["nvml_version"],
+        "Every (s)": hosts["interval_s"],
+    }
+    st.dataframe(pd.DataFrame(machines), key="hosts", hide_index=True, alt="The machines that are recorded")
+    st.caption(f"Times in {chrome.zone_label()}.")
+
+
+def body(now: Health) -> None:
+    """Everything about the recording itself."""
+    assert now.newest is not None
+    at = data.tick(now)
+    frame = data.recorder_history(
+        data.minute(now), runtime.settings().host_name, now.newest - DAY, now.newest + 60
     )
+    recorder()
+    pulse(frame)
+    sampling(data.gpu_table(at))
+    database(data.minute(now), frame)
+    doctor()
+    in_force(data.host_table(data.minute(now)))
 
 
-recorder()
-sampling()
-pulse()
-database()
-in_force()
+chrome.live("System", body)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from html import escape
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import streamlit as st
@@ -11,10 +13,10 @@ from gpumon_core import format as fmt
 from gpumon_core import runtime
 from gpumon_core.health import Health
 from gpumon_core.recorder import State
-from pages.ui import data, freshness
+from pages.ui import data, rhythm
 
-# What a whole page depends on: the recorder's state, and whether there is anything to show.
-Situation = tuple[State, bool]
+# What a whole page depends on: the recorder's state, whether there is anything to show, and how many GPUs.
+Situation = tuple[State, bool | None, int]
 
 
 def zone() -> ZoneInfo:
@@ -37,37 +39,43 @@ def is_dark() -> bool:
     return st.context.theme.type == "dark"
 
 
-def refresh_s() -> float:
-    """How often a live part of a page asks for news."""
-    return runtime.settings().interval
-
-
-def top(title: str) -> Health | None:
-    """A page's title, the live status beside it, and the banners. None where nothing is recorded yet."""
-    left, right = st.columns([3, 2], vertical_alignment="bottom")
-    left.title(title, anchor=False)
+def ready() -> Health | None:
+    """How the recording stands; None before the first sample, when a page has nothing to offer."""
     found = data.health()
-    with right:
-        status_line(_situation(found))
-    banners(found)
-    if found is None or found.newest is None:
-        _first_minute(found)
-        return None
-    return found
+    return None if found is None or found.newest is None else found
 
 
-@st.fragment(run_every=refresh_s())
-def status_line(shown: Situation) -> None:
-    """How old the newest sample is, counted on in the browser; and a new page when the page's
-    banners would no longer be true, or the first sample has come."""
-    found = data.health()
-    if _situation(found) != shown:
-        st.rerun()
-    freshness.show(found.age_s if found else None, found.interval_s if found else refresh_s())
+def live(title: str, body: Callable[[Health], None], refresh_s: float | None = None) -> None:
+    """A page: its title, the rhythm beside it, the banners, and `body`, which is drawn again with every new sample
+    (or every `refresh_s` seconds) and gets what is known of the recording then."""
+    shown = _situation(data.health())
+
+    @st.fragment
+    def frame() -> None:
+        found = data.health()
+        if _situation(found) != shown:
+            # What stands beside this fragment would no longer be true.
+            st.rerun()
+        sampled_every = found.interval_s if found else runtime.settings().interval
+        with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
+            st.title(title, anchor=False, width="content")
+            with st.container(width="content"):
+                rhythm.show(
+                    found.age_s if found else None, sampled_every, max(refresh_s or 0, runtime.settings().interval)
+                )
+        banners(found)
+        if found is None or found.newest is None:
+            _first_minute(found)
+        else:
+            body(found)
+
+    frame()
 
 
 def _situation(found: Health | None) -> Situation:
-    return (found.state if found else runtime.state()), found is not None and found.newest is not None
+    if found is None:
+        return runtime.state(), None, 0
+    return found.state, found.newest is not None, found.gpus
 
 
 def banners(found: Health | None) -> None:
@@ -126,3 +134,34 @@ def _first_minute(found: Health | None) -> None:
         st.info("Nothing has been recorded into this database yet, and GPUMON_RECORD is false here.")
     else:
         st.info("The first sample is on its way.")
+
+
+_FACTS_CSS = """<style>
+.gm-facts { display: flex; flex-wrap: wrap; gap: .15rem 1.5rem; font-size: .86rem; }
+.gm-facts span { color: light-dark(#5a6470, #9aa4b0); }
+.gm-facts b { color: light-dark(#1f2328, #e6edf3); font-weight: 600; overflow-wrap: anywhere; }
+.gm-groups { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem 2rem; }
+.gm-groups dl { margin: .3rem 0 0; display: grid; grid-template-columns: 1fr auto; gap: .1rem 1rem; font-size:
+.86rem; } .gm-groups dt { color: light-dark(#5a6470, #9aa4b0); font-weight: 400; }
+.gm-groups dd { margin: 0; text-align: right; font-variant-numeric: tabular-nums; }
+</style>"""
+
+
+def facts_html(facts: Mapping[str, object]) -> str:
+    """Names and values in a line, as HTML; what is not known is a dash."""
+    spans = (
+        f"<span>{escape(name)} <b>{escape(str(value) if value else fmt.MISSING)}</b></span>"
+        for name, value in facts.items()
+    )
+    return f'{_FACTS_CSS}<div class="gm-facts">{"".join(spans)}</div>'
+
+
+def groups_html(groups: Mapping[str, Mapping[str, str]]) -> str:
+    """Names and values in several lists side by side, as HTML."""
+    lists = (
+        f"<div><b>{escape(title)}</b><dl>"
+        + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows.items())
+        + "</dl></div>"
+        for title, rows in groups.items()
+    )
+    return f'{_FACTS_CSS}<div class="gm-groups">{"".join(lists)}</div>'

@@ -19,8 +19,8 @@ from gpumon_core.store.usage import Dimension, Scope
 Tick = tuple[str, int | None]
 
 MINUTE_S = 60
-TREND_S = 300
-TREND_POINTS = 60
+TREND_S = 900
+TREND_POINTS = 90
 
 
 def health() -> Health | None:
@@ -51,20 +51,32 @@ def gpu_table(at: Tick) -> pd.DataFrame:
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
-def host_line_html(at: Tick) -> str:
-    """The machines of the overview."""
-    return cards.host_line(frames.host_table(runtime.engine()), gpu_table(at))
+def host_table(at: Tick) -> pd.DataFrame:
+    """frames.host_table at a tick."""
+    del at
+    return frames.host_table(runtime.engine())
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
 def overview_html(at: Tick) -> str:
-    """The overview's cards at a tick, drawn once for all viewers."""
+    """The overview's machines and cards at a tick, drawn once for all viewers."""
     gpus = gpu_table(at)
     end = at[1] or int(time.time())
-    trend = frames.history(
-        runtime.engine(), gpus["id"].tolist(), cards.TREND_METRICS, end - TREND_S, end, TREND_POINTS
-    )
-    return cards.overview(gpus, trend)
+    span = (end - TREND_S, end)
+    trend = frames.history(runtime.engine(), gpus["id"].tolist(), cards.TREND_METRICS, *span, TREND_POINTS)
+    shown = cards.overview(gpus, trend, active_processes(at), program_values(at, "workload"), span)
+    return cards.host_line(host_table(at), gpus) + shown
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def gpu_card_html(at: Tick, gpu_id: int) -> str:
+    """One GPU's card, with its MIG instances."""
+    gpus = gpu_table(at)
+    mine = gpus[(gpus["id"] == gpu_id) | (gpus["parent_id"] == gpu_id)]
+    end = at[1] or int(time.time())
+    span = (end - TREND_S, end)
+    trend = frames.history(runtime.engine(), [gpu_id], cards.TREND_METRICS, *span, 2 * TREND_POINTS)
+    return cards.overview(mine, trend, active_processes(at), program_values(at, "workload"), span)
 
 
 @st.cache_data(max_entries=4, show_spinner=False)

@@ -1,14 +1,17 @@
-"""The sidebar's filters; their values live in the page's address."""
+"""What a reader can choose in the sidebar. Every choice lives in the address, so that a link shows the same."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 import pandas as pd
 import streamlit as st
 
+from gpumon_core import figures
 from gpumon_core.store.frames import gpu_labels
-from pages.ui import data
+from pages.ui import chrome, data, plot
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 RANGES = {
@@ -23,6 +26,86 @@ RANGES = {
     "30d": 30 * DAY,
     "1y": 365 * DAY,
 }
+CUSTOM = "Custom"
+ALL = "All"
+# The shortest stretch that a chart can be zoomed to.
+SHORTEST_S = MINUTE
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of time: the last `length_s` seconds before the newest sample, or from `start` to `end` (UTC
+    seconds); all of it where neither is given."""
+
+    name: str
+    length_s: int | None = None
+    start: int | None = None
+    end: int | None = None
+
+    @property
+    def follows(self) -> bool:
+        """Whether its end moves on with every sample."""
+        return self.end is None
+
+    def span(self, newest: int) -> tuple[int, int]:
+        """From when to when it is, in UTC seconds."""
+        if self.start is not None and self.end is not None:
+            return self.start, self.end
+        return (0 if self.length_s is None else newest - self.length_s), newest
+
+    def says(self) -> str:
+        """In words, for charts that are read aloud."""
+        return "the chosen time" if self.name == CUSTOM else f"the last {self.name}"
+
+
+def window(names: Sequence[str], default: str, newest: int, label: str = "Time range") -> Window:
+    """The chosen time range: one of `names` of RANGES (or ALL), or a stretch with a beginning and an end."""
+    zone = chrome.zone()
+    chosen = st.sidebar.pills(
+        label, [*names, CUSTOM], default=default, key="range", bind="query-params", required=True
+    )
+    if chosen != CUSTOM:
+        name = chosen if chosen in names else default
+        return Window(name, RANGES.get(name))
+    latest = datetime.fromtimestamp(newest, zone).replace(tzinfo=None, second=0, microsecond=0)
+    minute = timedelta(minutes=1)
+    latest += minute
+    since, until = (
+        st.sidebar.datetime_input(label, value=value, key=key, step=minute, required=True, bind="query-params")
+        for label, value, key in (("From", latest - timedelta(hours=1), "from"), ("To", latest, "to"))
+    )
+    start, end = (figures.from_wall_clock(str(moment or latest), zone) for moment in (since, until))
+    if end <= start:
+        st.sidebar.error("“To” must be later than “From”.", icon=":material/error:")
+        end = start + SHORTEST_S
+    return Window(CUSTOM, None, start, end)
+
+
+def zoom(key: str) -> None:
+    """Show the stretch of time that the reader has chosen in a chart, or what was shown before."""
+    state = st.session_state
+    chosen = plot.zoomed(key)
+    before: list[tuple[object, ...]] = state.setdefault("zoomed_from", [])
+    if chosen is None:
+        if not before:
+            return
+        state["range"], state["from"], state["to"] = before.pop()
+    else:
+        before.append((state.get("range"), state.get("from"), state.get("to")))
+        since, until = (pd.Timestamp(text).to_pydatetime().replace(tzinfo=None) for text in chosen)
+        since = since.replace(second=0, microsecond=0)
+        until = max(until.replace(second=0, microsecond=0), since) + timedelta(minutes=1)
+        state["range"], state["from"], state["to"] = CUSTOM, since, until
+    for name in ("from", "to"):
+        if state.get(name) is None:
+            state.pop(name, None)
+    state["moved"] = True
+
+
+def follow_zoom() -> None:
+    """Within a fragment: run the whole page again after `zoom`, for the sidebar has changed with it."""
+    if st.session_state.pop("moved", False):
+        st.rerun()
 
 
 def named_gpus(gpus: pd.DataFrame) -> dict[str, int]:
@@ -35,35 +118,26 @@ def named_gpus(gpus: pd.DataFrame) -> dict[str, int]:
 
 def gpu_filter(gpus: pd.DataFrame) -> list[str]:
     """The names of the chosen GPUs; none chosen means all of them."""
-    return st.sidebar.multiselect(
-        "GPUs", list(named_gpus(gpus)), placeholder="All GPUs", key="gpu", bind="query-params"
-    )
+    return choices("GPUs", list(named_gpus(gpus)), "gpu")
 
 
 def user_filter(at: data.Tick) -> list[str]:
     """The chosen users; none chosen means all of them."""
+    return choices("Users", data.usernames(at), "user")
+
+
+def choices(label: str, options: Sequence[str], key: str) -> list[str]:
+    """Some of `options`; none chosen means all of them."""
     return st.sidebar.multiselect(
-        "Users", data.usernames(at), placeholder="All users", key="user", bind="query-params"
+        label,
+        list(options),
+        placeholder=f"All {label.lower() if label != 'GPUs' else label}",
+        key=key,
+        bind="query-params",
     )
 
 
 def program_filters(at: data.Tick, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """For each of some columns of `programs`, the chosen values; those of which none is chosen are missing."""
-    chosen = {
-        name: st.sidebar.multiselect(
-            f"{name.capitalize()}s",
-            data.program_values(at, name),
-            placeholder=f"All {name}s",
-            key=name,
-            bind="query-params",
-        )
-        for name in names
-    }
+    chosen = {name: choices(f"{name.capitalize()}s", data.program_values(at, name), name) for name in names}
     return {name: tuple(values) for name, values in chosen.items() if values}
-
-
-def range_filter(ranges: dict[str, int | None], default: str, label: str = "Time range") -> str:
-    """The name of the chosen time range."""
-    names = list(ranges)
-    chosen = st.sidebar.pills(label, names, default=default, key="range", bind="query-params", required=True)
-    return chosen if chosen in ranges else default

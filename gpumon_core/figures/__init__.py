@@ -1,0 +1,26 @@
+"""DataFrames in, Plotly figures out."""
+
+from gpumon_core.figures.base import GREYS, Figure, as_json, color, colors_of, from_wall_clock, wall_clock
+from gpumon_core.figures.history import device, history
+from gpumon_core.figures.lanes import lanes, reasons
+from gpumon_core.figures.system import growth, pulse
+from gpumon_core.figures.usage import stacked, time_split, week
+
+__all__ = [
+    "GREYS",
+    "Figure",
+    "as_json",
+    "color",
+    "colors_of",
+    "device",
+    "from_wall_clock",
+    "growth",
+    "history",
+    "lanes",
+    "pulse",
+    "reasons",
+    "stacked",
+    "time_split",
+    "wall_clock",
+    "week",
+]

@@ -1,0 +1,135 @@
+"""What all figures share: colours, time axes, and the text that a browser draws.
+
+A figure is a plain dict as Plotly's schema has it (https://plotly.com/javascript/reference/). Its arrays are typed
+and travel in base64, which both sides read several times faster than numbers in text.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+
+Figure = dict[str, Any]
+
+# Okabe and Ito's palette, which colour-blind eyes can tell apart, darkened or lightened for contrast.
+PALETTE_LIGHT = (
+    *("#0072B2", "#D55E00", "#009E73", "#AA4499", "#B8860B", "#3DA5D9"),
+    *("#6B4FBB", "#555555", "#117733", "#882255", "#7A9A01", "#C46A9B"),
+)
+PALETTE_DARK = (
+    *("#56B4E9", "#FF8A4C", "#2FD6A3", "#E091C4", "#F0C541", "#9AD9FF"),
+    *("#B39DFF", "#BBBBBB", "#7BC67E", "#D9738F", "#C3D86B", "#F4B6D2"),
+)
+# GPUs are lines, whose dashes tell more of them apart than colours alone would.
+LINES = 8
+DASHES = ("solid", "dash", "dot", "dashdot")
+# What has no colour of its own: the rest, the unknown, the idle.
+GREYS = {False: ("#8a94a0", "#a9b1ba", "#cfd6dd"), True: ("#8a94a0", "#a9b1ba", "#4a535e")}
+
+# Figures under each other share these, so that their time axes stand above each other.
+LEFT, RIGHT = 60, 14
+
+
+def as_json(figure: Figure) -> str:
+    """A figure as the text that the browser draws. An array that stands in it several times is sent once: in its
+    place is {"array": n}, and `arrays` has them all."""
+    arrays: list[Figure] = []
+    # The array beside its place keeps it alive: another must not get its address meanwhile.
+    places: dict[int, tuple[int, object]] = {}
+
+    def plain(value: object) -> object:
+        if isinstance(value, pd.Series):
+            return plain(value.to_numpy())
+        if isinstance(value, np.ndarray):
+            if value.dtype.kind == "O":
+                return value.tolist()
+            if id(value) not in places:
+                places[id(value)] = len(arrays), value
+                arrays.append(_typed(value))
+            return {"array": places[id(value)][0]}
+        if isinstance(value, np.generic):
+            return value.item()
+        raise TypeError(f"{type(value).__name__} has no place in a figure")
+
+    text = json.dumps(figure, default=plain, separators=(",", ":"))
+    return f'{{"arrays":{json.dumps(arrays, separators=(",", ":"))},{text[1:]}'
+
+
+def _typed(value: np.ndarray[Any, Any]) -> Figure:
+    """An array as Plotly takes it: its type, its bytes, and the shape of what has rows and columns."""
+    kind = {"f8": "f8", "f4": "f4", "i8": "i4", "i4": "i4", "i2": "i2"}[value.dtype.str[1:]]
+    typed = {"dtype": kind, "bdata": base64.b64encode(value.astype(kind).tobytes()).decode()}
+    return typed | ({"shape": ", ".join(map(str, value.shape))} if value.ndim > 1 else {})
+
+
+def color(position: int, dark: bool) -> str:
+    """The colour of the GPU at a position in the list of all GPUs, the same in every chart."""
+    palette = PALETTE_DARK if dark else PALETTE_LIGHT
+    return palette[position % len(palette)]
+
+
+def colors_of(names: Iterable[str], dark: bool) -> dict[str, str]:
+    """A colour for each name, by its place; the same names in the same order always have the same."""
+    return {name: color(position, dark) for position, name in enumerate(dict.fromkeys(names))}
+
+
+def wall_clock(
+    epoch: pd.Series | Sequence[float] | np.ndarray[Any, Any], zone: ZoneInfo
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """UTC seconds as Plotly draws local time: milliseconds that read as UTC what the viewer's clock shows."""
+    times = pd.Series(epoch)
+    local = pd.to_datetime(times, unit="s", utc=True).dt.tz_convert(zone).dt.tz_localize(None)
+    return np.asarray(local.astype("datetime64[ms]").astype("int64"), dtype="float64")
+
+
+def from_wall_clock(text: str, zone: ZoneInfo) -> int:
+    """UTC seconds of a time that Plotly reports, such as "2026-11-24 08:15:30.1234". Raises ValueError."""
+    local = pd.Timestamp(text)
+    # The hour that a clock shows twice is its first, and one that it leaps over the moment after.
+    return int(local.tz_localize(zone, ambiguous=True, nonexistent="shift_forward").timestamp())
+
+
+def time_layout(dark: bool, height: int, start: int, end: int, zone: ZoneInfo) -> Figure:
+    """What figures on a time axis have in common."""
+    grid = ink_of(dark)[1]
+    return {
+        **layout_of(dark, height),
+        "margin": {"l": LEFT, "r": RIGHT, "t": 28, "b": 34},
+        "xaxis": {
+            "range": wall_clock([start, end], zone).tolist(),
+            "type": "date",
+            "gridcolor": grid,
+            "zeroline": False,
+            "hoverformat": "%a %d %b %H:%M:%S",
+        },
+    }
+
+
+def layout_of(dark: bool, height: int) -> Figure:
+    """What all figures have in common."""
+    return {
+        "height": height,
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"color": ink_of(dark)[0], "size": 13, "family": "'Source Sans', sans-serif"},
+        "hovermode": "x unified",
+    }
+
+
+def ink_of(dark: bool) -> tuple[str, str]:
+    """Colours of text and grid lines."""
+    return ("#c9d1d9", "#2b323c") if dark else ("#24292f", "#e4e8ed")
+
+
+def heading_of(text: str, top: float) -> Figure:
+    """A chart's heading above its plot, whose upper edge is at `top` of the figure (0 to 1)."""
+    return {
+        **{"text": f"<b>{text}</b>", "xref": "paper", "yref": "paper", "x": 0, "y": top},
+        **{"xanchor": "left", "yanchor": "bottom", "showarrow": False},
+    }

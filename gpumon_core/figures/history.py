@@ -1,0 +1,301 @@
+"""Metrics over time: charts under each other on one time axis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+
+from gpumon_core import format as fmt
+from gpumon_core.figures.base import (
+    DASHES,
+    LINES,
+    Figure,
+    color,
+    heading_of,
+    ink_of,
+    time_layout,
+    wall_clock,
+)
+from gpumon_core.metrics import GPU_METRICS_BY_KEY, Aggregate, Metric
+
+ROW_HEIGHT = 170
+CHROME_HEIGHT = 84
+# Between two charts, in pixels, where a legend of up to WORDY lines has its place.
+GAP, LEGEND_LINE, WORDY = 34, 20, 5
+# Beyond so many lines a hover names those of its own chart alone, or the list would not fit a screen.
+MOST_HOVERED = 40
+# The bands of more GPUs than this are paler, for they lie above each other.
+FEW = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A metric of a GPU, what it is called, and its place in the order of colours."""
+
+    gpu_id: int
+    metric: Metric
+    name: str
+    place: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Lines of one unit under a heading; `own_legend` where they are not those of the other charts."""
+
+    heading: str
+    lines: Sequence[Line]
+    own_legend: bool = False
+
+
+def history(
+    frame: pd.DataFrame,
+    labels: Mapping[int, str],
+    metrics: Sequence[str],
+    start: int,
+    end: int,
+    zone: ZoneInfo,
+    dark: bool,
+    wholes: Mapping[str, float] | None = None,
+) -> Figure:
+    """One chart per metric, one line per GPU in its own colour.
+
+    `frame` is what frames.history returned; `labels` names every GPU of the installation by id, in the order that
+    fixes the colours. `wholes` has, by metric, what is 100 % of it where that is the same for all GPUs.
+    """
+    there = set(frame["gpu_id"].unique())
+    charts = []
+    for key in metrics:
+        metric = GPU_METRICS_BY_KEY[key]
+        lines = [
+            Line(gpu_id, metric, name, place)
+            for place, (gpu_id, name) in enumerate(labels.items())
+            if gpu_id in there
+        ]
+        charts.append(Chart(_heading(metric.label, metric), lines))
+    return over_time(frame, charts, start, end, zone, dark, wholes)
+
+
+def device(
+    frame: pd.DataFrame,
+    gpu_id: int,
+    groups: Mapping[str, Sequence[str]],
+    start: int,
+    end: int,
+    zone: ZoneInfo,
+    dark: bool,
+    wholes: Mapping[str, float] | None = None,
+) -> Figure:
+    """One GPU in depth: one chart for each group of metrics and unit in it, one line per metric. `groups` has keys
+    of the catalogue by the group's name; what the frame has no values of is left out."""
+    charts = []
+    for group, keys in groups.items():
+        by_unit: dict[str, list[Metric]] = {}
+        for key in keys:
+            metric = GPU_METRICS_BY_KEY[key]
+            if _has_story(frame, metric):
+                by_unit.setdefault(metric.unit, []).append(metric)
+        for metrics in by_unit.values():
+            name = metrics[0].label if len(metrics) == 1 else group
+            lines = [Line(gpu_id, metric, metric.label, place) for place, metric in enumerate(metrics)]
+            charts.append(Chart(_heading(name, metrics[0]), lines, own_legend=True))
+    return over_time(frame, charts, start, end, zone, dark, wholes)
+
+
+def _has_story(frame: pd.DataFrame, metric: Metric) -> bool:
+    """Whether a chart tells more than a number: not where what rarely changes did not, and no error was
+    counted."""
+    values = frame[metric.key].dropna()
+    if metric.aggregate is Aggregate.COUNTER:
+        # Energy is what power is the slope of.
+        return metric.kept == "change" and bool((values > 0).any())
+    return len(values) > 0 and (metric.kept == "tick" or values.nunique() > 1)
+
+
+def over_time(
+    frame: pd.DataFrame,
+    charts: Sequence[Chart],
+    start: int,
+    end: int,
+    zone: ZoneInfo,
+    dark: bool,
+    wholes: Mapping[str, float] | None = None,
+) -> Figure:
+    """Charts under each other: each line is a mean, in a band from the lowest to the highest value."""
+    rows = max(1, len(charts))
+    frames = dict(tuple(frame.groupby("gpu_id")))
+    times = {gpu_id: wall_clock(of["timestamp_epoch"], zone) for gpu_id, of in frames.items()}
+    bands = {gpu_id: _Band(of) for gpu_id, of in times.items()}
+    layout = _layout(dark, charts, start, end, zone)
+    # A long legend takes two lines.
+    wordy = any(chart.own_legend and len(chart.lines) > WORDY for chart in charts)
+    gap = (GAP + LEGEND_LINE * wordy) / (ROW_HEIGHT * rows) if rows > 1 else 0.0
+    height = (1 - gap * (rows - 1)) / rows
+    data: list[Figure] = []
+    for row, chart in enumerate(charts):
+        name = "y" if row == 0 else f"y{row + 1}"
+        top = 1 - row * (height + gap)
+        metric = chart.lines[0].metric if chart.lines else None
+        layout[name.replace("y", "yaxis")] = {
+            **_value_axis(dark, metric),
+            "domain": [max(0.0, top - height), top],
+            "anchor": "x",
+        }
+        layout["annotations"].append(heading_of(chart.heading, top))
+        legend = "legend"
+        if chart.own_legend:
+            legend = "legend" if row == 0 else f"legend{row + 1}"
+            layout[legend] = _legend(top + LEGEND_LINE * (len(chart.lines) > WORDY) / (ROW_HEIGHT * rows))
+        for level, value in _thresholds([line.metric for line in chart.lines], wholes or {}):
+            layout["shapes"].append(_threshold(level, value * _reading(metric)[0], name, dark))
+        for line in chart.lines:
+            own = {"xaxis": "x", "yaxis": name, "legend": legend}
+            own["legendgroup"] = f"{row} {line.name}" if chart.own_legend else str(line.gpu_id)
+            mine = frames.get(line.gpu_id)
+            if mine is not None:
+                data += _drawn(
+                    line, mine, times[line.gpu_id], bands[line.gpu_id], dark, len(chart.lines) <= FEW, own
+                )
+                data[-1]["showlegend"] = row == 0 or chart.own_legend
+    layout["xaxis"]["anchor"] = "y" if rows == 1 else f"y{rows}"
+    return {"data": data, "layout": layout}
+
+
+def _layout(dark: bool, charts: Sequence[Chart], start: int, end: int, zone: ZoneInfo) -> Figure:
+    rows = max(1, len(charts))
+    layout = time_layout(dark, ROW_HEIGHT * rows + CHROME_HEIGHT, start, end, zone)
+    lines = sum(len(chart.lines) for chart in charts)
+    layout |= {
+        "annotations": [],
+        "shapes": [],
+        "hoversubplots": "axis" if lines <= MOST_HOVERED else "overlaying",
+        # Above the first chart's heading, however many lines it takes on a narrow screen.
+        "legend": _legend(1 + 24 / (ROW_HEIGHT * rows)),
+    }
+    layout["margin"]["t"] = 52
+    return layout
+
+
+def _legend(bottom: float) -> Figure:
+    return {
+        **{"orientation": "h", "x": 1, "xanchor": "right", "y": bottom, "yanchor": "bottom"},
+        **{"uirevision": "lines", "bgcolor": "rgba(0,0,0,0)"},
+    }
+
+
+def _drawn(
+    line: Line,
+    mine: pd.DataFrame,
+    times: np.ndarray[Any, Any],
+    bands: _Band,
+    dark: bool,
+    few: bool,
+    own: Figure,
+) -> list[Figure]:
+    """A line, and its band below it where it has one."""
+    key = line.metric.key
+    ink = color(line.place % LINES, dark)
+    scale, unit, digits = _reading(line.metric)
+    drawn: list[Figure] = []
+    outline = bands.around(mine[f"{key}_min"] * scale, mine[f"{key}_max"] * scale)
+    if outline is not None:
+        drawn.append(
+            {
+                **own,
+                **{"type": "scatter", "mode": "lines", "fill": "toself", "line": {"width": 0}},
+                **{"fillcolor": ink, "opacity": 0.2 if few else 0.1, "hoverinfo": "skip", "showlegend": False},
+                **{"x": outline[0], "y": outline[1]},
+            }
+        )
+    drawn.append(
+        {
+            **own,
+            **{"type": "scatter", "mode": "lines", "name": line.name, "x": times},
+            "y": (mine[key] * scale).to_numpy("float32"),
+            "connectgaps": False,
+            "hovertemplate": f"%{{y:.{digits}f}} {unit}",
+            "line": {
+                "color": ink,
+                "width": 1.6,
+                "shape": "hv" if line.metric.kept == "change" else "linear",
+                "dash": DASHES[line.place // LINES % len(DASHES)],
+            },
+        }
+    )
+    return drawn
+
+
+def _heading(name: str, metric: Metric) -> str:
+    unit = _reading(metric)[1]
+    return f"{name} ({unit})" if unit else name
+
+
+def _reading(metric: Metric | None) -> tuple[float, str, int]:
+    """What a metric is multiplied by to be read, its unit then, and its digits. The database keeps MiB."""
+    if metric is None:
+        return 1.0, "", 0
+    if metric.unit == "MiB":
+        return 1 / fmt.MIB_PER_GIB, "GiB", 1
+    return 1.0, metric.unit, metric.digits
+
+
+def _value_axis(dark: bool, metric: Metric | None) -> Figure:
+    percent = metric is not None and metric.unit == "%" and metric.maximum
+    return {
+        "rangemode": "tozero",
+        **({"range": [0, 1.04 * percent]} if percent else {}),
+        **{"gridcolor": ink_of(dark)[1], "zeroline": False, "fixedrange": True, "nticks": 5},
+    }
+
+
+def _thresholds(metrics: Sequence[Metric], wholes: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The levels of a chart's metrics, in their own unit, that can be drawn as lines: of several, the first's."""
+    if not metrics:
+        return []
+    metric = metrics[0]
+    if metric.share_of is not None:
+        return [("whole", wholes[metric.key])] if metric.key in wholes else []
+    levels = [("warning", metric.warning), ("critical", metric.critical)]
+    return [(level, value) for level, value in levels if value is not None]
+
+
+def _threshold(level: str, value: float, axis: str, dark: bool) -> Figure:
+    ink = {"warning": ("#b97a00", "#f0b429"), "critical": ("#c9372c", "#ff7b6f"), "whole": ("#8a94a0", "#6b7580")}
+    return {
+        **{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": axis, "y0": value, "y1": value},
+        **{"layer": "below", "line": {"color": ink[level][dark], "width": 1, "dash": "dot"}},
+    }
+
+
+class _Band:
+    """Outlines of a GPU's bands. Metrics that were there at the same times share theirs."""
+
+    def __init__(self, times: np.ndarray[Any, Any]) -> None:
+        self._times = times
+        self._known: dict[bytes, np.ndarray[Any, Any]] = {}
+
+    def around(self, low: pd.Series, high: pd.Series) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
+        """The outline, piece by piece; None where the band is nowhere wider than its line."""
+        bottom, top = low.to_numpy("float64"), high.to_numpy("float64")
+        there = ~(np.isnan(bottom) | np.isnan(top))
+        if not (there & (top > bottom)).any():
+            return None
+        key = there.tobytes()
+        if key not in self._known:
+            self._known[key] = _outline(there, self._times, self._times)
+        return self._known[key], _outline(there, top, bottom).astype("float32")
+
+
+def _outline(
+    there: np.ndarray[Any, Any], upper: np.ndarray[Any, Any], lower: np.ndarray[Any, Any]
+) -> np.ndarray[Any, Any]:
+    """There along the upper edge and back along the lower, for each unbroken piece, with NaN between them."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], there.astype("int8"), [0]))))
+    parts: list[np.ndarray[Any, Any]] = []
+    for first, last in zip(edges[::2], edges[1::2], strict=True):
+        parts += [upper[first:last], lower[first:last][::-1], np.array([np.nan])]
+    return np.concatenate(parts[:-1])

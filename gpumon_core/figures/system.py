@@ -1,0 +1,70 @@
+"""How the recorder fares."""
+
+from __future__ import annotations
+
+from zoneinfo import ZoneInfo
+
+import pandas as pd
+
+from gpumon_core.figures.base import Figure, color, heading_of, ink_of, time_layout, wall_clock
+
+BYTES_PER_MIB = 2**20
+
+
+def pulse(frame: pd.DataFrame, zone: ZoneInfo, dark: bool) -> Figure:
+    """How the recorder fared: the mean and the longest duration of a tick in each minute, and marks at the
+    minutes in which ticks were skipped, failed, waited or were dropped. `frame` is frames.health_history's."""
+    times = wall_clock(frame["timestamp_epoch"], zone)
+    lines = (("mean", "duration_ms", 0, "solid"), ("longest", "duration_max_ms", 1, "dot"))
+    data: list[Figure] = [
+        {
+            **{"type": "scatter", "mode": "lines", "name": name, "x": times, "y": frame[column]},
+            "line": {"color": color(position, dark), "width": 1.6, "dash": dash},
+            "hovertemplate": "%{y:.1f} ms",
+        }
+        for name, column, position, dash in lines
+    ]
+    symbols = {"skipped": "triangle-up", "failed": "x", "dropped": "square", "buffered": "circle"}
+    for position, (column, symbol) in enumerate(symbols.items(), 2):
+        bad = (frame[column] > 0).to_numpy()
+        if bad.any():
+            data.append(
+                {
+                    **{
+                        "type": "scatter",
+                        "mode": "markers",
+                        "name": "waiting" if column == "buffered" else column,
+                    },
+                    **{"x": times[bad], "y": frame.loc[bad, "duration_max_ms"].fillna(0)},
+                    "customdata": frame.loc[bad, column].tolist(),
+                    "marker": {"color": color(position, dark), "symbol": symbol, "size": 9},
+                    "hovertemplate": "%{customdata} ticks",
+                }
+            )
+    return {"data": data, "layout": _over_minutes(frame, zone, dark, "Duration of a tick (ms)")}
+
+
+def growth(frame: pd.DataFrame, zone: ZoneInfo, dark: bool) -> Figure:
+    """How large the database was, minute by minute, in MiB. `frame` is frames.health_history's."""
+    known = frame.dropna(subset="database_bytes")
+    line = {
+        **{"type": "scatter", "mode": "lines", "name": "size", "fill": "tozeroy"},
+        **{"x": wall_clock(known["timestamp_epoch"], zone), "y": known["database_bytes"] / BYTES_PER_MIB},
+        "line": {"color": color(0, dark), "width": 1.6},
+        "hovertemplate": "%{y:,.1f} MiB",
+    }
+    return {"data": [line], "layout": _over_minutes(frame, zone, dark, "Size of the database (MiB)", 200)}
+
+
+def _over_minutes(frame: pd.DataFrame, zone: ZoneInfo, dark: bool, heading: str, height: int = 230) -> Figure:
+    times = frame["timestamp_epoch"]
+    layout = time_layout(dark, height, int(times.min()), int(times.max()), zone)
+    layout |= {
+        "showlegend": True,
+        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},
+        "annotations": [heading_of(heading, 1.0)],
+        "yaxis": {"gridcolor": ink_of(dark)[1], "zeroline": False, "fixedrange": True, "rangemode": "tozero"},
+    }
+    layout["xaxis"]["fixedrange"] = True
+    layout["margin"]["t"] = 40
+    return layout

@@ -1,0 +1,154 @@
+"""Who used the GPUs: parts of a whole over time, hours of the week, and where each GPU's time went."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+
+from gpumon_core import format as fmt
+from gpumon_core.figures.base import Figure, color, heading_of, ink_of, layout_of, time_layout, wall_clock
+
+HOUR_S, DAY_S = 3600, 86400
+
+
+def stacked(
+    frame: pd.DataFrame,
+    parts: Mapping[str, str],
+    unit: str,
+    zone: ZoneInfo,
+    dark: bool,
+    span_s: int,
+    within: tuple[int, int] | None = None,
+    height: int = 320,
+    heading: str = "",
+) -> Figure:
+    """Parts of a whole over time as stacked areas.
+
+    frame: timestamp_epoch (the beginning of each step of `span_s` seconds) and one column for each of `parts`,
+    which name the columns' colours, the lowest first; a step that is missing has no parts. `within` is the stretch
+    of time (UTC seconds) that the axis shows, by default what the frame has.
+    """
+    epochs = frame["timestamp_epoch"].to_numpy()
+    # An area ends where its last step ends.
+    ends = np.append(epochs, epochs[-1:] + span_s)
+    start, end = within or (int(ends[0]), int(ends[-1])) if len(ends) else (0, 1)
+    times = wall_clock(ends, zone)
+    data: list[Figure] = []
+    for name, ink in parts.items():
+        values = frame[name].to_numpy("float64")
+        data.append(
+            {
+                **{"type": "scatter", "mode": "lines", "stackgroup": "whole", "name": name, "x": times},
+                "y": np.append(values, values[-1:]).round(4),
+                "line": {"width": 0, "shape": "hv", "color": ink},
+                "fillcolor": ink,
+                "hovertemplate": f"%{{y:.2f}} {unit}",
+            }
+        )
+    layout = time_layout(dark, height, start, end, zone) | {
+        "showlegend": True,
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": -36 / max(1, height - 60),
+            "yanchor": "top",
+        },
+        "yaxis": {
+            **{"gridcolor": ink_of(dark)[1], "zeroline": False, "fixedrange": True},
+            **{"rangemode": "tozero", "nticks": 6},
+        },
+    }
+    if heading:
+        layout["annotations"] = [heading_of(heading, 1.0)]
+        layout["margin"]["t"] = 40
+    if span_s >= DAY_S:
+        layout["xaxis"]["hoverformat"] = "%a %d %b"
+    elif span_s >= HOUR_S:
+        layout["xaxis"]["hoverformat"] = "%a %d %b %H:%M"
+    return {"data": data, "layout": layout}
+
+
+DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+
+
+def week(frame: pd.DataFrame, dark: bool) -> Figure:
+    """When the GPUs are used: a heat map, days of the week down and hours of the day across.
+
+    frame: weekday (0 is Monday), hour and share (percent busy); what was never recorded is left empty.
+    """
+    table = frame.pivot_table(index="weekday", columns="hour", values="share", aggfunc="mean")
+    table = table.reindex(index=range(7), columns=range(24))
+    low, high = ("#161b22", "#56B4E9") if dark else ("#eef3f8", "#0072B2")
+    data = {
+        "type": "heatmap",
+        "x": [f"{hour:02d}" for hour in range(24)],
+        "y": list(DAYS),
+        "z": table.to_numpy("float64"),
+        "zmin": 0,
+        "zmax": 100,
+        "xgap": 2,
+        "ygap": 2,
+        "colorscale": [[0, low], [1, high]],
+        "colorbar": {"title": {"text": "busy"}, "ticksuffix": "%", "thickness": 12, "outlinewidth": 0},
+        "hovertemplate": "%{y} %{x}:00<br>%{z:.0f}% busy<extra></extra>",
+        "hoverongaps": False,
+    }
+    layout = layout_of(dark, 280) | {
+        "hovermode": "closest",
+        "xaxis": {
+            "fixedrange": True,
+            "showgrid": False,
+            "type": "category",
+            "dtick": 3,
+            "title": {"text": "hour"},
+        },
+        "yaxis": {"fixedrange": True, "showgrid": False, "autorange": "reversed", "type": "category"},
+    }
+    layout["margin"] = {"l": 44, "r": 12, "t": 12, "b": 44}
+    return {"data": [data], "layout": layout}
+
+
+def time_split(frame: pd.DataFrame, labels: Sequence[str], dark: bool) -> Figure:
+    """Where each GPU's time went: one bar a GPU. frame: busy_s, held_s, free_s, unrecorded_s."""
+    whole = frame[["busy_s", "held_s", "free_s", "unrecorded_s"]].sum(axis=1).clip(lower=1)
+    data: list[Figure] = []
+    for column, name, ink, pattern in (
+        ("busy_s", "busy", color(0, dark), ""),
+        ("held_s", "held idle", color(1, dark), "/"),
+        ("free_s", "free", "#3d4653" if dark else "#d5dbe2", ""),
+        ("unrecorded_s", "not recorded", "#20262e" if dark else "#f0f2f5", "."),
+    ):
+        data.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": name,
+                "y": list(labels),
+                "x": (100 * frame[column] / whole).round(2).tolist(),
+                "customdata": frame[column].map(fmt.duration).tolist(),
+                "marker": {"color": ink, "pattern": {"shape": pattern, "fgopacity": 0.35, "size": 6}},
+                "hovertemplate": f"%{{y}}: {name} %{{x:.1f}}%, %{{customdata}}<extra></extra>",
+            }
+        )
+    layout = layout_of(dark, max(180, 34 * len(labels) + 84)) | {
+        "barmode": "stack",
+        "hovermode": "closest",
+        "showlegend": True,
+        "legend": {
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1.02,
+            "yanchor": "bottom",
+            "traceorder": "normal",
+        },
+        "xaxis": {"range": [0, 100], "ticksuffix": "%", "fixedrange": True, "gridcolor": ink_of(dark)[1]},
+        "yaxis": {"autorange": "reversed", "fixedrange": True, "type": "category", "automargin": True},
+        "bargap": 0.35,
+    }
+    layout["margin"] = {"l": 12, "r": 12, "t": 36, "b": 32}
+    return {"data": data, "layout": layout}

@@ -1,0 +1,84 @@
+"""One GPU in depth."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from gpumon_core import format as fmt
+from gpumon_core.health import Health
+from gpumon_core.metrics import GPU_METRICS, Group
+from pages.ui import charts, chrome, data, filters
+
+# What each group's charts show by default; the others are a click away.
+OPEN = (Group.COMPUTE, Group.MEMORY, Group.CLOCKS, Group.THERMALS)
+
+found = chrome.ready()
+if found is not None and found.newest is not None:
+    gpus = data.gpu_table(data.tick(found))
+    named = filters.named_gpus(gpus)
+    chosen = st.sidebar.selectbox("GPU", list(named), key="gpu", bind="query-params", disabled=len(named) < 2)
+    window = filters.window([name for name in filters.RANGES if name != "15m"], "1h", found.newest)
+    groups = st.sidebar.pills(
+        "Charts",
+        [str(group) for group in Group],
+        selection_mode="multi",
+        default=[str(group) for group in OPEN],
+        key="groups",
+        bind="query-params",
+    )
+
+
+def body(now: Health) -> None:
+    """Its state, its facts, every metric, and who was on it."""
+    filters.follow_zoom()
+    if chosen is None or chosen not in named:
+        st.info("There is no GPU to show. `nvidia-smi -L` lists what the driver sees.")
+        return
+    at = data.tick(now)
+    table = data.gpu_table(at)
+    gpu = table[table["id"] == named[chosen]]
+    if gpu.empty:
+        st.info(f"{chosen} is not there any more. Choose another GPU in the sidebar.")
+        return
+    chrome.stale_warning(now)
+    st.html(data.gpu_card_html(at, named[chosen]))
+    facts(gpu.iloc[0])
+    values(gpu.iloc[0])
+    charts.device(now, window, named[chosen], {gpu_id: name for name, gpu_id in named.items()}, groups)
+
+
+def facts(gpu: pd.Series) -> None:
+    """What does not change."""
+    pieces = {
+        "UUID": gpu["uuid"],
+        "PCI": gpu["pci_bus_id"],
+        "Architecture": gpu["architecture"],
+        "Compute capability": gpu["compute_capability"],
+        "Memory": fmt.memory(gpu["memory_total_mib"]),
+        "Power limit": fmt.MISSING if fmt.missing(gpu["power_limit_w"]) else f"{gpu['power_limit_w']:.0f} W",
+        "First seen": fmt.moment(gpu["first_seen"], chrome.zone()),
+        "Utilization": {"interval": "mean since the tick before", "point": "as it was at the tick"}.get(
+            gpu["sampling"], fmt.MISSING
+        ),
+    }
+    st.html(chrome.facts_html(pieces))
+
+
+def values(gpu: pd.Series) -> None:
+    """Every metric that this GPU has, as it is now."""
+    shown = {}
+    for group in Group:
+        has = {
+            metric.label: fmt.value(metric, gpu[metric.key])
+            for metric in GPU_METRICS
+            if metric.group is group and metric.key not in charts.UNDRAWN and not fmt.missing(gpu[metric.key])
+        }
+        if has:
+            shown[str(group)] = has
+    with st.expander("All metrics now", icon=":material/table_rows:", key="all_metrics"):
+        st.html(chrome.groups_html(shown))
+
+
+refresh = None if found is None or found.newest is None else charts.refresh_s(window)
+chrome.live("GPU", body, min(refresh, 10.0) if refresh is not None else None)

@@ -1,0 +1,133 @@
+// Draws Plotly figures under each other that share their time axis: one hover line through all of them, and a zoom of
+// one is the zoom of all. The library comes from this server; `LIBRARY` is put in by plot.py.
+const CONFIG = { displaylogo: false, displayModeBar: false, doubleClick: false }
+const TOUCH = matchMedia("(pointer: coarse)").matches
+
+let loading
+function plotly() {
+  loading ??= new Promise((resolve, reject) => {
+    const script = document.createElement("script")
+    script.src = LIBRARY
+    script.onload = () => resolve(window.Plotly)
+    script.onerror = () => reject(new Error(`${LIBRARY} cannot be loaded`))
+    document.head.append(script)
+  })
+  return loading
+}
+
+// What stands several times in a figure is sent once: see figures.as_json.
+function whole(figure) {
+  const put = value => {
+    if (Array.isArray(value)) return value.map(put)
+    if (value === null || typeof value !== "object") return value
+    if ("array" in value) return figure.arrays[value.array]
+    return Object.fromEntries(Object.entries(value).map(([key, inner]) => [key, put(inner)]))
+  }
+  return { data: put(figure.data), layout: put(figure.layout) }
+}
+
+const known = new WeakMap()
+
+class Plots {
+  constructor(root) {
+    this.root = root
+    this.box = root.querySelector(".gm-plots")
+    this.line = root.querySelector(".gm-line")
+    this.divs = []
+    this.turn = Promise.resolve()
+    this.box.onmousemove = event => this.point(event)
+    this.box.onmouseleave = () => (this.line.hidden = true)
+    this.sizes = new ResizeObserver(() => this.resize())
+    this.sizes.observe(this.box)
+  }
+
+  // One after the other: a figure may come while the one before is being drawn.
+  take(data, send) {
+    this.send = send
+    this.newest = data
+    this.turn = this.turn.then(() => (data === this.newest ? this.draw(data) : null)).catch(error => {
+      this.box.setAttribute("data-problem", String(error))
+      console.error(error)
+    })
+  }
+
+  async draw(data) {
+    const Plotly = await plotly()
+    while (this.divs.length > data.figures.length) {
+      const gone = this.divs.pop()
+      Plotly.purge(gone)
+      gone.remove()
+    }
+    for (const [place, text] of data.figures.entries()) {
+      const figure = whole(JSON.parse(text))
+      figure.layout.uirevision = data.view
+      figure.layout.dragmode = data.zooms && !TOUCH ? "zoom" : false
+      const isNew = place >= this.divs.length
+      if (isNew) {
+        this.divs.push(document.createElement("div"))
+        this.box.append(this.divs[place])
+      }
+      const div = this.divs[place]
+      div.style.height = `${figure.layout.height}px`
+      await Plotly.react(div, figure.data, figure.layout, CONFIG)
+      if (isNew) this.listen(div)
+      div.dataset.drawn = Number(div.dataset.drawn ?? 0) + 1
+    }
+    this.width = this.box.clientWidth
+    this.zooms = data.zooms
+    this.box.dataset.view = data.view
+    this.box.dataset.drawn = Number(this.box.dataset.drawn ?? 0) + 1
+  }
+
+  listen(div) {
+    div.on("plotly_relayout", change => {
+      const from = change["xaxis.range[0]"] ?? change["xaxis.range"]?.[0]
+      const to = change["xaxis.range[1]"] ?? change["xaxis.range"]?.[1]
+      if (!this.zooms || from === undefined || this.following) return
+      // The others follow at once, and finer data when it has come.
+      this.following = true
+      const others = this.divs.filter(other => other !== div && other._fullLayout?.xaxis?.type === "date")
+      Promise.all(others.map(other => window.Plotly.relayout(other, { "xaxis.range": [from, to] }))).finally(
+        () => (this.following = false)
+      )
+      this.send([String(from), String(to)])
+    })
+    div.on("plotly_doubleclick", () => {
+      if (this.zooms) this.send("out")
+    })
+  }
+
+  point(event) {
+    const layout = this.divs[0]?._fullLayout
+    if (!layout) return
+    const inside = event.clientX - this.box.getBoundingClientRect().left
+    const { l, w } = layout._size
+    this.line.hidden = inside < l || inside > l + w
+    this.line.style.left = `${inside}px`
+  }
+
+  resize() {
+    if (this.box.clientWidth === this.width || !this.box.clientWidth) return
+    this.width = this.box.clientWidth
+    this.turn = this.turn.then(() => {
+      for (const div of this.divs) if (div._fullLayout) window.Plotly.Plots.resize(div)
+    })
+  }
+
+  end() {
+    this.sizes.disconnect()
+    for (const div of this.divs) window.Plotly?.purge(div)
+  }
+}
+
+export default function ({ data, parentElement, setTriggerValue }) {
+  let plots = known.get(parentElement)
+  if (!plots) known.set(parentElement, (plots = new Plots(parentElement)))
+  const box = parentElement.querySelector(".gm-plots")
+  box.setAttribute("aria-label", data.alt)
+  plots.take(data, zoom => setTriggerValue("zoom", zoom))
+  return () => {
+    plots.end()
+    known.delete(parentElement)
+  }
+}
