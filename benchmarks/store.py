@@ -29,7 +29,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from gpumon_core import fill, settings
-from gpumon_core.store import database, frames, retention
+from gpumon_core.store import database, frames, processes, retention
+from gpumon_core.store.processes import ProcessFilter
 from gpumon_core.store.schema import gpu_processes, process_gpus
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.simulated import SimulatedSource
@@ -120,8 +121,8 @@ def reading(url: str) -> None:
     count = len(frames.active_processes(engine))
     print(f"active processes ({count})  {took:22.1f} ms   {verdict(took, LIST_MS)} ms")
     for what, found in (
-        ("by user", lambda: frames.process_history(engine, users=["needle"])),
-        ("by name", lambda: frames.process_history(engine, text="needle.py")),
+        ("by user", lambda: processes.process_history(engine, ProcessFilter(users=("needle",)))),
+        ("by name", lambda: processes.process_history(engine, ProcessFilter(text="needle.py"))),
     ):
         took = milliseconds(found)
         chosen = f"{len(found())} of {ledger_size(engine):,} processes {what}"

@@ -8,6 +8,7 @@ from datetime import datetime
 import streamlit as st
 
 from gpumon_core.export.csv import ledger_csv
+from gpumon_core.store.processes import ProcessFilter
 from pages.ui import chrome, data, filters, tables
 
 # A table this long gets a height of its own; a shorter one takes what it needs.
@@ -30,15 +31,14 @@ programs_with = filters.program_filters(at, ("workload", "model"))
 length = RANGES[filters.range_filter(RANGES, "24h", "Seen within the last")]
 
 ids = filters.named_gpus(gpus)
-frame = data.process_history(
-    at,
-    tuple(ids[name] for name in chosen_gpus) or None,
-    text,
-    tuple(users) or None,
-    None if length is None else int(time.time()) // 10 * 10 - length,
-    None,
-    programs_with,
+wanted = ProcessFilter(
+    start=None if length is None else int(time.time()) // 10 * 10 - length,
+    gpu_ids=tuple(ids[name] for name in chosen_gpus),
+    users=tuple(users),
+    programs_with=tuple(programs_with.items()),
+    text=text,
 )
+frame = data.process_history(at, wanted)
 # The button's function runs later, outside this script, where the viewer is not known any more.
 zone = chrome.zone()
 left, right = st.columns([3, 1], vertical_alignment="center")

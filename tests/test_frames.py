@@ -8,7 +8,6 @@ import pytest
 import sqlalchemy as sa
 from test_writer import GPUS, tick, who
 
-from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.store import database, frames
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, Snapshot
@@ -90,7 +89,6 @@ def test_nothing_recorded_is_an_empty_frame_with_its_columns(writer: Writer, eng
     assert frame.empty
     assert list(frame) == ["gpu_id", "timestamp_epoch", "temperature", "temperature_min", "temperature_max"]
     assert frames.active_processes(engine).empty
-    assert frames.process_history(engine).empty
 
 
 def test_a_metric_that_does_not_exist_is_refused(writer: Writer, engine: sa.Engine) -> None:
@@ -110,51 +108,3 @@ def test_active_processes_are_those_of_the_newest_tick(writer: Writer, engine: s
         "avg_memory": [2000.0, 500.0],
         "first_seen": [100, 104],
     }
-
-
-@pytest.fixture
-def ledger(writer: Writer, engine: sa.Engine) -> sa.Engine:
-    people = {
-        7: ProcessIdentity(7, "b:1", 1.0, "train_100%.py", "ada"),
-        70: ProcessIdentity(70, "b:2", 1.0, "ollama", "grace"),
-        8: ProcessIdentity(8, "b:3", 1.0, "Xorg", None),
-    }
-    writer.write(tick(100, {(0, 7): 10, (1, 7): 20}), people)
-    writer.write(tick(200, {(1, 70): 10}), people)
-    writer.write(tick(300, {(2, 8): 10}, kind="G"), people)
-    return engine
-
-
-def test_process_history_is_newest_first_with_gpus_and_state(ledger: sa.Engine) -> None:
-    frame = frames.process_history(ledger)
-    assert frame["pid"].tolist() == [8, 70, 7]
-    assert frame["gpus"].tolist() == ["2", "1", "0, 1"]
-    assert frame["running"].tolist() == [True, False, False]
-    assert frame["kind"].tolist() == ["G", "C", "C"]
-    assert frame["max_memory"].tolist() == [10, 10, 30]
-
-
-@pytest.mark.parametrize(
-    ("filters", "pids"),
-    [
-        ({"gpu_ids": [2]}, [70, 7]),
-        ({"text": "7"}, [7]),
-        ({"text": " TRAIN "}, [7]),
-        ({"text": "100%"}, [7]),
-        ({"text": "%"}, [7]),
-        ({"text": "_"}, [7]),
-        ({"text": "o"}, [8, 70]),
-        ({"text": "' OR 1=1 --"}, []),
-        ({"users": ["grace"]}, [70]),
-        ({"start": 150, "end": 250}, [70]),
-        ({"start": 301}, []),
-        ({"gpu_ids": [1, 3], "text": "o"}, [8]),
-        ({"limit": 2}, [8, 70]),
-    ],
-)
-def test_process_history_filters(ledger: sa.Engine, filters: dict[str, object], pids: list[int]) -> None:
-    assert frames.process_history(ledger, **filters)["pid"].tolist() == pids  # type: ignore[arg-type]
-
-
-def test_users_are_listed_once(ledger: sa.Engine) -> None:
-    assert frames.usernames(ledger) == ["ada", "grace"]

@@ -6,12 +6,13 @@ seconds; a page turns them into the viewer's time zone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 from gpumon_core.metrics import CHANGE_METRICS, PROCESS_METRICS, TICK_COLUMNS
 from gpumon_core.store.history import read as read_history
@@ -33,17 +34,19 @@ PROCESS_KEYS = [metric.key for metric in PROCESS_METRICS]
 # A process's state is written at least this often, with some room for a late tick: writer.HEARTBEAT_S.
 LOOK_BACK_S = 900
 # What was on a GPU that does not answer now is not known to be there still.
-_ANSWERS = gpus.c.last_seen == hosts.c.last_seen
-FEW = 500
-LARGEST_PID = 2**31 - 1
+ANSWERS = gpus.c.last_seen == hosts.c.last_seen
+# So many programs are named one by one; for more, all are read.
+FEW = 5000
 
 
-def fetch(engine: Engine, query: sa.Select[Any]) -> pd.DataFrame:
+def fetch(source: Engine | Connection, query: sa.Select[Any]) -> pd.DataFrame:
     """The rows of a query, under the names of its columns. Raises sqlalchemy.exc.DBAPIError."""
-    with engine.connect() as connection:
-        result = connection.execute(query)
-        columns = list(result.keys())
-        return pd.DataFrame.from_records(result.all(), columns=columns)
+    if isinstance(source, Engine):
+        with source.connect() as connection:
+            return fetch(connection, query)
+    result = source.execute(query)
+    columns = list(result.keys())
+    return pd.DataFrame.from_records(result.all(), columns=columns)
 
 
 def host_table(engine: Engine) -> pd.DataFrame:
@@ -143,7 +146,7 @@ def active_processes(engine: Engine) -> pd.DataFrame:
         .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
         .join(hosts, hosts.c.id == gpus.c.host_id)
         .join(gpu_processes, gpu_processes.c.id == process_gpus.c.process_id)
-        .where(process_gpus.c.active == 1, _ANSWERS)
+        .where(process_gpus.c.active == 1, ANSWERS)
     )
     frame = fetch(engine, query)
     if len(frame):
@@ -247,110 +250,13 @@ def health_history(engine: Engine, host: str, start: int, end: int) -> pd.DataFr
     return _numbers(fetch(engine, query), "duration_ms", "duration_max_ms", "database_bytes")
 
 
-def process_history(
-    engine: Engine,
-    gpu_ids: Sequence[int] | None = None,
-    text: str = "",
-    users: Sequence[str] | None = None,
-    start: int | None = None,
-    end: int | None = None,
-    limit: int | None = None,
-    programs_with: Mapping[str, Sequence[str]] | None = None,
-) -> pd.DataFrame:
-    """The ledger, newest first: one row per process that was seen between `start` and `end`.
-
-    `gpu_ids` and `users` keep what is in them (None keeps all), and so does `programs_with`, by column of
-    `programs` ({"workload": ["vLLM"]}); `text` is looked for in the name and the command line,
-    case-insensitively, and compared with the PID. Columns: process_id, host, gpus (a text such as
-    "0, 3"), pid, name, username, start_time, kind, first_seen, last_seen, lifetime_s, max_memory, avg_memory
-    (MiB, summed over the process's GPUs), sample_count, running (bool), and those of `programs` (None where
-    not known). Raises KeyError for a column that `programs` lacks.
-    """
-    conditions: list[sa.ColumnElement[bool]] = []
-    if gpu_ids is not None:
-        used = sa.select(process_gpus.c.process_id).where(process_gpus.c.gpu_id.in_(list(gpu_ids)))
-        conditions.append(gpu_processes.c.id.in_(used))
-    if users is not None:
-        conditions.append(gpu_processes.c.username.in_(list(users)))
-    if start is not None:
-        conditions.append(gpu_processes.c.last_seen >= start)
-    if end is not None:
-        conditions.append(gpu_processes.c.first_seen <= end)
-    if text := text.strip():
-        commanded = sa.select(programs.c.id).where(programs.c.command.icontains(text, autoescape=True))
-        named = sa.or_(gpu_processes.c.name.in_(_names_with(text)), gpu_processes.c.program_id.in_(commanded))
-        is_pid = text.isdecimal() and int(text) <= LARGEST_PID
-        if is_pid:
-            # The key of processes begins with the host.
-            on_any_host = gpu_processes.c.host_id.in_(sa.select(hosts.c.id))
-            named = sa.or_(named, sa.and_(on_any_host, gpu_processes.c.pid == int(text)))
-        conditions.append(named)
-    for column, chosen_values in (programs_with or {}).items():
-        matching = sa.select(programs.c.id).where(programs.c[column].in_(list(chosen_values)))
-        conditions.append(gpu_processes.c.program_id.in_(matching))
-    running = (
-        sa.select(process_gpus.c.process_id)
-        .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
-        .where(process_gpus.c.active == 1, gpus.c.host_id == hosts.c.id, _ANSWERS)
-        .where(process_gpus.c.process_id == gpu_processes.c.id)
-        .exists()
-    )
-    # Rows of processes that go on are brought up to date now and then: they were seen just now.
-    last_seen = sa.case((running, hosts.c.last_seen), else_=gpu_processes.c.last_seen)
-    chosen = (
-        sa.select(
-            gpu_processes.c.id.label("process_id"),
-            hosts.c.name.label("host"),
-            gpu_processes.c.pid,
-            gpu_processes.c.name,
-            gpu_processes.c.username,
-            gpu_processes.c.program_id,
-            gpu_processes.c.start_time,
-            gpu_processes.c.first_seen,
-            last_seen.label("last_seen"),
-            (last_seen - gpu_processes.c.first_seen).label("lifetime_s"),
-            gpu_processes.c.max_memory,
-            gpu_processes.c.avg_memory,
-            gpu_processes.c.sample_count,
-            running.label("running"),
-        )
-        .join(hosts, hosts.c.id == gpu_processes.c.host_id)
-        .where(*conditions)
-        .order_by(gpu_processes.c.first_seen.desc(), gpu_processes.c.id.desc())
-    )
-    if limit is not None:
-        chosen = chosen.limit(limit)
-    frame = fetch(engine, chosen)
-    # A few processes are named one by one; many by the question that found them.
-    ids = frame["process_id"].tolist()
-    those = ids if len(ids) <= FEW else sa.select(chosen.subquery().c.process_id)
-    places = fetch(
-        engine,
-        sa.select(process_gpus.c.process_id, process_gpus.c.kind, gpus.c.gpu_index, gpus.c.mig_index)
-        .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
-        .where(process_gpus.c.process_id.in_(those))
-        .order_by(process_gpus.c.process_id, gpus.c.gpu_index, gpus.c.mig_index),
-    )
-    # Plain dicts: pandas would call back for each of a hundred thousand groups.
-    labels: dict[int, list[str]] = {}
-    kinds: dict[int, set[str]] = {}
-    called = gpu_labels(places["gpu_index"], places["mig_index"])
-    for process_id, label, kind in zip(places["process_id"], called, places["kind"], strict=True):
-        labels.setdefault(process_id, []).append(label)
-        kinds.setdefault(process_id, set()).add(kind)
-    frame["gpus"] = frame["process_id"].map({key: ", ".join(found) for key, found in labels.items()})
-    frame["kind"] = frame["process_id"].map({key: _join_kinds(found) for key, found in kinds.items()})
-    frame["running"] = frame["running"].astype(bool)
-    return _numbers(with_programs(engine, frame), "max_memory", "avg_memory", "start_time")
-
-
-def with_programs(engine: Engine, frame: pd.DataFrame) -> pd.DataFrame:
+def with_programs(source: Engine | Connection, frame: pd.DataFrame) -> pd.DataFrame:
     """The frame with the columns of `programs` in the place of program_id."""
     ids = frame["program_id"].dropna().unique().tolist()
     query = sa.select(programs.c.id.label("program_id"), *(programs.c[name] for name in PROGRAM_COLUMNS))
     if len(ids) <= FEW:
         query = query.where(programs.c.id.in_([int(number) for number in ids]))
-    found = fetch(engine, query).astype({"program_id": "float64"})
+    found = fetch(source, query).astype({"program_id": "float64"})
     merged = frame.astype({"program_id": "float64"}).merge(found, how="left", on="program_id")
     merged = merged.astype(dict.fromkeys(PROGRAM_COLUMNS, "object")).drop(columns="program_id")
     names = list(PROGRAM_COLUMNS)
@@ -358,41 +264,15 @@ def with_programs(engine: Engine, frame: pd.DataFrame) -> pd.DataFrame:
     return merged
 
 
-def _names_with(text: str) -> sa.Select[tuple[object]]:
-    """The names that contain a text. There are few names, however many processes: the index is asked
-    for one after the other, instead of every process for its own."""
-    name = gpu_processes.c.name
-    names = sa.select(sa.func.min(name).label("name")).cte("names", recursive=True)
-    after = sa.select(sa.func.min(name)).where(name > names.c.name).scalar_subquery()
-    names = names.union_all(sa.select(after).where(names.c.name.is_not(None)))
-    return sa.select(names.c.name).where(names.c.name.icontains(text, autoescape=True))
-
-
-def program_values(engine: Engine, column: str) -> list[str]:
-    """Every value that a column of `programs` has in the ledger, in order. Raises KeyError for another."""
-    this = programs.c[column]
-    with engine.connect() as connection:
-        return list(
-            connection.execute(sa.select(this).where(this.is_not(None)).distinct().order_by(this)).scalars()
-        )
-
-
-def usernames(engine: Engine) -> list[str]:
-    """Every user in the ledger, by name."""
-    query = sa.select(gpu_processes.c.username).where(gpu_processes.c.username.is_not(None)).distinct()
-    with engine.connect() as connection:
-        return sorted(connection.execute(query).scalars())
+def gpu_label(index: int, mig_index: float | None) -> str:
+    """How a GPU is called where space is short: "3", or "3:1" for its MIG instance 1."""
+    return str(index) if mig_index is None or math.isnan(mig_index) else f"{index}:{int(mig_index)}"
 
 
 def gpu_labels(index: pd.Series, mig_index: pd.Series) -> pd.Series:
-    """How a GPU is called where space is short: "3", or "3:1" for its MIG instance 1."""
-    instance = mig_index.map(lambda number: "" if pd.isna(number) else f":{int(number)}")
-    return index.astype(str) + instance.astype(str)
-
-
-def _join_kinds(kinds: Iterable[str]) -> str:
-    letters = {letter for kind in kinds for letter in kind.split("+")}
-    return "+".join(letter for letter in "MCG" if letter in letters)
+    """gpu_label of many, as text."""
+    called = [gpu_label(*one) for one in zip(index.tolist(), mig_index.tolist(), strict=True)]
+    return pd.Series(called, index=index.index, dtype="str")
 
 
 def _numbers(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from gpumon_core.store.frames import fetch, gpu_labels, with_programs
+from gpumon_core.store.processes import CONTAINER
 from gpumon_core.store.schema import (
     gpu_processes,
     gpu_usage,
@@ -35,10 +36,6 @@ SUMS = ("busy_s", "seconds", "idle_s", "memory_mib_s", "energy_j")
 OWN = {"unattributed": "No known process", "idle": "Idle GPUs", "unrecorded": "While not recording"}
 # A process of which one of these is not 0 is at work.
 AT_WORK = ("sm_utilization", "encoder_utilization", "decoder_utilization")
-# Containers are called as pages call them: by pod, name, or the beginning of the id.
-CONTAINER = sa.func.coalesce(
-    programs.c.pod, programs.c.container_name, sa.func.substr(programs.c.container_id, 1, 12)
-)
 KEYS: Mapping[str, Any] = {
     "user": gpu_processes.c.username,
     "container": CONTAINER,

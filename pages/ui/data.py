@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,7 +12,8 @@ from sqlalchemy.exc import DBAPIError
 
 from gpumon_core import cards, runtime
 from gpumon_core.health import Health
-from gpumon_core.store import database, frames, usage
+from gpumon_core.store import database, frames, processes, usage
+from gpumon_core.store.processes import ProcessFilter
 from gpumon_core.store.usage import Dimension, Scope
 
 # A database and the time of its newest sample.
@@ -96,18 +97,10 @@ def history(
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
-def process_history(
-    at: Tick,
-    gpu_ids: Sequence[int] | None,
-    text: str,
-    users: Sequence[str] | None,
-    start: int | None,
-    end: int | None,
-    programs_with: Mapping[str, Sequence[str]],
-) -> pd.DataFrame:
-    """frames.process_history at a tick."""
+def process_history(at: Tick, wanted: ProcessFilter) -> pd.DataFrame:
+    """processes.process_history at a tick."""
     del at
-    return frames.process_history(runtime.engine(), gpu_ids, text, users, start, end, programs_with=programs_with)
+    return processes.process_history(runtime.engine(), wanted)
 
 
 # A scope's end moves with every tick; what is read of it is the same for a minute.
@@ -191,13 +184,13 @@ def database_bytes(url: str) -> int | None:
 
 @st.cache_data(max_entries=4, show_spinner=False)
 def usernames(at: Tick) -> list[str]:
-    """frames.usernames at a tick."""
+    """processes.usernames at a tick."""
     del at
-    return frames.usernames(runtime.engine())
+    return processes.usernames(runtime.engine())
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def program_values(at: Tick, column: str) -> list[str]:
-    """frames.program_values at a tick."""
+    """processes.program_values at a tick."""
     del at
-    return frames.program_values(runtime.engine(), column)
+    return processes.program_values(runtime.engine(), column)
