@@ -1,66 +1,171 @@
-"""Every process that was seen on a GPU."""
+"""Every process that was seen on a GPU, and the story of each."""
 
 from __future__ import annotations
 
-import time
 from datetime import datetime
+from urllib.parse import urlencode
 
+import pandas as pd
 import streamlit as st
 
-from gpumon_core.export.csv import ledger_csv
+from gpumon_core import format as fmt
+from gpumon_core.health import Health
 from gpumon_core.store.processes import ProcessFilter
-from pages.ui import chrome, data, filters, tables
+from pages.ui import chrome, data, download, filters, story, tables
 
 # A table this long gets a height of its own; a shorter one takes what it needs.
-FEW, TALL = 10, 640
+FEW, TALL = 10, 560
+# So many rows are shown; a download has them all.
+MOST = 5000
+RANGES = [*filters.RANGES, filters.ALL]
+KINDS = {"Compute": "C", "Graphics": "G", "MPS": "M"}
+LIFETIMES = {"Any": None, "1 minute": 60, "10 minutes": 600, "1 hour": 3600, "1 day": 86400}
+STATES = ("running", "ended")
+REFRESH_S = 10.0
 
-RANGES: dict[str, int | None] = {**filters.RANGES, "All": None}
-
-found = chrome.top("Process history")
-if found is None:
-    st.stop()
-
-at = data.tick(found)
-text = st.sidebar.text_input(
-    "Name, command or PID", placeholder="train.py or 4711", key="q", bind="query-params", live=True, type="search"
-)
-gpus = data.gpu_table(at)
-chosen_gpus = filters.gpu_filter(gpus)
-users = filters.user_filter(at)
-programs_with = filters.program_filters(at, ("workload", "model"))
-length = RANGES[filters.range_filter(RANGES, "24h", "Seen within the last")]
-
-ids = filters.named_gpus(gpus)
-wanted = ProcessFilter(
-    start=None if length is None else int(time.time()) // 10 * 10 - length,
-    gpu_ids=tuple(ids[name] for name in chosen_gpus),
-    users=tuple(users),
-    programs_with=tuple(programs_with.items()),
-    text=text,
-)
-frame = data.process_history(at, wanted)
-# The button's function runs later, outside this script, where the viewer is not known any more.
-zone = chrome.zone()
-left, right = st.columns([3, 1], vertical_alignment="center")
-left.markdown(f"**{len(frame):,}** processes, newest first", width="content")
-right.download_button(
-    "Download CSV",
-    data=lambda: ledger_csv(frame, zone),
-    file_name=f"gpumon-processes-{datetime.now(zone):%Y%m%d-%H%M%S}.csv",
-    mime="text/csv",
-    icon=":material/download:",
-    on_click="ignore",
-    disabled=frame.empty,
-    width="stretch",
-)
-if frame.empty:
-    st.info("No process matches these filters. Choose a longer time range, or clear a filter in the sidebar.")
-else:
-    shown = tables.ledger(frame, zone)
-    tables.show(
-        shown,
-        "process_history",
-        "Processes seen on the GPUs, newest first",
-        height=TALL if len(frame) > FEW else "auto",
+found = chrome.ready()
+if found is not None and found.newest is not None:
+    at = data.minute(found)
+    text = st.sidebar.text_input(
+        "Name, command or PID",
+        placeholder="train.py or 4711",
+        key="q",
+        bind="query-params",
+        live=True,
+        type="search",
     )
-st.caption(f"Times in {chrome.zone_label()}.")
+    window = filters.window(RANGES, "24h", found.newest, "Seen within")
+    gpus = data.gpu_table(data.tick(found))
+    chosen_gpus = filters.gpu_filter(gpus)
+    users = filters.user_filter(at)
+    containers = filters.choices("Containers", data.containers(at), "container")
+    programs_with = filters.program_filters(at, ("workload", "model"))
+    kinds = filters.choices("Types", list(KINDS), "type")
+    states = filters.choices("States", STATES, "state")
+    least_gib = st.sidebar.number_input(
+        "Held at least (GiB)", min_value=0.0, max_value=4096.0, step=1.0, key="memory", bind="query-params"
+    )
+    lived = st.sidebar.selectbox("Lived at least", list(LIFETIMES), key="lifetime", bind="query-params")
+    more = st.sidebar.multiselect(
+        "More columns", tables.ON_DEMAND, placeholder="None", key="columns", bind="query-params"
+    )
+zone = chrome.zone()
+
+
+def wanted(newest: int) -> ProcessFilter:
+    """What the sidebar chooses."""
+    ids = filters.named_gpus(gpus)
+    start, end = window.span(newest)
+    return ProcessFilter(
+        start=None if window.name == filters.ALL else start,
+        end=None if window.follows else end,
+        gpu_ids=tuple(ids[name] for name in chosen_gpus if name in ids),
+        users=tuple(users),
+        containers=tuple(containers),
+        programs_with=tuple(programs_with.items()),
+        kinds=tuple(KINDS[name] for name in kinds),  # type: ignore[misc]
+        states=tuple(states),  # type: ignore[arg-type]
+        min_memory_mib=round(least_gib * fmt.MIB_PER_GIB) or None,
+        min_lifetime_s=LIFETIMES.get(lived or "Any"),
+        text=text,
+    )
+
+
+def body(now: Health) -> None:
+    """The table, and what the chosen row has to tell."""
+    assert now.newest is not None
+    # What is younger than this page's rhythm need not be asked for anew.
+    chosen = wanted(now.newest - now.newest % int(REFRESH_S))
+    total = data.process_count(data.tick(now), chosen)
+    left, right = st.columns([2, 3], vertical_alignment="center")
+    left.markdown(f"**{total:,}** processes, newest first", width="content")
+    with right:
+        download.show(_files(chosen), total, "download")
+    if total == 0:
+        st.info("No process matches these filters. Choose a longer time range, or clear a filter in the sidebar.")
+        return
+    # Rows stay where they are while one of them is chosen: a newer process would push them down.
+    state = st.session_state
+    frozen = state.get("frozen") if state.get("process") is not None else None
+    if frozen is None or frozen[0] != (chosen if not window.follows else _without_time(chosen)):
+        frame = data.process_history(data.tick(now), chosen, total, MOST)
+        state["frozen"] = (chosen if not window.follows else _without_time(chosen), frame)
+    else:
+        frame = frozen[1]
+    if total > len(frame):
+        st.caption(f"The newest {len(frame):,} are shown; a download has all {total:,}.")
+    state["shown_ids"] = frame["process_id"].tolist()
+    tables.show(
+        tables.ledger(frame, zone),
+        "process_history",
+        "Processes seen on the GPUs, newest first; choose a row for its story",
+        height=TALL if len(frame) > FEW else "auto",
+        order=tables.ledger_order(frame, more),
+        on_select=_choose,
+        largest_gib=_largest_gib(),
+    )
+    process_id = state.get("process")
+    if process_id is None:
+        st.caption(f"Choose a row to see its story. Times in {chrome.zone_label()}.")
+    else:
+        story.show(data.tick(now), int(process_id))
+
+
+def _without_time(chosen: ProcessFilter) -> tuple[object, ...]:
+    return (
+        *(window.name, chosen.gpu_ids, chosen.users, chosen.containers, chosen.programs_with, chosen.kinds),
+        *(chosen.states, chosen.min_memory_mib, chosen.min_lifetime_s, chosen.text),
+    )
+
+
+def _choose() -> None:
+    """Note which process the chosen row is, whatever row it will be later."""
+    rows = st.session_state["process_history"].selection.rows
+    ids: list[int] = st.session_state.get("shown_ids", [])
+    st.session_state["process"] = ids[rows[0]] if rows and rows[0] < len(ids) else None
+
+
+def _largest_gib() -> float:
+    """What a full bar of memory stands for."""
+    largest = pd.to_numeric(gpus["memory_total_mib"]).max()
+    return 1.0 if pd.isna(largest) else float(largest) / fmt.MIB_PER_GIB
+
+
+def _files(chosen: ProcessFilter) -> list[download.File]:
+    """The same rows as files."""
+    query: list[tuple[str, object]] = [("tz", zone.key)]
+    for name, value in (
+        ("from", chosen.start),
+        ("to", chosen.end),
+        ("min_memory_mib", chosen.min_memory_mib),
+        ("min_lifetime_s", chosen.min_lifetime_s),
+        ("q", chosen.text.strip() or None),
+    ):
+        if value is not None:
+            query.append((name, value))
+    for name, values in (
+        ("gpu", chosen.gpu_ids),
+        ("user", chosen.users),
+        ("container", chosen.containers),
+        ("type", chosen.kinds),
+        ("state", chosen.states),
+        *chosen.programs_with,
+    ):
+        query += [(name, value) for value in values]
+    stamp = f"{datetime.now(zone):%Y%m%d-%H%M%S}"
+    return [
+        download.File(
+            label,
+            f"/api/v1/processes/history?{urlencode([*query, ('format', kind)])}",
+            f"gpumon-processes-{stamp}.{kind}",
+            mime,
+            rows=kind == "csv",
+        )
+        for label, kind, mime in (
+            ("CSV", "csv", "text/csv"),
+            ("Parquet", "parquet", "application/vnd.apache.parquet"),
+        )
+    ]
+
+
+chrome.live("Processes", body, REFRESH_S)

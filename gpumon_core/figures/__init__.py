@@ -1,7 +1,7 @@
 """DataFrames in, Plotly figures out."""
 
 from gpumon_core.figures.base import GREYS, Figure, as_json, color, colors_of, from_wall_clock, wall_clock
-from gpumon_core.figures.history import device, history
+from gpumon_core.figures.history import device, history, life
 from gpumon_core.figures.lanes import lanes, reasons
 from gpumon_core.figures.system import growth, pulse
 from gpumon_core.figures.usage import stacked, time_split, week
@@ -17,6 +17,7 @@ __all__ = [
     "growth",
     "history",
     "lanes",
+    "life",
     "pulse",
     "reasons",
     "stacked",

@@ -21,7 +21,7 @@ from gpumon_core.figures.base import (
     time_layout,
     wall_clock,
 )
-from gpumon_core.metrics import GPU_METRICS_BY_KEY, Aggregate, Metric
+from gpumon_core.metrics import GPU_METRICS_BY_KEY, PROCESS_METRICS, Aggregate, Metric
 
 ROW_HEIGHT = 170
 CHROME_HEIGHT = 84
@@ -104,6 +104,21 @@ def device(
             lines = [Line(gpu_id, metric, metric.label, place) for place, metric in enumerate(metrics)]
             charts.append(Chart(_heading(name, metrics[0]), lines, own_legend=True))
     return over_time(frame, charts, start, end, zone, dark, wholes)
+
+
+def life(
+    frame: pd.DataFrame, labels: Mapping[int, str], start: int, end: int, zone: ZoneInfo, dark: bool
+) -> Figure:
+    """A process over its life: its memory and its utilization, one line per GPU. `frame` is timeline.life's."""
+    charts = []
+    for metric in PROCESS_METRICS:
+        if frame[metric.key].notna().any() and (metric.key == "memory" or (frame[metric.key] > 0).any()):
+            lines = [
+                Line(gpu_id, metric, labels.get(gpu_id, str(gpu_id)), place)
+                for place, gpu_id in enumerate(frame["gpu_id"].unique())
+            ]
+            charts.append(Chart(_heading(metric.label, metric), lines))
+    return over_time(frame, charts, start, end, zone, dark)
 
 
 def _has_story(frame: pd.DataFrame, metric: Metric) -> bool:

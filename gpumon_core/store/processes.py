@@ -61,7 +61,7 @@ class ProcessFilter:
     name, or the first 12 digits of the id. programs_with: (column of `programs`, values) pairs, any of the
     values. kinds: it was a process of one of these kinds on some GPU. min_memory_mib: of the most that it held at
     once over its GPUs. min_lifetime_s: from first to last seen. text: part of the name or the command line in
-    any case, or the PID.
+    any case, or the PID. process_ids: these rows.
     """
 
     start: int | None = None
@@ -75,6 +75,7 @@ class ProcessFilter:
     min_memory_mib: int | None = None
     min_lifetime_s: int | None = None
     text: str = ""
+    process_ids: tuple[int, ...] = ()
 
     def conditions(self, dialect: str) -> list[sa.ColumnElement[bool]]:
         """What holds for the rows of `gpu_processes`, in a database of that dialect.
@@ -116,6 +117,8 @@ class ProcessFilter:
 
     def _what(self) -> list[sa.ColumnElement[bool]]:
         found: list[sa.ColumnElement[bool]] = []
+        if self.process_ids:
+            found.append(gpu_processes.c.id.in_(self.process_ids))
         used = sa.select(process_gpus.c.process_id)
         if self.gpu_ids:
             found.append(gpu_processes.c.id.in_(used.where(process_gpus.c.gpu_id.in_(self.gpu_ids))))

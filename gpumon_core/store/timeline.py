@@ -10,8 +10,8 @@ import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from gpumon_core.metrics import CLOCKS_EVENT_REASONS
-from gpumon_core.store.frames import fetch
+from gpumon_core.metrics import CLOCKS_EVENT_REASONS, PROCESS_METRICS
+from gpumon_core.store.frames import fetch, process_life
 from gpumon_core.store.schema import (
     gpu_changes,
     gpu_processes,
@@ -29,6 +29,8 @@ HOUR_S = 3600
 FROM_TICKS_S = HOUR_S
 # A process's state is written at least this often: see frames.LOOK_BACK_S.
 LOOK_BACK_S = 900
+# A life no longer than this is read from the ticks, a longer one from the hours.
+LIFE_FROM_TICKS_S = 6 * HOUR_S
 OTHERS = -1
 
 
@@ -194,6 +196,60 @@ def _from_hours(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) ->
     return frame[(frame["to"] > frame["from"]) & (frame["to"] > start) & frame["memory"].notna()].reset_index(
         drop=True
     )
+
+
+def life(engine: Engine, process_id: int, points: int) -> tuple[pd.DataFrame, bool]:
+    """One process over its life, in about `points` steps per GPU, and whether these are means of the hours.
+
+    Columns: gpu_id, timestamp_epoch, and of each process metric its mean, `<metric>_min` and `<metric>_max`; the
+    SM utilization of an hour is the busy time that was its part of the GPU's. Ticks are read where they are kept
+    for all of it.
+    """
+    with engine.connect() as connection:
+        span = connection.execute(
+            sa.select(gpu_processes.c.first_seen, gpu_processes.c.last_seen).where(
+                gpu_processes.c.id == process_id
+            )
+        ).first()
+    if span is None or span.last_seen - span.first_seen > LIFE_FROM_TICKS_S:
+        return _life_by_hours(engine, process_id), True
+    ticks = process_life(engine, process_id)
+    if ticks.empty:
+        return _life_by_hours(engine, process_id), True
+    step = max(1, (span.last_seen - span.first_seen) // max(1, points))
+    bucket = ticks["timestamp_epoch"] - ticks["timestamp_epoch"] % step
+    grouped = ticks.drop(columns="timestamp_epoch").groupby([ticks["gpu_id"], bucket.rename("timestamp_epoch")])
+    keys = [metric.key for metric in PROCESS_METRICS]
+    parts = {key: grouped[key].mean() for key in keys}
+    parts |= {f"{key}_min": grouped[key].min() for key in keys} | {
+        f"{key}_max": grouped[key].max() for key in keys
+    }
+    return pd.DataFrame(parts).reset_index(), False
+
+
+def _life_by_hours(engine: Engine, process_id: int) -> pd.DataFrame:
+    hours = process_hours.c
+    query = (
+        sa.select(
+            hours.gpu_id,
+            hours.timestamp_epoch,
+            *(sa.func.sum(hours[name]).label(name) for name in ("seconds", "busy_s", "memory_mib_s")),
+            sa.func.max(hours.max_memory).label("memory_max"),
+        )
+        .where(hours.process_id == process_id)
+        .group_by(hours.gpu_id, hours.timestamp_epoch)
+        .order_by(hours.gpu_id, hours.timestamp_epoch)
+    )
+    frame = fetch(engine, query).astype({"gpu_id": "int64", "timestamp_epoch": "int64"})
+    seconds = frame["seconds"].astype("float64").where(lambda length: length > 0)
+    frame["memory"] = frame.pop("memory_mib_s") / seconds
+    frame["sm_utilization"] = 100 * frame.pop("busy_s") / seconds
+    frame["memory_max"] = frame["memory_max"].astype("float64")
+    for metric in PROCESS_METRICS:
+        for name in (metric.key, f"{metric.key}_min", f"{metric.key}_max"):
+            if name not in frame:
+                frame[name] = frame.get(metric.key, np.nan)
+    return frame.drop(columns="seconds")
 
 
 def throttling(engine: Engine, gpu_id: int, start: int, end: int) -> pd.DataFrame:

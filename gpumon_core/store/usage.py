@@ -289,8 +289,25 @@ def sessions(engine: Engine, scope: Scope, limit: int | None = None) -> pd.DataF
     first_seen, last_seen (UTC seconds), lifetime_s, max_memory, avg_memory (MiB, the process's while it had the
     model), running.
     """
-    running = sa.and_(model_sessions.c.active == 1, gpus.c.last_seen == hosts.c.last_seen)
-    last_seen = sa.case((running, hosts.c.last_seen), else_=model_sessions.c.last_seen)
+    within = (model_sessions.c.first_seen <= scope.end, _last_seen() >= scope.start)
+    return _sessions(engine, [*within, *_session_filters(scope)], limit)
+
+
+def sessions_of(engine: Engine, process_id: int) -> pd.DataFrame:
+    """Which models one process had loaded, the newest first: the columns of `sessions`."""
+    return _sessions(engine, [model_sessions.c.process_id == process_id], None)
+
+
+def _is_loaded() -> Any:
+    return sa.and_(model_sessions.c.active == 1, gpus.c.last_seen == hosts.c.last_seen)
+
+
+def _last_seen() -> Any:
+    return sa.case((_is_loaded(), hosts.c.last_seen), else_=model_sessions.c.last_seen)
+
+
+def _sessions(engine: Engine, conditions: Sequence[Any], limit: int | None) -> pd.DataFrame:
+    running, last_seen = _is_loaded(), _last_seen()
     query = (
         sa.select(
             model_sessions.c.id.label("session_id"),
@@ -310,7 +327,7 @@ def sessions(engine: Engine, scope: Scope, limit: int | None = None) -> pd.DataF
         .join(gpus, gpus.c.id == model_sessions.c.gpu_id)
         .join(hosts, hosts.c.id == gpus.c.host_id)
         .outerjoin(programs, programs.c.id == gpu_processes.c.program_id)
-        .where(model_sessions.c.first_seen <= scope.end, last_seen >= scope.start, *_session_filters(scope))
+        .where(*conditions)
         .order_by(model_sessions.c.first_seen.desc(), model_sessions.c.id.desc())
     )
     frame = fetch(engine, query if limit is None else query.limit(limit))

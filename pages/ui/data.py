@@ -96,11 +96,33 @@ def history(
     return frames.history(runtime.engine(), gpu_ids, metrics, start, end, points)
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
-def process_history(at: Tick, wanted: ProcessFilter) -> pd.DataFrame:
-    """processes.process_history at a tick."""
+@st.cache_data(max_entries=32, show_spinner=False)
+def process_count(at: Tick, wanted: ProcessFilter) -> int:
+    """processes.count at a tick."""
     del at
-    return processes.process_history(runtime.engine(), wanted)
+    return processes.count(runtime.engine(), wanted)
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def process_history(at: Tick, wanted: ProcessFilter, total: int, most: int) -> pd.DataFrame:
+    """The newest `most` rows of processes.process_history at a tick, of which there are `total`."""
+    del at
+    # A few rows are found fastest by what they are, many by when they were.
+    return processes.process_history(runtime.engine(), wanted, most if total > most else None)
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def one_process(at: Tick, process_id: int) -> pd.DataFrame:
+    """One row of processes.process_history at a tick; none where it is forgotten."""
+    del at
+    return processes.process_history(runtime.engine(), ProcessFilter(process_ids=(process_id,)))
+
+
+@st.cache_data(max_entries=16, show_spinner=False)
+def sessions_of(at: Tick, process_id: int) -> pd.DataFrame:
+    """usage.sessions of one process at a tick."""
+    del at
+    return usage.sessions_of(runtime.engine(), process_id)
 
 
 # A scope's end moves with every tick; what is read of it is the same for a minute.
@@ -187,6 +209,13 @@ def usernames(at: Tick) -> list[str]:
     """processes.usernames at a tick."""
     del at
     return processes.usernames(runtime.engine())
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def containers(at: Tick) -> list[str]:
+    """processes.containers at a tick."""
+    del at
+    return processes.containers(runtime.engine())
 
 
 @st.cache_data(max_entries=8, show_spinner=False)

@@ -19,6 +19,7 @@ from pages.ui import data
 # So many bars of processes, and areas of memory, at most.
 MOST_LANES = 300
 MOST_AREAS = 8
+POINTS_OF_A_LIFE = 600
 # Ids and names, in order, as a value that a cache can compare.
 Labels = tuple[tuple[int, str], ...]
 
@@ -152,3 +153,16 @@ def throttling(at: data.Tick, gpu_id: int, start: int, end: int, look: Look) -> 
     names["Power cap"] = figures.color(0, look.dark)
     figure = figures.reasons(frame, names, start, end, look.zone, look.dark, "Why clocks are not higher")
     return figures.as_json(figure), frame.empty
+
+
+@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=_LOOKS)
+def life(at: data.Tick, process_id: int, look: Look) -> tuple[str | None, bool]:
+    """figures.life of one process, None where nothing of it is kept; and whether its points are means of hours."""
+    del at
+    frame, by_hour = timeline.life(runtime.engine(), process_id, POINTS_OF_A_LIFE)
+    if frame.empty:
+        return None, by_hour
+    labels = usage.labels(runtime.engine(), "gpu", [])
+    start, end = int(frame["timestamp_epoch"].min()), int(frame["timestamp_epoch"].max())
+    figure = figures.life(frame, labels, start, max(end, start + 1), look.zone, look.dark)
+    return figures.as_json(figure), by_hour

@@ -12,6 +12,7 @@ import streamlit as st
 from streamlit.elements.lib.column_types import ColumnConfig
 
 from gpumon_core.format import MIB_PER_GIB, MISSING, sortable_duration
+from gpumon_core.ledger import JOULES_PER_KWH
 from gpumon_core.store.frames import gpu_labels
 
 
@@ -52,8 +53,15 @@ def container(frame: pd.DataFrame) -> pd.Series:
     return frame["pod"].fillna(frame["container_name"]).fillna(frame["container_id"].str.slice(0, 12))
 
 
+# Of the ledger's columns, those that are shown when the reader asks for them.
+ON_DEMAND = (
+    *("Type", "Last seen", "Average", "Memory-hours", "SM maximum", "GPU time", "Samples"),
+    *("Container", "Unit", "Job", "Notebook", "Started by", "Folder", "Command"),
+)
+
+
 def ledger(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
-    """frames.process_history as it is shown."""
+    """processes.process_history as it is shown, with every column that can be asked for."""
     shown = pd.DataFrame(
         {
             "GPU": frame["gpus"],
@@ -62,13 +70,18 @@ def ledger(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
             "Workload": frame["workload"],
             "Model": frame["model"],
             "User": frame["username"],
-            "Type": frame["kind"],
             "State": frame["running"].map({True: "running", False: "ended"}),
             "First seen": local_time(frame["first_seen"], zone),
-            "Last seen": local_time(frame["last_seen"], zone),
             "Lifetime": frame["lifetime_s"].map(sortable_duration),
             "Maximum": frame["max_memory"] / MIB_PER_GIB,
+            "SM mean": frame["sm_mean"],
+            "Energy": frame["energy_j"] / JOULES_PER_KWH,
+            "Type": frame["kind"],
+            "Last seen": local_time(frame["last_seen"], zone),
             "Average": frame["avg_memory"] / MIB_PER_GIB,
+            "Memory-hours": frame["memory_mib_s"] / MIB_PER_GIB / 3600,
+            "SM maximum": frame["max_sm"],
+            "GPU time": frame["busy_s"].map(sortable_duration),
             "Samples": frame["sample_count"],
             "Container": container(frame),
             "Unit": frame["unit"],
@@ -82,6 +95,14 @@ def ledger(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
     if frame["host"].nunique() > 1:
         shown.insert(0, "Host", frame["host"])
     return shown
+
+
+def ledger_order(frame: pd.DataFrame, more: Sequence[str]) -> list[str]:
+    """The columns of the ledger that are shown: the usual ones, and those that were asked for."""
+    usual = ("GPU", "PID", "Name", "Workload", "Model", "User", "State", "First seen", "Lifetime")
+    figures = ("Maximum", "SM mean", "Energy")
+    host = ("Host",) if frame["host"].nunique() > 1 else ()
+    return [*host, *usual, *figures, *(name for name in ON_DEMAND if name in more)]
 
 
 def usage(ranked: pd.DataFrame) -> pd.DataFrame:
@@ -167,12 +188,39 @@ def download(what: str, content: Callable[[], bytes], empty: bool, zone: ZoneInf
 
 
 def show(
-    shown: pd.DataFrame, key: str, alt: str, height: int | Literal["auto"] = "auto", currency: str = ""
+    shown: pd.DataFrame,
+    key: str,
+    alt: str,
+    height: int | Literal["auto"] = "auto",
+    currency: str = "",
+    order: Sequence[str] | None = None,
+    on_select: Callable[[], None] | None = None,
+    largest_gib: float | None = None,
 ) -> None:
-    """Draw a table whose sorting, widths and scroll position survive a refresh under its `key`."""
+    """Draw a table whose sorting, widths and scroll position survive a refresh under its `key`.
+
+    `order` names the columns that are shown. `on_select` is called when the reader has chosen a row. Where
+    `largest_gib` is given, the most memory is a bar that is full there.
+    """
     texts = shown.select_dtypes(["object", "string"]).columns
     shown = shown.assign(**{name: shown[name].fillna(MISSING) for name in texts})
-    st.dataframe(shown, key=key, hide_index=True, height=height, column_config=columns(currency), alt=alt)
+    config = columns(currency)
+    if largest_gib is not None:
+        config["Maximum"] = st.column_config.ProgressColumn(
+            format="%.1f GiB", min_value=0, max_value=largest_gib, help="Most GPU memory held at once", width=130
+        )
+    st.dataframe(
+        shown,
+        key=key,
+        hide_index=True,
+        height=height,
+        column_config=config,
+        column_order=order,
+        alt=alt,
+        placeholder=MISSING,
+        on_select=on_select or "ignore",
+        selection_mode="single-row",
+    )
 
 
 def columns(currency: str) -> dict[str, ColumnConfig]:
@@ -198,6 +246,9 @@ def columns(currency: str) -> dict[str, ColumnConfig]:
         "Command": text(help="Its command line; see GPUMON_COMMANDS for how much of it is kept", width="large"),
         "Type": text(help="C compute, G graphics, M client of the multi-process service (MPS)", width="small"),
         "Memory": number(format=gib, help="GPU memory in use now"),
+        "SM mean": number(format="%.0f%%", width="small", help="Of the GPU's SMs, over its life"),
+        "SM maximum": number(format="%d%%", width="small", help="Of the GPU's SMs, in one tick"),
+        "GPU time": text(alignment="right", help="Its part of the GPUs' busy time, at full utilization"),
         "Share": st.column_config.ProgressColumn(
             format="%.0f%%", min_value=0, max_value=100, help="Of the GPU's whole memory"
         ),

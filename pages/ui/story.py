@@ -1,0 +1,99 @@
+"""The story of one process: who it is, what it ran, which models it had, and what it used over its life."""
+
+from __future__ import annotations
+
+import pandas as pd
+import streamlit as st
+
+from gpumon_core import format as fmt
+from pages.ui import chrome, data, drawings, plot, tables
+
+# What is known of a process beside its name: title -> column of processes.process_history.
+IDENTITY = {
+    "PID": "pid",
+    "User": "username",
+    "State": "state",
+    "GPU": "gpus",
+    "Workload": "workload",
+    "Model": "model",
+    "Pod": "pod",
+    "Namespace": "namespace",
+    "Container": "container_name",
+    "Image": "container_image",
+    "Container id": "container_id",
+    "Engine": "container_engine",
+    "Unit": "unit",
+    "Slurm job": "job_id",
+    "Job name": "job_name",
+    "Notebook": "notebook",
+    "Started by": "parents",
+    "Folder": "working_directory",
+    "Executable": "executable",
+}
+
+
+def show(at: data.Tick, process_id: int) -> None:
+    """Draw it."""
+    frame = data.one_process(at, process_id)
+    if frame.empty:
+        st.info("This process is not in the ledger any more.")
+        return
+    process = frame.iloc[0]
+    zone = chrome.zone()
+    st.subheader(fmt.plain(process["name"] or f"PID {process['pid']}"), anchor=False)
+    known = {title: process.get(column) for title, column in IDENTITY.items()}
+    known["State"] = "running" if process["running"] else "ended"
+    st.html(chrome.facts_html({title: value for title, value in known.items() if value}))
+    used = {
+        "First seen": fmt.moment(process["first_seen"], zone),
+        "Last seen": "now" if process["running"] else fmt.moment(process["last_seen"], zone),
+        "Lifetime": fmt.duration(process["lifetime_s"]),
+        "Memory, maximum": fmt.memory(process["max_memory"]),
+        "Memory, average": fmt.memory(process["avg_memory"]),
+        "SM, mean": _percent(process["sm_mean"]),
+        "SM, maximum": _percent(process["max_sm"]),
+        "GPU time": fmt.duration(process["busy_s"]) + (" (estimate)" if process["estimated"] else ""),
+        "Energy": f"{process['energy_j'] / 3.6e6:.3f} kWh",
+        "Samples": f"{process['sample_count']:,}",
+    }
+    st.html(chrome.facts_html(used))
+    if process["command"]:
+        st.code(process["command"], language=None, wrap_lines=True)
+    look = drawings.Look(zone.key, chrome.is_dark())
+    text, by_hour = drawings.life(at, process_id, look)
+    if text is not None:
+        plot.show(
+            [text],
+            key="life",
+            alt=f"Memory and utilization of {process['name']} over its life",
+            view=str(process_id),
+        )
+    notes = ["Means of the hours."] if by_hour else []
+    sessions = data.sessions_of(at, process_id)
+    if len(sessions):
+        st.markdown("**Model sessions**")
+        tables.show(tables.sessions(sessions, zone), "story_sessions", "Models that it had loaded")
+    st.caption(" ".join([*notes, f"Times in {chrome.zone_label()}."]))
+    around = max(60, int(0.05 * process["lifetime_s"]))
+    since, until = (
+        pd.Timestamp(moment, unit="s", tz="UTC").tz_convert(zone).strftime("%Y-%m-%dT%H:%M")
+        for moment in (process["first_seen"] - around, process["last_seen"] + around)
+    )
+    st.page_link(
+        "history.py",
+        label="What its GPU did then",
+        icon=":material/monitoring:",
+        query_params={"range": "Custom", "from": since, "to": until, "gpu": _gpu_names(at, process["gpus"])},
+    )
+
+
+def _gpu_names(at: data.Tick, gpus: str) -> list[str]:
+    from pages.ui import filters
+
+    named = filters.named_gpus(data.gpu_table(at))
+    wanted = {f"GPU {label}" for label in str(gpus).split(", ")}
+    return [name for name in named if name in wanted]
+
+
+def _percent(value: float) -> str:
+    return fmt.MISSING if fmt.missing(value) else f"{value:.0f} %"
