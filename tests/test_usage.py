@@ -378,12 +378,13 @@ def test_within_a_part_of_the_time_only_that_part_is_lost(engine: sa.Engine) -> 
 
 
 def idle_story(url: str, *loads: tuple[int, dict[int, int]]) -> sa.Engine:
-    """So many seconds of each load, PID -> percent of SMs, a tick every 4 seconds."""
+    """So many seconds of each load, PID -> percent of SMs, a tick every 4 seconds, beside an idle desktop."""
     writer = Writer(database.open_for_writing(url), "here", "nvml", 4, idle_after_s=600)
     now = DAWN
     for seconds, load in loads:
         for now in range(now, now + seconds, 4):  # noqa: B020 - the clock goes on
             rows = tuple(ProcessReading("GPU-0", pid, "C", 1000, sm, None, None, None) for pid, sm in load.items())
+            rows += (ProcessReading("GPU-0", 11, "G", 300, 0, None, None, None),)
             reading = GpuReading("GPU-0", {"utilization": float(sum(load.values())), "power": 100.0})
             writer.write(Snapshot(now, HOST, GPUS[:1], (reading,), rows), PEOPLE)
         now += 4
