@@ -12,7 +12,7 @@ from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, ProcessReading, Snapshot
 
 DAWN = 1_800_000_000
-TICKS = 500
+TICKS = 900
 
 
 def there(step: int) -> dict[int, tuple[int, int]]:
@@ -60,7 +60,7 @@ def test_every_tick_of_its_life_is_there_though_few_rows_are_stored(engine: sa.E
     assert stored < 15, "two changes of memory, a busy tick, an absence, and a heartbeat now and then"
 
 
-@pytest.mark.parametrize("first", [0, 50, 149, 250, 310, 499])
+@pytest.mark.parametrize("first", [0, 50, 149, 250, 310, 499, 899])
 def test_a_part_of_its_life_is_the_same_as_that_part_of_the_whole(engine: sa.Engine, first: int) -> None:
     process = id_of(engine, 7)
     whole = frames.process_life(engine, process)
