@@ -107,7 +107,8 @@ def over_time(
     span_s: int,
 ) -> pd.DataFrame:
     """A measure step by step: timestamp_epoch and a column for each of the `top` keys, for the others, and, of
-    energy and cost, for what the idle GPUs took. `own` is usage.gpu_hours."""
+    energy and cost, for what the idle GPUs took. `own` is usage.gpu_hours. From the first step to the last none
+    is missing: a step in which nobody was there is 0, where a drawing would carry on with the one before."""
     parts = trend.assign(step=steps(trend["timestamp_epoch"], span_s, zone), value=measure(trend, name, prices))
     first = list(dict.fromkeys(_label(key, names) or OTHERS for key in top))
     parts["part"] = parts["key"].map(lambda key: _label(key, names) or OTHERS, na_action=None)
@@ -125,6 +126,9 @@ def over_time(
         wide = wide.reindex(wide.index.union(values.index))
         wide[OWN["idle"]] = values
     order = [part for part in dict.fromkeys((*first, OTHERS, OWN["idle"])) if part in wide.columns]
+    if len(wide):
+        hours = pd.Series(range(int(wide.index[0]), int(wide.index[-1]) + 1, HOUR_S))
+        wide = wide.reindex(wide.index.union(steps(hours, span_s, zone).drop_duplicates().tolist()))
     return wide[order].fillna(0.0).rename_axis("timestamp_epoch").reset_index()
 
 
@@ -137,7 +141,7 @@ def by_week(used: pd.DataFrame, whole: pd.DataFrame, zone: ZoneInfo) -> pd.DataF
     local = pd.to_datetime(whole["timestamp_epoch"], unit="s", utc=True).dt.tz_convert(zone)
     frame = pd.DataFrame(
         {
-            "weekday": local.dt.weekday,
+            "weekday": local.dt.day_of_week,
             "hour": local.dt.hour,
             "seconds": whole["seconds"],
             "busy_s": whole["timestamp_epoch"].map(busy).fillna(0.0),

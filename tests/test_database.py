@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import pwd
+import shutil
 import sqlite3
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -104,6 +108,40 @@ def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
     with pytest.raises(database.DatabaseError, match="not a sound SQLite file"):
         database.open_for_writing(f"sqlite:///{path}")
     assert path.read_bytes().startswith(b"precious notes")
+
+
+def test_a_file_that_may_only_be_read_is_named_with_what_to_do(tmp_path: Path) -> None:
+    # Where nobody may look, nobody could find it either.
+    folder = Path(tempfile.mkdtemp())
+    path = folder / "gpumon.db"
+    database.open_for_writing(f"sqlite:///{path}").dispose()
+    path.chmod(0o444)
+    folder.chmod(0o555)
+    before = path.read_bytes()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            if os.geteuid() == 0:
+                # Root may write anything.
+                os.setgroups([])
+                os.setuid(pwd.getpwnam("nobody").pw_uid)
+            database.open_for_writing(f"sqlite:///{path}")
+        except database.DatabaseError as error:
+            os.write(writing, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        told = pipe.read()
+    os.waitpid(child, 0)
+    kept = path.read_bytes()
+    folder.chmod(0o755)
+    shutil.rmtree(folder)
+    assert str(path) in told
+    assert "write access" in told
+    assert "GPUMON_DATA_DIR" in told
+    assert kept == before
 
 
 def test_a_reader_cannot_write(tmp_path: Path) -> None:

@@ -58,6 +58,37 @@ def test_a_script_is_called_by_its_name_and_told_whole(tmp_path: Path) -> None:
     assert program.parents.split(" > ")[-1] == own, "the chain ends with the parent, which is this test"
 
 
+@pytest.mark.parametrize(
+    ("script", "library", "workload", "category"),
+    [
+        ("train.py", "torch/lib/libtorch_cuda.so", "PyTorch training", "training"),
+        ("train.py", "jaxlib/libjax_common.so", "JAX training", "training"),
+        ("train.py", "tensorflow/libtensorflow_cc.so.2", "TensorFlow training", "training"),
+        ("train.py", "libother.so", "Training", "training"),
+        ("evaluate.py", "torch/lib/libtorch_cuda.so", "PyTorch", "other"),
+        ("evaluate.py", "jaxlib/xla_extension.so", "JAX", "other"),
+        ("evaluate.py", "libtorchvision.so", None, None),
+    ],
+)
+def test_a_framework_is_told_by_what_a_script_has_loaded(
+    tmp_path: Path, script: str, library: str, workload: str | None, category: str | None
+) -> None:
+    path = tmp_path / "site-packages" / library
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(4096))
+    source = "import mmap, sys, time\nf = open(sys.argv[1])\nm = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)\n"
+    (tmp_path / script).write_text(f"{source}print('here', flush=True)\ntime.sleep(600)\n")
+    command = [sys.executable, str(tmp_path / script), library]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=tmp_path / "site-packages") as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"here\n"
+            _, program = told(process.pid)
+        finally:
+            process.kill()
+    assert (program.workload, program.category) == (workload, category)
+
+
 def test_secrets_are_masked_before_anything_is_told(tmp_path: Path) -> None:
     arguments = ("--model", "Qwen/Qwen3-8B", "--hf-token", SECRET, f"https://ada:{SECRET}@hub.example/x")
     with script(tmp_path / "train.py", *arguments) as pid:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gpumon_core.__main__ import VERBS
 from gpumon_core.settings import markdown_table
+from gpumon_core.store.schema import metadata
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -16,6 +17,11 @@ README = (ROOT / "README.md").read_text()
 def test_the_settings_table_is_that_of_the_code() -> None:
     shown = README.split("<!-- settings -->\n")[1].split("<!-- /settings -->")[0].strip()
     assert shown == markdown_table(), "run docs/settings_table.py"
+
+
+def test_every_table_of_the_database_is_explained() -> None:
+    explained = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", README, re.MULTILINE))))
+    assert set(metadata.tables) <= explained
 
 
 def test_every_picture_and_file_it_names_exists() -> None:

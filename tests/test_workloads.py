@@ -3,13 +3,17 @@
 # ruff: noqa: E501 - a case a line
 from __future__ import annotations
 
+import re
 import shlex
+import tomllib
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from gpumon_core.attribution.names import readable
-from gpumon_core.attribution.rules import Program, Rules, RulesError
+from gpumon_core.attribution.records import Endpoint
+from gpumon_core.attribution.rules import BUILT_IN, CATEGORIES, CONDITIONS, Program, Rules, RulesError
 
 BLOB = "sha256-" + "0123456789ab" + "c" * 52
 
@@ -104,6 +108,36 @@ model = [{ option = "--none" }, { environment = "MODEL" }]
     assert found is not None
     assert (found.name, found.category, found.model) == ("Our service", "inference", "org/ours")
     assert rules.identify(program("vllm serve x", TEAM="other")).name == "vLLM"  # type: ignore[union-attr]
+
+
+def test_what_the_documentation_shows_can_be_used(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "workloads.md").read_text()
+    examples = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 2
+    for number, example in enumerate(examples):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(example)
+        Rules.load(path)
+    text = " ".join(text.split())
+    for place in (*CONDITIONS, *CATEGORIES, *(field.name for field in fields(Endpoint))):
+        assert re.search(rf"\b{place}\b", text), place
+    asked = {rule["name"] for rule in tomllib.loads(BUILT_IN.read_text())["workload"] if "endpoint" in rule}
+    for name in asked:
+        assert name in text.split("Built-in rules ask")[1], name
+
+
+def test_mapped_files_are_read_only_where_a_rule_asks_for_them() -> None:
+    looked: list[int] = []
+
+    def libraries() -> list[str]:
+        looked.append(1)
+        return ["/x/torch/lib/libtorch_cuda.so"]
+
+    rules = Rules.load()
+    assert rules.identify(replace(program("vllm serve x"), libraries=libraries)).name == "vLLM"  # type: ignore[union-attr]
+    assert not looked
+    assert rules.identify(replace(program("train.py"), libraries=libraries)).name == "PyTorch training"  # type: ignore[union-attr]
+    assert len(looked) == 1, "once for all rules"
 
 
 MATCH = "match = { name = 'x' }\n"

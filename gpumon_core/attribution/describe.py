@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 from gpumon_core.attribution import names, rules
@@ -74,7 +75,9 @@ class Describer:
         if self._commands != "full":
             # A process may call itself anything: a title is as good a place for a password as an argument.
             name = self._mask.text(name)
-        looked_at = rules.Program(names.readable(comm, arguments), executable, tuple(arguments), environment)
+        looked_at = rules.Program(
+            names.readable(comm, arguments), executable, tuple(arguments), environment, partial(_mapped, folder)
+        )
         workload = self._rules.identify(looked_at)
         family = [(pid, looked_at)]
         if workload is not None:
@@ -115,10 +118,15 @@ class Describer:
             if not stat:
                 break
             comm, fields = split_stat(stat)
-            arguments = _arguments(read(f"{self._proc}/{parent}/cmdline"))
-            environment = _environment(read(f"{self._proc}/{parent}/environ"))
+            folder = f"{self._proc}/{parent}"
+            arguments = _arguments(read(f"{folder}/cmdline"))
+            environment = _environment(read(f"{folder}/environ"))
             above = rules.Program(
-                names.readable(comm, arguments), _link(f"{self._proc}/{parent}/exe"), tuple(arguments), environment
+                names.readable(comm, arguments),
+                _link(f"{folder}/exe"),
+                tuple(arguments),
+                environment,
+                partial(_mapped, folder),
             )
             theirs = self._rules.identify(above)
             if theirs is None or theirs.name != workload.name:
@@ -202,6 +210,13 @@ def _arguments(cmdline: bytes | None) -> list[str]:
 def _environment(environ: bytes | None) -> dict[str, str]:
     pairs = (entry.partition(b"=") for entry in (environ or b"").split(b"\0"))
     return {_text(key): _printable(_text(value)) for key, separator, value in pairs if separator}
+
+
+def _mapped(folder: str) -> list[str]:
+    """The files that a process has mapped, libraries among them, each once: proc_pid_maps(5)."""
+    lines = (read(f"{folder}/maps") or b"").splitlines()
+    # The path is the last of a line, and nothing before it has a slash.
+    return [_text(path) for path in dict.fromkeys(line[line.find(b"/") :] for line in lines if b"/" in line)]
 
 
 def _link(path: str) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,7 +20,8 @@ CATEGORIES = (
     *("inference", "training", "image generation", "notebook", "rendering"),
     *("media", "desktop", "game", "other"),
 )
-CONDITIONS = ("name", "executable", "argument", "command", "environment")
+CONDITIONS = ("name", "executable", "argument", "command", "library", "environment")
+TEXTS = CONDITIONS[:4]
 WAYS = ("option", "after", "environment")
 # So much of a command line is looked at.
 LONGEST = 65536
@@ -35,12 +36,14 @@ class RulesError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What a rule may look at: the readable name, the path of the executable, arguments and environment."""
+    """What a rule may look at: the readable name, the path of the executable, arguments, environment, and the
+    paths of the files that it has mapped, which are read only where a rule asks for them."""
 
     name: str
     executable: str | None
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
+    libraries: Callable[[], Sequence[str]] = tuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class _Rule:
     category: str
     texts: tuple[tuple[str, re.Pattern[str]], ...]
     environment: tuple[tuple[str, re.Pattern[str]], ...]
+    library: re.Pattern[str] | None
     ways: tuple[tuple[str, str], ...]
     endpoint: Endpoint | None
 
@@ -84,12 +88,17 @@ class Rules:
             "argument": program.arguments[:1024],
             "command": (" ".join(program.arguments)[:LONGEST],),
         }
+        mapped: Sequence[str] | None = None
         for rule in self._rules:
             if all(
                 any(pattern.search(text[:LONGEST]) for text in texts[where]) for where, pattern in rule.texts
             ) and all(
                 pattern.search(program.environment.get(variable, "")) for variable, pattern in rule.environment
             ):
+                if rule.library is not None:
+                    mapped = program.libraries() if mapped is None else mapped
+                    if not any(map(rule.library.search, mapped)):
+                        continue
                 return Workload(rule.name, rule.category, _model(rule, program), rule.endpoint)
         return None
 
@@ -177,8 +186,9 @@ def _rule(place: str, entry: Mapping[str, Any]) -> _Rule:
     return _Rule(
         name,
         category,
-        tuple((key, _pattern(place, match[key])) for key in CONDITIONS[:-1] if key in match),
+        tuple((key, _pattern(place, match[key])) for key in TEXTS if key in match),
         tuple((variable, _pattern(place, text)) for variable, text in environment.items()),
+        _pattern(place, match["library"]) if "library" in match else None,
         tuple(_way(place, way) for way in ways),
         _endpoint(place, entry["endpoint"]) if "endpoint" in entry else None,
     )

@@ -55,12 +55,17 @@ def ledger_csv(frame: pd.DataFrame, zone: ZoneInfo) -> bytes:
             **{title: frame[column].map(harmless) for title, column in PROGRAM.items()},
         }
     )
-    return table.to_csv(index=False).encode()
+    return _written(table)
 
 
 def harmless(text: object) -> object:
     """Text that no spreadsheet runs as a formula."""
     return "'" + text if isinstance(text, str) and text.startswith(FORMULA_STARTS) else text
+
+
+def _written(table: pd.DataFrame) -> bytes:
+    # pandas quotes what its own line end has in it: with "\n" alone, a name with "\r=1" would begin a cell.
+    return table.to_csv(index=False, lineterminator="\r\n").encode()
 
 
 def _iso(epoch: pd.Series, zone: ZoneInfo) -> pd.Series:
@@ -90,11 +95,7 @@ def plain_csv(table: pd.DataFrame, units: Mapping[str, str]) -> bytes:
     """A table as UTF-8 CSV, its columns with their units."""
     texts = table.select_dtypes(["object", "string"]).columns
     shown = table.assign(**{name: table[name].map(harmless) for name in texts})
-    return (
-        shown.rename(columns={name: f"{name} ({unit})" for name, unit in units.items()})
-        .to_csv(index=False)
-        .encode()
-    )
+    return _written(shown.rename(columns={name: f"{name} ({unit})" for name, unit in units.items()}))
 
 
 def idle_csv(frame: pd.DataFrame, zone: ZoneInfo) -> bytes:
@@ -114,7 +115,7 @@ def idle_csv(frame: pd.DataFrame, zone: ZoneInfo) -> bytes:
             **{title: frame[column].map(harmless) for title, column in PROGRAM.items()},
         }
     )
-    return table.to_csv(index=False).encode()
+    return _written(table)
 
 
 def sessions_csv(frame: pd.DataFrame, zone: ZoneInfo) -> bytes:
@@ -136,4 +137,4 @@ def sessions_csv(frame: pd.DataFrame, zone: ZoneInfo) -> bytes:
             "User": frame["username"].map(harmless),
         }
     )
-    return table.to_csv(index=False).encode()
+    return _written(table)

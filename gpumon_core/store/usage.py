@@ -33,7 +33,17 @@ Dimension = Literal["user", "container", "workload", "model", "process", "gpu", 
 # held memory and did nothing, memory held, and energy.
 SUMS = ("busy_s", "seconds", "idle_s", "memory_mib_s", "energy_j")
 # A GPU's own rows beside its processes', and what they are called.
-OWN = {"unattributed": "No known process", "idle": "Idle GPUs", "unrecorded": "While not recording"}
+OWN = {
+    "unattributed": "No known process",
+    "unsettled": "Not added up yet",
+    "idle": "Idle GPUs",
+    "unrecorded": "While not recording",
+}
+# The rows of many processes are brought up to date in turn (writer.SETTLED_PER_TICK): what is missing of the
+# GPUs' busy time and energy is a row of its own where it is more than this part of the whole.
+UNSETTLED_FROM = 0.005
+# The key of all processes that a trend is not asked about; ids begin with 1.
+ALL_OTHERS = 0
 # A process of which one of these is not 0 is at work.
 AT_WORK = ("sm_utilization", "encoder_utilization", "decoder_utilization")
 KEYS: Mapping[str, Any] = {
@@ -119,7 +129,7 @@ def ranking(engine: Engine, by: Dimension, scope: Scope) -> pd.DataFrame:
     frame[numbers] = frame[numbers].astype("float64")
     frame = frame.sort_values(["busy_s", "memory_mib_s"], ascending=False, kind="stable")
     if not scope.chooses:
-        own = _own(gpu_totals(engine, scope))
+        own = _own(gpu_totals(engine, scope), frame)
         frame = pd.concat([frame, own], ignore_index=True) if len(frame) else own
     return frame.reset_index(drop=True)[["key", "kind", *numbers]]
 
@@ -134,13 +144,16 @@ def _joined(by: Dimension, scope: Scope) -> Any:
     return place
 
 
-def _own(totals: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the GPUs themselves: what is no process's."""
-    sums = totals[
-        ["unattributed_s", "unattributed_j", "idle_j", "unrecorded_j", "held_s", "seconds", "busy_s"]
-    ].sum()
+def _own(totals: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the GPUs themselves: what is no process's, or not yet."""
+    sums = totals[list(TOTALS)].sum()
+    late_s = sums["busy_s"] - sums["unattributed_s"] - parts["busy_s"].sum()
+    late_j = sums["energy_j"] - sums[["unattributed_j", "idle_j", "unrecorded_j"]].sum() - parts["energy_j"].sum()
+    if late_s <= UNSETTLED_FROM * sums["busy_s"] and late_j <= UNSETTLED_FROM * sums["energy_j"]:
+        late_s = late_j = 0.0
     rows = [
         {"kind": "unattributed", "busy_s": sums["unattributed_s"], "energy_j": sums["unattributed_j"]},
+        {"kind": "unsettled", "busy_s": max(0.0, late_s), "energy_j": max(0.0, late_j)},
         {"kind": "idle", "seconds": sums["seconds"] - sums["busy_s"], "energy_j": sums["idle_j"]},
         {"kind": "unrecorded", "energy_j": sums["unrecorded_j"]},
     ]
@@ -152,11 +165,14 @@ def _own(totals: pd.DataFrame) -> pd.DataFrame:
 
 
 def trend(engine: Engine, by: Dimension, scope: Scope, keys: Sequence[Any] | None = None) -> pd.DataFrame:
-    """The same hour by hour, without the GPUs' own rows; of `keys` alone where they are given.
+    """The same hour by hour, without the GPUs' own rows. Where `keys` are given (ids of processes or GPUs), all
+    others are one: ALL_OTHERS.
 
     Columns: timestamp_epoch (the hour's first second), key, and the sums as float64.
     """
     key = KEYS[by]
+    if keys is not None:
+        key = sa.case((key.in_([int(number) for number in keys]), key), else_=ALL_OTHERS)
     query = (
         sa.select(
             process_hours.c.timestamp_epoch,
@@ -168,8 +184,6 @@ def trend(engine: Engine, by: Dimension, scope: Scope, keys: Sequence[Any] | Non
         .group_by(process_hours.c.timestamp_epoch, key)
         .order_by(process_hours.c.timestamp_epoch)
     )
-    if keys is not None:
-        query = query.where(key.in_(list(keys)))
     frame = fetch(engine, query)
     frame[list(SUMS)] = frame[list(SUMS)].astype("float64")
     return frame

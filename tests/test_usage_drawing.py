@@ -1,0 +1,194 @@
+"""The usage page's figures and files: what is drawn is what was measured, and outside text stays text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from zoneinfo import ZoneInfo
+
+import pandas as pd
+import pytest
+
+from gpumon_core import figures, ledger
+from gpumon_core.export.csv import PROGRAM, TIME_UNITS, idle_csv, plain_csv, sessions_csv, usage_csv
+
+BERLIN = ZoneInfo("Europe/Berlin")
+NOON = 1_795_431_600  # 2026-11-23 12:00 in Berlin.
+HOUR = 3600
+FORMULA = '=cmd|" /C calc"!A0'
+STARTS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"]
+
+
+def read(content: bytes) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(content.decode(), newline="")))
+
+
+# ---- Figures -----------------------------------------------------------------------------------------
+
+
+def test_areas_stand_on_each_other_to_the_end_of_the_last_step() -> None:
+    frame = pd.DataFrame(
+        {"timestamp_epoch": [NOON, NOON + HOUR], "ada": [1.0, 0.5], "Others": [0.25, 0.0], "unused": [9.0, 9.0]}
+    )
+    colors = {"ada": "#112233", "Others": "#445566"}
+    figure = figures.stacked(frame, colors, "h", BERLIN, dark=False, span_s=HOUR)
+    assert [(area.name, area.fillcolor) for area in figure.data] == list(colors.items())
+    assert len({area.stackgroup for area in figure.data}) == 1
+    assert figure.data[0].stackgroup
+    for area in figure.data:
+        assert list(area.y[:2]) == frame[area.name].tolist()
+        times = [pd.Timestamp(moment).strftime("%d %H:%M") for moment in area.x]
+        assert (times[0], times[-1]) == ("23 12:00", "23 14:00"), "on the viewer's clock"
+        assert area.hovertemplate.endswith(" h")
+
+
+@pytest.mark.parametrize("dark", [True, False])
+def test_the_week_has_every_hour_and_what_was_never_recorded_is_empty(dark: bool) -> None:
+    frame = pd.DataFrame({"weekday": [0, 6], "hour": [9, 23], "share": [25.0, 100.0]})
+    [heat] = figures.week(frame, dark).data
+    assert (len(heat.z), len(heat.z[0])) == (7, 24)
+    assert (heat.z[0][9], heat.z[6][23]) == (25.0, 100.0)
+    assert sum(not math.isnan(share) for row in heat.z for share in row) == 2
+    assert (heat.zmin, heat.zmax) == (0, 100)
+    assert (heat.y[0], heat.y[6], heat.x[9]) == ("Mon", "Sun", "09")
+
+
+def test_a_gpus_bar_is_its_whole_time_and_parts_are_told_by_more_than_colour() -> None:
+    frame = pd.DataFrame(
+        {"busy_s": [3600.0, 0.0], "held_s": [1800.0, 0.0], "free_s": [900.0, 0.0], "unrecorded_s": [900.0, 0.0]}
+    )
+    bars = figures.time_split(frame, ["GPU 0", "GPU 1"], dark=False).data
+    assert {bar.name: bar.x[0] for bar in bars} == {
+        "busy": 50.0,
+        "held idle": 25.0,
+        "free": 12.5,
+        "not recorded": 12.5,
+    }
+    assert [bar.x[1] for bar in bars] == [0.0] * 4, "no time at all is no division by nothing"
+    assert all(list(bar.y) == ["GPU 0", "GPU 1"] for bar in bars)
+    looks = {(bar.marker.color, bar.marker.pattern.shape) for bar in bars}
+    assert len(looks) == 4
+    assert bars[1].marker.pattern.shape
+
+
+# ---- Files -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("evil", STARTS)
+def test_no_cell_of_any_table_is_a_formula(evil: str) -> None:
+    table = pd.DataFrame({"User": [evil], "Cost": [-1.5]})
+    [row] = read(plain_csv(table, {}))
+    assert row["User"] == "'" + evil
+    assert row["Cost"] == "-1.5", "a negative number is a number"
+
+
+@pytest.mark.parametrize("name", ["a\r=1+1", "a\n=1+1", "a\r\n=1+1", 'a",=1+1', "a,=1+1"])
+def test_no_text_breaks_out_of_its_cell(name: str) -> None:
+    content = plain_csv(pd.DataFrame({"User": [name, "ada"]}), {})
+    assert content.endswith(b"\r\nada\r\n")
+    assert [row["User"] for row in read(content)] == [name, "ada"]
+
+
+def test_a_ranking_has_its_units_and_currency_and_everything_that_the_table_has() -> None:
+    ranking = pd.DataFrame(
+        {
+            "key": [FORMULA, "ada"],
+            "kind": "part",
+            "processes": [1.0, 2.0],
+            "busy_s": [3600.0, 1800.0],
+            "seconds": [7200.0, 60.0],
+            "idle_s": [600.0, 0.0],
+            "memory_mib_s": [1024.0 * 3600, 0.0],
+            "energy_j": [3.6e6, 3.6e6],
+            "estimated": [1.0, 0.0],
+        }
+    )
+    names = {FORMULA: FORMULA, "ada": "ada"}
+    table = ledger.ranked(ranking, names, "User", ledger.Prices(0.25, None, "CHF"))
+    rows = read(usage_csv(table, "CHF"))
+    assert rows[0] == {
+        "User": "'" + FORMULA,
+        "Processes": "1.0",
+        "GPU-hours (h)": "1.0",
+        "Memory-hours (GiB h)": "1.0",
+        "Energy (kWh)": "1.0",
+        "Share (% of energy)": "50.0",
+        "On GPU (s)": "7200.0",
+        "Held idle (s)": "600.0",
+        "Cost (CHF)": "0.25",
+        "Estimate": "True",
+    }
+    assert len(rows) == 2
+    free = ledger.ranked(ranking, names, "User", ledger.Prices(None, None, "CHF"))
+    assert not any("CHF" in title for title in read(usage_csv(free, "CHF"))[0])
+
+
+def test_where_the_time_went_is_in_hours() -> None:
+    table = pd.DataFrame(
+        {"GPU": ["GPU 0"], "Busy": [1.5], "Held idle": [2.0], "Free": [0.0], "Not recorded": [3.0]}
+    )
+    [row] = read(plain_csv(table, TIME_UNITS))
+    assert row == {
+        "GPU": "GPU 0",
+        "Busy (h)": "1.5",
+        "Held idle (h)": "2.0",
+        "Free (h)": "0.0",
+        "Not recorded (h)": "3.0",
+    }
+
+
+def test_idle_holders_have_units_offsets_and_no_formulas() -> None:
+    frame = pd.DataFrame(
+        {
+            "host": ["box", "=box"],
+            "gpu_index": [0, 1],
+            "mig_index": [math.nan, 2.0],
+            "pid": [7, 8],
+            "name": [FORMULA, "train.py"],
+            "username": [None, "-ada"],
+            "running": [True, False],
+            "memory": [8192.04, 100.0],
+            "idle_since": [float(NOON), math.nan],
+            "idle_s": [7200.4, 600.0],
+            "wasted_mib_s": [1024.0 * 3600 * 2, 0.0],
+            **{column: [None, None] for column in PROGRAM.values()},
+            "command": ["@SUM(A1)", "python train.py"],
+        }
+    )
+    one, two = read(idle_csv(frame, BERLIN))
+    assert (one["Name"], one["Command"], one["User"]) == ("'" + FORMULA, "'@SUM(A1)", "")
+    assert (two["Host"], two["User"], two["GPU"]) == ("'=box", "'-ada", "1:2")
+    assert one["Idle since"] == "2026-11-23T12:00:00+01:00"
+    assert two["Idle since"] == "", "it has ended"
+    assert (one["Memory held (MiB)"], one["Held idle (s)"], one["Memory wasted (GiB h)"]) == (
+        "8192.0",
+        "7200.0",
+        "2.0",
+    )
+
+
+def test_model_sessions_have_units_offsets_and_no_formulas() -> None:
+    frame = pd.DataFrame(
+        {
+            "model": ["=qwen"],
+            "host": ["box"],
+            "gpu_index": [0],
+            "mig_index": [math.nan],
+            "first_seen": [NOON],
+            "last_seen": [NOON + HOUR],
+            "lifetime_s": [HOUR],
+            "running": [False],
+            "max_memory": [9000.0],
+            "avg_memory": [8999.96],
+            "workload": ["+Ollama"],
+            "name": ["@ollama"],
+            "pid": [7],
+            "username": [None],
+        }
+    )
+    [row] = read(sessions_csv(frame, BERLIN))
+    assert (row["Model"], row["Workload"], row["Name"], row["User"]) == ("'=qwen", "'+Ollama", "'@ollama", "")
+    assert (row["Loaded"], row["Last seen"]) == ("2026-11-23T12:00:00+01:00", "2026-11-23T13:00:00+01:00")
+    assert (row["Loaded for (s)"], row["Still loaded"]) == ("3600", "False")
+    assert (row["Maximum memory (MiB)"], row["Average memory (MiB)"]) == ("9000", "9000.0")
