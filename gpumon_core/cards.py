@@ -67,8 +67,9 @@ def overview(
     seconds), `processes` as from frames.active_processes, `workloads` in the order that gives them their
     colours."""
     held = processes.sort_values("memory", ascending=False, kind="stable", na_position="last")
+    held = held.astype("object").where(held.notna(), None)
     scene = Scene(
-        {int(str(gpu_id)): mine for gpu_id, mine in trend.groupby("gpu_id")},
+        {int(str(gpu_id)): mine for gpu_id, mine in trend.groupby("gpu_id")} if len(trend) else {},
         {int(str(gpu_id)): mine.to_dict("records") for gpu_id, mine in held.groupby("gpu_id")},
         span,
         {name: place for place, name in enumerate(workloads)},

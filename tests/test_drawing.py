@@ -5,19 +5,24 @@ from __future__ import annotations
 import csv
 import io
 import math
+import random
+import re
 from zoneinfo import ZoneInfo
 
 import pandas as pd
 import pytest
+from drawn import drawn
 
 from gpumon_core import cards, figures
 from gpumon_core import format as fmt
 from gpumon_core.export.csv import PROGRAM, ledger_csv
+from gpumon_core.figures.lanes import pack
 from gpumon_core.metrics import GPU_METRICS, GPU_METRICS_BY_KEY, TICK_COLUMNS, Level
 from gpumon_core.store.schema import gpu_metrics
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NAN = math.nan
+BAD = ("skipped", "failed", "dropped")
 
 
 @pytest.mark.parametrize(
@@ -85,8 +90,18 @@ def test_levels(key: str, value: float | None, whole: float | None, level: Level
 
 def gpu(**changes: object) -> dict[str, object]:
     values: dict[str, object] = {metric.key: 10.0 for metric in GPU_METRICS}
-    values |= {"gpu_index": 0, "mig_index": NAN, "name": "Board", "uuid": "GPU-1", "host": "box", "state": "ok"}
+    values |= {"id": 1, "parent_id": NAN, "gpu_index": 0, "mig_index": NAN, "clocks_event_reasons": 0.0}
+    values |= {"name": "Board", "uuid": "GPU-1", "host": "box", "state": "ok"}
     values |= {"memory_total_mib": 24576.0, "power_limit_w": 300.0, "host_last_seen": 100, "last_seen": 100}
+    return values | changes
+
+
+def scene(of: pd.DataFrame | None = None, **changes: object) -> cards.Scene:
+    return cards.Scene(trends={} if of is None else {1: of}, span=(1000, 1008), **changes)  # type: ignore[arg-type]
+
+
+def process(**changes: object) -> dict[str, object]:
+    values = {"pid": 7, "name": "train.py", "username": "ada", "workload": None, "model": None, "memory": 6144.0}
     return values | changes
 
 
@@ -96,14 +111,15 @@ def trend(*values: float) -> pd.DataFrame:
 
 
 def test_a_missing_value_is_a_dash_without_a_trend() -> None:
-    html = cards.card(gpu(fan_speed=NAN), trend(1, 2, 3), (1000, 1008))
-    fan = html.split('data-metric="fan_speed"')[1].split("</div></div>")[0]
-    assert "–" in fan
-    assert "--drawing" not in fan
+    html = cards.card(gpu(fan_speed=NAN, temperature=NAN), scene(trend(1, 2, 3)))
+    temperature = html.split('data-metric="temperature"')[1].split("data-metric=")[0]
+    assert "–" in temperature
+    assert "--drawing" not in temperature
+    assert "–" in html.split('data-metric="fan_speed"')[1].split("</span>")[0]
 
 
 def test_a_level_is_told_by_sign_and_word_too() -> None:
-    html = cards.card(gpu(temperature=95.0), None, (0, 1))
+    html = cards.card(gpu(temperature=95.0), cards.Scene())
     assert 'aria-label="critical">◆' in html
     assert "gm-critical" in html
 
@@ -116,9 +132,14 @@ def test_a_trend_breaks_where_nothing_was_recorded() -> None:
     assert broken.count("M") == 4
 
 
-@pytest.mark.parametrize("evil", ["<script>x</script>", '"><img src=x>', "') url(javascript:x)", "&lt;b&gt;"])
+EVIL = ["<script>x</script>", '"><img src=x>', "') url(javascript:x)", "&lt;b&gt;"]
+
+
+@pytest.mark.parametrize("evil", EVIL)
 def test_text_from_outside_stays_text(evil: str) -> None:
-    html = cards.card(gpu(name=evil, uuid=evil, host=evil), trend(1, 2), (1000, 1004), with_host=True)
+    mine = [process(name=evil, username=evil, workload=evil, model=evil)]
+    shown = scene(trend(1, 2), with_host=True, processes={1: mine})
+    html = cards.card(gpu(name=evil, uuid=evil, host=evil), shown)
     assert evil not in html.replace("gm-", "")
     for start in ("<script", "<img"):
         assert start not in html
@@ -129,28 +150,78 @@ def test_text_from_outside_stays_text(evil: str) -> None:
     [
         ({"utilization": 60.0}, "Busy"),
         ({"utilization": 0.0, "memory": 100.0}, "Idle"),
-        ({"utilization": 0.0, "memory": 20000.0}, "Idle, memory held"),
+        ({"utilization": 0.0, "memory": 20000.0}, "Held idle"),
         ({"utilization": NAN, "memory": 20000.0}, "In use"),
+        ({"utilization": 60.0, "clocks_event_reasons": float(0x40)}, "Throttled"),
+        ({"utilization": 60.0, "clocks_event_reasons": float(0x4)}, "Busy"),
+        ({"utilization": 60.0, "clocks_event_reasons": NAN}, "Busy"),
         ({"state": "lost", "host_last_seen": 172}, "Lost"),
+        ({"state": "hung", "host_last_seen": 172}, "Hung"),
     ],
 )
 def test_the_state_in_a_word(changes: dict[str, object], word: str) -> None:
     assert cards.state(gpu(**changes))[0] == word
-    html = cards.card(gpu(**changes), None, (0, 1))
+    html = cards.card(gpu(**changes), cards.Scene())
+    assert f">{word}</span>" in html
     assert ("No answer since 1m 12s" in html) == (word == "Lost")
+    assert ("for 1m 12s" in html) == (word == "Hung")
+
+
+def test_the_reason_of_a_throttled_gpu_is_told() -> None:
+    html = cards.card(gpu(clocks_event_reasons=float(0x40 | 0x80 | 0x1)), cards.Scene())
+    assert "hardware thermal, power brake" in html
+    assert "idle" not in html.split('class="gm-state')[1].split(">")[0]
+
+
+def test_memory_is_told_by_who_holds_it() -> None:
+    mine = [
+        process(workload="vLLM", model="Qwen3", memory=12288.0),
+        process(pid=8, memory=6144.0),
+        process(pid=9, memory=NAN),
+    ]
+    html = cards.card(gpu(memory=20480.0), scene(workloads={"vLLM": 0}, processes={1: mine}))
+    bar = html.split('class="gm-bar gm-thick"')[1].split("</div>")[0]
+    assert re.findall(r"width:([\d.]+)%", bar) == ["50.00", "25.00", "8.33"], "two processes, and the rest"
+    assert figures.color(0, False) in bar, "a workload has its colour"
+    assert "vLLM · Qwen3" in html
+    assert "+1" in html.split('class="gm-who"')[1], "how many more there are"
+
+
+def test_more_held_than_used_is_no_bar_beyond_its_end() -> None:
+    html = cards.card(gpu(memory=6144.0), scene(processes={1: [process(memory=9000.0), process(memory=9000.0)]}))
+    bar = html.split('class="gm-bar gm-thick"')[1].split("</div>")[0]
+    assert sum(float(width) for width in re.findall(r"width:([\d.]+)%", bar)) == pytest.approx(25, abs=0.1)
+
+
+def test_instances_stand_on_their_gpus_card_and_orphans_for_themselves() -> None:
+    rows = [
+        gpu(),
+        gpu(id=2, uuid="MIG-1", parent_id=1.0, mig_index=3.0, name="Board MIG 1g.10gb"),
+        gpu(id=3, uuid="MIG-2", parent_id=99.0, mig_index=0.0),
+    ]
+    nobody = pd.DataFrame(columns=["gpu_id", "memory"])
+    html = cards.overview(pd.DataFrame(rows), pd.DataFrame(), nobody, [], (0, 1))
+    assert html.count('role="listitem"') == 2
+    first = html.split('role="listitem"')[1]
+    assert "MIG 3" in first
+    assert "1g.10gb" in first
+    assert 'data-uuid="MIG-1"' in first
 
 
 def history_frame() -> pd.DataFrame:
     rows = [(gpu_id, 1000 + 4 * step, 50.0 + gpu_id) for gpu_id in (1, 2) for step in range(5)]
     frame = pd.DataFrame(rows, columns=["gpu_id", "timestamp_epoch", "temperature"])
     frame["power"] = frame["temperature"] * 2
+    for key in ("temperature", "power"):
+        frame[f"{key}_min"] = frame[f"{key}_max"] = frame[key]
     frame.loc[2, ["temperature", "power"]] = NAN
     return frame
 
 
 def test_a_chart_per_metric_and_a_line_per_gpu_with_its_gaps() -> None:
     labels = {1: "GPU 0", 2: "GPU 1"}
-    figure = figures.history(history_frame(), labels, ["temperature", "power"], 1000, 1016, BERLIN, dark=False)
+    made = figures.history(history_frame(), labels, ["temperature", "power"], 1000, 1016, BERLIN, dark=False)
+    figure = drawn(made)
     assert [(line.name, line.yaxis) for line in figure.data] == [
         ("GPU 0", "y"),
         ("GPU 1", "y"),
@@ -161,18 +232,138 @@ def test_a_chart_per_metric_and_a_line_per_gpu_with_its_gaps() -> None:
     assert math.isnan(figure.data[0].y[2])
     assert "°C" in figure.layout.annotations[0].text
     assert "(W)" in figure.layout.annotations[1].text
+    assert [shape.y0 for shape in figure.layout.shapes] == [80, 90], "where a temperature begins to be one"
+
+
+def test_a_mean_stands_in_the_band_of_its_extremes_which_breaks_where_it_does() -> None:
+    frame = history_frame()
+    frame["temperature_max"] += 5
+    frame.loc[2, ["temperature_min", "temperature_max"]] = NAN
+    figure = drawn(figures.history(frame, {1: "GPU 0", 2: "GPU 1"}, ["temperature"], 1000, 1016, BERLIN, False))
+    band, line, *_ = figure.data
+    assert (band.fill, band.hoverinfo, line.name) == ("toself", "skip", "GPU 0")
+    assert band.line.width == 0
+    assert list(band.y[:2]) == [56, 56]
+    assert list(band.y[2:4]) == [51, 51]
+    assert math.isnan(band.y[4])
+    assert math.isnan(band.x[4])
+    assert len(band.y) == 4 + 1 + 4
+
+
+def test_what_stands_in_a_figure_several_times_is_sent_once_and_nothing_else_is() -> None:
+    frame = pd.DataFrame({"timestamp_epoch": [0, 60], **dict.fromkeys(BAD, 0), "buffered": 0})
+    frame = frame.assign(duration_ms=[1.0, 2.0], duration_max_ms=[3.0, 4.0], database_bytes=[5.0, 6.0])
+    mean, longest = drawn(figures.pulse(frame, BERLIN, dark=True)).data
+    assert list(mean.y) == [1, 2]
+    assert list(longest.y) == [3, 4]
+    assert figures.as_json(figures.pulse(frame, BERLIN, dark=True)).count("bdata") == 3
 
 
 def test_a_gpu_keeps_its_colour_when_another_is_left_out() -> None:
     labels = {1: "GPU 0", 2: "GPU 1"}
-    both = figures.history(history_frame(), labels, ["power"], 1000, 1016, BERLIN, dark=True)
-    alone = figures.history(history_frame().query("gpu_id == 2"), labels, ["power"], 1000, 1016, BERLIN, dark=True)
+    both = drawn(figures.history(history_frame(), labels, ["power"], 1000, 1016, BERLIN, dark=True))
+    one = history_frame().query("gpu_id == 2")
+    alone = drawn(figures.history(one, labels, ["power"], 1000, 1016, BERLIN, dark=True))
     assert alone.data[0].line.color == both.data[1].line.color != both.data[0].line.color
 
 
-def test_the_time_axis_is_the_viewers_wall_clock() -> None:
-    summer = pd.Timestamp("2026-07-01 12:00", tz="UTC").timestamp()
-    assert figures.wall_clock(pd.Series([int(summer)]), BERLIN)[0] == pd.Timestamp("2026-07-01 14:00")
+def test_a_gpu_in_depth_has_a_chart_for_each_group_and_unit_and_leaves_out_what_tells_nothing() -> None:
+    frame = pd.DataFrame({"gpu_id": 1, "timestamp_epoch": [0, 4, 8]})
+    values = {
+        "utilization": [1.0, 2.0, 3.0],
+        "sm_activity": [NAN, NAN, NAN],
+        "memory": [1024.0, 2048.0, 1024.0],
+        "memory_utilization": [1.0, 1.0, 1.0],
+        "pcie_generation": [4.0, 4.0, 4.0],
+        "pcie_width": [16.0, 8.0, 16.0],
+        "ecc_corrected_volatile": [NAN, 0.0, 0.0],
+        "pcie_replays": [NAN, 0.0, 2.0],
+    }
+    for key, numbers in values.items():
+        for suffix in ("", "_min", "_max"):
+            frame[key + suffix] = numbers
+    groups: dict[str, list[str]] = {}
+    for key in values:
+        groups.setdefault(GPU_METRICS_BY_KEY[key].group, []).append(key)
+    figure = drawn(figures.device(frame, 1, groups, 0, 8, BERLIN, dark=False))
+    assert [(line.name, line.yaxis) for line in figure.data] == [
+        ("Utilization", "y"),
+        ("Memory used", "y2"),
+        ("Memory controller", "y3"),
+        ("PCIe width", "y4"),
+        ("PCIe replays", "y5"),
+    ]
+    assert list(figure.data[1].y) == [1, 2, 1], "in GiB"
+    assert len({line.legend for line in figure.data}) == 5
+
+
+def test_the_time_axis_is_the_viewers_wall_clock_and_leads_back() -> None:
+    summer = int(pd.Timestamp("2026-07-01 12:00:30", tz="UTC").timestamp())
+    [shown] = figures.wall_clock([summer], BERLIN)
+    assert pd.Timestamp(shown, unit="ms") == pd.Timestamp("2026-07-01 14:00:30")
+    assert figures.from_wall_clock("2026-07-01 14:00:30.25", BERLIN) == summer
+    for night in ("2026-03-29 02:30", "2026-10-25 02:30"):
+        # A time that this clock has never or twice shown is one all the same.
+        assert figures.from_wall_clock(night, BERLIN)
+
+
+def bars(*rows: tuple[int, int, int, float]) -> pd.DataFrame:
+    """timeline.lanes' frame of (gpu, first, last, memory) rows."""
+    frame = pd.DataFrame(rows, columns=["gpu_id", "first", "last", "memory"])
+    frame = frame.assign(
+        max_memory=frame["memory"], share=frame["memory"] / 100, running=False, pid=range(len(rows))
+    )
+    texts = {
+        "name": [f"p{number}" for number in range(len(rows))],
+        "username": None,
+        "workload": None,
+        "model": None,
+    }
+    return frame.assign(process_id=range(len(rows)), **texts).astype(
+        dict.fromkeys(("username", "workload"), object)
+    )
+
+
+def test_lanes_are_as_few_as_there_are_bars_at_once_and_the_largest_stand_above() -> None:
+    packed = pack(bars((1, 0, 400, 10.0), (1, 500, 1000, 10.0), (1, 0, 1000, 90.0), (2, 0, 10, 5.0)), 0, 1000)
+    lanes = dict(zip(packed["pid"], packed["lane"], strict=True))
+    assert lanes == {2: 0, 0: 1, 1: 1, 3: 2}
+
+
+def test_bars_in_a_lane_never_lie_on_each_other_whatever_their_order() -> None:
+    dice = random.Random(7)
+    rows = [
+        (gpu_id, begin := dice.randrange(900), begin + dice.randrange(1, 300), dice.uniform(1, 100))
+        for gpu_id in (5, 3)
+        for _ in range(60)
+    ]
+    packed = pack(bars(*rows), 0, 1000, most_lanes=16)
+    for _, lane in packed.groupby("lane"):
+        ordered = lane.sort_values("begin")
+        assert lane["gpu_id"].nunique() == 1
+        assert (ordered["begin"].to_numpy()[1:] >= ordered["finish"].to_numpy()[:-1]).all()
+    assert packed["lane"].max() + 1 <= 16
+    assert packed["begin"].min() >= 0
+
+
+@pytest.mark.parametrize("evil", ["<b onclick=x>", "<a href='javascript:x'>y</a>"])
+def test_a_bar_tells_its_process_and_hostile_names_are_text(evil: str) -> None:
+    frame = bars((1, 0, 1000, 60.0)).assign(name=evil, username=evil, workload=evil, model=evil)
+    figure = drawn(figures.lanes(pack(frame, 0, 1000), {1: evil}, {}, 0, 1000, BERLIN, True, "Processes"))
+    [bar] = figure.data
+    assert "60 MiB at most" in bar.customdata[0]
+    assert "16m 40s" in bar.customdata[0]
+    for text in (bar.customdata[0], bar.text[0], figure.layout.yaxis.ticktext[0]):
+        assert "<b onclick" not in text
+        assert "<a" not in text
+
+
+def test_why_clocks_are_not_higher_is_a_lane_a_reason() -> None:
+    frame = pd.DataFrame({"reason": ["Power cap", "Idle", "Power cap"], "first": [0, 5, 9], "last": [4, 9, 10]})
+    names = {"Idle": "#111111", "Power brake": "#222222", "Power cap": "#333333"}
+    figure = drawn(figures.reasons(frame, names, 0, 10, BERLIN, False, "Why"))
+    assert [(bar.name, len(bar.x)) for bar in figure.data] == [("Idle", 1), ("Power cap", 2)]
+    assert [note.text for note in figure.layout.annotations[1:]] == ["Idle", "Power cap"]
 
 
 def test_a_csv_has_units_offsets_and_no_formulas() -> None:

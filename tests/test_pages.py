@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -23,6 +25,8 @@ def url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("GPUMON_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("GPUMON_SOURCE", "nvml")
     monkeypatch.setenv("GPUMON_HOST_NAME", "here")
+    # What is written is read at once.
+    monkeypatch.setattr(runtime, "ELSEWHERE_S", 0.0)
     runtime.settings.cache_clear()
     yield f"sqlite:///{tmp_path / 'gpumon.db'}"
     runtime.settings.cache_clear()
@@ -53,7 +57,7 @@ def texts(app: AppTest) -> str:
     )
 
 
-PAGES = (None, "history", "processes")
+PAGES = (None, "gpu", "history", "processes", "usage", "system")
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -136,19 +140,104 @@ def test_a_driver_without_gpus_is_said_in_words(writer: Writer) -> None:
     assert "lists no GPU" in texts(open_page())
 
 
-def test_history_offers_every_range_and_metric(writer: Writer) -> None:
-    writer.write(tick(time.time()), {})
+def plots(app: AppTest) -> list[dict[str, Any]]:
+    """The figures that a page draws."""
+    found = [json.loads(element.proto.json) for element in app.get("bidi_component")]
+    return [json.loads(figure) for data in found for figure in data.get("figures", ())]
+
+
+def headings(app: AppTest) -> list[str]:
+    return [note["text"] for figure in plots(app) for note in figure["layout"].get("annotations", ())]
+
+
+def test_history_offers_every_range_and_the_metrics_that_gpus_have(writer: Writer) -> None:
+    writer.write(tick(time.time(), {(0, 7): 1000}), who(7))
     app = open_page("history")
-    assert app.sidebar.pills[0].options == ["15m", "30m", "1h", "6h", "12h", "24h", "3d", "7d", "30d", "1y"]
-    assert app.sidebar.pills[1].options == ["Temperature", "Utilization", "Memory used", "Power"]
-    app.sidebar.pills[1].set_value([]).run()
-    assert "No metric is chosen." in texts(app)
+    ranges = ["15m", "30m", "1h", "6h", "12h", "24h", "3d", "7d", "30d", "1y", "Custom"]
+    assert app.sidebar.pills[0].options == ranges
+    metrics = next(box for box in app.sidebar.multiselect if box.label == "Metrics")
+    assert metrics.options == ["Temperature", "Memory used"]
+    assert headings(app) == [
+        "<b>Memory used (GiB)</b>",
+        "<b>Temperature (°C)</b>",
+        "<b>Processes</b>",
+        "<b>Memory by process (GiB)</b>",
+    ]
+    metrics.set_value([]).run()
+    assert headings(app) == ["<b>Processes</b>", "<b>Memory by process (GiB)</b>"]
+
+
+def test_a_custom_stretch_is_drawn_from_its_beginning_to_its_end(writer: Writer) -> None:
+    now = int(time.time())
+    writer.write(tick(now), {})
+    app = open_page("history", range="Custom", **{"from": "2026-11-23T08:00", "to": "2026-11-23T09:30"})
+    begin, end = plots(app)[0]["layout"]["xaxis"]["range"]
+    assert (begin, end) == (1_795_420_800_000, 1_795_426_200_000), "as the viewer's clock shows it"
+    app = open_page("history", range="Custom", **{"from": "2026-11-23T09:30", "to": "2026-11-23T08:00"})
+    assert "must be later" in " ".join(error.value for error in app.sidebar.error)
 
 
 def test_an_address_with_nonsense_in_it_opens_the_page_all_the_same(writer: Writer) -> None:
     writer.write(tick(time.time()), {})
-    app = open_page("history", range="9 years", gpu="GPU 77", metrics="nonsense")
-    assert app.get("plotly_chart")
+    assert plots(open_page("history", range="9 years", gpu="GPU 77", metrics="nonsense"))
+    assert "GPU 0" in texts(open_page("gpu", gpu="GPU 77", range="9 years", groups="nonsense"))
+    for query in ({"range": "Custom", "from": "yesterday"}, {"memory": "-5"}, {"lifetime": "forever"}):
+        assert open_page("processes", **query).dataframe or True
+
+
+def test_a_gpu_in_depth_shows_its_facts_its_metrics_and_who_is_on_it(writer: Writer) -> None:
+    writer.write(tick(time.time() - 4, {(1, 7): 1000}), who(7))
+    writer.write(tick(time.time(), {(1, 7): 1000}), who(7))
+    app = open_page("gpu", gpu="GPU 1")
+    shown = texts(app)
+    for text in ("Board 1", "24.0 GiB", "300 W", "61 °C"):
+        assert text in shown
+    assert "<b>Temperature (°C)</b>" in headings(app)
+    assert "<b>Processes</b>" in headings(app)
+
+
+def test_a_chosen_process_tells_its_story_and_keeps_it_when_newer_ones_come(writer: Writer) -> None:
+    program = Program(
+        command="vllm serve Qwen/Qwen3-8B", workload="vLLM", category="inference", model="Qwen/Qwen3-8B"
+    )
+    now = int(time.time())
+    for age in (12, 8, 4):
+        writer.write(tick(now - age, {(0, 7): 6144, (1, 8): 100}), runs(7, program) | who(8))
+    app = open_page("processes")
+    # The first process of the ledger, as choosing its row does.
+    app.session_state["process"] = 1
+    app.run()
+    shown = texts(app)
+    for text in ("Qwen/Qwen3-8B", "6.0 GiB", "vLLM"):
+        assert text in shown
+    assert app.code[0].value == "vllm serve Qwen/Qwen3-8B"
+    assert "<b>Memory (GiB)</b>" in headings(app)
+    assert app.dataframe[1].value["Model"].tolist() == ["Qwen/Qwen3-8B"]
+    before = app.dataframe[0].value["PID"].tolist()
+    writer.write(tick(now, {(0, 7): 6144, (1, 9): 100}), runs(7, program) | who(9))
+    app.run()
+    assert app.dataframe[0].value["PID"].tolist() == before, "rows stay where they are"
+    app.session_state["process"] = None
+    app.run()
+    assert 9 in app.dataframe[0].value["PID"].tolist()
+
+
+def test_every_filter_of_processes_is_one(writer: Writer) -> None:
+    now = int(time.time())
+    program = Program(container_name="web", container_id="ab" * 32)
+    writer.write(tick(now - 4000, {(0, 7): 100, (1, 8): 9000}), who(7) | runs(8, program))
+    writer.write(tick(now, {(1, 8): 9000}, kind="G"), runs(8, program))
+    for query, pids in (
+        ({}, [8, 7]),
+        ({"container": "web"}, [8]),
+        ({"type": "Graphics"}, [8]),
+        ({"state": "ended"}, [7]),
+        ({"memory": "5"}, [8]),
+        ({"lifetime": "1 hour"}, [8]),
+        ({"gpu": "GPU 0"}, [7]),
+    ):
+        shown = open_page("processes", **query).dataframe[0].value["PID"].tolist()
+        assert sorted(shown) == sorted(pids), query
 
 
 def test_process_history_finds_by_name_user_and_time(writer: Writer) -> None:
@@ -171,5 +260,5 @@ def test_sixteen_gpus_and_a_mig_parent_are_drawn(writer: Writer) -> None:
     instance = GpuInfo(0, "MIG-1", "Board MIG 1g", 9856, parent_uuid="GPU-0", mig_index=1)
     writer.write(tick(time.time(), gpus=(*gpus, instance)), {})
     [html] = [element.value for element in open_page().html]
-    assert html.count('role="listitem"') == 17
-    assert "GPU 0 · MIG 1" in html
+    assert html.count('role="listitem"') == 16
+    assert "<b>MIG 1</b>" in html.split('role="listitem"')[1]

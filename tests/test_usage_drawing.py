@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pandas as pd
 import pytest
+from drawn import drawn
 
 from gpumon_core import figures, ledger
 from gpumon_core.export.csv import PROGRAM, TIME_UNITS, idle_csv, plain_csv, sessions_csv, usage_csv
@@ -32,13 +33,13 @@ def test_areas_stand_on_each_other_to_the_end_of_the_last_step() -> None:
         {"timestamp_epoch": [NOON, NOON + HOUR], "ada": [1.0, 0.5], "Others": [0.25, 0.0], "unused": [9.0, 9.0]}
     )
     colors = {"ada": "#112233", "Others": "#445566"}
-    figure = figures.stacked(frame, colors, "h", BERLIN, dark=False, span_s=HOUR)
+    figure = drawn(figures.stacked(frame, colors, "h", BERLIN, dark=False, span_s=HOUR))
     assert [(area.name, area.fillcolor) for area in figure.data] == list(colors.items())
     assert len({area.stackgroup for area in figure.data}) == 1
     assert figure.data[0].stackgroup
     for area in figure.data:
         assert list(area.y[:2]) == frame[area.name].tolist()
-        times = [pd.Timestamp(moment).strftime("%d %H:%M") for moment in area.x]
+        times = [pd.Timestamp(moment, unit="ms").strftime("%d %H:%M") for moment in area.x]
         assert (times[0], times[-1]) == ("23 12:00", "23 14:00"), "on the viewer's clock"
         assert area.hovertemplate.endswith(" h")
 
@@ -46,7 +47,7 @@ def test_areas_stand_on_each_other_to_the_end_of_the_last_step() -> None:
 @pytest.mark.parametrize("dark", [True, False])
 def test_the_week_has_every_hour_and_what_was_never_recorded_is_empty(dark: bool) -> None:
     frame = pd.DataFrame({"weekday": [0, 6], "hour": [9, 23], "share": [25.0, 100.0]})
-    [heat] = figures.week(frame, dark).data
+    [heat] = drawn(figures.week(frame, dark)).data
     assert (len(heat.z), len(heat.z[0])) == (7, 24)
     assert (heat.z[0][9], heat.z[6][23]) == (25.0, 100.0)
     assert sum(not math.isnan(share) for row in heat.z for share in row) == 2
@@ -58,7 +59,7 @@ def test_a_gpus_bar_is_its_whole_time_and_parts_are_told_by_more_than_colour() -
     frame = pd.DataFrame(
         {"busy_s": [3600.0, 0.0], "held_s": [1800.0, 0.0], "free_s": [900.0, 0.0], "unrecorded_s": [900.0, 0.0]}
     )
-    bars = figures.time_split(frame, ["GPU 0", "GPU 1"], dark=False).data
+    bars = drawn(figures.time_split(frame, ["GPU 0", "GPU 1"], dark=False)).data
     assert {bar.name: bar.x[0] for bar in bars} == {
         "busy": 50.0,
         "held idle": 25.0,
