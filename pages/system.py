@@ -75,9 +75,9 @@ def pulse(frame: pd.DataFrame) -> None:
     if len(frame) < 2:
         st.caption("The minutes of the recorder are drawn here as soon as there are some.")
         return
-    drawn = [figures.pulse(frame, chrome.zone(), chrome.is_dark())]
+    drawn = [figures.pulse(frame, chrome.is_dark())]
     if frame["database_bytes"].notna().sum() > 1:
-        drawn.append(figures.growth(frame, chrome.zone(), chrome.is_dark()))
+        drawn.append(figures.growth(frame, chrome.is_dark()))
     plot.show(
         [figures.as_json(figure) for figure in drawn],
         key="pulse",

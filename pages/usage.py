@@ -140,7 +140,6 @@ def over_time(
         frame,
         colors,
         unit,
-        chrome.zone(),
         dark,
         span_s,
         within=(chosen.first_hour, chosen.end),

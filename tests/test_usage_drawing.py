@@ -33,13 +33,13 @@ def test_areas_stand_on_each_other_to_the_end_of_the_last_step() -> None:
         {"timestamp_epoch": [NOON, NOON + HOUR], "ada": [1.0, 0.5], "Others": [0.25, 0.0], "unused": [9.0, 9.0]}
     )
     colors = {"ada": "#112233", "Others": "#445566"}
-    figure = drawn(figures.stacked(frame, colors, "h", BERLIN, dark=False, span_s=HOUR))
+    figure = drawn(figures.stacked(frame, colors, "h", dark=False, span_s=HOUR))
     assert [(area.name, area.fillcolor) for area in figure.data] == list(colors.items())
     assert len({area.stackgroup for area in figure.data}) == 1
     assert figure.data[0].stackgroup
     for area in figure.data:
         assert list(area.y[:2]) == frame[area.name].tolist()
-        times = [pd.Timestamp(moment, unit="ms").strftime("%d %H:%M") for moment in area.x]
+        times = [pd.Timestamp(moment, unit="ms", tz=BERLIN).strftime("%d %H:%M") for moment in area.x]
         assert (times[0], times[-1]) == ("23 12:00", "23 14:00"), "on the viewer's clock"
         assert area.hovertemplate.endswith(" h")
 

@@ -1,6 +1,6 @@
 """DataFrames in, Plotly figures out."""
 
-from gpumon_core.figures.base import GREYS, Figure, as_json, color, colors_of, from_wall_clock, wall_clock
+from gpumon_core.figures.base import GREYS, Figure, as_json, color, colors_of, from_wall_clock, milliseconds
 from gpumon_core.figures.history import device, history, life
 from gpumon_core.figures.lanes import lanes, reasons
 from gpumon_core.figures.system import growth, pulse
@@ -18,10 +18,10 @@ __all__ = [
     "history",
     "lanes",
     "life",
+    "milliseconds",
     "pulse",
     "reasons",
     "stacked",
     "time_split",
-    "wall_clock",
     "week",
 ]

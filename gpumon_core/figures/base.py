@@ -79,30 +79,29 @@ def colors_of(names: Iterable[str], dark: bool) -> dict[str, str]:
     return {name: color(position, dark) for position, name in enumerate(dict.fromkeys(names))}
 
 
-def wall_clock(
-    epoch: pd.Series | Sequence[float] | np.ndarray[Any, Any], zone: ZoneInfo
+def milliseconds(
+    epoch: pd.Series | Sequence[float] | np.ndarray[Any, Any],
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """UTC seconds as Plotly draws local time: milliseconds that read as UTC what the viewer's clock shows."""
-    times = pd.Series(epoch)
-    local = pd.to_datetime(times, unit="s", utc=True).dt.tz_convert(zone).dt.tz_localize(None)
-    return np.asarray(local.astype("datetime64[ms]").astype("int64"), dtype="float64")
+    """UTC seconds as a time axis takes them. Plotly shows such numbers by the clock of whoever looks, so that a
+    figure is the same for viewers in every zone."""
+    return 1000 * np.asarray(epoch, dtype="float64")
 
 
 def from_wall_clock(text: str, zone: ZoneInfo) -> int:
-    """UTC seconds of a time that Plotly reports, such as "2026-11-24 08:15:30.1234". Raises ValueError."""
+    """UTC seconds of a time on the viewer's clock, such as "2026-11-24 08:15:30.1234". Raises ValueError."""
     local = pd.Timestamp(text)
     # The hour that a clock shows twice is its first, and one that it leaps over the moment after.
     return int(local.tz_localize(zone, ambiguous=True, nonexistent="shift_forward").timestamp())
 
 
-def time_layout(dark: bool, height: int, start: int, end: int, zone: ZoneInfo) -> Figure:
+def time_layout(dark: bool, height: int, start: int, end: int) -> Figure:
     """What figures on a time axis have in common."""
     grid = ink_of(dark)[1]
     return {
         **layout_of(dark, height),
         "margin": {"l": LEFT, "r": RIGHT, "t": 28, "b": 34},
         "xaxis": {
-            "range": wall_clock([start, end], zone).tolist(),
+            "range": milliseconds([start, end]).tolist(),
             "type": "date",
             "gridcolor": grid,
             "zeroline": False,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
@@ -18,8 +17,8 @@ from gpumon_core.figures.base import (
     color,
     heading_of,
     ink_of,
+    milliseconds,
     time_layout,
-    wall_clock,
 )
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, PROCESS_METRICS, Aggregate, Metric
 
@@ -58,7 +57,6 @@ def history(
     metrics: Sequence[str],
     start: int,
     end: int,
-    zone: ZoneInfo,
     dark: bool,
     wholes: Mapping[str, float] | None = None,
 ) -> Figure:
@@ -77,7 +75,7 @@ def history(
             if gpu_id in there
         ]
         charts.append(Chart(_heading(metric.label, metric), lines))
-    return over_time(frame, charts, start, end, zone, dark, wholes)
+    return over_time(frame, charts, start, end, dark, wholes)
 
 
 def device(
@@ -86,7 +84,6 @@ def device(
     groups: Mapping[str, Sequence[str]],
     start: int,
     end: int,
-    zone: ZoneInfo,
     dark: bool,
     wholes: Mapping[str, float] | None = None,
 ) -> Figure:
@@ -103,12 +100,10 @@ def device(
             name = metrics[0].label if len(metrics) == 1 else group
             lines = [Line(gpu_id, metric, metric.label, place) for place, metric in enumerate(metrics)]
             charts.append(Chart(_heading(name, metrics[0]), lines, own_legend=True))
-    return over_time(frame, charts, start, end, zone, dark, wholes)
+    return over_time(frame, charts, start, end, dark, wholes)
 
 
-def life(
-    frame: pd.DataFrame, labels: Mapping[int, str], start: int, end: int, zone: ZoneInfo, dark: bool
-) -> Figure:
+def life(frame: pd.DataFrame, labels: Mapping[int, str], start: int, end: int, dark: bool) -> Figure:
     """A process over its life: its memory and its utilization, one line per GPU. `frame` is timeline.life's."""
     charts = []
     for metric in PROCESS_METRICS:
@@ -118,7 +113,7 @@ def life(
                 for place, gpu_id in enumerate(frame["gpu_id"].unique())
             ]
             charts.append(Chart(_heading(metric.label, metric), lines))
-    return over_time(frame, charts, start, end, zone, dark)
+    return over_time(frame, charts, start, end, dark)
 
 
 def _has_story(frame: pd.DataFrame, metric: Metric) -> bool:
@@ -136,16 +131,15 @@ def over_time(
     charts: Sequence[Chart],
     start: int,
     end: int,
-    zone: ZoneInfo,
     dark: bool,
     wholes: Mapping[str, float] | None = None,
 ) -> Figure:
     """Charts under each other: each line is a mean, in a band from the lowest to the highest value."""
     rows = max(1, len(charts))
     frames = dict(tuple(frame.groupby("gpu_id")))
-    times = {gpu_id: wall_clock(of["timestamp_epoch"], zone) for gpu_id, of in frames.items()}
+    times = {gpu_id: milliseconds(of["timestamp_epoch"]) for gpu_id, of in frames.items()}
     bands = {gpu_id: _Band(of) for gpu_id, of in times.items()}
-    layout = _layout(dark, charts, start, end, zone)
+    layout = _layout(dark, charts, start, end)
     # A long legend takes two lines.
     wordy = any(chart.own_legend and len(chart.lines) > WORDY for chart in charts)
     gap = (GAP + LEGEND_LINE * wordy) / (ROW_HEIGHT * rows) if rows > 1 else 0.0
@@ -180,9 +174,9 @@ def over_time(
     return {"data": data, "layout": layout}
 
 
-def _layout(dark: bool, charts: Sequence[Chart], start: int, end: int, zone: ZoneInfo) -> Figure:
+def _layout(dark: bool, charts: Sequence[Chart], start: int, end: int) -> Figure:
     rows = max(1, len(charts))
-    layout = time_layout(dark, ROW_HEIGHT * rows + CHROME_HEIGHT, start, end, zone)
+    layout = time_layout(dark, ROW_HEIGHT * rows + CHROME_HEIGHT, start, end)
     lines = sum(len(chart.lines) for chart in charts)
     layout |= {
         "annotations": [],
@@ -232,7 +226,7 @@ def _drawn(
             **{"type": "scatter", "mode": "lines", "name": line.name, "x": times},
             "y": (mine[key] * scale).to_numpy("float32"),
             "connectgaps": False,
-            "hovertemplate": f"%{{y:.{digits}f}} {unit}",
+            "hovertemplate": f"{line.metric.label} %{{y:.{digits}f}} {unit}".replace(f"{line.name} ", "", 1),
             "line": {
                 "color": ink,
                 "width": 1.6,

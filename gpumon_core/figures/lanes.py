@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from gpumon_core import format as fmt
-from gpumon_core.figures.base import Figure, heading_of, ink_of, time_layout, wall_clock
+from gpumon_core.figures.base import Figure, heading_of, ink_of, milliseconds, time_layout
 
 LANE_HEIGHT = 20
 # Of a lane's height: what everybody gets, and what a process that fills its GPU gets besides.
@@ -84,12 +84,12 @@ def lanes(
         mine = packed[groups == name]
         if mine.empty:
             continue
-        begins = wall_clock(mine["begin"], zone)
+        begins = milliseconds(mine["begin"])
         data.append(
             {
                 **{"type": "bar", "orientation": "h", "name": name, "legendgroup": name},
                 "base": begins,
-                "x": wall_clock(mine["finish"], zone) - begins,
+                "x": milliseconds(mine["finish"]) - begins,
                 "y": mine["lane"].to_numpy("float64"),
                 "width": thickness[mine.index].to_numpy("float64"),
                 "marker": {"color": colors.get(name, "#8a94a0"), "line": {"width": 0}},
@@ -101,7 +101,7 @@ def lanes(
                 "constraintext": "none",
             }
         )
-    layout = time_layout(dark, max(2, count) * LANE_HEIGHT + 84, start, end, zone)
+    layout = time_layout(dark, max(2, count) * LANE_HEIGHT + 84, start, end)
     first_lanes = packed.groupby("gpu_id", sort=False)["lane"].min()
     edges = [lane - 0.5 for lane in first_lanes if lane]
     layout |= {
@@ -150,7 +150,7 @@ def _story(row: object, zone: ZoneInfo) -> str:
 
 
 def reasons(
-    frame: pd.DataFrame, names: Mapping[str, str], start: int, end: int, zone: ZoneInfo, dark: bool, heading: str
+    frame: pd.DataFrame, names: Mapping[str, str], start: int, end: int, dark: bool, heading: str
 ) -> Figure:
     """Throttle reasons as a timeline. `frame` is timeline.throttling's; `names` has the reasons to draw, the
     uppermost first, and their colours."""
@@ -158,12 +158,12 @@ def reasons(
     data = []
     for lane, name in enumerate(order):
         mine = frame[frame["reason"] == name]
-        begins = wall_clock(mine["first"], zone)
+        begins = milliseconds(mine["first"])
         lengths = (mine["last"] - mine["first"]).map(fmt.duration)
         data.append(
             {
                 **{"type": "bar", "orientation": "h", "name": name, "base": begins},
-                "x": (wall_clock(mine["last"], zone) - begins).clip(min=1000 * SHORTEST * (end - start)),
+                "x": (milliseconds(mine["last"]) - begins).clip(min=1000 * SHORTEST * (end - start)),
                 "y": [float(lane)] * len(mine),
                 "width": 0.62,
                 "marker": {"color": names[name]},
@@ -171,7 +171,7 @@ def reasons(
                 "hovertemplate": f"{name}<br>%{{customdata}}<extra></extra>",
             }
         )
-    layout = time_layout(dark, max(1, len(order)) * LANE_HEIGHT + 76, start, end, zone) | {
+    layout = time_layout(dark, max(1, len(order)) * LANE_HEIGHT + 76, start, end) | {
         **{"barmode": "overlay", "hovermode": "closest", "showlegend": False},
         "annotations": [heading_of(heading, 1.0)],
         "yaxis": {

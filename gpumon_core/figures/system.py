@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from zoneinfo import ZoneInfo
-
 import pandas as pd
 
-from gpumon_core.figures.base import Figure, color, heading_of, ink_of, time_layout, wall_clock
+from gpumon_core.figures.base import Figure, color, heading_of, ink_of, milliseconds, time_layout
 
 BYTES_PER_MIB = 2**20
 
 
-def pulse(frame: pd.DataFrame, zone: ZoneInfo, dark: bool) -> Figure:
+def pulse(frame: pd.DataFrame, dark: bool) -> Figure:
     """How the recorder fared: the mean and the longest duration of a tick in each minute, and marks at the
     minutes in which ticks were skipped, failed, waited or were dropped. `frame` is frames.health_history's."""
-    times = wall_clock(frame["timestamp_epoch"], zone)
+    times = milliseconds(frame["timestamp_epoch"])
     lines = (("mean", "duration_ms", 0, "solid"), ("longest", "duration_max_ms", 1, "dot"))
     data: list[Figure] = [
         {
@@ -41,24 +39,24 @@ def pulse(frame: pd.DataFrame, zone: ZoneInfo, dark: bool) -> Figure:
                     "hovertemplate": "%{customdata} ticks",
                 }
             )
-    return {"data": data, "layout": _over_minutes(frame, zone, dark, "Duration of a tick (ms)")}
+    return {"data": data, "layout": _over_minutes(frame, dark, "Duration of a tick (ms)")}
 
 
-def growth(frame: pd.DataFrame, zone: ZoneInfo, dark: bool) -> Figure:
+def growth(frame: pd.DataFrame, dark: bool) -> Figure:
     """How large the database was, minute by minute, in MiB. `frame` is frames.health_history's."""
     known = frame.dropna(subset="database_bytes")
     line = {
         **{"type": "scatter", "mode": "lines", "name": "size", "fill": "tozeroy"},
-        **{"x": wall_clock(known["timestamp_epoch"], zone), "y": known["database_bytes"] / BYTES_PER_MIB},
+        **{"x": milliseconds(known["timestamp_epoch"]), "y": known["database_bytes"] / BYTES_PER_MIB},
         "line": {"color": color(0, dark), "width": 1.6},
         "hovertemplate": "%{y:,.1f} MiB",
     }
-    return {"data": [line], "layout": _over_minutes(frame, zone, dark, "Size of the database (MiB)", 200)}
+    return {"data": [line], "layout": _over_minutes(frame, dark, "Size of the database (MiB)", 200)}
 
 
-def _over_minutes(frame: pd.DataFrame, zone: ZoneInfo, dark: bool, heading: str, height: int = 230) -> Figure:
+def _over_minutes(frame: pd.DataFrame, dark: bool, heading: str, height: int = 230) -> Figure:
     times = frame["timestamp_epoch"]
-    layout = time_layout(dark, height, int(times.min()), int(times.max()), zone)
+    layout = time_layout(dark, height, int(times.min()), int(times.max()))
     layout |= {
         "showlegend": True,
         "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom"},

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from zoneinfo import ZoneInfo
 
 import numpy as np
 import pandas as pd
 
 from gpumon_core import format as fmt
-from gpumon_core.figures.base import Figure, color, heading_of, ink_of, layout_of, time_layout, wall_clock
+from gpumon_core.figures.base import Figure, color, heading_of, ink_of, layout_of, milliseconds, time_layout
 
 HOUR_S, DAY_S = 3600, 86400
 
@@ -18,7 +17,6 @@ def stacked(
     frame: pd.DataFrame,
     parts: Mapping[str, str],
     unit: str,
-    zone: ZoneInfo,
     dark: bool,
     span_s: int,
     within: tuple[int, int] | None = None,
@@ -35,7 +33,7 @@ def stacked(
     # An area ends where its last step ends.
     ends = np.append(epochs, epochs[-1:] + span_s)
     start, end = within or (int(ends[0]), int(ends[-1])) if len(ends) else (0, 1)
-    times = wall_clock(ends, zone)
+    times = milliseconds(ends)
     data: list[Figure] = []
     for name, ink in parts.items():
         values = frame[name].to_numpy("float64")
@@ -48,7 +46,7 @@ def stacked(
                 "hovertemplate": f"%{{y:.2f}} {unit}",
             }
         )
-    layout = time_layout(dark, height, start, end, zone) | {
+    layout = time_layout(dark, height, start, end) | {
         "showlegend": True,
         "legend": {
             "orientation": "h",

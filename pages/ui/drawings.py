@@ -54,7 +54,7 @@ def history(
     """figures.history, and whether there is nothing in it."""
     frame = data.history(at, gpu_ids, metrics, start, end, points)
     wholes = _wholes(at, gpu_ids)
-    figure = figures.history(frame, dict(labels), metrics, start, end, look.zone, look.dark, wholes)
+    figure = figures.history(frame, dict(labels), metrics, start, end, look.dark, wholes)
     return figures.as_json(figure), frame.empty
 
 
@@ -72,7 +72,7 @@ def device(
     keys = tuple(key for _, group in groups for key in group)
     frame = data.history(at, (gpu_id,), keys, start, end, points)
     wholes = _wholes(at, (gpu_id,))
-    figure = figures.device(frame, gpu_id, dict(groups), start, end, look.zone, look.dark, wholes)
+    figure = figures.device(frame, gpu_id, dict(groups), start, end, look.dark, wholes)
     return figures.as_json(figure), not figure["data"]
 
 
@@ -133,7 +133,6 @@ def memory(at: data.Tick, gpu_ids: tuple[int, ...], start: int, end: int, points
         wide,
         colors,
         "GiB",
-        look.zone,
         look.dark,
         step,
         within=(start, end),
@@ -151,7 +150,7 @@ def throttling(at: data.Tick, gpu_id: int, start: int, end: int, look: Look) -> 
     warning, calm = ("#f0b429", "#4a535e") if look.dark else ("#d08700", "#b6bfc8")
     names = {reason.label: warning if reason.throttles else calm for reason in CLOCKS_EVENT_REASONS}
     names["Power cap"] = figures.color(0, look.dark)
-    figure = figures.reasons(frame, names, start, end, look.zone, look.dark, "Why clocks are not higher")
+    figure = figures.reasons(frame, names, start, end, look.dark, "Why clocks are not higher")
     return figures.as_json(figure), frame.empty
 
 
@@ -164,5 +163,5 @@ def life(at: data.Tick, process_id: int, look: Look) -> tuple[str | None, bool]:
         return None, by_hour
     labels = usage.labels(runtime.engine(), "gpu", [])
     start, end = int(frame["timestamp_epoch"].min()), int(frame["timestamp_epoch"].max())
-    figure = figures.life(frame, labels, start, max(end, start + 1), look.zone, look.dark)
+    figure = figures.life(frame, labels, start, max(end, start + 1), look.dark)
     return figures.as_json(figure), by_hour

@@ -61,17 +61,30 @@ class Window:
 def window(names: Sequence[str], default: str, newest: int, label: str = "Time range") -> Window:
     """The chosen time range: one of `names` of RANGES (or ALL), or a stretch with a beginning and an end."""
     zone = chrome.zone()
+    # A zoom sets what is chosen, and then there is no default.
     chosen = st.sidebar.pills(
-        label, [*names, CUSTOM], default=default, key="range", bind="query-params", required=True
+        label,
+        [*names, CUSTOM],
+        default=None if "range" in st.session_state else default,
+        key="range",
+        bind="query-params",
+        required=True,
     )
     if chosen != CUSTOM:
-        name = chosen if chosen in names else default
+        name = chosen if chosen is not None and chosen in names else default
         return Window(name, RANGES.get(name))
     latest = datetime.fromtimestamp(newest, zone).replace(tzinfo=None, second=0, microsecond=0)
     minute = timedelta(minutes=1)
     latest += minute
-    since, until = (
-        st.sidebar.datetime_input(label, value=value, key=key, step=minute, required=True, bind="query-params")
+    since, until = (  # What a zoom has set needs no beginning.
+        st.sidebar.datetime_input(
+            label,
+            key=key,
+            step=minute,
+            required=True,
+            bind="query-params",
+            value="now" if key in st.session_state else value,
+        )
         for label, value, key in (("From", latest - timedelta(hours=1), "from"), ("To", latest, "to"))
     )
     start, end = (figures.from_wall_clock(str(moment or latest), zone) for moment in (since, until))
@@ -99,6 +112,9 @@ def zoom(key: str) -> None:
     for name in ("from", "to"):
         if state.get(name) is None:
             state.pop(name, None)
+        else:
+            # The inputs may not be on the page yet, and write their addresses only when a reader changes them.
+            st.query_params[name] = state[name].isoformat(timespec="minutes")
     state["moved"] = True
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from html import escape
+from urllib.parse import urlencode
+
 import pandas as pd
 import streamlit as st
 
 from gpumon_core import format as fmt
-from pages.ui import chrome, data, drawings, plot, tables
+from pages.ui import chrome, data, drawings, filters, plot, tables
 
 # What is known of a process beside its name: title -> column of processes.process_history.
 IDENTITY = {
@@ -79,17 +82,12 @@ def show(at: data.Tick, process_id: int) -> None:
         pd.Timestamp(moment, unit="s", tz="UTC").tz_convert(zone).strftime("%Y-%m-%dT%H:%M")
         for moment in (process["first_seen"] - around, process["last_seen"] + around)
     )
-    st.page_link(
-        "history.py",
-        label="What its GPU did then",
-        icon=":material/monitoring:",
-        query_params={"range": "Custom", "from": since, "to": until, "gpu": _gpu_names(at, process["gpus"])},
-    )
+    query = [("range", filters.CUSTOM), ("from", since), ("to", until)]
+    query += [("gpu", name) for name in _gpu_names(at, process["gpus"])]
+    st.html(f'<a href="/history?{escape(urlencode(query))}" target="_self">What its GPU did then</a>')
 
 
 def _gpu_names(at: data.Tick, gpus: str) -> list[str]:
-    from pages.ui import filters
-
     named = filters.named_gpus(data.gpu_table(at))
     wanted = {f"GPU {label}" for label in str(gpus).split(", ")}
     return [name for name in named if name in wanted]

@@ -1,0 +1,312 @@
+"""How the pages feel: zoom, hover, pause, stories and links, on both screens and in both themes.
+
+Pictures of every page and state are left in artifacts/, for people to look at.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, Server
+from fake_nvml import FakeNvml
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
+from test_browser import Stage, chart, column, eventually, stage, tile, traces
+
+__all__ = ["stage"]
+
+ARTIFACTS = ROOT / "artifacts"
+SCREENS = {"laptop": (1440, 900), "phone": (390, 844)}
+PAGES = {"overview": "/", "gpu": "/gpu", "history": "/history", "processes": "/processes"}
+PAGES |= {"usage": "/usage", "system": "/system"}
+
+
+@pytest.fixture(params=[(screen, theme) for screen in SCREENS for theme in ("light", "dark")], ids="-".join)
+def viewer(request: pytest.FixtureRequest, browser: Browser) -> Iterator[tuple[str, BrowserContext]]:
+    """A viewer's screen and theme by name, and a browser like his."""
+    screen, theme = request.param
+    width, height = SCREENS[screen]
+    context = browser.new_context(
+        viewport={"width": width, "height": height},
+        color_scheme=theme,
+        timezone_id="Europe/Berlin",
+        has_touch=screen == "phone",
+    )
+    yield f"{screen}-{theme}", context
+    context.close()
+
+
+def drawn(page: Page) -> None:
+    """Wait until a page has everything on it."""
+    expect(page.get_by_role("heading", level=1)).to_be_visible()
+    expect(page.get_by_test_id("stSkeleton")).to_have_count(0)
+    page.wait_for_load_state("networkidle")
+    for plots in page.locator(".gm-plots").all():
+        plots.locator(".js-plotly-plot[data-drawn]").first.wait_for()
+
+
+def sideways(page: Page) -> int:
+    """By how many pixels the page is wider than the screen."""
+    found: int = page.evaluate(
+        """() => Math.max(...[document.documentElement, document.querySelector('[data-testid=stMain]')].map(
+            part => part.scrollWidth - part.clientWidth))"""
+    )
+    return found
+
+
+def brightness(page: Page) -> float:
+    """Of the page's ground, 0 to 255."""
+    colour = page.get_by_test_id("stApp").evaluate("app => getComputedStyle(app).backgroundColor")
+    return sum(int(part) for part in re.findall(r"\d+", colour)[:3]) / 3
+
+
+def test_every_page_fits_every_screen_in_both_themes(stage: Stage, viewer: tuple[str, BrowserContext]) -> None:
+    name, context = viewer
+    eventually(lambda: stage.ask("SELECT count(DISTINCT timestamp_epoch) >= 12 FROM gpu_metrics") == [(1,)])
+    page = context.new_page()
+    ARTIFACTS.mkdir(exist_ok=True)
+    for title, address in PAGES.items():
+        page.goto(stage.url + address)
+        drawn(page)
+        page.screenshot(path=ARTIFACTS / f"{title}-{name}.png")
+        assert sideways(page) <= 0, title
+        assert (brightness(page) < 60) == name.endswith("dark"), title
+        expect(page.get_by_text("could not be drawn")).to_have_count(0)
+
+
+def numbers(locator: Locator) -> list[float]:
+    return [float(text) for text in re.findall(r"\d+(?:\.\d+)?", locator.inner_text())]
+
+
+def test_a_card_reads_as_the_database_has_it(page: Page, stage: Stage) -> None:
+    page.goto(stage.url)
+    first = page.locator(".gm-card").first
+    expect(first).to_contain_text("Busy")
+    expect(first.locator(".gm-who")).to_contain_text("sleep")
+    [(used, total)] = stage.ask(
+        "SELECT m.memory / 1024.0, g.memory_total_mib / 1024.0 FROM gpu_metrics m JOIN gpus g ON g.id = m.gpu_id "
+        "WHERE g.gpu_index = 0 ORDER BY timestamp_epoch DESC LIMIT 1"
+    )
+    assert numbers(tile(page, 0, "memory").locator(".gm-value")) == pytest.approx([used, total], abs=0.05)
+    shares = first.locator(".gm-thick i:not(.gm-other)").evaluate_all(
+        "parts => parts.map(part => parseFloat(part.style.width))"
+    )
+    assert shares == pytest.approx([100 * 9 / 48, 100 * 3 / 48], abs=0.1)
+    stage.gpus[0].clocks_event_reasons = 0x40
+    expect(first).to_contain_text("Throttled", timeout=8000)
+    first.get_by_role("link", name="GPU 0").click()
+    expect(page).to_have_url(re.compile(r"/gpu\?gpu=GPU\+0"))
+    expect(page.locator(".gm-card.throttled")).to_contain_text("GPU 0")
+
+
+def drag(page: Page, plot: Locator, begin: float, end: float) -> None:
+    """Across a plot, from and to these parts of its width."""
+    box = plot.bounding_box()
+    assert box is not None
+    left, width = box["x"] + 60, box["width"] - 74
+    height = box["y"] + min(140, box["height"] / 2)
+    page.mouse.move(left + begin * width, height)
+    page.mouse.down()
+    for step in range(1, 9):
+        page.mouse.move(left + (begin + step * (end - begin) / 8) * width, height)
+    page.mouse.up()
+
+
+def shown_range(page: Page, place: int = 0) -> tuple[datetime, datetime]:
+    found = chart(page, place).evaluate(
+        """plot => plot._fullLayout.xaxis.range.map(
+            edge => typeof edge === 'number' ? edge : +new Date(edge.replace(' ', 'T') + 'Z'))"""
+    )
+    begin, end = (datetime.fromtimestamp(edge / 1000, UTC) for edge in found)
+    return begin, end
+
+
+@pytest.fixture
+def demo(serve: Callable[..., Server]) -> Server:
+    """Simulated GPUs with an hour behind them."""
+    return serve(None, GPUMON_DEMO_GPUS="2").ready()
+
+
+def test_a_zoom_in_one_chart_is_that_of_all_with_finer_data_and_stands_in_the_address(
+    page: Page, demo: Server, browser: Browser
+) -> None:
+    page.goto(demo.url + "/history?range=6h")
+    before = traces(page)[0]["x"]
+    apart = before[1] - before[0]
+    drag(page, chart(page), 0.9, 0.97)
+    eventually(lambda: "range=Custom" in page.url and "from=" in page.url)
+    eventually(lambda: len({shown_range(page, place) for place in range(3)}) == 1)
+    begin, end = shown_range(page)
+    assert timedelta(minutes=20) < end - begin < timedelta(minutes=30)
+    eventually(lambda: (x := traces(page)[0]["x"])[1] - x[0] < apart)
+    # A colleague who opens the link sees the same.
+    context = browser.new_context(timezone_id="Europe/Berlin", viewport={"width": 1440, "height": 900})
+    colleague = context.new_page()
+    colleague.goto(page.url)
+    assert traces(colleague)
+    assert shown_range(colleague) == (begin, end)
+    context.close()
+    box = chart(page).bounding_box()
+    assert box is not None
+    page.mouse.dblclick(box["x"] + 400, box["y"] + 140)
+    eventually(lambda: "range=6h" in page.url)
+    eventually(lambda: shown_range(page)[1] - shown_range(page)[0] == timedelta(hours=6))
+
+
+def test_a_hover_shows_every_series_under_one_line_through_all_charts(page: Page, demo: Server) -> None:
+    page.goto(demo.url + "/history?range=1h")
+    lines = traces(page)
+    box = chart(page).bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 600, box["y"] + 140)
+    label = chart(page).locator(".hoverlayer .legendtext, .hoverlayer text")
+    label.first.wait_for()
+    told = " ".join(label.all_text_contents())
+    for trace in lines:
+        assert trace["name"] in told
+    for unit in ("Utilization", "Memory used", "Temperature", "Power"):
+        assert unit in told
+    line = page.locator(".gm-line")
+    expect(line).to_be_visible()
+    drawn_line, frame = line.bounding_box(), page.locator(".gm-plots").bounding_box()
+    assert drawn_line is not None
+    assert frame is not None
+    assert drawn_line["height"] == pytest.approx(frame["height"], abs=2)
+    assert drawn_line["x"] == pytest.approx(box["x"] + 600, abs=2)
+
+
+def test_processes_stand_under_the_charts_on_the_same_axis(page: Page, demo: Server) -> None:
+    page.goto(demo.url + "/history?range=1h")
+    edges = {
+        tuple(plot.evaluate("plot => [plot._fullLayout._size.l, plot._fullLayout._size.w]"))
+        for plot in (chart(page, place) for place in range(3))
+    }
+    assert len(edges) == 1, "the axes stand above each other"
+    bars = chart(page, 1).evaluate(
+        "plot => plot._fullData.flatMap(t => [...t.base].map((b, i) => [t.name, b, b + t.x[i], t.customdata[i]]))"
+    )
+    begin, end = shown_range(page)
+    assert bars
+    assert all(start < finish for _, start, finish, _ in bars)
+    stories = " ".join(story for *_, story in bars)
+    assert "PID" in stories
+    assert "GiB at most" in stories or "MiB at most" in stories
+    page.get_by_role("radio", name="Models").click()
+    eventually(lambda: "lanes=Models" in page.url)
+    expect(chart(page, 1).get_by_text("Models", exact=True)).to_be_visible()
+    assert begin < end
+
+
+def test_a_paused_page_stands_still_until_it_is_resumed(page: Page, stage: Stage) -> None:
+    page.goto(stage.url)
+    expect(tile(page, 0, "utilization")).to_contain_text("42 %")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.get_by_text(re.compile(r"Paused, showing \ds ago"))).to_be_visible()
+    stage.gpus[0].gpu_utilization = 77
+    time.sleep(4)
+    expect(tile(page, 0, "utilization")).to_contain_text("42 %")
+    page.get_by_role("link", name="System").click()
+    expect(page.get_by_role("button", name="Resume")).to_be_visible()
+    page.get_by_role("link", name="Overview").click()
+    page.get_by_role("button", name="Resume").click()
+    expect(tile(page, 0, "utilization")).to_contain_text("77 %", timeout=6000)
+
+
+def test_a_hidden_tab_asks_for_nothing_and_catches_up_when_it_is_seen(page: Page, stage: Stage) -> None:
+    page.goto(stage.url)
+    expect(tile(page, 0, "utilization")).to_contain_text("42 %")
+    page.evaluate(
+        """() => {
+            window.hiddenNow = true
+            Object.defineProperty(document, 'hidden', { configurable: true, get: () => window.hiddenNow })
+            document.dispatchEvent(new Event('visibilitychange'))
+        }"""
+    )
+    page.wait_for_timeout(1500)
+    stage.gpus[0].gpu_utilization = 88
+    before = page.locator(".gm-cards").inner_html()
+    page.wait_for_timeout(4000)
+    assert page.locator(".gm-cards").inner_html() == before
+    page.evaluate("() => { window.hiddenNow = false; document.dispatchEvent(new Event('visibilitychange')) }")
+    expect(tile(page, 0, "utilization")).to_contain_text("88 %", timeout=4000)
+
+
+def test_a_row_tells_its_story_and_stays_chosen(page: Page, stage: Stage) -> None:
+    page.goto(stage.url + "/processes")
+    eventually(lambda: len(column(page, "PID")) == 3)
+    wanted = column(page, "PID")[1]
+    canvas = page.get_by_test_id("data-grid-canvas").first
+    box = canvas.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + 14, box["y"] + 35 * 2 + 17)
+    expect(page.get_by_role("heading", name="sleep")).to_be_visible()
+    expect(page.locator(".gm-facts").first).to_contain_text(wanted)
+    expect(page.get_by_test_id("stCode")).to_contain_text("sleep 600")
+    values = traces(page)
+    held = {str(process.pid): size for process, size in zip(stage.processes, (9, 3, 20), strict=True)}
+    assert set(values[0]["y"]) == {held[wanted]}
+    page.get_by_role("link", name="What its GPU did then").click()
+    expect(page).to_have_url(re.compile(r"/history\?.*range=Custom"))
+    assert {trace["name"] for trace in traces(page)} <= {"GPU 0", "GPU 1"}
+
+
+def test_a_half_typed_filter_survives_every_refresh(page: Page, stage: Stage) -> None:
+    page.goto(stage.url)
+    search = page.get_by_placeholder("Name or PID")
+    search.press_sequentially("sle", delay=30)
+    for _ in range(4):
+        time.sleep(1)
+        expect(search).to_have_value("sle")
+        expect(search).to_be_focused()
+
+
+def test_the_theme_can_be_toggled(page: Page, stage: Stage) -> None:
+    page.goto(stage.url)
+    drawn(page)
+    before = brightness(page)
+    page.get_by_role("button", name="Main menu").click()
+    page.get_by_role("menuitemradio", name="Dark").click()
+    eventually(lambda: brightness(page) < 60 < before)
+
+
+def test_the_machines_findings_are_shown(page: Page, stage: Stage) -> None:
+    page.goto(stage.url + "/system")
+    expect(page.get_by_role("heading", name="Doctor")).to_be_visible()
+    eventually(lambda: "NVML" in column(page, "What", 2), 20)
+    assert any("580.159.03" in (found or "") for found in column(page, "Found", 2))
+
+
+def picture(page: Page, name: str) -> Path:
+    ARTIFACTS.mkdir(exist_ok=True)
+    path = ARTIFACTS / f"{name}.png"
+    page.screenshot(path=path)
+    return path
+
+
+@pytest.mark.parametrize("count", [1, 8, 16])
+def test_any_number_of_gpus_is_readable(
+    page: Page, serve: Callable[..., Server], fake: FakeNvml, count: int
+) -> None:
+    for index in range(count):
+        gpu = fake.add_gpu(name=f"NVIDIA H100 80GB HBM3 {index}", memory_total=80 << 30, memory_used=index << 30)
+        gpu.gpu_utilization = 6 * index
+    server = serve(fake).ready()
+    page.goto(server.url)
+    cards = page.locator(".gm-card")
+    expect(cards).to_have_count(count)
+    expect(cards.last).to_contain_text(f"GPU {count - 1}")
+    drawn(page)
+    picture(page, f"overview-{count}")
+    boxes: list[Any] = cards.evaluate_all(
+        "cards => cards.map(card => { const b = card.getBoundingClientRect(); return [b.width, b.bottom] })"
+    )
+    assert all(width >= 280 for width, _ in boxes)
+    if count == 1:
+        assert boxes[0][0] > 1200, "one GPU has the page to itself"
+    if count == 8:
+        assert boxes[-1][1] <= 900, "eight fit on a laptop's screen"
