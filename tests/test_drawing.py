@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from zoneinfo import ZoneInfo
 
@@ -12,7 +10,6 @@ import pytest
 
 from gpumon_core import cards, figures
 from gpumon_core import format as fmt
-from gpumon_core.export.csv import PROGRAM, ledger_csv
 from gpumon_core.metrics import GPU_METRICS, GPU_METRICS_BY_KEY, TICK_COLUMNS, Level
 from gpumon_core.store.schema import gpu_metrics
 
@@ -173,33 +170,3 @@ def test_a_gpu_keeps_its_colour_when_another_is_left_out() -> None:
 def test_the_time_axis_is_the_viewers_wall_clock() -> None:
     summer = pd.Timestamp("2026-07-01 12:00", tz="UTC").timestamp()
     assert figures.wall_clock(pd.Series([int(summer)]), BERLIN)[0] == pd.Timestamp("2026-07-01 14:00")
-
-
-def test_a_csv_has_units_offsets_and_no_formulas() -> None:
-    frame = pd.DataFrame(
-        {
-            "host": ["box"],
-            "gpus": ["0, 1"],
-            "pid": [7],
-            "name": ['=cmd|" /C calc"!A0'],
-            "username": [None],
-            "kind": ["C"],
-            "running": [True],
-            "first_seen": [1_795_456_000],
-            "last_seen": [1_795_456_100],
-            "lifetime_s": [100],
-            "max_memory": [1000.0],
-            "avg_memory": [999.96],
-            "sample_count": [25],
-            **{column: [None] for column in PROGRAM.values()},
-            "command": ["@SUM(A1)"],
-        }
-    )
-    [row] = csv.DictReader(io.StringIO(ledger_csv(frame, BERLIN).decode()))
-    assert row["Name"] == "'" + frame["name"][0]
-    assert row["First seen"] == "2026-11-23T18:46:40+01:00"
-    assert row["Maximum memory (MiB)"] == "1000"
-    assert row["Average memory (MiB)"] == "1000.0"
-    assert row["User"] == row["Model"] == ""
-    assert row["Command"] == "'@SUM(A1)"
-    assert row["GPU"] == "0, 1"
