@@ -91,8 +91,9 @@ SCHEMA = pa.schema(
 def csv_chunks(pages: Iterable[pd.DataFrame], zone: ZoneInfo) -> Iterator[bytes]:
     """Frames of process_history as one UTF-8 CSV: the header, then a chunk for each frame.
 
-    Times are ISO 8601 in `zone`, with its offset. A text that a spreadsheet would take for a formula has a
-    quotation mark before it. Lines end as in RFC 4180, so that a lone carriage return in a text is quoted, too.
+    Times are ISO 8601 in `zone`, with its offset, Started to the millisecond. A text that a spreadsheet would take
+    for a formula has an apostrophe before it. Lines end as in RFC 4180, so that a lone carriage return in a text
+    is quoted, too.
     """
     yield _lines(pd.DataFrame(columns=[one.header for one in COLUMNS]), header=True)
     for frame in pages:
@@ -107,10 +108,15 @@ def _lines(table: pd.DataFrame, header: bool) -> bytes:
 def _as_text(column: Column, frame: pd.DataFrame, zone: ZoneInfo) -> pd.Series:
     values = column.of(frame)
     if column.type == MOMENT:
-        return iso(values, zone)
+        return _as_moments(values, zone)
     if column.type == TEXT:
         return values.map(harmless)
     return values.astype("Int64") if column.type == WHOLE else values
+
+
+def _as_moments(values: pd.Series, zone: ZoneInfo) -> pd.Series:
+    # Whole numbers are ticks, which are told to the second; the others are what a kernel says of a start.
+    return iso(values, zone, "s" if values.dtype == "int64" else "ms")
 
 
 def parquet_chunks(pages: Iterable[pd.DataFrame]) -> Iterator[bytes]:
@@ -148,7 +154,7 @@ def plain_rows(frame: pd.DataFrame, zone: ZoneInfo) -> list[dict[str, Any]]:
     columns = []
     for one in COLUMNS:
         values = one.of(frame)
-        values = iso(values, zone) if one.type == MOMENT else values
+        values = _as_moments(values, zone) if one.type == MOMENT else values
         values = values.astype("Int64") if one.type == WHOLE else values
         columns.append([None if pd.isna(value) else value for value in values.tolist()])
     keys = [one.key for one in COLUMNS]
