@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import random
 import re
@@ -15,7 +13,6 @@ from drawn import drawn
 
 from gpumon_core import cards, figures
 from gpumon_core import format as fmt
-from gpumon_core.export.csv import PROGRAM, ledger_csv
 from gpumon_core.figures.lanes import pack
 from gpumon_core.metrics import GPU_METRICS, GPU_METRICS_BY_KEY, TICK_COLUMNS, Level
 from gpumon_core.store.schema import gpu_metrics
@@ -362,33 +359,3 @@ def test_why_clocks_are_not_higher_is_a_lane_a_reason() -> None:
     figure = drawn(figures.reasons(frame, names, 0, 10, False, "Why"))
     assert [(bar.name, len(bar.x)) for bar in figure.data] == [("Idle", 1), ("Power cap", 2)]
     assert [note.text for note in figure.layout.annotations[1:]] == ["Idle", "Power cap"]
-
-
-def test_a_csv_has_units_offsets_and_no_formulas() -> None:
-    frame = pd.DataFrame(
-        {
-            "host": ["box"],
-            "gpus": ["0, 1"],
-            "pid": [7],
-            "name": ['=cmd|" /C calc"!A0'],
-            "username": [None],
-            "kind": ["C"],
-            "running": [True],
-            "first_seen": [1_795_456_000],
-            "last_seen": [1_795_456_100],
-            "lifetime_s": [100],
-            "max_memory": [1000.0],
-            "avg_memory": [999.96],
-            "sample_count": [25],
-            **{column: [None] for column in PROGRAM.values()},
-            "command": ["@SUM(A1)"],
-        }
-    )
-    [row] = csv.DictReader(io.StringIO(ledger_csv(frame, BERLIN).decode()))
-    assert row["Name"] == "'" + frame["name"][0]
-    assert row["First seen"] == "2026-11-23T18:46:40+01:00"
-    assert row["Maximum memory (MiB)"] == "1000"
-    assert row["Average memory (MiB)"] == "1000.0"
-    assert row["User"] == row["Model"] == ""
-    assert row["Command"] == "'@SUM(A1)"
-    assert row["GPU"] == "0, 1"

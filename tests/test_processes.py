@@ -69,6 +69,7 @@ def test_the_newest_come_first_with_gpus_and_state(ledger: sa.Engine) -> None:
         ({"gpu_ids": (1, 3), "text": "o"}, [9, 8, 7]),
         ({"text": "7"}, [7]),
         ({"text": "99999999999999999999"}, []),
+        ({"text": "7" * 5000}, []),
         ({"text": " TRAIN "}, [7]),
         ({"text": "100%"}, [7]),
         ({"text": "%"}, [7]),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+from typing import Literal
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import pandas as pd
 
 from gpumon_core.store.frames import gpu_labels
 
 # A spreadsheet takes text that begins like this for a formula, and process names are anybody's text.
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
-# What a process runs: title -> column of frames.process_history.
+# What a process runs: title -> column of `programs`.
 PROGRAM = {
     "Workload": "workload",
     "Model": "model",
@@ -35,29 +38,6 @@ PROGRAM = {
 }
 
 
-def ledger_csv(frame: pd.DataFrame, zone: ZoneInfo) -> bytes:
-    """frames.process_history as UTF-8 CSV; times are ISO 8601 in `zone`, with its offset."""
-    table = pd.DataFrame(
-        {
-            "Host": frame["host"].map(harmless),
-            "GPU": frame["gpus"],
-            "PID": frame["pid"],
-            "Name": frame["name"].map(harmless),
-            "User": frame["username"].map(harmless),
-            "Type": frame["kind"],
-            "State": frame["running"].map({True: "running", False: "ended"}),
-            "First seen": _iso(frame["first_seen"], zone),
-            "Last seen": _iso(frame["last_seen"], zone),
-            "Lifetime (s)": frame["lifetime_s"],
-            "Maximum memory (MiB)": frame["max_memory"].astype("Int64"),
-            "Average memory (MiB)": frame["avg_memory"].round(1),
-            "Samples": frame["sample_count"],
-            **{title: frame[column].map(harmless) for title, column in PROGRAM.items()},
-        }
-    )
-    return _written(table)
-
-
 def harmless(text: object) -> object:
     """Text that no spreadsheet runs as a formula."""
     return "'" + text if isinstance(text, str) and text.startswith(FORMULA_STARTS) else text
@@ -68,9 +48,23 @@ def _written(table: pd.DataFrame) -> bytes:
     return table.to_csv(index=False, lineterminator="\r\n").encode()
 
 
-def _iso(epoch: pd.Series, zone: ZoneInfo) -> pd.Series:
-    local = pd.to_datetime(epoch, unit="s", utc=True).dt.tz_convert(zone)
-    return local.map(lambda moment: None if pd.isna(moment) else moment.isoformat())
+def iso(epoch: pd.Series, zone: ZoneInfo, unit: Literal["s", "ms"] = "s") -> pd.Series:
+    """UTC seconds as ISO 8601 in `zone`, to the second or the millisecond, with its offset; None where there
+    are none."""
+    known = epoch.dropna().astype("float64")
+    utc = (known * (1 if unit == "s" else 1000)).round().to_numpy("int64").astype(f"datetime64[{unit}]")
+    aware = pd.DatetimeIndex(utc, tz="UTC").tz_convert(zone)
+    local = aware.tz_localize(None).to_numpy(f"datetime64[{unit}]")
+    # All at once, and not moment by moment: a long file has millions of them, with few offsets.
+    texts = pd.Series(np.datetime_as_string(local, unit=unit), index=known.index, dtype="object")
+    ahead = pd.Series((local - utc) // np.timedelta64(1, "s"), index=known.index)
+    texts += ahead.map({seconds: _offset(seconds) for seconds in ahead.unique().tolist()}).astype("object")
+    return texts.reindex(epoch.index).astype("object").where(epoch.notna(), None)
+
+
+def _offset(seconds: int) -> str:
+    """So many seconds ahead of UTC, as +02:00."""
+    return datetime(2000, 1, 1, tzinfo=timezone(timedelta(seconds=seconds))).isoformat()[19:]
 
 
 def usage_csv(ranked: pd.DataFrame, currency: str) -> bytes:
@@ -109,7 +103,7 @@ def idle_csv(frame: pd.DataFrame, zone: ZoneInfo) -> bytes:
             "User": frame["username"].map(harmless),
             "Running": frame["running"],
             "Memory held (MiB)": frame["memory"].round(1),
-            "Idle since": _iso(frame["idle_since"], zone),
+            "Idle since": iso(frame["idle_since"], zone),
             "Held idle (s)": frame["idle_s"].round(),
             "Memory wasted (GiB h)": (frame["wasted_mib_s"] / 1024 / 3600).round(3),
             **{title: frame[column].map(harmless) for title, column in PROGRAM.items()},
@@ -125,8 +119,8 @@ def sessions_csv(frame: pd.DataFrame, zone: ZoneInfo) -> bytes:
             "Model": frame["model"].map(harmless),
             "Host": frame["host"].map(harmless),
             "GPU": gpu_labels(frame["gpu_index"], frame["mig_index"]),
-            "Loaded": _iso(frame["first_seen"], zone),
-            "Last seen": _iso(frame["last_seen"], zone),
+            "Loaded": iso(frame["first_seen"], zone),
+            "Last seen": iso(frame["last_seen"], zone),
             "Loaded for (s)": frame["lifetime_s"],
             "Still loaded": frame["running"],
             "Maximum memory (MiB)": frame["max_memory"].astype("Int64"),

@@ -26,6 +26,7 @@ PAGE_ROWS = 5000
 # So many processes are named one by one; more, by the question that found them. SQLite takes 32,766 names.
 NAMED = 5000
 LARGEST_PID = 2**31 - 1
+PID_DIGITS = len(str(LARGEST_PID))
 # What is read of `gpu_processes` itself.
 OWN = (
     *("id", "pid", "name", "username", "program_id", "start_time", "first_seen", "last_seen"),
@@ -323,7 +324,8 @@ def _matches(text: str, dialect: str) -> sa.ColumnElement[bool]:
         sa.select(this.id).where(this.name.in_(_names_with(text, dialect))),
         sa.select(this.id).where(this.program_id.in_(commanded)),
     ]
-    if text.isdecimal() and int(text) <= LARGEST_PID:
+    # Of thousands of digits Python makes no number.
+    if text.isdecimal() and len(text) <= PID_DIGITS and int(text) <= LARGEST_PID:
         # The key of processes begins with the host.
         found.append(sa.select(this.id).where(this.host_id.in_(sa.select(hosts.c.id)), this.pid == int(text)))
     # As one list of ids: of conditions joined by OR, SQLite would ask the inner questions twice.

@@ -1,0 +1,171 @@
+"""What the routes for machines take in their query: a table of parameters, and the one function that reads by it.
+
+A route names its parameters; what it refuses, and what its description says, follow from the table. Limits are
+those of the databases: a number that a column cannot hold is refused here, before a query is made of it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+# The last second of the year 9999, where datetime ends.
+LAST_MOMENT = 253_402_300_799
+# The largest number of an INTEGER column.
+LARGEST = 2**31 - 1
+# SQLite takes 32,766 values in a query, and patterns of 50,000 bytes.
+MOST_VALUES = 1000
+LONGEST_TEXT = 1000
+# A query string has a blank where somebody has written the plus sign of an offset as it is.
+_LOST_PLUS = re.compile(r"(?<=:\d\d) (?=\d\d:?\d\d$)|(?<=\.\d{3}) (?=\d\d:?\d\d$)")
+
+
+class BadParameter(Exception):
+    """A query that cannot be answered; `str()` says why, `name` which parameter it is."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(why)
+        self.name = name
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a value is.
+
+    read: the value of a text, with times that name no offset in the zone; raises ValueError with what a value
+    must be. schema: the same as JSON Schema.
+    """
+
+    read: Callable[[str, ZoneInfo], Any]
+    schema: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One parameter of a query.
+
+    name, description: as in the route's documentation. many: it may come several times, and any of its values
+    holds; it is read as a tuple then. default: what it is where it is not given. only: the formats that have it;
+    all where none is named.
+    """
+
+    name: str
+    description: str
+    kind: Kind
+    many: bool = False
+    default: Any = None
+    only: tuple[str, ...] = ()
+
+
+def whole(least: int, most: int) -> Kind:
+    """A whole number between two others."""
+
+    def read(text: str, _: ZoneInfo) -> int:
+        # int() would take more than digits, and takes long over thousands of them.
+        number = int(text) if re.fullmatch("[0-9]{1,18}", text) else -1
+        if not least <= number <= most:
+            raise ValueError(f"must be a whole number from {least} to {most}")
+        return number
+
+    return Kind(read, {"type": "integer", "minimum": least, "maximum": most})
+
+
+def one_of(*values: str) -> Kind:
+    """One of a few words."""
+
+    def read(text: str, _: ZoneInfo) -> str:
+        if text not in values:
+            raise ValueError(f"must be one of {', '.join(values)}")
+        return text
+
+    return Kind(read, {"type": "string", "enum": list(values)})
+
+
+def words(least: int = 1) -> Kind:
+    """A text, of at least so many characters."""
+
+    def read(text: str, _: ZoneInfo) -> str:
+        if not least <= len(text) <= LONGEST_TEXT:
+            raise ValueError(f"must have {least} to {LONGEST_TEXT} characters")
+        if "\0" in text:
+            # No database stores it, and PostgreSQL refuses a query that has it.
+            raise ValueError("must not have a NUL character in it")
+        return text
+
+    return Kind(read, {"type": "string", "minLength": least, "maxLength": LONGEST_TEXT})
+
+
+def _moment(text: str, zone: ZoneInfo) -> int:
+    try:
+        if re.fullmatch("[0-9]{1,18}", text):
+            found = int(text)
+        else:
+            read = datetime.fromisoformat(_LOST_PLUS.sub("+", text))
+            found = math.floor((read if read.tzinfo else read.replace(tzinfo=zone)).timestamp())
+    except (ValueError, OverflowError):
+        found = -1
+    if not 0 <= found <= LAST_MOMENT:
+        raise ValueError("must be UTC seconds, or a time as in 2026-03-29T12:00:00+02:00, from 1970 to 9999")
+    return found
+
+
+def _zone(text: str, _: ZoneInfo) -> ZoneInfo:
+    try:
+        return ZoneInfo(text)
+    except (KeyError, ValueError, OSError) as error:
+        # Names are files: a folder, a path that leaves the place and a name that is too long are none.
+        raise ValueError("must be the IANA name of a time zone, as in Europe/Berlin") from error
+
+
+MOMENT = Kind(
+    _moment,
+    {
+        "oneOf": [
+            {"type": "integer", "minimum": 0, "maximum": LAST_MOMENT},
+            {"type": "string", "format": "date-time"},
+        ]
+    },
+)
+ZONE = Kind(_zone, {"type": "string", "examples": ["Europe/Berlin"]})
+UTC_ZONE = ZoneInfo("UTC")
+
+# Every route that shows times has it, and it is read before the others.
+TZ = Parameter(
+    "tz", "The time zone of the answer's times, and of times that name no offset.", ZONE, False, UTC_ZONE
+)
+
+
+def read(parameters: Sequence[Parameter], given: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """The value of every parameter, by its name. Raises BadParameter."""
+    known = {one.name: one for one in parameters}
+    texts: dict[str, list[str]] = {}
+    for name, text in given:
+        if name not in known:
+            shown = name if len(name) <= 100 else name[:100] + "…"
+            raise BadParameter(shown, f"There is no parameter “{shown}” here, but {', '.join(known)}.")
+        texts.setdefault(name, []).append(text)
+    zone = UTC_ZONE
+    values = {}
+    for one in sorted(parameters, key=lambda parameter: parameter is not TZ):
+        values[one.name] = _value(one, texts.get(one.name, []), zone)
+        if one is TZ:
+            zone = values[one.name]
+    return values
+
+
+def _value(one: Parameter, texts: list[str], zone: ZoneInfo) -> Any:
+    if not texts:
+        return () if one.many else one.default
+    if len(texts) > (MOST_VALUES if one.many else 1):
+        times = f"at most {MOST_VALUES} times" if one.many else "once"
+        raise BadParameter(one.name, f"“{one.name}” can be given {times}.")
+    try:
+        found = tuple(dict.fromkeys(one.kind.read(text, zone) for text in texts))
+    except ValueError as error:
+        raise BadParameter(one.name, f"“{one.name}” {error}.") from error
+    return found if one.many else found[0]
