@@ -106,6 +106,9 @@ def test_a_card_reads_as_the_database_has_it(page: Page, stage: Stage) -> None:
 
 def drag(page: Page, plot: Locator, begin: float, end: float) -> None:
     """Across a plot, from and to these parts of its width."""
+    drawn(page)
+    # Whatever still moves on the page would move the plot away from under the mouse.
+    page.wait_for_timeout(1000)
     box = plot.bounding_box()
     assert box is not None
     left, width = box["x"] + 60, box["width"] - 74
