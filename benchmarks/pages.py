@@ -1,50 +1,129 @@
-"""Seconds until each page is drawn in headless Chromium, beside a bare Streamlit page with a chart.
+"""What the pages cost: to open, to change, to keep open, and for many viewers at once.
 
-    .venv/bin/python benchmarks/pages.py [--runs 5]
+    .venv/bin/python benchmarks/pages.py [--runs 5] [--history FOLDER] [--only
+    opening,changing,refresh,many,memory]
 
-Cold is a new browser, warm another visit in the same one. A page counts as drawn when the last
-thing on it is there: the cards and the process grid, the chart's lines, the ledger's rows.
-Runs on the fake NVML library with 8 GPUs and 64 processes.
+Runs on simulated GPUs with a full database: 8 GPUs, about 64 processes, a year of history (made first, in three
+minutes, unless FOLDER has it already). Opening is measured beside a bare Streamlit page with one Plotly chart, in
+turns. Opening and changing are seen by Chromium; the others by viewers that draw nothing (viewers.py), so that the
+figures are the server's.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from fake_nvml import FakeNvml, environment
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 from rig import CHROMIUM, OPTIONS, free_port, wait_for_server
+from viewers import Viewer, watch
 
-COLD_S, WARM_S = 4.0, 2.0
-
+HOST = "rack1"
+TICKS_S = os.sysconf("SC_CLK_TCK")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 BARE = """
 import plotly.graph_objects as go
 import streamlit as st
 st.title("bare")
 st.plotly_chart(go.Figure(go.Scatter(x=list(range(1000)), y=list(range(1000)))))
 """
-
+PLOT = ".gm-plots[data-drawn]"
 # What is drawn last on each page.
 DRAWN = {
     "/": ".gm-card:nth-of-type(8) .gm-spark, [role=grid] tbody tr",
-    "/history": ".js-plotly-plot .scatterlayer .trace path",
+    "/gpu": PLOT,
+    "/history": PLOT,
     "/processes": "[role=grid] tbody tr",
+    "/usage": PLOT,
+    "/system": f"{PLOT}, [role=grid] tbody tr",
     "bare": ".js-plotly-plot .scatterlayer .trace path",
 }
+# The rollups of what was not recorded lately come first.
+SETTLED_S = 20.0
+LIMITS = {"opening": 1.4, "changing": 0.7, "one": 40.0, "ten": 250.0, "p95": 1.0, "memory": 350.0}
+
+
+@contextmanager
+def gpumon(folder: Path, port: int, interval_s: float = 4) -> Iterator[subprocess.Popen[bytes]]:
+    """The server on the full history."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("GPUMON_")}
+    environ |= {"GPUMON_DATA_DIR": str(folder), "GPUMON_SOURCE": "demo", "GPUMON_DEMO_GPUS": "8"}
+    environ |= {"GPUMON_HOST_NAME": HOST, "GPUMON_INTERVAL": str(interval_s), "GPUMON_LOG_LEVEL": "WARNING"}
+    command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
+    server = subprocess.Popen(command, cwd=ROOT, env=environ)
+    try:
+        wait_for_server(port, "/healthz")
+        yield server
+    finally:
+        server.terminate()
+        server.wait()
+
+
+@contextmanager
+def bare(folder: Path, port: int) -> Iterator[None]:
+    """A Streamlit server with nothing but one chart."""
+    (folder / "bare.py").write_text(BARE)
+    options = ["--server.headless", "true", "--server.address", "127.0.0.1", "--browser.gatherUsageStats", "false"]
+    command = [sys.executable, "-m", "streamlit", "run", "bare.py", "--server.port", str(port), *options]
+    server = subprocess.Popen(command, cwd=folder)
+    try:
+        wait_for_server(port, "/_stcore/health")
+        yield
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def make_history(folder: Path) -> None:
+    """A year of 8 GPUs and 64 processes, unless it is there."""
+    if (folder / "demo.db").exists():
+        return
+    print("writing a year of history", flush=True)
+    environ = os.environ | {"GPUMON_DATA_DIR": str(folder), "GPUMON_HOST_NAME": HOST, "GPUMON_SOURCE": "demo"}
+    command = [sys.executable, "-m", "gpumon_core", "fill", "--days", "365", "--gpus", "8", "--processes", "64"]
+    subprocess.run(command, cwd=ROOT, env=environ, check=True)
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds of a process so far: proc_pid_stat(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS_S
+
+
+def resident_mb(pid: int) -> float:
+    """Its resident memory in MB."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES / 1e6
+
+
+def recorder(port: int) -> dict[str, float]:
+    """What /healthz says of the recorder."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as answer:
+        found: dict[str, float] = json.load(answer)["recorder"]
+    return found
+
+
+def say(what: str, figure: float, unit: str, limit: float, more: str = "") -> None:
+    """One line of the result."""
+    verdict = "within" if figure <= limit else "ABOVE"
+    print(f"  {what:<44} {figure:8.2f} {unit:<3} {verdict} {limit:g} {unit}{more}", flush=True)
 
 
 def drawn(page: Page, url: str, what: str) -> float:
-    """Seconds from asking for the page until it is drawn."""
+    """Seconds from asking for a page until it is drawn."""
     started = time.monotonic()
     page.goto(url, wait_until="commit")
     for selector in what.split(", "):
@@ -52,72 +131,190 @@ def drawn(page: Page, url: str, what: str) -> float:
     return time.monotonic() - started
 
 
+def opening(launch: Callable[[], Browser], ports: dict[str, int], runs: int) -> None:
+    """Open every page cold (a new browser) and warm (again in the same one), in turns with the bare one."""
+    print(f"opening a page, medians of {runs} visits")
+    found: dict[tuple[str, str], list[float]] = {}
+    for _ in range(runs):
+        for name, what in DRAWN.items():
+            port, path = (ports["bare"], "/") if name == "bare" else (ports["gpumon"], name)
+            url = f"http://127.0.0.1:{port}{path}"
+            browser = launch()
+            page = browser.new_page(viewport={"width": 1440, "height": 900})
+            for kind in ("cold", "warm"):
+                found.setdefault((name, kind), []).append(drawn(page, url, what))
+                page.goto("about:blank")
+            browser.close()
+    for (name, kind), seconds in found.items():
+        middle, beside = statistics.median(seconds), statistics.median(found["bare", kind])
+        if name == "bare":
+            print(f"  {name + ' page, ' + kind:<44} {middle:8.2f} s")
+        else:
+            say(f"{name}, {kind}", middle / beside, "x", LIMITS["opening"], f"  ({middle:.2f} s)")
+
+
+def changing(launch: Callable[[], Browser], port: int, runs: int) -> None:
+    """Choose another range, GPU, filter: seconds until the page is drawn anew."""
+    print(f"changing what is shown, medians of {runs}")
+    browser = launch()
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+
+    def redrawn(act: Callable[[], None]) -> float:
+        box = page.locator(PLOT).first
+        before = box.get_attribute("data-view")
+        started = time.monotonic()
+        act()
+        page.wait_for_function(
+            "before => document.querySelector('.gm-plots').dataset.view !== before", arg=before, polling=10
+        )
+        return time.monotonic() - started
+
+    def choose(name: str) -> Callable[[], None]:
+        return lambda: page.get_by_role("radio", name=name, exact=True).click()
+
+    page.goto(f"http://127.0.0.1:{port}/history?range=15m")
+    page.locator(PLOT).first.wait_for()
+    times: dict[str, list[float]] = {}
+    for _ in range(runs):
+        for name in ("1h", "24h", "7d", "30d", "1y", "15m"):
+            page.wait_for_timeout(700)
+            times.setdefault(f"history, range {name}", []).append(redrawn(choose(name)))
+    for name in ("15m", "1y"):
+        page.goto(f"http://127.0.0.1:{port}/history?range={name}")
+        page.locator(PLOT).first.wait_for()
+        for number in range(runs):
+            page.wait_for_timeout(700)
+            page.get_by_label("GPUs", exact=True).first.click()
+            page.wait_for_timeout(300)
+            option = page.get_by_role("option", name=f"GPU {number % 4}", exact=True)
+            times.setdefault(f"history of {name}, another GPU", []).append(redrawn(option.click))
+            page.keyboard.press("Escape")
+    page.goto(f"http://127.0.0.1:{port}/processes?range=1y")
+    count = page.get_by_text("processes, newest first")
+    count.wait_for()
+    for number in range(runs):
+        for what, text in (("train.py", f"train{'.py'[: number % 4]}"), ("everything", "")):
+            before = count.inner_text()
+            page.wait_for_timeout(700)
+            started = time.monotonic()
+            page.get_by_placeholder("train.py or 4711").fill(text)
+            page.wait_for_function(
+                "before => [...document.querySelectorAll('p')].some("
+                "p => p.textContent.includes('processes, newest first') && p.textContent !== before)",
+                arg=before,
+                polling=10,
+            )
+            times.setdefault(f"processes of a year, filtered to {what}", []).append(time.monotonic() - started)
+    browser.close()
+    for name, seconds in times.items():
+        say(name, statistics.median(seconds), "s", LIMITS["changing"])
+
+
+def follow(port: int, pid: int, pages: list[str], seconds: float, refresh_s: float) -> tuple[float, list[Viewer]]:
+    """CPU seconds of the server while so many watch, and the viewers."""
+    viewers = [Viewer(port, page, refresh_s) for page in pages]
+    before = cpu_s(pid)
+    asyncio.run(watch(viewers, seconds))
+    return cpu_s(pid) - before, viewers
+
+
+def refresh(port: int, pid: int, seconds: float) -> None:
+    """The CPU time of one automatic refresh of the overview, what nobody's watching costs taken off."""
+    print(f"one automatic refresh of the overview, over {seconds:.0f} s each")
+    time.sleep(10)
+    began, before = time.monotonic(), cpu_s(pid)
+    time.sleep(seconds)
+    alone = (cpu_s(pid) - before) / (time.monotonic() - began)
+    for name, count in (("one", 1), ("ten", 10)):
+        used, viewers = follow(port, pid, [""] * count, seconds, 4)
+        refreshes = max(len(viewer.waits_s) for viewer in viewers)
+        for viewer in viewers:
+            assert not viewer.failures, viewer.failures
+        say(
+            f"CPU, {name} viewer{'s together' * (count > 1)}",
+            1000 * (used - alone * seconds) / refreshes,
+            "ms",
+            LIMITS[name],
+        )
+
+
+def many(port: int, pid: int, count: int, seconds: float) -> None:
+    """Many viewers on two pages: whether ticks are missed, and how long a refresh takes."""
+    print(f"{count} viewers on Overview and History for {seconds / 60:.0f} minutes")
+    before = recorder(port)
+    used, viewers = follow(port, pid, [("", "history")[number % 2] for number in range(count)], seconds, 4)
+    after = recorder(port)
+    waits = sorted(wait for viewer in viewers for wait in viewer.waits_s)
+    failures = [failure for viewer in viewers for failure in viewer.failures]
+    missed = sum(after[name] - before[name] for name in ("skipped", "failed", "dropped"))
+    say("ticks missed", missed, "", 0)
+    say("refresh, 95th percentile", waits[int(0.95 * len(waits))], "s", LIMITS["p95"], f"  (of {len(waits):,})")
+    print(
+        f"  {'CPU of the server':<44} {100 * used / seconds:8.0f} % of one core; failures: {failures[:3] or 'none'}"
+    )
+
+
+def memory(folder: Path, refreshes: int) -> None:
+    """Resident memory with 5 viewers after as many refreshes as an hour has, one a second."""
+    print(f"5 viewers on five pages, {refreshes} refreshes at one a second")
+    port = free_port()
+    with gpumon(folder, port, 1) as server:
+        pages = ["", "history", "gpu", "processes", "usage"]
+        follow(port, server.pid, pages, refreshes / 5, 1)
+        early = resident_mb(server.pid)
+        follow(port, server.pid, pages, 4 * refreshes / 5, 1)
+        late = resident_mb(server.pid)
+    say("resident", late, "MB", LIMITS["memory"], f"  ({late - early:+.1f} MB since a fifth of the way)")
+
+
+PARTS = ("opening", "changing", "refresh", "many", "memory")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=5)
-    runs = parser.parse_args().runs
+    parser.add_argument("--history", type=Path, help="folder with a history, or for one")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {', '.join(PARTS)}")
+    parser.add_argument("--viewers", type=int, default=25)
+    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--refreshes", type=int, default=900)
+    options = parser.parse_args()
+    wanted = set(options.only.split(","))
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        fake = FakeNvml(folder / "state")
-        sleepers = [subprocess.Popen(["sleep", "3600"]) for _ in range(64)]
-        for index in range(8):
-            gpu = fake.add_gpu(name=f"Board {index}")
-            for sleeper in sleepers[index * 8 : index * 8 + 8]:
-                gpu.add_process(sleeper.pid, 1 << 30)
-        ports = {"gpumon": free_port(), "bare": free_port()}
-        (folder / "bare.py").write_text(BARE)
-        environ = {**os.environ, **environment(fake), "GPUMON_DATA_DIR": name}
-        streamlit = [sys.executable, "-m", "streamlit", "run"]
-        bare_options = [
-            "--server.headless",
-            "true",
-            "--server.address",
-            "127.0.0.1",
-            "--browser.gatherUsageStats",
-            "false",
-        ]
-        servers = [
-            subprocess.Popen([*streamlit, "app.py", "--server.port", str(ports["gpumon"])], cwd=ROOT, env=environ),
-            subprocess.Popen(
-                [*streamlit, "bare.py", "--server.port", str(ports["bare"]), *bare_options], cwd=folder
-            ),
-        ]
-        try:
-            wait_for_server(ports["gpumon"], "/healthz")
-            wait_for_server(ports["bare"], "/_stcore/health")
-            time.sleep(60)
-            measure(ports, runs)
-        finally:
-            for process in servers + sleepers:
-                process.terminate()
-            for process in servers + sleepers:
-                process.wait()
+        folder = options.history or Path(name)
+        make_history(folder)
+        if {"opening", "changing"} & wanted:
+            in_browsers(folder, Path(name), wanted, options.runs)
+        if {"refresh", "many"} & wanted:
+            port = free_port()
+            with gpumon(folder, port) as server:
+                time.sleep(SETTLED_S)
+                if "refresh" in wanted:
+                    refresh(port, server.pid, 60)
+                if "many" in wanted:
+                    many(port, server.pid, options.viewers, 60 * options.minutes)
+        if "memory" in wanted:
+            memory(folder, options.refreshes)
 
 
-def measure(ports: dict[str, int], runs: int) -> None:
-    """Open every page cold and warm, in turns, so that all meet the same machine."""
-    cold: dict[str, list[float]] = {page: [] for page in DRAWN}
-    warm: dict[str, list[float]] = {page: [] for page in DRAWN}
-    with sync_playwright() as playwright:
-        for _ in range(runs):
-            for name, what in DRAWN.items():
-                base = f"http://127.0.0.1:{ports['bare' if name == 'bare' else 'gpumon']}"
-                url = base + ("/" if name == "bare" else name)
-                chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-                page = chromium.new_page(viewport={"width": 1440, "height": 900})
-                cold[name].append(drawn(page, url, what))
-                page.goto("about:blank")
-                warm[name].append(drawn(page, url, what))
-                chromium.close()
-    beside = {"cold": statistics.median(cold["bare"]), "warm": statistics.median(warm["bare"])}
-    print(f"medians of {runs} visits; 8 GPUs, 64 processes")
-    for name in DRAWN:
-        for kind, figures, limit in (("cold", cold[name], COLD_S), ("warm", warm[name], WARM_S)):
-            middle = statistics.median(figures)
-            verdict = "" if name == "bare" else f"{'within' if middle <= limit else 'ABOVE'} {limit} s; "
-            ratio = f"{middle / beside[kind]:.2f} times the bare page"
-            print(f"  {name:<11} {kind}  {middle:5.2f} s   {verdict}{ratio}")
+def in_browsers(folder: Path, scratch: Path, wanted: set[str], runs: int) -> None:
+    """What Chromium sees."""
+    ports = {"gpumon": free_port(), "bare": free_port()}
+    with (
+        gpumon(folder, ports["gpumon"]),
+        bare(scratch, ports["bare"]),
+        sync_playwright() as playwright,
+    ):
+        time.sleep(SETTLED_S)
+
+        def launch() -> Browser:
+            return playwright.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+
+        if "opening" in wanted:
+            opening(launch, ports, runs)
+        if "changing" in wanted:
+            changing(launch, ports["gpumon"], runs)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,78 @@
+"""Viewers without a browser: they open a page and follow its rhythm by Streamlit's own protocol.
+
+A browser's drawing costs the viewer's machine, not the server; on a machine that has to play both parts, 25 of
+them would measure themselves. These take in what the server sends, and ask again with every sample, as rhythm.js
+does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, field
+
+import websockets
+from streamlit.proto.BackMsg_pb2 import BackMsg
+from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+
+LATE_S = 0.3
+LARGEST = 64 << 20
+
+
+@dataclass
+class Viewer:
+    """One open page. `waits_s` has the time from each question to its whole answer, `failures` what went wrong."""
+
+    port: int
+    page: str
+    refresh_s: float
+    zone: str = "Europe/Berlin"
+    waits_s: list[float] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    received: int = 0
+
+    async def watch(self, until: float) -> None:
+        """Open the page and follow it until then (time.monotonic)."""
+        url = f"ws://127.0.0.1:{self.port}/_stcore/stream"
+        async with websockets.connect(url, subprotocols=["streamlit"], max_size=LARGEST) as socket:
+            fragment = await self._ask(socket, "")
+            self.waits_s.clear()
+            while (now := time.monotonic()) < until:
+                await asyncio.sleep(max(0.0, self.refresh_s - time.time() % self.refresh_s) + LATE_S)
+                if time.monotonic() - now > 4 * self.refresh_s:
+                    self.failures.append("this machine is too busy to ask in time")
+                await self._ask(socket, fragment)
+
+    async def _ask(self, socket: websockets.ClientConnection, fragment: str) -> str:
+        """Run the page, or its fragment, and wait for all of it; the fragment that it has."""
+        message = BackMsg()
+        message.rerun_script.page_name = self.page
+        message.rerun_script.fragment_id = fragment
+        message.rerun_script.context_info.timezone = self.zone
+        began = time.monotonic()
+        await socket.send(message.SerializeToString())
+        found = fragment
+        while True:
+            data = await asyncio.wait_for(socket.recv(decode=False), 60)
+            self.received += len(data)
+            answer = ForwardMsg()
+            answer.ParseFromString(data)
+            kind = answer.WhichOneof("type")
+            if kind == "delta":
+                found = found or answer.delta.fragment_id
+                if "could not be drawn" in str(answer.delta.new_element.alert.body):
+                    self.failures.append(answer.delta.new_element.alert.body)
+            elif kind == "script_finished":
+                self.waits_s.append(time.monotonic() - began)
+                return found
+
+
+async def watch(viewers: list[Viewer], seconds: float) -> None:
+    """Let all of them watch for so long; they come one after the other."""
+
+    async def come(viewer: Viewer, after: float) -> None:
+        await asyncio.sleep(after)
+        await viewer.watch(until)
+
+    until = time.monotonic() + seconds
+    await asyncio.gather(*(come(viewer, 0.2 * number) for number, viewer in enumerate(viewers)))
