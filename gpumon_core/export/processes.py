@@ -110,7 +110,9 @@ def _as_text(column: Column, frame: pd.DataFrame, zone: ZoneInfo) -> pd.Series:
     if column.type == MOMENT:
         return _as_moments(values, zone)
     if column.type == TEXT:
-        return values.map(harmless)
+        # Few texts are different, and hardly one of them is a formula.
+        guard = any(harmless(text) is not text for text in values.unique())
+        return values.map(harmless) if guard else values
     return values.astype("Int64") if column.type == WHOLE else values
 
 
