@@ -249,9 +249,8 @@ def many(port: int, pid: int, count: int, seconds: float) -> None:
     missed = sum(after[name] - before[name] for name in ("skipped", "failed", "dropped"))
     say("ticks missed", missed, "", 0)
     say("refresh, 95th percentile", waits[int(0.95 * len(waits))], "s", LIMITS["p95"], f"  (of {len(waits):,})")
-    print(
-        f"  {'CPU of the server':<44} {100 * used / seconds:8.0f} % of one core; failures: {failures[:3] or 'none'}"
-    )
+    print(f"  {'CPU of the server':<44} {100 * used / seconds:8.0f} % of one core")
+    print(f"  {'failures':<44} {failures[:3] or 'none'}")
 
 
 def memory(folder: Path, refreshes: int) -> None:

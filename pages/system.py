@@ -45,8 +45,9 @@ def recorder() -> None:
             "From the first call of the driver to the commit, waiting included",
         ),
     )
-    for column, (label, value, hint) in zip(st.columns(len(figures_shown)), figures_shown, strict=True):
-        column.metric(label, value, help=hint)
+    with st.container(horizontal=True, gap="large"):
+        for label, value, hint in figures_shown:
+            st.metric(label, value, help=hint)
     if counts.last_error:
         st.warning(f"Newest error: {fmt.plain(counts.last_error)}", icon=":material/error:")
 

@@ -116,8 +116,9 @@ def headline(ranking: pd.DataFrame, totals: pd.DataFrame) -> None:
         numbers.append(
             ("Cost", f"{cost:,.2f} {prices.currency}", "Of energy, and of busy hours where they have a price")
         )
-    for column, (label, value, hint) in zip(st.columns(len(numbers)), numbers, strict=True):
-        column.metric(label, value, help=hint)
+    with st.container(horizontal=True, gap="large"):
+        for label, value, hint in numbers:
+            st.metric(label, value, help=hint)
 
 
 def over_time(

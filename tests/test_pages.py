@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import ROOT
+from sqlalchemy import event
 from streamlit.testing.v1 import AppTest
 from test_writer import runs, tick, who
 
@@ -262,3 +263,28 @@ def test_sixteen_gpus_and_a_mig_parent_are_drawn(writer: Writer) -> None:
     [html] = [element.value for element in open_page().html]
     assert html.count('role="listitem"') == 16
     assert "<b>MIG 1</b>" in html.split('role="listitem"')[1]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_further_viewer_asks_the_database_for_nothing(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch, name: str | None
+) -> None:
+    # A range that ends at the newest sample is the same for all who look between two of them.
+    now = int(time.time())
+    for age in (12, 8, 4):
+        writer.write(tick(now - age, {(0, 7): 6144, (1, 8): 100}), who(7, 8))
+    monkeypatch.setattr(runtime, "ELSEWHERE_S", 60.0)
+    asked: list[str] = []
+
+    def note(_: object, __: object, statement: str, *___: object) -> None:
+        asked.append(statement)
+
+    event.listen(runtime.engine(), "before_cursor_execute", note)
+    try:
+        open_page(name)
+        assert asked
+        asked.clear()
+        open_page(name)
+        assert asked == []
+    finally:
+        event.remove(runtime.engine(), "before_cursor_execute", note)

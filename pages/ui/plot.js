@@ -1,6 +1,7 @@
 // Draws Plotly figures under each other that share their time axis: one hover line through all of them, and a zoom of
 // one is the zoom of all. The library comes from this server; `LIBRARY` is put in by plot.py.
 const CONFIG = { displaylogo: false, displayModeBar: false, doubleClick: false }
+const NARROW = 560
 const TOUCH = matchMedia("(pointer: coarse)").matches
 
 let loading
@@ -61,6 +62,8 @@ class Plots {
     for (const [place, text] of data.figures.entries()) {
       const figure = whole(JSON.parse(text))
       figure.layout.uirevision = data.view
+      // A narrow screen has no room for a legend at every chart; a touch names the lines.
+      if (this.box.clientWidth < NARROW && "legend2" in figure.layout) figure.layout.showlegend = false
       figure.layout.dragmode = data.zooms && !TOUCH ? "zoom" : false
       const isNew = place >= this.divs.length
       if (isNew) {
