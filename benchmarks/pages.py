@@ -213,9 +213,9 @@ def changing(launch: Callable[[], Browser], port: int, runs: int) -> None:
 def follow(port: int, pid: int, pages: list[str], seconds: float, refresh_s: float) -> tuple[float, list[Viewer]]:
     """CPU seconds of the server while so many watch, and the viewers."""
     viewers = [Viewer(port, page, refresh_s) for page in pages]
-    before = cpu_s(pid)
-    asyncio.run(watch(viewers, seconds))
-    return cpu_s(pid) - before, viewers
+    before: list[float] = []
+    asyncio.run(watch(viewers, seconds, lambda: before.append(cpu_s(pid))))
+    return cpu_s(pid) - before[0], viewers
 
 
 def refresh(port: int, pid: int, seconds: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import websockets
@@ -31,12 +32,15 @@ class Viewer:
     failures: list[str] = field(default_factory=list)
     received: int = 0
 
-    async def watch(self, until: float) -> None:
-        """Open the page and follow it until then (time.monotonic)."""
+    async def watch(self, seconds: float, opened: asyncio.Barrier) -> None:
+        """Open the page, wait for the others to have theirs, and follow it for so long."""
         url = f"ws://127.0.0.1:{self.port}/_stcore/stream"
         async with websockets.connect(url, subprotocols=["streamlit"], max_size=LARGEST) as socket:
             fragment = await self._ask(socket, "")
             self.waits_s.clear()
+            self.received = 0
+            await opened.wait()
+            until = time.monotonic() + seconds
             while (now := time.monotonic()) < until:
                 await asyncio.sleep(max(0.0, self.refresh_s - time.time() % self.refresh_s) + LATE_S)
                 if time.monotonic() - now > 4 * self.refresh_s:
@@ -67,12 +71,17 @@ class Viewer:
                 return found
 
 
-async def watch(viewers: list[Viewer], seconds: float) -> None:
-    """Let all of them watch for so long; they come one after the other."""
+async def watch(viewers: list[Viewer], seconds: float, begun: Callable[[], None] = lambda: None) -> None:
+    """Let all of them open their pages, one after the other, and watch for so long together from when `begun` is
+    called."""
+    opened = asyncio.Barrier(len(viewers) + 1)
 
     async def come(viewer: Viewer, after: float) -> None:
         await asyncio.sleep(after)
-        await viewer.watch(until)
+        await viewer.watch(seconds, opened)
 
-    until = time.monotonic() + seconds
-    await asyncio.gather(*(come(viewer, 0.2 * number) for number, viewer in enumerate(viewers)))
+    async def tell() -> None:
+        await opened.wait()
+        begun()
+
+    await asyncio.gather(tell(), *(come(viewer, 0.2 * number) for number, viewer in enumerate(viewers)))

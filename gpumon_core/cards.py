@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
+import numpy as np
 import pandas as pd
 
 from gpumon_core import figures
@@ -23,7 +24,14 @@ from gpumon_core.metrics import GPU_METRICS_BY_KEY, Level, Metric, throttled_by
 # What is drawn over time, and what is a word at the foot of a card.
 TRENDS = ("utilization", "temperature", "power")
 DETAIL = ("fan_speed", "sm_clock", "memory_clock")
-TREND_METRICS: Sequence[str] = (*TRENDS, "memory")
+TREND_METRICS: Sequence[str] = TRENDS
+CARD_METRICS = tuple(GPU_METRICS_BY_KEY[key] for key in (*TRENDS, "memory", *DETAIL, "clocks_event_reasons"))
+# Of a GPU and of a process, what stands on a card beside the metrics.
+FACTS = (
+    *("id", "parent_id", "host", "gpu_index", "mig_index", "name", "uuid", "state", "last_seen", "host_last_seen"),
+    *("memory_total_mib", "power_limit_w"),
+)
+WHO = ("gpu_id", "pid", "name", "username", "workload", "model", "memory")
 
 SIGNS = {Level.WARNING: ("▲", "warning"), Level.CRITICAL: ("◆", "critical")}
 # A GPU counts as busy from this utilization on, and as held when idle with this share of memory used.
@@ -38,8 +46,15 @@ COLUMNS = ((1, 1), (2, 2), (3, 3), (4, 2), (6, 3), (8, 4), (9, 3), (math.inf, 4)
 # Keeps a drawing's place, so that nothing moves when it appears.
 NO_SPARK = '<div class="gm-spark gm-blank"></div>'
 SPARK_WIDTH, SPARK_HEIGHT = 160, 32
-# What may stand as it is in an SVG within a quoted URL within an attribute.
-SVG_SAFE = " =:/.,-"
+# A drawing as a quoted URL within an attribute; what is filled in are numbers, letters and blanks.
+SPARK = quote(
+    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {SPARK_WIDTH} {SPARK_HEIGHT}" '
+    'preserveAspectRatio="none"><path d="{area}" fill-opacity=".16"/><path d="{line}" fill="none" '
+    'stroke="#000" stroke-width="1.5" stroke-linejoin="round" vector-effect="non-scaling-stroke"/></svg>',
+    safe=" =:/.,-{}",
+)
+# The columns of frames.history of one GPU.
+Trend = Mapping[str, Any]
 
 STYLE = f"<style>{Path(__file__).with_suffix('.css').read_text(encoding='utf-8')}</style>"
 
@@ -49,7 +64,7 @@ class Scene:
     """What cards have beside their GPU: trends and processes by GPU id, the time from and to which trends reach,
     the place of each workload's colour, and whether there are several hosts."""
 
-    trends: Mapping[int, pd.DataFrame] = field(default_factory=dict)
+    trends: Mapping[int, Trend] = field(default_factory=dict)
     processes: Mapping[int, Sequence[Mapping[Any, Any]]] = field(default_factory=dict)
     span: tuple[int, int] = (0, 1)
     workloads: Mapping[str, int] = field(default_factory=dict)
@@ -66,16 +81,14 @@ def overview(
     """All cards. `gpus` as from frames.gpu_table, `trend` as from frames.history of TREND_METRICS over `span` (UTC
     seconds), `processes` as from frames.active_processes, `workloads` in the order that gives them their
     colours."""
-    held = processes.sort_values("memory", ascending=False, kind="stable", na_position="last")
-    held = held.astype("object").where(held.notna(), None)
     scene = Scene(
-        {int(str(gpu_id)): mine for gpu_id, mine in trend.groupby("gpu_id")} if len(trend) else {},
-        {int(str(gpu_id)): mine.to_dict("records") for gpu_id, mine in held.groupby("gpu_id")},
+        _trends(trend),
+        _by_gpu(processes),
         span,
         {name: place for place, name in enumerate(workloads)},
         gpus["host"].nunique() > 1,
     )
-    rows = gpus.to_dict("records")
+    rows = _records(gpus, [*FACTS, *(metric.key for metric in CARD_METRICS)])
     instances: dict[int, list[Mapping[Any, Any]]] = {}
     for row in rows:
         if not fmt.missing(row["parent_id"]):
@@ -89,6 +102,35 @@ def overview(
         f'{STYLE}<div class="gm-cards gm-{"solo" if len(cards) == 1 else "many"}" style="--columns:{columns}" '
         f'role="list" aria-label="GPUs">{"".join(cards)}</div>'
     )
+
+
+def _records(frame: pd.DataFrame, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Some columns of a frame as dicts, a row each."""
+    columns = [frame[name].tolist() for name in names]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def _trends(trend: pd.DataFrame) -> dict[int, Trend]:
+    """The trends of each GPU, whose rows stand together."""
+    if trend.empty:
+        return {}
+    columns = {name: trend[name].to_numpy() for name in trend.columns}
+    owners = columns["gpu_id"]
+    return {
+        int(gpu_id): {name: values[owners == gpu_id] for name, values in columns.items()}
+        for gpu_id in np.unique(owners)
+    }
+
+
+def _by_gpu(processes: pd.DataFrame) -> dict[int, list[dict[str, Any]]]:
+    """Who is on each GPU, most memory first; what is not known is None."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in _records(processes, WHO):
+        known = {name: None if value != value else value for name, value in row.items()}  # noqa: PLR0124 - NaN
+        found.setdefault(row["gpu_id"], []).append(known)
+    for mine in found.values():
+        mine.sort(key=lambda row: -(row["memory"] or 0))
+    return found
 
 
 def host_line(hosts: pd.DataFrame, gpus: pd.DataFrame) -> str:
@@ -202,7 +244,7 @@ def state(gpu: Mapping[Any, Any]) -> tuple[str, str, str]:  # noqa: PLR0911 - on
     return "Idle", "idle", "Nothing is computed, and next to no memory held"
 
 
-def _tile(metric: Metric, gpu: Mapping[Any, Any], trend: pd.DataFrame | None, span: tuple[int, int]) -> str:
+def _tile(metric: Metric, gpu: Mapping[Any, Any], trend: Trend | None, span: tuple[int, int]) -> str:
     value = gpu[metric.key]
     whole = gpu[metric.share_of] if metric.share_of else None
     known = None if fmt.missing(value) else float(value)
@@ -282,39 +324,38 @@ def _ink(process: Mapping[Any, Any], scene: Scene) -> str:
     return f"light-dark({figures.color(place, False)},{figures.color(place, True)})"
 
 
-def sparkline(trend: pd.DataFrame, metric: Metric, whole: float | None, span: tuple[int, int]) -> str:
+def sparkline(trend: Trend, metric: Metric, whole: float | None, span: tuple[int, int]) -> str:
     """The metric's last minutes as a drawing: a line over a shaded area, broken at gaps."""
     values = trend[metric.key].tolist()
-    times = trend["timestamp_epoch"].tolist()
-    known = [value for value in values if not math.isnan(value)]
+    known = [value for value in values if value == value]  # noqa: PLR0124 - NaN is not
     if len(known) < 2:
         return NO_SPARK
     top = whole if whole and not fmt.missing(whole) else metric.maximum
     top = max(*known, top or 0.0) or 1.0
     start, end = span
-    across = SPARK_WIDTH / max(1, end - start)
-    runs: list[list[tuple[int, int]]] = [[]]
-    for time, value in zip(times, values, strict=True):
-        if math.isnan(value):
+    across, down = SPARK_WIDTH / max(1, end - start), (SPARK_HEIGHT - 2) / top
+    runs: list[list[str]] = [[]]
+    edges: list[list[int]] = [[]]
+    for time, value in zip(trend["timestamp_epoch"].tolist(), values, strict=True):
+        if value != value:  # noqa: PLR0124
             runs.append([])
+            edges.append([])
         else:
-            x, y = round((time - start) * across), round((1 - value / top) * (SPARK_HEIGHT - 2)) + 1
-            runs[-1].append((x, y))
-    drawn = [run for run in runs if len(run) > 1]
-    line = "".join("M" + "L".join(f"{x} {y}" for x, y in run) for run in drawn)
-    area = "".join(
-        f"M{run[0][0]} {SPARK_HEIGHT}L" + "L".join(f"{x} {y}" for x, y in run) + f"L{run[-1][0]} {SPARK_HEIGHT}Z"
-        for run in drawn
-    )
-    lowest = fmt.value(metric, trend[f"{metric.key}_min"].min())
-    highest = fmt.value(metric, trend[f"{metric.key}_max"].max())
+            x = round((time - start) * across)
+            runs[-1].append(f"{x} {round(SPARK_HEIGHT - 1 - value * down)}")
+            edges[-1].append(x)
+    drawn = [("L".join(run), edge[0], edge[-1]) for run, edge in zip(runs, edges, strict=True) if len(run) > 1]
+    line = "".join(f"M{points}" for points, _, _ in drawn)
+    area = "".join(f"M{first} {SPARK_HEIGHT}L{points}L{last} {SPARK_HEIGHT}Z" for points, first, last in drawn)
+    lowest = fmt.value(metric, min(_known(trend[f"{metric.key}_min"].tolist()), default=None))
+    highest = fmt.value(metric, max(_known(trend[f"{metric.key}_max"].tolist()), default=None))
     # Streamlit lets no SVG through, but a mask: the drawing gives the shape, and CSS the colour.
-    drawing = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {SPARK_WIDTH} {SPARK_HEIGHT}" '
-        f'preserveAspectRatio="none"><path d="{area}" fill-opacity=".16"/><path d="{line}" fill="none" '
-        'stroke="#000" stroke-width="1.5" stroke-linejoin="round" vector-effect="non-scaling-stroke"/></svg>'
-    )
+    drawing = SPARK.format(area=area, line=line)
     return (
         f'<div class="gm-spark" role="img" aria-label="{escape(metric.label)} in the last minutes: {lowest} to '
-        f'{highest}" style="--drawing:url(\'data:image/svg+xml,{quote(drawing, safe=SVG_SAFE)}\')"></div>'
+        f'{highest}" style="--drawing:url(\'data:image/svg+xml,{drawing}\')"></div>'
     )
+
+
+def _known(values: Sequence[float]) -> list[float]:
+    return [value for value in values if value == value]  # noqa: PLR0124 - NaN is not

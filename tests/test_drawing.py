@@ -196,7 +196,7 @@ def test_instances_stand_on_their_gpus_card_and_orphans_for_themselves() -> None
         gpu(id=2, uuid="MIG-1", parent_id=1.0, mig_index=3.0, name="Board MIG 1g.10gb"),
         gpu(id=3, uuid="MIG-2", parent_id=99.0, mig_index=0.0),
     ]
-    nobody = pd.DataFrame(columns=["gpu_id", "memory"])
+    nobody = pd.DataFrame(columns=list(cards.WHO))
     html = cards.overview(pd.DataFrame(rows), pd.DataFrame(), nobody, [], (0, 1))
     assert html.count('role="listitem"') == 2
     first = html.split('role="listitem"')[1]

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -54,46 +55,93 @@ def host_table(engine: Engine) -> pd.DataFrame:
     return fetch(engine, sa.select(hosts).order_by(hosts.c.name))
 
 
+# What pages ask for with every tick is put together once, and without pandas, whose joins of a few rows take
+# longer than all the queries.
+_GPUS_NOW = (
+    sa.select(
+        gpus,
+        hosts.c.name.label("host"),
+        hosts.c.last_seen.label("host_last_seen"),
+        *(gpu_metrics.c[key] for key in TICK_COLUMNS),
+    )
+    .join(hosts, hosts.c.id == gpus.c.host_id)
+    .outerjoin(
+        gpu_metrics,
+        sa.and_(gpu_metrics.c.gpu_id == gpus.c.id, gpu_metrics.c.timestamp_epoch == gpus.c.last_seen),
+    )
+    .where(gpus.c.state != "gone")
+    .order_by(hosts.c.name, gpus.c.gpu_index, sa.func.coalesce(gpus.c.mig_index, -1))
+)
+_NEWEST = (
+    sa.select(gpu_changes.c.gpu_id, gpu_changes.c.metric, sa.func.max(gpu_changes.c.timestamp_epoch).label("at"))
+    .group_by(gpu_changes.c.gpu_id, gpu_changes.c.metric)
+    .subquery()
+)
+_CHANGES_NOW = sa.select(gpu_changes.c.gpu_id, gpu_changes.c.metric, gpu_changes.c.value).join(
+    _NEWEST,
+    sa.and_(
+        gpu_changes.c.gpu_id == _NEWEST.c.gpu_id,
+        gpu_changes.c.metric == _NEWEST.c.metric,
+        gpu_changes.c.timestamp_epoch == _NEWEST.c.at,
+    ),
+)
+_PROCESSES_NOW = (
+    sa.select(
+        process_gpus.c.process_id,
+        process_gpus.c.gpu_id,
+        hosts.c.name.label("host"),
+        gpus.c.gpu_index,
+        gpus.c.mig_index,
+        gpus.c.name.label("gpu_name"),
+        gpus.c.memory_total_mib,
+        gpu_processes.c.pid,
+        gpu_processes.c.name,
+        gpu_processes.c.username,
+        gpu_processes.c.start_time,
+        process_gpus.c.kind,
+        *(process_gpus.c[key] for key in PROCESS_KEYS),
+        process_gpus.c.first_seen,
+        hosts.c.last_seen,
+        process_gpus.c.max_memory,
+        process_gpus.c.avg_memory,
+        process_gpus.c.sample_count,
+        *(programs.c[name] for name in PROGRAM_COLUMNS),
+        process_gpus.c.last_seen.label("settled"),
+    )
+    .select_from(process_gpus)
+    .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
+    .join(hosts, hosts.c.id == gpus.c.host_id)
+    .join(gpu_processes, gpu_processes.c.id == process_gpus.c.process_id)
+    .outerjoin(programs, programs.c.id == gpu_processes.c.program_id)
+    .where(process_gpus.c.active == 1, ANSWERS)
+)
+_PROCESS_NUMBERS = (*PROCESS_KEYS, "max_memory", "avg_memory", "memory_total_mib", "mig_index", "start_time")
+
+
 def gpu_table(engine: Engine) -> pd.DataFrame:
     """One row per GPU that is not gone, in the driver's order: the columns of `gpus`, `host`,
     `host_last_seen`, and the catalogue's metrics as they are now (NaN where not offered)."""
-    query = (
-        sa.select(
-            gpus,
-            hosts.c.name.label("host"),
-            hosts.c.last_seen.label("host_last_seen"),
-            *(gpu_metrics.c[key] for key in TICK_COLUMNS),
-        )
-        .join(hosts, hosts.c.id == gpus.c.host_id)
-        .outerjoin(
-            gpu_metrics,
-            sa.and_(gpu_metrics.c.gpu_id == gpus.c.id, gpu_metrics.c.timestamp_epoch == gpus.c.last_seen),
-        )
-        .where(gpus.c.state != "gone")
-        .order_by(hosts.c.name, gpus.c.gpu_index, sa.func.coalesce(gpus.c.mig_index, -1))
-    )
-    frame = fetch(engine, query)
-    frame = _numbers(frame, *TICK_COLUMNS)
-    changes = fetch(engine, _newest_changes())
-    wide = changes.pivot(index="gpu_id", columns="metric", values="value")
-    wide = wide.reindex(columns=[metric.key for metric in CHANGE_METRICS]).astype("float64")
-    return frame.merge(wide, how="left", left_on="id", right_index=True)
+    with engine.connect() as connection:
+        result = connection.execute(_GPUS_NOW)
+        names = list(result.keys())
+        rows = result.all()
+        changes = {(gpu_id, metric): value for gpu_id, metric, value in connection.execute(_CHANGES_NOW)}
+    table = _columns(names, rows, TICK_COLUMNS)
+    ids = table["id"]
+    for metric in CHANGE_METRICS:
+        values = [changes.get((gpu_id, metric.key)) for gpu_id in ids]
+        table[metric.key] = np.array(values, dtype="float64")
+    return pd.DataFrame(table)
 
 
-def _newest_changes() -> sa.Select[tuple[object, ...]]:
-    newest = (
-        sa.select(
-            gpu_changes.c.gpu_id, gpu_changes.c.metric, sa.func.max(gpu_changes.c.timestamp_epoch).label("at")
-        )
-        .group_by(gpu_changes.c.gpu_id, gpu_changes.c.metric)
-        .subquery()
-    )
-    same = sa.and_(
-        gpu_changes.c.gpu_id == newest.c.gpu_id,
-        gpu_changes.c.metric == newest.c.metric,
-        gpu_changes.c.timestamp_epoch == newest.c.at,
-    )
-    return sa.select(gpu_changes.c.gpu_id, gpu_changes.c.metric, gpu_changes.c.value).join(newest, same)
+def _columns(names: Sequence[str], rows: Sequence[Any], numbers: Iterable[str]) -> dict[str, Any]:
+    """Rows as columns by name, of which `numbers` are float64 with NaN."""
+    wanted = set(numbers)
+    values = zip(*rows, strict=True) if rows else ((),) * len(names)
+    return {
+        name: np.array(column, dtype="float64") if name in wanted else list(column)
+        for name, column in zip(names, values, strict=True)
+    }
 
 
 def history(
@@ -119,55 +167,47 @@ def active_processes(engine: Engine) -> pd.DataFrame:
     decoder_utilization (%), first_seen, last_seen, max_memory, avg_memory (MiB), sample_count, and those of
     `programs` (None where not known).
     """
+    with engine.connect() as connection:
+        result = connection.execute(_PROCESSES_NOW)
+        names = list(result.keys())
+        rows = [list(row) for row in result]
+        place = {name: position for position, name in enumerate(names)}
+        newest = _newest_snapshots(connection, rows, place)
+    first = place[PROCESS_KEYS[0]]
+    for row in rows:
+        changed = newest.get((row[0], row[1]))
+        if changed is not None:
+            row[first : first + len(PROCESS_KEYS)] = changed
+        known = [memory for memory in (row[place["max_memory"]], row[place["memory"]]) if memory is not None]
+        row[place["max_memory"]] = max(known, default=None)
+    rows.sort(key=lambda row: (-(row[place["memory"]] or 0), row[place["pid"]]))
+    table = _columns(names, rows, _PROCESS_NUMBERS)
+    del table["settled"]
+    for name in PROGRAM_COLUMNS:
+        table[name] = np.array(table[name], dtype="object")
+    return pd.DataFrame(table)
+
+
+def _newest_snapshots(
+    connection: Connection, rows: Sequence[Sequence[Any]], place: dict[str, int]
+) -> dict[tuple[int, int], tuple[Any, ...]]:
+    """What has changed since the processes' rows were last brought up to date, by process and GPU."""
+    if not rows:
+        return {}
+    time = process_snapshots.c.timestamp_epoch
     query = (
         sa.select(
-            process_gpus.c.process_id,
-            process_gpus.c.gpu_id,
-            hosts.c.name.label("host"),
-            gpus.c.gpu_index,
-            gpus.c.mig_index,
-            gpus.c.name.label("gpu_name"),
-            gpus.c.memory_total_mib,
-            gpu_processes.c.pid,
-            gpu_processes.c.name,
-            gpu_processes.c.username,
-            gpu_processes.c.program_id,
-            gpu_processes.c.start_time,
-            process_gpus.c.kind,
-            *(process_gpus.c[key] for key in PROCESS_KEYS),
-            process_gpus.c.first_seen,
-            hosts.c.last_seen,
-            process_gpus.c.max_memory,
-            process_gpus.c.avg_memory,
-            process_gpus.c.sample_count,
-            process_gpus.c.last_seen.label("settled"),
+            process_snapshots.c.process_id,
+            process_snapshots.c.gpu_id,
+            *(process_snapshots.c[key] for key in PROCESS_KEYS),
         )
-        .select_from(process_gpus)
-        .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
-        .join(hosts, hosts.c.id == gpus.c.host_id)
-        .join(gpu_processes, gpu_processes.c.id == process_gpus.c.process_id)
-        .where(process_gpus.c.active == 1, ANSWERS)
+        .where(
+            time > min(row[place["settled"]] for row in rows),
+            process_snapshots.c.gpu_id.in_({row[1] for row in rows}),
+        )
+        .order_by(time)
     )
-    frame = fetch(engine, query)
-    if len(frame):
-        # What changed since their rows were last brought up to date.
-        newer = sa.select(process_snapshots).where(
-            process_snapshots.c.timestamp_epoch > int(frame["settled"].min()),
-            process_snapshots.c.gpu_id.in_([int(gpu_id) for gpu_id in frame["gpu_id"].unique()]),
-        )
-        changed = fetch(engine, newer.order_by(process_snapshots.c.timestamp_epoch))
-        pair = ["process_id", "gpu_id"]
-        newest = changed.drop_duplicates(pair, keep="last").set_index(pair)[PROCESS_KEYS]
-        frame = frame.set_index(pair)
-        there = newest.index.intersection(frame.index)
-        frame.loc[there, PROCESS_KEYS] = newest.loc[there].astype("object")
-        frame = frame.reset_index()
-    numbers = ("max_memory", "avg_memory", "memory_total_mib", "mig_index")
-    frame = _numbers(frame, *PROCESS_KEYS, *numbers, "start_time").drop(columns="settled")
-    frame = with_programs(engine, frame)
-    frame["max_memory"] = frame[["max_memory", "memory"]].max(axis=1)
-    order = frame.assign(held=-frame["memory"].fillna(0)).sort_values(["held", "pid"], kind="stable").index
-    return frame.loc[order].reset_index(drop=True)
+    return {(process_id, gpu_id): tuple(values) for process_id, gpu_id, *values in connection.execute(query)}
 
 
 def process_life(
