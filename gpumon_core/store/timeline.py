@@ -11,9 +11,11 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from gpumon_core.metrics import CLOCKS_EVENT_REASONS, PROCESS_METRICS
-from gpumon_core.store.frames import fetch, process_life
+from gpumon_core.store.frames import ANSWERS, LOOK_BACK_S, fetch, process_life
+from gpumon_core.store.history import GAP_STEPS
 from gpumon_core.store.schema import (
     gpu_changes,
+    gpu_metrics,
     gpu_processes,
     gpus,
     hosts,
@@ -27,8 +29,6 @@ from gpumon_core.store.schema import (
 HOUR_S = 3600
 # A stretch no longer than this is read from the ticks, a longer one from the hours.
 FROM_TICKS_S = HOUR_S
-# A process's state is written at least this often: see frames.LOOK_BACK_S.
-LOOK_BACK_S = 900
 # A life no longer than this is read from the ticks, a longer one from the hours.
 LIFE_FROM_TICKS_S = 6 * HOUR_S
 OTHERS = -1
@@ -46,8 +46,7 @@ def lanes(
     all).
     """
     table = process_gpus if of == "process" else model_sessions
-    running = sa.and_(table.c.active == 1, gpus.c.last_seen == hosts.c.last_seen)
-    last = sa.case((running, hosts.c.last_seen), else_=table.c.last_seen)
+    running, last = _running(table), _last_seen(table)
     # What is drawn: from when to when within the stretch, and how much.
     begins = sa.case((table.c.first_seen > start, table.c.first_seen), else_=start)
     ends = sa.case((last < end, last), else_=end)
@@ -68,7 +67,8 @@ def lanes(
         .join(gpus, gpus.c.id == table.c.gpu_id)
         .join(hosts, hosts.c.id == gpus.c.host_id)
         .where(table.c.gpu_id.in_(list(gpu_ids)), table.c.first_seen <= end, last >= start)
-        .order_by(weight.desc())
+        # Of equals always the same, or bars would come and go with every drawing.
+        .order_by(weight.desc(), table.c.first_seen, table.c.process_id, table.c.gpu_id)
         .limit(most)
         .subquery()
     )
@@ -94,116 +94,174 @@ def lanes(
     return frame.drop(columns=["place", "memory_total_mib"]).reset_index(drop=True)
 
 
+def _running(table: sa.Table) -> sa.ColumnElement[bool]:
+    """Whether a row of process_gpus or model_sessions is of now: what was on a GPU that does not answer any more
+    is not known to be there still."""
+    return sa.and_(table.c.active == 1, ANSWERS)
+
+
+def _last_seen(table: sa.Table) -> sa.ColumnElement[int]:
+    """When it was last there. Rows of what goes on are brought up to date now and then: it was seen just now."""
+    return sa.case((_running(table), hosts.c.last_seen), else_=table.c.last_seen)
+
+
 def memory_by_process(
     engine: Engine, gpu_ids: Sequence[int], start: int, end: int, points: int, most: int
 ) -> pd.DataFrame:
     """How much GPU memory each process held between `start` and `end`, summed over some GPUs, step by step.
 
     Columns: timestamp_epoch (the beginning of a step; the steps are of equal length), and one for each of the
-    `most` largest processes, by its id, the largest first, and OTHERS where there are more; MiB as float64. Within
-    an hour the values are those of the ticks; of longer stretches the means of the hours, between a process's
-    first and last tick.
+    `most` largest processes, by its id, the largest first, and OTHERS where there are more; MiB as float64. A
+    step tells what was held at its beginning. Within an hour, and where the ticks are kept, the values are those
+    of the ticks, and while nobody recorded there are none; else they are the means of the hours, between a
+    process's first and last tick.
     """
     step = max(1, -(-(end - start) // max(1, points)))
     count = max(1, -(-(end - start) // step))
-    read = _from_ticks if end - start <= FROM_TICKS_S else _from_hours
-    pieces = read(engine, gpu_ids, start, end)
+    by_tick = end - start <= FROM_TICKS_S and _ticks_are_kept(engine, start - LOOK_BACK_S)
+    pieces = (_from_ticks if by_tick else _from_hours)(engine, gpu_ids, start, end)
     if not len(pieces):
         return pd.DataFrame({"timestamp_epoch": pd.Series(dtype="int64")})
     first = np.clip(np.ceil((pieces["from"].to_numpy() - start) / step), 0, count).astype("int64")
     last = np.clip(np.ceil((pieces["to"].to_numpy() - start) / step), 0, count).astype("int64")
-    ids, columns = np.unique(pieces["process_id"].to_numpy(), return_inverse=True)
-    # What begins and what ends at each step; the sum of both so far is what is there.
-    grid = np.zeros((count + 1, len(ids)))
-    memory = pieces["memory"].to_numpy()
-    # Who came and went between two steps is in the step before its end; of others, what is between them is no
-    # step.
+    ids, columns = np.unique(pieces["process_id"].to_numpy("int64"), return_inverse=True)
+    # Who came and went between two steps is in the step that it began in, with the most that it held there.
     unseen = np.bincount(columns, weights=last - first)[columns] == 0
-    largest = pieces.assign(unseen=unseen, memory=memory)[unseen].groupby("process_id")["memory"].idxmax()
-    brief = pieces.index.isin(largest)
-    first = np.where(brief, np.clip(first - 1, 0, count - 1), first)
-    last = np.where(brief, first + 1, last)
-    np.add.at(grid, (first, columns), memory)
-    np.add.at(grid, (last, columns), -memory)
-    held = np.cumsum(grid[:count], axis=0).clip(min=0)
-    order = np.argsort(-held.sum(axis=0), kind="stable")
-    top, rest = order[:most], order[most:]
+    brief = pieces[unseen].groupby(["process_id", "gpu_id"])["memory"].idxmax().to_numpy()
+    first[brief] = np.clip(first[brief] - 1, 0, count - 1)
+    last[brief] = first[brief] + 1
+    memory = pieces["memory"].to_numpy()
+    order = np.argsort(-np.bincount(columns, weights=memory * (last - first)), kind="stable")
+    # All that are not among the largest share one column, the last.
+    place = np.empty(len(ids), dtype="int64")
+    place[order] = np.arange(len(ids)).clip(max=most)
+    # What begins and what ends at each step; the sum of both so far is what is there.
+    grid = np.zeros((count + 1, most + 1))
+    np.add.at(grid, (first, place[columns]), memory)
+    np.add.at(grid, (last, place[columns]), -memory)
+    held = np.cumsum(grid[:count], axis=0).clip(min=0).round(1)
+    names = [*(int(number) for number in ids[order[:most]]), *([OTHERS] if len(ids) > most else [])]
     table: dict[Any, Any] = {"timestamp_epoch": start + step * np.arange(count, dtype="int64")}
-    table |= {int(ids[column]): held[:, column].round(1) for column in top if held[:, column].any()}
-    if held[:, rest].any():
-        table[OTHERS] = held[:, rest].sum(axis=1).round(1)
-    return pd.DataFrame(table)
+    return pd.DataFrame(table | {name: held[:, at] for at, name in enumerate(names) if held[:, at].any()})
 
 
-def _from_ticks(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) -> pd.DataFrame:
-    """Pieces of constant memory: process_id, from, to, memory."""
-    table = process_snapshots
-    query = sa.select(
-        table.c.process_id, table.c.gpu_id, table.c.timestamp_epoch, table.c.memory, table.c.present
-    ).where(
-        table.c.timestamp_epoch >= start - LOOK_BACK_S,
-        table.c.timestamp_epoch <= end,
-        table.c.gpu_id.in_(list(gpu_ids)),
+def _ticks_are_kept(engine: Engine, since: int) -> bool:
+    """Whether every tick of processes from `since` on (UTC seconds) is there, rather than only their hours."""
+    oldest = sa.select(
+        sa.select(sa.func.min(process_snapshots.c.timestamp_epoch)).scalar_subquery().label("tick"),
+        sa.select(sa.func.min(gpu_processes.c.first_seen)).scalar_subquery().label("ever"),
     )
+    with engine.connect() as connection:
+        tick, ever = connection.execute(oldest).one()
+    # The ledger outlives the ticks: where both begin together, nothing has been forgotten.
+    return tick is not None and (tick <= since or ever is None or tick <= ever)
+
+
+def _numbers(engine: Engine, query: sa.Select[Any], names: Sequence[str]) -> pd.DataFrame:
+    """The rows of a query of numbers, as float64: the driver's own tuples, many times faster than SQLAlchemy's."""
     with engine.connect() as connection:
         cursor = connection.execute(query).cursor
         rows = cursor.fetchall() if cursor is not None else []
-    frame = pd.DataFrame(
-        np.array(rows, dtype="float64").reshape(len(rows), 5),
-        columns=["process_id", "gpu_id", "from", "memory", "present"],
-    ).sort_values(["process_id", "gpu_id", "from"], kind="stable")
-    # A row holds until its next one, and none for longer than they are apart at most.
-    following = frame.groupby(["process_id", "gpu_id"], sort=False)["from"].shift(-1)
-    frame["to"] = following.fillna(np.inf).clip(upper=frame["from"] + LOOK_BACK_S).clip(upper=end)
-    there = (frame["present"] == 1) & frame["memory"].notna() & (frame["to"] > start)
-    return frame[there].reset_index(drop=True)
+    return pd.DataFrame(np.array(rows, dtype="float64").reshape(len(rows), len(names)), columns=list(names))
+
+
+def _from_ticks(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) -> pd.DataFrame:
+    """Pieces of constant memory: process_id, gpu_id, from, to, memory."""
+    table = process_snapshots.c
+    query = sa.select(table.process_id, table.gpu_id, table.timestamp_epoch, table.memory, table.present).where(
+        table.timestamp_epoch >= start - LOOK_BACK_S,
+        table.timestamp_epoch <= end,
+        table.gpu_id.in_(list(gpu_ids)),
+    )
+    frame = _numbers(engine, query, ("process_id", "gpu_id", "from", "memory", "present"))
+    frame = frame.sort_values(["process_id", "gpu_id", "from"], kind="stable")
+    # A row holds until its process's next one on that GPU.
+    frame["to"] = frame.groupby(["process_id", "gpu_id"], sort=False)["from"].shift(-1).fillna(np.inf)
+    frame = frame[(frame["present"] == 1) & frame["memory"].notna()]
+    # And only while the GPU had ticks: in a gap nothing is known.
+    frame = frame.merge(_ticked(engine, gpu_ids, start, end), on="gpu_id")
+    frame["from"] = frame[["from", "since"]].max(axis=1)
+    frame["to"] = frame[["to", "until"]].min(axis=1)
+    return frame[(frame["to"] > frame["from"]) & (frame["to"] > start)].reset_index(drop=True)
+
+
+def _ticked(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) -> pd.DataFrame:
+    """When GPUs were sampled without a gap: gpu_id, since, until (the second after the last tick)."""
+    time = gpu_metrics.c.timestamp_epoch
+    gpu: dict[str, Any] = {"partition_by": gpu_metrics.c.gpu_id, "order_by": time}
+    ticks = (
+        sa.select(
+            gpu_metrics.c.gpu_id,
+            time,
+            (time - sa.func.lag(time).over(**gpu)).label("before"),
+            (sa.func.lead(time).over(**gpu) - time).label("after"),
+        )
+        .where(gpu_metrics.c.gpu_id.in_(list(gpu_ids)), time >= start - LOOK_BACK_S, time <= end)
+        .subquery()
+    )
+    pause = GAP_STEPS * hosts.c.interval_s
+    begins, ends = (
+        sa.case((ticks.c[side].is_(None), 1), (ticks.c[side] > pause, 1), else_=0) for side in ("before", "after")
+    )
+    query = (
+        sa.select(ticks.c.gpu_id, ticks.c.timestamp_epoch, begins, ends)
+        .join(gpus, gpus.c.id == ticks.c.gpu_id)
+        .join(hosts, hosts.c.id == gpus.c.host_id)
+        .where(sa.or_(begins == 1, ends == 1))
+        .order_by(ticks.c.gpu_id, ticks.c.timestamp_epoch)
+    )
+    edges = _numbers(engine, query, ("gpu_id", "at", "begins", "ends"))
+    # Each beginning is followed by its end, which may be the same tick.
+    opened, closed = edges[edges["begins"] == 1], edges[edges["ends"] == 1]
+    return pd.DataFrame(
+        {
+            "gpu_id": opened["gpu_id"].to_numpy(),
+            "since": opened["at"].to_numpy(),
+            "until": closed["at"].to_numpy() + 1,
+        }
+    )
 
 
 def _from_hours(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) -> pd.DataFrame:
-    """Pieces of constant memory: process_id, from, to, memory."""
+    """Pieces of constant memory: process_id, gpu_id, from, to, memory."""
     hours = process_hours.c
     query = (
         sa.select(
-            hours.process_id,
-            hours.timestamp_epoch,
-            sa.func.sum(hours.memory_mib_s).label("memory_mib_s"),
-            sa.func.sum(hours.seconds).label("seconds"),
-            process_gpus.c.first_seen,
-            sa.case((process_gpus.c.active == 1, end), else_=process_gpus.c.last_seen).label("last_seen"),
+            *(hours.process_id, hours.gpu_id, hours.timestamp_epoch, hours.memory_mib_s, hours.seconds),
+            *(process_gpus.c.first_seen, _last_seen(process_gpus)),
         )
         .join(
             process_gpus,
             sa.and_(process_gpus.c.process_id == hours.process_id, process_gpus.c.gpu_id == hours.gpu_id),
         )
+        .join(gpus, gpus.c.id == hours.gpu_id)
+        .join(hosts, hosts.c.id == gpus.c.host_id)
         .where(
             hours.timestamp_epoch > start - HOUR_S,
             hours.timestamp_epoch <= end,
             hours.gpu_id.in_(list(gpu_ids)),
         )
-        .group_by(
-            hours.process_id,
-            hours.gpu_id,
-            hours.timestamp_epoch,
-            process_gpus.c.first_seen,
-            process_gpus.c.last_seen,
-            process_gpus.c.active,
-        )
     )
-    frame = fetch(engine, query).astype("float64")
+    names = ("process_id", "gpu_id", "hour", "memory_mib_s", "seconds", "first_seen", "last_seen")
+    frame = _numbers(engine, query, names)
+    # An hour in which it began to run another program has two rows.
+    same = ["process_id", "gpu_id", "hour"]
+    if frame.duplicated(same).any():
+        first = dict.fromkeys(("first_seen", "last_seen"), "first")
+        frame = frame.groupby(same, as_index=False).agg({"memory_mib_s": "sum", "seconds": "sum"} | first)
     frame["memory"] = frame["memory_mib_s"] / frame["seconds"].where(frame["seconds"] > 0)
-    frame["from"] = frame["timestamp_epoch"].clip(lower=frame["first_seen"])
-    frame["to"] = (frame["timestamp_epoch"] + HOUR_S).clip(upper=frame["last_seen"] + 1)
-    return frame[(frame["to"] > frame["from"]) & (frame["to"] > start) & frame["memory"].notna()].reset_index(
-        drop=True
-    )
+    frame["from"] = frame["hour"].clip(lower=frame["first_seen"])
+    frame["to"] = (frame["hour"] + HOUR_S).clip(upper=frame["last_seen"] + 1)
+    there = (frame["to"] > frame["from"]) & (frame["to"] > start) & (frame["from"] <= end)
+    return frame[there & frame["memory"].notna()].reset_index(drop=True)
 
 
 def life(engine: Engine, process_id: int, points: int) -> tuple[pd.DataFrame, bool]:
     """One process over its life, in about `points` steps per GPU, and whether these are means of the hours.
 
-    Columns: gpu_id, timestamp_epoch, and of each process metric its mean, `<metric>_min` and `<metric>_max`; the
-    SM utilization of an hour is the busy time that was its part of the GPU's. Ticks are read where they are kept
-    for all of it.
+    Columns: gpu_id, timestamp_epoch, and of each process metric its mean, `<metric>_min` and `<metric>_max`, as
+    float64; the SM utilization of an hour is the busy time that was its part of the GPU's. Ticks are read where
+    they are kept for all of it. While it was not there, or nobody recorded, is one row of NaN.
     """
     with engine.connect() as connection:
         span = connection.execute(
@@ -211,11 +269,14 @@ def life(engine: Engine, process_id: int, points: int) -> tuple[pd.DataFrame, bo
                 gpu_processes.c.id == process_id
             )
         ).first()
-    if span is None or span.last_seen - span.first_seen > LIFE_FROM_TICKS_S:
-        return _life_by_hours(engine, process_id), True
+    if span is None:
+        return _life_by_hours(engine, process_id, 0, 0), True
+    long = span.last_seen - span.first_seen > LIFE_FROM_TICKS_S
+    if long or not _ticks_are_kept(engine, span.first_seen):
+        return _life_by_hours(engine, process_id, span.first_seen, span.last_seen), True
     ticks = process_life(engine, process_id)
     if ticks.empty:
-        return _life_by_hours(engine, process_id), True
+        return _life_by_hours(engine, process_id, span.first_seen, span.last_seen), True
     step = max(1, (span.last_seen - span.first_seen) // max(1, points))
     bucket = ticks["timestamp_epoch"] - ticks["timestamp_epoch"] % step
     grouped = ticks.drop(columns="timestamp_epoch").groupby([ticks["gpu_id"], bucket.rename("timestamp_epoch")])
@@ -224,10 +285,20 @@ def life(engine: Engine, process_id: int, points: int) -> tuple[pd.DataFrame, bo
     parts |= {f"{key}_min": grouped[key].min() for key in keys} | {
         f"{key}_max": grouped[key].max() for key in keys
     }
-    return pd.DataFrame(parts).reset_index(), False
+    return _with_gaps(pd.DataFrame(parts).reset_index()), False
 
 
-def _life_by_hours(engine: Engine, process_id: int) -> pd.DataFrame:
+def _with_gaps(frame: pd.DataFrame, longest: float | None = None) -> pd.DataFrame:
+    """Add a row of NaN between the rows of a GPU that are further apart than `longest` seconds (by default a few
+    times what is usual in the frame), so that no line leads across."""
+    apart = frame.groupby("gpu_id")["timestamp_epoch"].diff()
+    wide = apart > (GAP_STEPS * apart.median() if longest is None else longest)
+    gaps = frame.loc[wide, ["gpu_id", "timestamp_epoch"]]
+    gaps["timestamp_epoch"] -= (apart[wide] / 2).astype("int64")
+    return pd.concat([frame, gaps]).sort_values(["gpu_id", "timestamp_epoch"], ignore_index=True)
+
+
+def _life_by_hours(engine: Engine, process_id: int, first_seen: int, last_seen: int) -> pd.DataFrame:
     hours = process_hours.c
     query = (
         sa.select(
@@ -236,7 +307,12 @@ def _life_by_hours(engine: Engine, process_id: int) -> pd.DataFrame:
             *(sa.func.sum(hours[name]).label(name) for name in ("seconds", "busy_s", "memory_mib_s")),
             sa.func.max(hours.max_memory).label("memory_max"),
         )
-        .where(hours.process_id == process_id)
+        # The table is ordered by time: without it all of it would be read.
+        .where(
+            hours.process_id == process_id,
+            hours.timestamp_epoch > first_seen - HOUR_S,
+            hours.timestamp_epoch <= last_seen,
+        )
         .group_by(hours.gpu_id, hours.timestamp_epoch)
         .order_by(hours.gpu_id, hours.timestamp_epoch)
     )
@@ -245,17 +321,20 @@ def _life_by_hours(engine: Engine, process_id: int) -> pd.DataFrame:
     frame["memory"] = frame.pop("memory_mib_s") / seconds
     frame["sm_utilization"] = 100 * frame.pop("busy_s") / seconds
     frame["memory_max"] = frame["memory_max"].astype("float64")
+    # Where no memory was told, none was held for no time: it is not 0.
+    frame["memory"] = frame["memory"].where(frame["memory_max"].notna())
     for metric in PROCESS_METRICS:
         for name in (metric.key, f"{metric.key}_min", f"{metric.key}_max"):
             if name not in frame:
                 frame[name] = frame.get(metric.key, np.nan)
-    return frame.drop(columns="seconds")
+    return _with_gaps(frame.drop(columns="seconds"), HOUR_S)
 
 
 def throttling(engine: Engine, gpu_id: int, start: int, end: int) -> pd.DataFrame:
     """Why a GPU's clocks were held down between `start` and `end`: one row per reason and stretch of time.
 
-    Columns: reason (of metrics.CLOCKS_EVENT_REASONS), first, last (UTC seconds).
+    Columns: reason (of metrics.CLOCKS_EVENT_REASONS), first, last (UTC seconds). Nothing is said of the time after
+    the GPU's newest tick.
     """
     at, chosen = (
         gpu_changes.c.timestamp_epoch,
@@ -268,14 +347,21 @@ def throttling(engine: Engine, gpu_id: int, start: int, end: int) -> pd.DataFram
         .order_by(at)
     )
     changes = fetch(engine, query).to_numpy("float64")
+    with engine.connect() as connection:
+        ticks = sa.select(sa.func.max(gpu_metrics.c.timestamp_epoch)).where(gpu_metrics.c.gpu_id == gpu_id)
+        # Of a GPU that has been gone for long the ticks are forgotten.
+        known = sa.func.coalesce(ticks.scalar_subquery(), gpus.c.last_seen)
+        newest = connection.execute(sa.select(known).where(gpus.c.id == gpu_id)).scalar()
+    until = min(end, start if newest is None else int(newest))
     rows = []
     for reason in CLOCKS_EVENT_REASONS:
         since: float | None = None
-        for moment, value in [*changes, (float(end), 0.0)]:
+        for moment, value in [*changes, (float(until), 0.0)]:
             on = not np.isnan(value) and bool(int(value) & reason.bit)
             if on and since is None:
                 since = max(moment, start)
             elif not on and since is not None:
-                rows.append((reason.label, int(since), int(moment)))
+                if moment >= since:
+                    rows.append((reason.label, int(since), int(moment)))
                 since = None
     return pd.DataFrame(rows, columns=["reason", "first", "last"])
