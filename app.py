@@ -10,6 +10,7 @@ import logging
 import secrets
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict
@@ -26,6 +27,10 @@ from gpumon_core.settings import SettingsError, check_data_dir, unknown_variable
 from pages.ui import assets
 
 log = logging.getLogger("gpumon_core.server")
+
+# So long a failure of a page keeps its reference, and so many of them are kept in mind.
+TOLD_FOR_S, MOST_TOLD = 60.0, 100
+_told: dict[str, tuple[str, float]] = {}
 
 
 def _prepare_pages() -> None:
@@ -66,8 +71,15 @@ def healthz(_: Request) -> JSONResponse:
 
 def show_script_error(error: Exception) -> bool:
     """A page's failure as one sentence for its reader; the log has the rest under the same reference."""
-    reference = secrets.token_hex(4)
-    log.error("page error %s", reference, exc_info=error)
+    kind = f"{type(error).__name__}: {error}"
+    reference, since = _told.get(kind, ("", 0.0))
+    if time.monotonic() - since > TOLD_FOR_S:
+        # A part that is drawn with every sample fails with every sample: the log hears of it now and then.
+        reference = secrets.token_hex(4)
+        if len(_told) >= MOST_TOLD:
+            _told.clear()
+        _told[kind] = reference, time.monotonic()
+        log.error("page error %s", reference, exc_info=error)
     st.error(
         f"This part of the page could not be drawn. The log says why, under the reference **{reference}**.",
         icon=":material/error:",

@@ -19,6 +19,7 @@ import pandas as pd
 
 from gpumon_core import figures
 from gpumon_core import format as fmt
+from gpumon_core.health import fresh_within_s
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, Level, Metric, throttled_by
 
 # What is drawn over time, and what is a word at the foot of a card.
@@ -28,7 +29,8 @@ TREND_METRICS: Sequence[str] = TRENDS
 CARD_METRICS = tuple(GPU_METRICS_BY_KEY[key] for key in (*TRENDS, "memory", *DETAIL, "clocks_event_reasons"))
 # Of a GPU and of a process, what stands on a card beside the metrics.
 FACTS = (
-    *("id", "parent_id", "host", "gpu_index", "mig_index", "name", "uuid", "state", "last_seen", "host_last_seen"),
+    *("id", "parent_id", "host", "gpu_index", "mig_index", "name", "uuid", "state"),
+    *("last_seen", "host_last_seen", "host_interval_s"),
     *("memory_total_mib", "power_limit_w"),
 )
 WHO = ("gpu_id", "pid", "name", "username", "workload", "model", "memory")
@@ -62,13 +64,15 @@ STYLE = f"<style>{Path(__file__).with_suffix('.css').read_text(encoding='utf-8')
 @dataclass(frozen=True, slots=True)
 class Scene:
     """What cards have beside their GPU: trends and processes by GPU id, the time from and to which trends reach,
-    the place of each workload's colour, and whether there are several hosts."""
+    the place of each workload's colour, whether there are several hosts, and the time of the newest sample of
+    any."""
 
     trends: Mapping[int, Trend] = field(default_factory=dict)
     processes: Mapping[int, Sequence[Mapping[Any, Any]]] = field(default_factory=dict)
     span: tuple[int, int] = (0, 1)
     workloads: Mapping[str, int] = field(default_factory=dict)
     with_host: bool = False
+    latest: float = 0.0
 
 
 def overview(
@@ -77,6 +81,7 @@ def overview(
     processes: pd.DataFrame,
     workloads: Sequence[str],
     span: tuple[int, int],
+    with_host: bool | None = None,
 ) -> str:
     """All cards. `gpus` as from frames.gpu_table, `trend` as from frames.history of TREND_METRICS over `span` (UTC
     seconds), `processes` as from frames.active_processes, `workloads` in the order that gives them their
@@ -86,7 +91,8 @@ def overview(
         _by_gpu(processes),
         span,
         {name: place for place, name in enumerate(workloads)},
-        gpus["host"].nunique() > 1,
+        gpus["host"].nunique() > 1 if with_host is None else with_host,
+        span[1],
     )
     rows = _records(gpus, [*FACTS, *(metric.key for metric in CARD_METRICS)])
     instances: dict[int, list[Mapping[Any, Any]]] = {}
@@ -157,7 +163,7 @@ def host_line(hosts: pd.DataFrame, gpus: pd.DataFrame) -> str:
 
 def card(gpu: Mapping[Any, Any], scene: Scene, instances: Sequence[Mapping[Any, Any]] = ()) -> str:
     """One GPU's card, with its MIG instances on it."""
-    word, css, why = state(gpu)
+    word, css, why = state(gpu, scene.latest)
     title = _title(gpu, scene.with_host)
     name = gpu["name"] or "unknown model"
     body = f'<div class="gm-note">{escape(why)}</div>' if css == "lost" else _body(gpu, scene, instances)
@@ -165,7 +171,7 @@ def card(gpu: Mapping[Any, Any], scene: Scene, instances: Sequence[Mapping[Any, 
         f"{metric.label} {fmt.value(metric, gpu[metric.key])}"
         for metric in (GPU_METRICS_BY_KEY[key] for key in ("utilization", "memory", "temperature"))
     ]
-    link = "/gpu?" + urlencode({"gpu": _title(gpu, scene.with_host).replace(" · ", " ")})
+    link = "gpu?" + urlencode({"gpu": _title(gpu, scene.with_host).replace(" · ", " ")})
     return (
         f'<div class="gm-card {css}" role="listitem" aria-label="{escape(", ".join(facts))}" '
         f'data-uuid="{escape(gpu["uuid"])}"><div class="gm-head">'
@@ -204,7 +210,7 @@ def _body(gpu: Mapping[Any, Any], scene: Scene, instances: Sequence[Mapping[Any,
 def _instance(gpu: Mapping[Any, Any], scene: Scene) -> str:
     """A MIG instance on its GPU's card."""
     mine = scene.processes.get(gpu["id"], ())
-    word, css, _ = state(gpu)
+    word, css, _ = state(gpu, scene.latest)
     name = str(gpu["name"] or "").rsplit(" MIG ", 1)[-1]
     return (
         f'<div class="gm-part" role="group" aria-label="MIG instance {int(gpu["mig_index"])}, {escape(word)}" '
@@ -214,9 +220,12 @@ def _instance(gpu: Mapping[Any, Any], scene: Scene) -> str:
     )
 
 
-def state(gpu: Mapping[Any, Any]) -> tuple[str, str, str]:  # noqa: PLR0911 - one for each state
+def state(gpu: Mapping[Any, Any], latest: float = 0.0) -> tuple[str, str, str]:  # noqa: PLR0911 - one for each state
     """What a GPU is doing in a word, the CSS class of that word, and a sentence about it."""
     since = fmt.duration(gpu["host_last_seen"] - gpu["last_seen"])
+    if latest - gpu["host_last_seen"] > fresh_within_s(gpu["host_interval_s"]):
+        silent = fmt.duration(latest - gpu["host_last_seen"])
+        return "Stale", "lost", f"No sample from its machine for {silent}. Look at the recorder there."
     if gpu["state"] == "hung":
         return (
             "Hung",

@@ -160,9 +160,12 @@ def _database(url: str, settings: Settings) -> Iterator[Finding]:
         with engine.connect() as connection:
             revision = database.revision(connection)
     except sa.exc.DBAPIError as error:
-        yield Finding(
-            "problem", "database", f"{mask_password(url)}: {error.orig}", "Move the file away; a new one is made."
+        remedy = (
+            "Move the file away; a new one is made."
+            if database.is_damage(error)
+            else "Look at what else uses it, and at GPUMON_DATABASE_URL."
         )
+        yield Finding("problem", "database", f"{mask_password(url)}: {error.orig}", remedy)
         return
     finally:
         engine.dispose()

@@ -21,8 +21,9 @@ Status = Literal["ok", "stale", "degraded", "no_driver"]
 class Health:
     """status: ok; degraded (fresh samples, but something is wrong: a lost GPU, failing ticks);
     stale (no fresh sample); no_driver (none because NVML cannot be used). `newest` is the time of the
-    newest sample in UTC seconds, `age_s` its age; `lost` counts GPUs that do not answer, `hung` those of
-    them in whose driver call a thread still waits; `interval` those whose utilization is a mean."""
+    newest sample in UTC seconds, `age_s` its age, `interval_s` the seconds between two; `latest` is the time of
+    the newest sample of any host; `lost` counts GPUs that do not answer, `hung` those of them in whose driver call
+    a thread still waits, `by_interval` those whose utilization is a mean."""
 
     status: Status
     state: State
@@ -34,6 +35,7 @@ class Health:
     hung: int = 0
     by_interval: int = 0
     vitals: Vitals | None = None
+    latest: int | None = None
 
     @property
     def fresh(self) -> bool:
@@ -68,21 +70,27 @@ def fresh_within_s(interval_s: float) -> float:
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What the database says of the recording: the newest sample's time (UTC seconds) and interval, the state of
-    every GPU, and how many of them have a utilization that is a mean over the interval."""
+    every GPU, how many of them have a utilization that is a mean over the interval, and the time of the newest
+    sample of any host."""
 
     newest: int | None = None
     interval_s: float | None = None
     states: tuple[str, ...] = ()
     by_interval: int = 0
+    latest: int | None = None
 
 
-def read(engine: Engine, host: str) -> Reading:
-    """Read this host's newest tick; of a database without the host's ticks that of its newest host.
+def read(engine: Engine, host: str | None) -> Reading:
+    """Read a host's newest tick; without one, or of a database without its ticks, that of the newest host.
     Raises sqlalchemy.exc.DBAPIError."""
+    order: list[sa.UnaryExpression[Any]] = [hosts.c.last_seen.desc()]
+    if host is not None:
+        order.insert(0, (hosts.c.name == host).desc())
+    latest = sa.select(sa.func.max(hosts.c.last_seen)).scalar_subquery()
     with engine.connect() as connection:
         newest = connection.execute(
-            sa.select(hosts.c.id, hosts.c.last_seen, hosts.c.interval_s)
-            .order_by((hosts.c.name == host).desc(), hosts.c.last_seen.desc())
+            sa.select(hosts.c.id, hosts.c.last_seen, hosts.c.interval_s, latest.label("latest"))
+            .order_by(*order)
             .limit(1)
         ).first()
         if newest is None:
@@ -94,6 +102,7 @@ def read(engine: Engine, host: str) -> Reading:
         newest.interval_s,
         tuple(row.state for row in found),
         sum(row.sampling == "interval" for row in found),
+        newest.latest,
     )
 
 
@@ -121,6 +130,7 @@ def judge(reading: Reading, state: State, interval_s: float, vitals: Vitals | No
         hung,
         reading.by_interval,
         vitals,
+        reading.latest,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
 
 from gpumon_core import health
 from gpumon_core.recorder import Recorder, State
@@ -18,6 +20,8 @@ from gpumon_core.vitals import Vitals
 
 if TYPE_CHECKING:
     from gpumon_core.doctor import Finding
+
+log = logging.getLogger(__name__)
 
 _guard = threading.Lock()
 _recorder: Recorder | None = None
@@ -67,9 +71,9 @@ def vitals() -> Vitals | None:
     return None if _recorder is None else _recorder.vitals
 
 
-def engine() -> Engine:
-    """A read-only engine on the database that is being shown now."""
-    return _engine(state().database_url)
+def engine(url: str | None = None) -> Engine:
+    """A read-only engine on a database, by default the one that is being shown now."""
+    return _engine(url or state().database_url)
 
 
 @lru_cache(maxsize=4)
@@ -83,11 +87,11 @@ ELSEWHERE_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class _Looked:
-    """What was read, when, and what it was good for."""
+    """What was read, or went wrong, when, and what it was good for."""
 
     key: tuple[str, int | None]
     at: float
-    reading: health.Reading
+    reading: health.Reading | DBAPIError
 
 
 _looking = threading.Lock()
@@ -105,9 +109,20 @@ def check_health() -> health.Health:
     # Those who come together wait for the one who asks.
     with _looking:
         found = _looked
+        if found is not None and isinstance(found.reading, DBAPIError):
+            good_for, key = min(ELSEWHERE_S, good_for), (now_is.database_url, None)
         if found is None or found.key != key or time.monotonic() - found.at > good_for:
-            reading = health.read(_engine(now_is.database_url), settings().host_name)
+            # One that records is judged by its own ticks, another by whoever's are the newest.
+            host = settings().host_name if records else None
+            reading: health.Reading | DBAPIError
+            try:
+                reading = health.read(_engine(now_is.database_url), host)
+            except DBAPIError as error:
+                # A server that is away is not waited for by one viewer after the other.
+                reading, key = error, (now_is.database_url, None)
             found = _looked = _Looked(key, time.monotonic(), reading)
+    if isinstance(found.reading, DBAPIError):
+        raise found.reading
     return health.judge(found.reading, now_is, settings().interval, counts)
 
 
@@ -139,17 +154,24 @@ def examination() -> Examination:
     with _guard:
         found = _examination
         if found is None or (found.done and time.monotonic() - found.began > EXAMINED_FOR_S):
-            found = _examination = Examination((), time.monotonic(), False)
-            threading.Thread(target=_examine, args=(found.began,), name="doctor", daemon=True).start()
+            # What was found before stands until the new findings are complete.
+            found = _examination = Examination(found.findings if found else (), time.monotonic(), False)
+            threading.Thread(target=_examine, args=(found,), name="doctor", daemon=True).start()
     return found
 
 
-def _examine(began: float) -> None:
+def _examine(before: Examination) -> None:
     global _examination  # noqa: PLW0603
-    from gpumon_core.doctor import examine
+    from gpumon_core.doctor import Finding, examine
 
     findings: list[Finding] = []
-    for finding in examine(settings()):
-        findings.append(finding)
-        _examination = Examination(tuple(findings), began, False)
-    _examination = Examination(tuple(findings), began, True)
+    try:
+        for finding in examine(settings()):
+            findings.append(finding)
+            if not before.findings:
+                _examination = Examination(tuple(findings), before.began, False)
+    except Exception as error:
+        # Whatever it meets, the page says so, and it is tried again later.
+        log.exception("the examination of this machine was broken off")
+        findings.append(Finding("problem", "doctor", f"broken off: {error!r}", "The log says more."))
+    _examination = Examination(tuple(findings), before.began, True)

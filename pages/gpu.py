@@ -14,11 +14,11 @@ from pages.ui import charts, chrome, data, filters
 OPEN = (Group.COMPUTE, Group.MEMORY, Group.CLOCKS, Group.THERMALS)
 
 found = chrome.ready()
-if found is not None and found.newest is not None:
+if found is not None and found.latest is not None:
     gpus = data.gpu_table(data.tick(found))
     named = filters.named_gpus(gpus)
     chosen = st.sidebar.selectbox("GPU", list(named), key="gpu", bind="query-params", disabled=len(named) < 2)
-    window = filters.window([name for name in filters.RANGES if name != "15m"], "1h", found.newest)
+    window = filters.window([name for name in filters.RANGES if name != "15m"], "1h", found.latest)
     groups = st.sidebar.pills(
         "Charts",
         [str(group) for group in Group],
@@ -80,5 +80,5 @@ def values(gpu: pd.Series) -> None:
         st.html(chrome.groups_html(shown))
 
 
-refresh = None if found is None or found.newest is None else charts.refresh_s(window)
+refresh = None if found is None or found.latest is None else charts.refresh_s(window)
 chrome.live("GPU", body, min(refresh, 10.0) if refresh is not None else None)

@@ -14,9 +14,9 @@ DEFAULT = tuple(GPU_METRICS_BY_KEY[key].label for key in ("utilization", "memory
 LANES: dict[str, Literal["process", "model"] | None] = {"Processes": "process", "Models": "model", "Off": None}
 
 found = chrome.ready()
-if found is not None and found.newest is not None:
+if found is not None and found.latest is not None:
     gpus = data.gpu_table(data.tick(found))
-    window = filters.window(list(filters.RANGES), "1h", found.newest)
+    window = filters.window(list(filters.RANGES), "1h", found.latest)
     chosen_gpus = filters.gpu_filter(gpus)
     offered = charts.offered(gpus)
     chosen_metrics = st.sidebar.multiselect(
@@ -56,5 +56,5 @@ def body(now: Health) -> None:
     )
 
 
-refresh = None if found is None or found.newest is None else charts.refresh_s(window)
+refresh = None if found is None or found.latest is None else charts.refresh_s(window)
 chrome.live("History", body, refresh)

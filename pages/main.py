@@ -6,6 +6,9 @@ import gc
 from pathlib import Path
 
 import streamlit as st
+from sqlalchemy.exc import DBAPIError
+
+from pages.ui import chrome
 
 
 @st.cache_resource(show_spinner=False)
@@ -67,5 +70,9 @@ page = st.navigation(
     ],
     position="top",
 )
-page.run()
+try:
+    page.run()
+except DBAPIError as error:
+    # Of what stands around the page's own fragment, which deals with its errors itself.
+    chrome.unreachable(error)
 settle()

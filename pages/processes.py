@@ -24,7 +24,7 @@ STATES = ("running", "ended")
 REFRESH_S = 10.0
 
 found = chrome.ready()
-if found is not None and found.newest is not None:
+if found is not None and found.latest is not None:
     at = data.minute(found)
     text = st.sidebar.text_input(
         "Name, command or PID",
@@ -34,7 +34,7 @@ if found is not None and found.newest is not None:
         live=True,
         type="search",
     )
-    window = filters.window(RANGES, "24h", found.newest, "Seen within")
+    window = filters.window(RANGES, "24h", found.latest, "Seen within")
     gpus = data.gpu_table(data.tick(found))
     chosen_gpus = filters.gpu_filter(gpus)
     users = filters.user_filter(at)
@@ -50,6 +50,10 @@ if found is not None and found.newest is not None:
         "More columns", tables.ON_DEMAND, placeholder="None", key="columns", bind="query-params"
     )
 zone = chrome.zone()
+if "process_history" not in st.session_state:
+    # The table is new on this page: no row of it is chosen.
+    for name in ("process", "shown_of", "shown_ids"):
+        st.session_state.pop(name, None)
 
 
 def wanted(newest: int) -> ProcessFilter:
@@ -73,9 +77,9 @@ def wanted(newest: int) -> ProcessFilter:
 
 def body(now: Health) -> None:
     """The table, and what the chosen row has to tell."""
-    assert now.newest is not None
+    assert now.latest is not None
     # What is younger than this page's rhythm need not be asked for anew.
-    chosen = wanted(now.newest - now.newest % int(REFRESH_S))
+    chosen = wanted(now.latest - now.latest % int(REFRESH_S))
     total = data.process_count(data.tick(now), chosen)
     left, right = st.columns([2, 3], vertical_alignment="center")
     left.markdown(f"**{total:,}** processes, newest first", width="content")
@@ -84,17 +88,9 @@ def body(now: Health) -> None:
     if total == 0:
         st.info("No process matches these filters. Choose a longer time range, or clear a filter in the sidebar.")
         return
-    # Rows stay where they are while one of them is chosen: a newer process would push them down.
-    state = st.session_state
-    frozen = state.get("frozen") if state.get("process") is not None else None
-    if frozen is None or frozen[0] != (chosen if not window.follows else _without_time(chosen)):
-        frame = data.process_history(data.tick(now), chosen, total, MOST)
-        state["frozen"] = (chosen if not window.follows else _without_time(chosen), frame)
-    else:
-        frame = frozen[1]
+    frame = _rows(data.tick(now), chosen, total)
     if total > len(frame):
         st.caption(f"The newest {len(frame):,} are shown; a download has all {total:,}.")
-    state["shown_ids"] = frame["process_id"].tolist()
     tables.show(
         tables.ledger(frame, zone),
         "process_history",
@@ -104,11 +100,24 @@ def body(now: Health) -> None:
         on_select=_choose,
         largest_gib=_largest_gib(),
     )
-    process_id = state.get("process")
+    process_id = st.session_state.get("process")
     if process_id is None:
         st.caption(f"Choose a row to see its story. Times in {chrome.zone_label()}.")
     else:
         story.show(data.tick(now), int(process_id))
+
+
+def _rows(at: data.Tick, chosen: ProcessFilter, total: int) -> pd.DataFrame:
+    """The rows of the table. They stay where they are while one of them is chosen: a newer process would push them
+    down."""
+    state = st.session_state
+    meant = (at[0], chosen if not window.follows else _without_time(chosen))
+    if state.get("process") is not None and state.get("shown_of") == meant:
+        return data.these_processes(at, tuple(state["shown_ids"]))
+    state["process"] = state.get("process") if state.get("shown_of", meant) == meant else None
+    frame = data.process_history(at, chosen, total, MOST)
+    state["shown_of"], state["shown_ids"] = meant, frame["process_id"].tolist()
+    return frame
 
 
 def _without_time(chosen: ProcessFilter) -> tuple[object, ...]:
@@ -156,7 +165,7 @@ def _files(chosen: ProcessFilter) -> list[download.File]:
     return [
         download.File(
             label,
-            f"/api/v1/processes/history?{urlencode([*query, ('format', kind)])}",
+            f"api/v1/processes/history?{urlencode([*query, ('format', kind)])}",
             f"gpumon-processes-{stamp}.{kind}",
             mime,
             rows=kind == "csv",

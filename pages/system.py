@@ -178,10 +178,10 @@ def in_force(hosts: pd.DataFrame) -> None:
 
 def body(now: Health) -> None:
     """Everything about the recording itself."""
-    assert now.newest is not None
+    assert now.latest is not None
     at = data.tick(now)
     frame = data.recorder_history(
-        data.minute(now), runtime.settings().host_name, now.newest - DAY, now.newest + 60
+        data.minute(now), runtime.settings().host_name, now.latest - DAY, now.latest + 60
     )
     recorder()
     pulse(frame)

@@ -23,10 +23,10 @@ TOP = 7
 REFRESH_S = 60
 
 found = chrome.ready()
-if found is not None and found.newest is not None:
+if found is not None and found.latest is not None:
     at = data.minute(found)
     gpus = data.gpu_table(data.tick(found))
-    window = filters.window(RANGES, "7d", found.newest)
+    window = filters.window(RANGES, "7d", found.latest)
     chosen_gpus = filters.gpu_filter(gpus)
     users = filters.user_filter(at)
     programs_with = filters.program_filters(at, ("workload", "model"))
@@ -54,16 +54,16 @@ def scope(newest: int) -> Scope:
 def body(now: Health) -> None:
     """The sums, by whom the reader wants to know, over time and as a table; then when, who for nothing, and
     models."""
-    assert now.newest is not None
+    assert now.latest is not None
     at = data.minute(now)
-    chosen = scope(now.newest)
+    chosen = scope(now.latest)
     totals = data.gpu_totals(at, chosen)
     if totals.empty:
         st.info("Nothing was recorded in this time range. Choose a longer one.")
         return
     used(at, chosen, totals)
     when(at, chosen, totals)
-    idle(at, chosen, now.newest)
+    idle(at, chosen, now.latest)
     models(at, chosen)
 
 

@@ -89,6 +89,7 @@ def gpu(**changes: object) -> dict[str, object]:
     values: dict[str, object] = {metric.key: 10.0 for metric in GPU_METRICS}
     values |= {"id": 1, "parent_id": NAN, "gpu_index": 0, "mig_index": NAN, "clocks_event_reasons": 0.0}
     values |= {"name": "Board", "uuid": "GPU-1", "host": "box", "state": "ok"}
+    values |= {"host_interval_s": 4.0}
     values |= {"memory_total_mib": 24576.0, "power_limit_w": 300.0, "host_last_seen": 100, "last_seen": 100}
     return values | changes
 
@@ -356,6 +357,6 @@ def test_a_bar_tells_its_process_and_hostile_names_are_text(evil: str) -> None:
 def test_why_clocks_are_not_higher_is_a_lane_a_reason() -> None:
     frame = pd.DataFrame({"reason": ["Power cap", "Idle", "Power cap"], "first": [0, 5, 9], "last": [4, 9, 10]})
     names = {"Idle": "#111111", "Power brake": "#222222", "Power cap": "#333333"}
-    figure = drawn(figures.reasons(frame, names, 0, 10, False, "Why"))
+    figure = drawn(figures.reasons(frame, names, 0, 10, BERLIN, False, "Why"))
     assert [(bar.name, len(bar.x)) for bar in figure.data] == [("Idle", 1), ("Power cap", 2)]
     assert [note.text for note in figure.layout.annotations[1:]] == ["Idle", "Power cap"]

@@ -63,7 +63,8 @@ def as_json(figure: Figure) -> str:
 
 def _typed(value: np.ndarray[Any, Any]) -> Figure:
     """An array as Plotly takes it: its type, its bytes, and the shape of what has rows and columns."""
-    kind = {"f8": "f8", "f4": "f4", "i8": "i4", "i4": "i4", "i2": "i2"}[value.dtype.str[1:]]
+    # Plotly has no integers of eight bytes; a double holds those that matter.
+    kind = {"f4": "f4", "i4": "i4", "i2": "i2"}.get(value.dtype.str[1:], "f8")
     typed = {"dtype": kind, "bdata": base64.b64encode(value.astype(kind).tobytes()).decode()}
     return typed | ({"shape": ", ".join(map(str, value.shape))} if value.ndim > 1 else {})
 
@@ -85,6 +86,16 @@ def milliseconds(
     """UTC seconds as a time axis takes them. Plotly shows such numbers by the clock of whoever looks, so that a
     figure is the same for viewers in every zone."""
     return 1000 * np.asarray(epoch, dtype="float64")
+
+
+def lengths(begin: pd.Series, finish: pd.Series, zone: ZoneInfo) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """How long bars are from `begin` to `finish` (UTC seconds), in milliseconds of an axis that shows the clock of
+    `zone`: where that is set between the two, an hour more or less than has gone by."""
+    begins, ends = (
+        pd.to_datetime(edge.astype("float64"), unit="s", utc=True).dt.tz_convert(zone).dt.tz_localize(None)
+        for edge in (begin, finish)
+    )
+    return np.asarray(1000 * (ends - begins).dt.total_seconds(), dtype="float64")
 
 
 def from_wall_clock(text: str, zone: ZoneInfo) -> int:

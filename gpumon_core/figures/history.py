@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -223,7 +224,7 @@ def _drawn(
     drawn.append(
         {
             **own,
-            **{"type": "scatter", "mode": "lines", "name": line.name, "x": times},
+            **{"type": "scatter", "mode": "lines", "name": escape(line.name, quote=False), "x": times},
             "y": (mine[key] * scale).to_numpy("float32"),
             "connectgaps": False,
             "hovertemplate": f"{line.metric.label} %{{y:.{digits}f}} {unit}".replace(f"{line.name} ", "", 1),

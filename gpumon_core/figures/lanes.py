@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from gpumon_core import format as fmt
-from gpumon_core.figures.base import Figure, heading_of, ink_of, milliseconds, time_layout
+from gpumon_core.figures.base import Figure, heading_of, ink_of, lengths, milliseconds, time_layout
 
 LANE_HEIGHT = 20
 # Of a lane's height: what everybody gets, and what a process that fills its GPU gets besides.
@@ -87,9 +87,9 @@ def lanes(
         begins = milliseconds(mine["begin"])
         data.append(
             {
-                **{"type": "bar", "orientation": "h", "name": name, "legendgroup": name},
+                **{"type": "bar", "orientation": "h", "name": escape(name, quote=False), "legendgroup": name},
                 "base": begins,
-                "x": milliseconds(mine["finish"]) - begins,
+                "x": lengths(mine["begin"], mine["finish"], zone),
                 "y": mine["lane"].to_numpy("float64"),
                 "width": thickness[mine.index].to_numpy("float64"),
                 "marker": {"color": colors.get(name, "#8a94a0"), "line": {"width": 0}},
@@ -115,7 +115,7 @@ def lanes(
         "yaxis": {
             **{"range": [count - 0.4, -0.6], "fixedrange": True, "showgrid": False, "zeroline": False},
             "tickvals": [int(lane) for lane in first_lanes],
-            "ticktext": [escape(labels.get(gpu_id, "")[-9:]) for gpu_id in first_lanes.index],
+            "ticktext": [escape(labels.get(gpu_id, "")[-9:], quote=False) for gpu_id in first_lanes.index],
         },
         "shapes": [
             {
@@ -132,7 +132,7 @@ def lanes(
 def _caption(row: object) -> str:
     name = getattr(row, "name", None) or f"PID {getattr(row, 'pid')}"  # noqa: B009
     model = getattr(row, "model", None)
-    return escape(f"{name} · {model}" if model else str(name))
+    return escape(f"{name} · {model}" if model else str(name), quote=False)
 
 
 def _story(row: object, zone: ZoneInfo) -> str:
@@ -140,8 +140,8 @@ def _story(row: object, zone: ZoneInfo) -> str:
     get = row._asdict()  # type: ignore[attr-defined]
     facts = [
         f"<b>{_caption(row)}</b>",
-        f"PID {get['pid']}" + (f", {escape(get['username'])}" if get["username"] else ""),
-        escape(get["workload"] or ""),
+        f"PID {get['pid']}" + (f", {escape(get['username'], quote=False)}" if get["username"] else ""),
+        escape(get["workload"] or "", quote=False),
         f"{fmt.memory(get['memory'])} on average, {fmt.memory(get['max_memory'])} at most",
         f"{fmt.moment(get['first'], zone)} – " + ("now" if get["running"] else fmt.moment(get["last"], zone)),
         fmt.duration(get["last"] - get["first"]),
@@ -150,7 +150,7 @@ def _story(row: object, zone: ZoneInfo) -> str:
 
 
 def reasons(
-    frame: pd.DataFrame, names: Mapping[str, str], start: int, end: int, dark: bool, heading: str
+    frame: pd.DataFrame, names: Mapping[str, str], start: int, end: int, zone: ZoneInfo, dark: bool, heading: str
 ) -> Figure:
     """Throttle reasons as a timeline. `frame` is timeline.throttling's; `names` has the reasons to draw, the
     uppermost first, and their colours."""
@@ -159,15 +159,15 @@ def reasons(
     for lane, name in enumerate(order):
         mine = frame[frame["reason"] == name]
         begins = milliseconds(mine["first"])
-        lengths = (mine["last"] - mine["first"]).map(fmt.duration)
+        told = (mine["last"] - mine["first"]).map(fmt.duration)
         data.append(
             {
                 **{"type": "bar", "orientation": "h", "name": name, "base": begins},
-                "x": (milliseconds(mine["last"]) - begins).clip(min=1000 * SHORTEST * (end - start)),
+                "x": lengths(mine["first"], mine["last"], zone).clip(min=1000 * SHORTEST * (end - start)),
                 "y": [float(lane)] * len(mine),
                 "width": 0.62,
                 "marker": {"color": names[name]},
-                "customdata": lengths.tolist(),
+                "customdata": told.tolist(),
                 "hovertemplate": f"{name}<br>%{{customdata}}<extra></extra>",
             }
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 
 import numpy as np
 import pandas as pd
@@ -39,7 +40,13 @@ def stacked(
         values = frame[name].to_numpy("float64")
         data.append(
             {
-                **{"type": "scatter", "mode": "lines", "stackgroup": "whole", "name": name, "x": times},
+                **{
+                    "type": "scatter",
+                    "mode": "lines",
+                    "stackgroup": "whole",
+                    "name": escape(name, quote=False),
+                    "x": times,
+                },
                 "y": np.append(values, values[-1:]).round(4),
                 "line": {"width": 0, "shape": "hv", "color": ink},
                 "fillcolor": ink,
@@ -125,7 +132,7 @@ def time_split(frame: pd.DataFrame, labels: Sequence[str], dark: bool) -> Figure
                 "type": "bar",
                 "orientation": "h",
                 "name": name,
-                "y": list(labels),
+                "y": [escape(label, quote=False) for label in labels],
                 "x": (100 * frame[column] / whole).round(2).tolist(),
                 "customdata": frame[column].map(fmt.duration).tolist(),
                 "marker": {"color": ink, "pattern": {"shape": pattern, "fgopacity": 0.35, "size": 6}},

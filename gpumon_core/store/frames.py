@@ -52,7 +52,10 @@ def fetch(source: Engine | Connection, query: sa.Select[Any]) -> pd.DataFrame:
 
 def host_table(engine: Engine) -> pd.DataFrame:
     """One row per host, by name: the columns of `hosts`."""
-    return fetch(engine, sa.select(hosts).order_by(hosts.c.name))
+    with engine.connect() as connection:
+        result = connection.execute(sa.select(hosts).order_by(hosts.c.name))
+        names = list(result.keys())
+        return pd.DataFrame(_columns(names, result.all(), ()))
 
 
 # What pages ask for with every tick is put together once, and without pandas, whose joins of a few rows take
@@ -62,6 +65,7 @@ _GPUS_NOW = (
         gpus,
         hosts.c.name.label("host"),
         hosts.c.last_seen.label("host_last_seen"),
+        hosts.c.interval_s.label("host_interval_s"),
         *(gpu_metrics.c[key] for key in TICK_COLUMNS),
     )
     .join(hosts, hosts.c.id == gpus.c.host_id)
@@ -120,7 +124,7 @@ _PROCESS_NUMBERS = (*PROCESS_KEYS, "max_memory", "avg_memory", "memory_total_mib
 
 def gpu_table(engine: Engine) -> pd.DataFrame:
     """One row per GPU that is not gone, in the driver's order: the columns of `gpus`, `host`,
-    `host_last_seen`, and the catalogue's metrics as they are now (NaN where not offered)."""
+    `host_last_seen`, `host_interval_s`, and the catalogue's metrics as they are now (NaN where not offered)."""
     with engine.connect() as connection:
         result = connection.execute(_GPUS_NOW)
         names = list(result.keys())
@@ -139,9 +143,14 @@ def _columns(names: Sequence[str], rows: Sequence[Any], numbers: Iterable[str]) 
     wanted = set(numbers)
     values = zip(*rows, strict=True) if rows else ((),) * len(names)
     return {
-        name: np.array(column, dtype="float64") if name in wanted else list(column)
+        name: np.array(column, dtype="float64") if name in wanted else _plain(column)
         for name, column in zip(names, values, strict=True)
     }
+
+
+def _plain(column: Sequence[Any]) -> Any:
+    """A column whose texts may be missing: None then, where pandas' own would be a NaN that is true."""
+    return np.array(column, dtype="object") if any(isinstance(value, str) for value in column) else list(column)
 
 
 def history(

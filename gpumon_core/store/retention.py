@@ -37,6 +37,7 @@ HOUR_S = 3600
 BATCH_ROWS = 2000
 BATCH_S = 600
 BATCH_PROCESSES = 500
+BATCH_CHANGES = 500
 PAUSE_S = 0.02
 # Pages given back to the file system in one step.
 VACUUM_PAGES = 500
@@ -133,25 +134,28 @@ class _Run:
     def _thin_changes(self, gpu_id: int) -> None:
         """Of what is older than the ticks, keep one change an hour; of what is older than the hours, the last."""
         table = gpu_changes
-        later = table.alias("later")
+        at = table.c.timestamp_epoch
         for cutoff, same_hour in ((self.cutoffs["raw"], True), (self.cutoffs["hour"], False)):
-            another = (
-                sa.select(later.c.metric)
-                .where(
-                    later.c.gpu_id == table.c.gpu_id,
-                    later.c.metric == table.c.metric,
-                    later.c.timestamp_epoch > table.c.timestamp_epoch,
-                    later.c.timestamp_epoch < cutoff,
-                )
-                .exists()
-            )
+            following = sa.func.lead(at).over(partition_by=table.c.metric, order_by=at).label("following")
+            old = sa.select(table.c.metric, at.label("at"), following).where(table.c.gpu_id == gpu_id, at < cutoff)
+            numbered = old.subquery()
+            query = sa.select(numbered.c.metric, numbered.c.at).where(numbered.c.following.is_not(None))
             if same_hour:
-                hour = table.c.timestamp_epoch - table.c.timestamp_epoch % HOUR_S
-                another = another.where(later.c.timestamp_epoch < hour + HOUR_S)
-            with self.engine.begin() as connection:
-                old = sa.and_(table.c.gpu_id == gpu_id, table.c.timestamp_epoch < cutoff)
-                rows = connection.execute(sa.delete(table).where(old, another)).rowcount
-            self._count(rows)
+                hour = numbered.c.at - numbered.c.at % HOUR_S
+                query = query.where(numbered.c.following < hour + HOUR_S)
+            # To look for them takes long, and nobody has to wait for that.
+            with self.engine.connect() as connection:
+                surplus = [tuple(row) for row in connection.execute(query)]
+            delete = sa.delete(table).where(
+                table.c.gpu_id == gpu_id, table.c.metric == sa.bindparam("which"), at == sa.bindparam("then")
+            )
+            for first in range(0, len(surplus), BATCH_CHANGES):
+                batch = [
+                    {"which": metric, "then": then} for metric, then in surplus[first : first + BATCH_CHANGES]
+                ]
+                with self.engine.begin() as connection:
+                    connection.execute(delete, batch)
+                self._count(len(batch))
 
     def _by_time(self, table: sa.Table, cutoff: int, step_s: int) -> None:
         time_of = table.c.timestamp_epoch

@@ -11,9 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-# The library that the plotly package carries. Its address has its version, so that browsers may keep it for good.
+# The library that the plotly package carries. Its address has its version, so that browsers may keep it for good,
+# and is relative to that of a page, so that a proxy may serve all of this in a folder.
 _PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
-PLOTLY_URL = f"/assets/plotly-{plotly.__version__}.min.js"
+PLOTLY_URL = f"assets/plotly-{plotly.__version__}.min.js"
 _FOR_GOOD = "public, max-age=31536000, immutable"
 
 
@@ -30,4 +31,4 @@ def _serve(request: Request) -> Response:
     return Response(_PLOTLY_JS.read_bytes(), media_type="text/javascript", headers=headers)
 
 
-ROUTES = [Route(PLOTLY_URL, _serve)]
+ROUTES = [Route(f"/{PLOTLY_URL}", _serve)]

@@ -10,13 +10,13 @@ from typing import Literal
 import pandas as pd
 import streamlit as st
 
-from gpumon_core import runtime
 from gpumon_core.health import Health
 from gpumon_core.metrics import GPU_METRICS, GPU_METRICS_BY_KEY, Group
 from pages.ui import chrome, data, drawings, filters, plot
 
 # Steps of a line: about one for every second pixel of a wide screen.
 POINTS = 600
+SELDOM_S = 60.0
 # Memory by process is added up from the hours, of which a year has too many.
 LONGEST_STACK_S = 31 * filters.DAY
 # A set of bits is no line; the page of a GPU has its reasons.
@@ -44,10 +44,10 @@ def offered(gpus: pd.DataFrame) -> dict[str, str]:
 
 
 def refresh_s(window: filters.Window) -> float:
-    """How often a chart of that window has something new to show; a fixed one never, but its page may."""
+    """How often a chart of that window has something new to show; its page looks once a minute all the same."""
     if not window.follows or window.length_s is None:
-        return 60.0
-    return max(runtime.settings().interval, window.length_s / POINTS)
+        return SELDOM_S
+    return min(SELDOM_S, window.length_s / POINTS)
 
 
 def over_time(now: Health, window: filters.Window, chosen: Chosen, key: str) -> None:
@@ -100,10 +100,10 @@ def device(
 
 def _when(now: Health, window: filters.Window) -> tuple[data.Tick, int, int]:
     """What a drawing is good for, and from when to when it is."""
-    assert now.newest is not None
-    start, end = window.span(now.newest)
+    assert now.latest is not None
+    start, end = window.span(now.latest)
     # What lies in the past is the same for a minute, however many samples come.
-    recent = window.follows or end > now.newest - filters.MINUTE
+    recent = window.follows or end > now.latest - filters.MINUTE
     return (data.tick(now) if recent else data.minute(now)), start, end
 
 

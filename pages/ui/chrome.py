@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from html import escape
+from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+import pandas as pd
 import streamlit as st
+from sqlalchemy.exc import DBAPIError
 
 from gpumon_core import format as fmt
 from gpumon_core import runtime
@@ -15,6 +19,10 @@ from gpumon_core.health import Health
 from gpumon_core.recorder import State
 from pages.ui import data, rhythm
 
+log = logging.getLogger(__name__)
+
+# How often a page tries again that found no database.
+RETRY_S = 5.0
 # What a whole page depends on: the recorder's state, whether there is anything to show, and how many GPUs.
 Situation = tuple[State, bool | None, int]
 
@@ -23,7 +31,7 @@ def zone() -> ZoneInfo:
     """The viewer's time zone; UTC where the browser does not say."""
     try:
         return ZoneInfo(st.context.timezone or "UTC")
-    except (ZoneInfoNotFoundError, ValueError):
+    except (ZoneInfoNotFoundError, ValueError, OSError):
         return ZoneInfo("UTC")
 
 
@@ -60,9 +68,7 @@ def live(title: str, body: Callable[[Health], None], refresh_s: float | None = N
         with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
             st.title(title, anchor=False, width="content")
             with st.container(width="content"):
-                rhythm.show(
-                    found.age_s if found else None, sampled_every, max(refresh_s or 0, runtime.settings().interval)
-                )
+                rhythm.show(found.age_s if found else None, sampled_every, max(refresh_s or 0, sampled_every))
         banners(found)
         if found is None or found.newest is None:
             _first_minute(found)
@@ -70,6 +76,25 @@ def live(title: str, body: Callable[[Health], None], refresh_s: float | None = N
             body(found)
 
     frame()
+
+
+def unreachable(error: DBAPIError) -> None:
+    """A page whose database does not answer: why, and a new attempt with every beat."""
+    log.error("the database of a page does not answer: %s", error.orig)
+    runs = iter((False,))
+
+    @st.fragment
+    def waiting() -> None:
+        if next(runs, True):
+            st.rerun()
+        st.error(
+            f"The database cannot be read right now: {fmt.plain(_sentence(str(error.orig)))} "
+            "This page tries again by itself.",
+            icon=":material/database:",
+        )
+        rhythm.show(None, RETRY_S, RETRY_S)
+
+    waiting()
 
 
 def _situation(found: Health | None) -> Situation:
@@ -147,10 +172,10 @@ _FACTS_CSS = """<style>
 </style>"""
 
 
-def facts_html(facts: Mapping[str, object]) -> str:
+def facts_html(facts: Mapping[str, Any]) -> str:
     """Names and values in a line, as HTML; what is not known is a dash."""
     spans = (
-        f"<span>{escape(name)} <b>{escape(str(value) if value else fmt.MISSING)}</b></span>"
+        f"<span>{escape(name)} <b>{escape(str(value) if value and not pd.isna(value) else fmt.MISSING)}</b></span>"
         for name, value in facts.items()
     )
     return f'{_FACTS_CSS}<div class="gm-facts">{"".join(spans)}</div>'

@@ -35,7 +35,7 @@ def health() -> Health | None:
 
 def tick(found: Health) -> Tick:
     """What a cached result is good for: this database, and its newest sample."""
-    return found.state.database_url, found.newest
+    return found.state.database_url, found.latest
 
 
 def minute(found: Health) -> Tick:
@@ -47,15 +47,13 @@ def minute(found: Health) -> Tick:
 @st.cache_data(max_entries=4, show_spinner=False)
 def gpu_table(at: Tick) -> pd.DataFrame:
     """frames.gpu_table at a tick."""
-    del at
-    return frames.gpu_table(runtime.engine())
+    return frames.gpu_table(runtime.engine(at[0]))
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
 def host_table(at: Tick) -> pd.DataFrame:
     """frames.host_table at a tick."""
-    del at
-    return frames.host_table(runtime.engine())
+    return frames.host_table(runtime.engine(at[0]))
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
@@ -64,7 +62,7 @@ def overview_html(at: Tick) -> str:
     gpus = gpu_table(at)
     end = at[1] or int(time.time())
     span = (end - TREND_S, end)
-    trend = frames.history(runtime.engine(), gpus["id"].tolist(), cards.TREND_METRICS, *span, TREND_POINTS)
+    trend = frames.history(runtime.engine(at[0]), gpus["id"].tolist(), cards.TREND_METRICS, *span, TREND_POINTS)
     shown = cards.overview(gpus, trend, active_processes(at), program_values(at, "workload"), span)
     return cards.host_line(host_table(at), gpus) + shown
 
@@ -76,53 +74,54 @@ def gpu_card_html(at: Tick, gpu_id: int) -> str:
     mine = gpus[(gpus["id"] == gpu_id) | (gpus["parent_id"] == gpu_id)]
     end = at[1] or int(time.time())
     span = (end - TREND_S, end)
-    trend = frames.history(runtime.engine(), [gpu_id], cards.TREND_METRICS, *span, 2 * TREND_POINTS)
-    return cards.overview(mine, trend, active_processes(at), program_values(at, "workload"), span)
+    trend = frames.history(runtime.engine(at[0]), [gpu_id], cards.TREND_METRICS, *span, 2 * TREND_POINTS)
+    several = gpus["host"].nunique() > 1
+    return cards.overview(mine, trend, active_processes(at), program_values(at, "workload"), span, several)
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
 def active_processes(at: Tick) -> pd.DataFrame:
     """frames.active_processes at a tick."""
-    del at
-    return frames.active_processes(runtime.engine())
+    return frames.active_processes(runtime.engine(at[0]))
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
+@st.cache_data(max_entries=4, show_spinner=False)
 def history(
     at: Tick, gpu_ids: Sequence[int], metrics: Sequence[str], start: int, end: int, points: int
 ) -> pd.DataFrame:
     """frames.history at a tick."""
-    del at
-    return frames.history(runtime.engine(), gpu_ids, metrics, start, end, points)
+    return frames.history(runtime.engine(at[0]), gpu_ids, metrics, start, end, points)
 
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def process_count(at: Tick, wanted: ProcessFilter) -> int:
     """processes.count at a tick."""
-    del at
-    return processes.count(runtime.engine(), wanted)
+    return processes.count(runtime.engine(at[0]), wanted)
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def process_history(at: Tick, wanted: ProcessFilter, total: int, most: int) -> pd.DataFrame:
     """The newest `most` rows of processes.process_history at a tick, of which there are `total`."""
-    del at
     # A few rows are found fastest by what they are, many by when they were.
-    return processes.process_history(runtime.engine(), wanted, most if total > most else None)
+    return processes.process_history(runtime.engine(at[0]), wanted, most if total > most else None)
+
+
+@st.cache_data(max_entries=8, show_spinner=False)
+def these_processes(at: Tick, process_ids: tuple[int, ...]) -> pd.DataFrame:
+    """Some rows of processes.process_history at a tick, as far as they are still there."""
+    return processes.process_history(runtime.engine(at[0]), ProcessFilter(process_ids=process_ids))
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def one_process(at: Tick, process_id: int) -> pd.DataFrame:
     """One row of processes.process_history at a tick; none where it is forgotten."""
-    del at
-    return processes.process_history(runtime.engine(), ProcessFilter(process_ids=(process_id,)))
+    return processes.process_history(runtime.engine(at[0]), ProcessFilter(process_ids=(process_id,)))
 
 
 @st.cache_data(max_entries=16, show_spinner=False)
 def sessions_of(at: Tick, process_id: int) -> pd.DataFrame:
     """usage.sessions of one process at a tick."""
-    del at
-    return usage.sessions_of(runtime.engine(), process_id)
+    return usage.sessions_of(runtime.engine(at[0]), process_id)
 
 
 # A scope's end moves with every tick; what is read of it is the same for a minute.
@@ -132,15 +131,13 @@ SCOPES: dict[str | type[Any], Callable[[Any], Any]] = {Scope: lambda scope: scop
 @st.cache_data(max_entries=24, show_spinner=False, hash_funcs=SCOPES)
 def usage_ranking(at: Tick, by: Dimension, scope: Scope) -> pd.DataFrame:
     """usage.ranking at a minute."""
-    del at
-    return usage.ranking(runtime.engine(), by, scope)
+    return usage.ranking(runtime.engine(at[0]), by, scope)
 
 
 @st.cache_data(max_entries=24, show_spinner=False, hash_funcs=SCOPES)
 def usage_trend(at: Tick, by: Dimension, scope: Scope, keys: Sequence[Any] | None) -> pd.DataFrame:
     """usage.trend at a minute."""
-    del at
-    return usage.trend(runtime.engine(), by, scope, keys)
+    return usage.trend(runtime.engine(at[0]), by, scope, keys)
 
 
 def usage_labels(at: Tick, by: Dimension, ranking: pd.DataFrame) -> dict[Any, str]:
@@ -151,75 +148,64 @@ def usage_labels(at: Tick, by: Dimension, ranking: pd.DataFrame) -> dict[Any, st
 
 @st.cache_data(max_entries=24, show_spinner=False)
 def _usage_labels(at: Tick, by: Dimension, keys: Sequence[Any]) -> dict[Any, str]:
-    del at
-    return usage.labels(runtime.engine(), by, keys)
+    return usage.labels(runtime.engine(at[0]), by, keys)
 
 
 @st.cache_data(max_entries=24, show_spinner=False, hash_funcs=SCOPES)
 def gpu_totals(at: Tick, scope: Scope) -> pd.DataFrame:
     """usage.gpu_totals at a minute."""
-    del at
-    return usage.gpu_totals(runtime.engine(), scope)
+    return usage.gpu_totals(runtime.engine(at[0]), scope)
 
 
 @st.cache_data(max_entries=24, show_spinner=False, hash_funcs=SCOPES)
 def gpu_hours(at: Tick, scope: Scope) -> pd.DataFrame:
     """usage.gpu_hours at a minute."""
-    del at
-    return usage.gpu_hours(runtime.engine(), scope)
+    return usage.gpu_hours(runtime.engine(at[0]), scope)
 
 
 @st.cache_data(max_entries=24, show_spinner=False, hash_funcs=SCOPES)
 def idle_holders(at: Tick, scope: Scope, idle_s: float) -> pd.DataFrame:
     """usage.idle_holders at a minute."""
-    del at
-    return usage.idle_holders(runtime.engine(), scope, idle_s)
+    return usage.idle_holders(runtime.engine(at[0]), scope, idle_s)
 
 
 @st.cache_data(max_entries=24, show_spinner=False, hash_funcs=SCOPES)
 def model_sessions(at: Tick, scope: Scope) -> pd.DataFrame:
     """usage.sessions at a minute."""
-    del at
-    return usage.sessions(runtime.engine(), scope)
+    return usage.sessions(runtime.engine(at[0]), scope)
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
 def recorder_history(at: Tick, host: str, start: int, end: int) -> pd.DataFrame:
     """frames.health_history at a tick."""
-    del at
-    return frames.health_history(runtime.engine(), host, start, end)
+    return frames.health_history(runtime.engine(at[0]), host, start, end)
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
 def resolutions(at: Tick) -> pd.DataFrame:
     """frames.resolutions at a tick."""
-    del at
-    return frames.resolutions(runtime.engine())
+    return frames.resolutions(runtime.engine(at[0]))
 
 
 @st.cache_data(max_entries=4, show_spinner=False, ttl=60)
 def database_bytes(url: str) -> int | None:
     """What the database takes on disk."""
-    del url
-    return database.size_bytes(runtime.engine())
+    return database.size_bytes(runtime.engine(url))
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
 def usernames(at: Tick) -> list[str]:
     """processes.usernames at a tick."""
-    del at
-    return processes.usernames(runtime.engine())
+    return processes.usernames(runtime.engine(at[0]))
 
 
 @st.cache_data(max_entries=4, show_spinner=False)
 def containers(at: Tick) -> list[str]:
     """processes.containers at a tick."""
-    del at
-    return processes.containers(runtime.engine())
+    return processes.containers(runtime.engine(at[0]))
 
 
 @st.cache_data(max_entries=8, show_spinner=False)
 def program_values(at: Tick, column: str) -> list[str]:
     """processes.program_values at a tick."""
-    del at
-    return processes.program_values(runtime.engine(), column)
+    return processes.program_values(runtime.engine(at[0]), column)

@@ -100,7 +100,7 @@ def lanes(
     look: Look,
 ) -> tuple[str, int, int]:
     """figures.lanes, how many bars are drawn, and how many there are."""
-    frame = timeline.lanes(runtime.engine(), gpu_ids, start, end, of, MOST_LANES)
+    frame = timeline.lanes(runtime.engine(at[0]), gpu_ids, start, end, of, MOST_LANES)
     packed = pack(frame, start, end)
     # All workloads that were ever seen, so that each keeps its colour.
     colors = figures.colors_of(data.program_values(at, "workload"), look.dark)
@@ -113,12 +113,11 @@ def lanes(
 @st.cache_data(max_entries=24, show_spinner=False, hash_funcs=_LOOKS)
 def memory(at: data.Tick, gpu_ids: tuple[int, ...], start: int, end: int, points: int, look: Look) -> str | None:
     """figures.stacked of timeline.memory_by_process, in GiB; None where no process held any."""
-    del at
-    frame = timeline.memory_by_process(runtime.engine(), gpu_ids, start, end, points // 2, MOST_AREAS)
+    frame = timeline.memory_by_process(runtime.engine(at[0]), gpu_ids, start, end, points // 2, MOST_AREAS)
     if len(frame.columns) < 2:
         return None
     ids = [column for column in frame.columns if column not in ("timestamp_epoch", timeline.OTHERS)]
-    called: dict[Any, str] = usage.labels(runtime.engine(), "process", ids) if ids else {}
+    called: dict[Any, str] = usage.labels(runtime.engine(at[0]), "process", ids) if ids else {}
     called[timeline.OTHERS] = "Others"
     wide = frame.rename(columns=called)
     # Two processes of one name and number are told apart by nothing here, and drawn as one.
@@ -145,23 +144,21 @@ def memory(at: data.Tick, gpu_ids: tuple[int, ...], start: int, end: int, points
 @st.cache_data(max_entries=24, show_spinner=False, hash_funcs=_LOOKS)
 def throttling(at: data.Tick, gpu_id: int, start: int, end: int, look: Look) -> tuple[str, bool]:
     """figures.reasons, and whether there is nothing in it."""
-    del at
-    frame = timeline.throttling(runtime.engine(), gpu_id, start, end)
+    frame = timeline.throttling(runtime.engine(at[0]), gpu_id, start, end)
     warning, calm = ("#f0b429", "#4a535e") if look.dark else ("#d08700", "#b6bfc8")
     names = {reason.label: warning if reason.throttles else calm for reason in CLOCKS_EVENT_REASONS}
     names["Power cap"] = figures.color(0, look.dark)
-    figure = figures.reasons(frame, names, start, end, look.dark, "Why clocks are not higher")
+    figure = figures.reasons(frame, names, start, end, look.zone, look.dark, "Why clocks are not higher")
     return figures.as_json(figure), frame.empty
 
 
 @st.cache_data(max_entries=24, show_spinner=False, hash_funcs=_LOOKS)
 def life(at: data.Tick, process_id: int, look: Look) -> tuple[str | None, bool]:
     """figures.life of one process, None where nothing of it is kept; and whether its points are means of hours."""
-    del at
-    frame, by_hour = timeline.life(runtime.engine(), process_id, POINTS_OF_A_LIFE)
+    frame, by_hour = timeline.life(runtime.engine(at[0]), process_id, POINTS_OF_A_LIFE)
     if frame.empty:
         return None, by_hour
-    labels = usage.labels(runtime.engine(), "gpu", [])
+    labels = usage.labels(runtime.engine(at[0]), "gpu", [])
     start, end = int(frame["timestamp_epoch"].min()), int(frame["timestamp_epoch"].max())
     figure = figures.life(frame, labels, start, max(end, start + 1), look.dark)
     return figures.as_json(figure), by_hour

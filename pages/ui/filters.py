@@ -30,6 +30,8 @@ CUSTOM = "Custom"
 ALL = "All"
 # The shortest stretch that a chart can be zoomed to.
 SHORTEST_S = MINUTE
+# So many zooms can be gone back.
+MOST_ZOOMS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +57,18 @@ class Window:
 
     def says(self) -> str:
         """In words, for charts that are read aloud."""
+        if self.name == ALL:
+            return "all of its history"
         return "the chosen time" if self.name == CUSTOM else f"the last {self.name}"
 
 
 def window(names: Sequence[str], default: str, newest: int, label: str = "Time range") -> Window:
     """The chosen time range: one of `names` of RANGES (or ALL), or a stretch with a beginning and an end."""
     zone = chrome.zone()
+    state = st.session_state
+    if state.get("range", default) not in (*names, CUSTOM):
+        # Another page's, which this one does not have.
+        del state["range"]
     # A zoom sets what is chosen, and then there is no default.
     chosen = st.sidebar.pills(
         label,
@@ -71,6 +79,8 @@ def window(names: Sequence[str], default: str, newest: int, label: str = "Time r
         required=True,
     )
     if chosen != CUSTOM:
+        # The reader's own choice is where a zoom begins.
+        state.pop("zoomed_from", None)
         name = chosen if chosen is not None and chosen in names else default
         return Window(name, RANGES.get(name))
     latest = datetime.fromtimestamp(newest, zone).replace(tzinfo=None, second=0, microsecond=0)
@@ -103,8 +113,11 @@ def zoom(key: str) -> None:
         if not before:
             return
         state["range"], state["from"], state["to"] = before.pop()
+        for name in ("from", "to"):
+            st.query_params.pop(name, None)
     else:
         before.append((state.get("range"), state.get("from"), state.get("to")))
+        del before[:-MOST_ZOOMS]
         since, until = (pd.Timestamp(text).to_pydatetime().replace(tzinfo=None) for text in chosen)
         since = since.replace(second=0, microsecond=0)
         until = max(until.replace(second=0, microsecond=0), since) + timedelta(minutes=1)
@@ -125,11 +138,16 @@ def follow_zoom() -> None:
 
 
 def named_gpus(gpus: pd.DataFrame) -> dict[str, int]:
-    """Every GPU's short name ("GPU 0", "GPU 0:1", "rack1 GPU 0" where there are several hosts) and id."""
+    """Every GPU's short name ("GPU 0", "GPU 0:1", "rack1 GPU 0" where there are several hosts) and id. Of several
+    that stood in one place, one after the other, the newest has the name, and the others their number behind
+    it."""
     names = "GPU " + gpu_labels(gpus["gpu_index"], gpus["mig_index"])
     if gpus["host"].nunique() > 1:
         names = gpus["host"] + " " + names
-    return dict(zip(names, gpus["id"].astype(int), strict=True))
+    ids = gpus["id"].astype(int)
+    newest = ids.groupby(names).transform("max") == ids
+    names = names.where(newest, names + " #" + ids.astype(str))
+    return dict(zip(names, ids, strict=True))
 
 
 def gpu_filter(gpus: pd.DataFrame) -> list[str]:

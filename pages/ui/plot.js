@@ -10,7 +10,12 @@ function plotly() {
     const script = document.createElement("script")
     script.src = LIBRARY
     script.onload = () => resolve(window.Plotly)
-    script.onerror = () => reject(new Error(`${LIBRARY} cannot be loaded`))
+    script.onerror = () => {
+      // A server that was away for a moment is asked again.
+      loading = undefined
+      script.remove()
+      reject(new Error(`${LIBRARY} cannot be loaded`))
+    }
     document.head.append(script)
   })
   return loading
@@ -54,6 +59,7 @@ class Plots {
 
   async draw(data) {
     const Plotly = await plotly()
+    if (this.ended) return
     while (this.divs.length > data.figures.length) {
       const gone = this.divs.pop()
       Plotly.purge(gone)
@@ -73,6 +79,7 @@ class Plots {
       const div = this.divs[place]
       div.style.height = `${figure.layout.height}px`
       await Plotly.react(div, figure.data, figure.layout, CONFIG)
+      if (this.ended) return Plotly.purge(div)
       if (isNew) this.listen(div)
       div.dataset.drawn = Number(div.dataset.drawn ?? 0) + 1
     }
@@ -118,6 +125,7 @@ class Plots {
   }
 
   end() {
+    this.ended = true
     this.sizes.disconnect()
     for (const div of this.divs) window.Plotly?.purge(div)
   }

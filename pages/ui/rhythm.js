@@ -51,7 +51,8 @@ class Rhythm {
   // How long until the page should ask: right after the next sample, or, of a page that follows less closely, after
   // some more. A page that was hidden for longer asks at once.
   waitMs() {
-    const { age, sampledEvery, refresh, limit } = this.data
+    const { age, sampledEvery, limit } = this.data
+    const refresh = Math.max(this.data.refresh, sampledEvery)
     if (this.asked !== null) return Math.max(0, this.asked + Math.max(PATIENCE_MS, 1000 * refresh) - performance.now())
     const late = age === null || age > limit
     const due = late ? refresh : refresh - (age % sampledEvery)

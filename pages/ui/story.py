@@ -41,9 +41,10 @@ def show(at: data.Tick, process_id: int) -> None:
     if frame.empty:
         st.info("This process is not in the ledger any more.")
         return
-    process = frame.iloc[0]
+    process = frame.astype("object").where(frame.notna(), None).iloc[0]
+    name = process["name"] or f"PID {process['pid']}"
     zone = chrome.zone()
-    st.subheader(fmt.plain(process["name"] or f"PID {process['pid']}"), anchor=False)
+    st.subheader(fmt.plain(name), anchor=False)
     known = {title: process.get(column) for title, column in IDENTITY.items()}
     known["State"] = "running" if process["running"] else "ended"
     st.html(chrome.facts_html({title: value for title, value in known.items() if value}))
@@ -68,7 +69,7 @@ def show(at: data.Tick, process_id: int) -> None:
         plot.show(
             [text],
             key="life",
-            alt=f"Memory and utilization of {process['name']} over its life",
+            alt=f"Memory and utilization of {name} over its life",
             view=str(process_id),
         )
     notes = ["Means of the hours."] if by_hour else []
@@ -83,15 +84,16 @@ def show(at: data.Tick, process_id: int) -> None:
         for moment in (process["first_seen"] - around, process["last_seen"] + around)
     )
     query = [("range", filters.CUSTOM), ("from", since), ("to", until)]
-    query += [("gpu", name) for name in _gpu_names(at, process["gpus"])]
-    st.html(f'<a href="/history?{escape(urlencode(query))}" target="_self">What its GPU did then</a>')
+    query += [("gpu", gpu) for gpu in _gpu_names(at, process["host"], process["gpus"])]
+    st.html(f'<a href="history?{escape(urlencode(query))}" target="_self">What its GPU did then</a>')
 
 
-def _gpu_names(at: data.Tick, gpus: str) -> list[str]:
+def _gpu_names(at: data.Tick, host: str, gpus: str) -> list[str]:
     named = filters.named_gpus(data.gpu_table(at))
-    wanted = {f"GPU {label}" for label in str(gpus).split(", ")}
+    labels = str(gpus).split(", ")
+    wanted = {f"GPU {label}" for label in labels} | {f"{host} GPU {label}" for label in labels}
     return [name for name in named if name in wanted]
 
 
-def _percent(value: float) -> str:
+def _percent(value: float | None) -> str:
     return fmt.MISSING if fmt.missing(value) else f"{value:.0f} %"
