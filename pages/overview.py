@@ -51,4 +51,4 @@ def processes(at: data.Tick) -> None:
         )
 
 
-chrome.live("Overview", body)
+chrome.live("Overview", body, charts=False)

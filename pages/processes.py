@@ -177,4 +177,4 @@ def _files(chosen: ProcessFilter) -> list[download.File]:
     ]
 
 
-chrome.live("Processes", body, REFRESH_S)
+chrome.live("Processes", body, REFRESH_S, charts=False)

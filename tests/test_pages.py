@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import streamlit as st
 from conftest import ROOT
 from sqlalchemy import event
 from streamlit.testing.v1 import AppTest
-from test_writer import runs, tick, who
+from test_writer import GPUS, runs, tick, who
 
 from gpumon_core import runtime
 from gpumon_core.attribution.records import ProcessIdentity, Program
@@ -288,3 +290,72 @@ def test_a_further_viewer_asks_the_database_for_nothing(
         assert asked == []
     finally:
         event.remove(runtime.engine(), "before_cursor_execute", note)
+
+
+def test_what_has_no_name_is_shown_beside_what_has_one(writer: Writer) -> None:
+    nameless = GpuInfo(1, "GPU-1", None, 24576, 300.0)
+    snapshot = replace(tick(time.time() - 2, {(0, 7): 6144, (1, 8): 100}), gpus=(GPUS[0], nameless))
+    readings = tuple(reading for reading in snapshot.readings if reading.uuid != "GPU-2")
+    writer.write(replace(snapshot, readings=readings), who(7) | {8: ProcessIdentity(8)})
+    for name in PAGES:
+        assert "nan" not in texts(open_page(name)).lower().split()
+    assert "unknown model" in texts(open_page("gpu", gpu="GPU 1"))
+    app = open_page("processes")
+    app.session_state["process"] = 2
+    app.run()
+    assert not app.exception
+    assert [element.value for element in app.subheader] == ["PID 8"]
+
+
+def test_gpus_that_stood_in_one_place_one_after_the_other_have_names_of_their_own(writer: Writer) -> None:
+    now = int(time.time())
+    replaced = GpuInfo(0, "GPU-new", "Board", 24576, 300.0)
+    writer.write(tick(now - 8, {(0, 7): 100}), who(7))
+    reading = GpuReading("GPU-new", {"temperature": 50.0, "utilization": 50.0})
+    writer.write(Snapshot(now, tick(now).host, (replaced,), (reading,), ()), {})
+    app = open_page("usage")
+    assert not app.exception
+    split = next(figure for figure in plots(app) if figure["layout"].get("barmode") == "stack")
+    assert len(set(split["data"][0]["y"])) == len(split["data"][0]["y"]) == 4
+    assert "GPU 0" in split["data"][0]["y"]
+    assert "GPU 0 #1" in split["data"][0]["y"]
+
+
+def test_a_machine_that_has_fallen_silent_is_stale_beside_one_that_has_not(writer: Writer, url: str) -> None:
+    now = int(time.time())
+    other = Writer(database.open_for_writing(url), "there", "nvml", 4)
+    other.write(tick(now - 500), {})
+    writer.write(tick(now), {})
+    [html] = [element.value for element in open_page().html]
+    cards = html.split('role="listitem"')[1:]
+    stale = [card for card in cards if ">Stale</span>" in card]
+    assert len(stale) == 3
+    assert all("there · GPU" in card for card in stale)
+    assert "8m 20s" in stale[0]
+
+
+def test_a_viewer_without_a_recorder_follows_whoever_records(
+    writer: Writer, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = int(time.time())
+    writer.write(tick(now - 500), {})
+    other = Writer(database.open_for_writing(url), "there", "nvml", 4)
+    other.write(tick(now), {})
+    assert runtime.check_health().fresh
+    assert runtime.check_health().latest == now
+    assert "Sampling has stopped." not in texts(open_page())
+
+
+def test_a_database_that_is_away_is_said_so_and_tried_again(writer: Writer) -> None:
+    writer.write(tick(time.time(), {(0, 7): 100}), who(7))
+    writer.settle()
+    open_page("processes")
+    with writer._engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE programs RENAME TO mislaid")
+    st.cache_data.clear()
+    app = open_page("processes")
+    assert any("cannot be read right now" in error.value for error in app.error)
+    with writer._engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE mislaid RENAME TO programs")
+    app.run()
+    assert not app.error

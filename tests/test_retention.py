@@ -13,8 +13,9 @@ from test_writer import ask, runs, tick, who
 
 from gpumon_core.attribution.records import Program
 from gpumon_core.store import database, retention
-from gpumon_core.store.retention import Keep
+from gpumon_core.store.retention import BATCH_CHANGES, Keep
 from gpumon_core.store.rollups import roll_up
+from gpumon_core.store.schema import gpu_changes
 from gpumon_core.store.writer import Writer
 
 NOW = 10_000_000
@@ -113,3 +114,35 @@ def test_programs_that_nobody_runs_any_more_are_forgotten(engine: sa.Engine) -> 
     retention.forget(engine, Keep(3, 3, 3), NOW)
     assert ask(engine, "SELECT pid FROM gpu_processes") == [(9,)]
     assert ask(engine, "SELECT command FROM programs") == [("new",)]
+
+
+def test_years_of_changes_are_thinned_a_few_at_a_time(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer(engine, "here", "nvml", 4)
+    writer.write(tick(1000), {})
+    now = 40 * DAY
+    rows = [
+        {"gpu_id": 1, "metric": metric, "timestamp_epoch": 36 * DAY + 3 * step, "value": float(step)}
+        for metric in ("performance_state", "clocks_event_reasons")
+        for step in range(3000)
+    ]
+    with engine.begin() as connection:
+        connection.execute(gpu_changes.insert(), rows)
+    sizes: list[int] = []
+
+    def note(_: object, __: object, statement: str, parameters: object, ___: object, many: bool) -> None:
+        if statement.startswith("DELETE FROM gpu_changes"):
+            sizes.append(len(parameters) if many else 10**9)  # type: ignore[arg-type]
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    retention.forget(engine, Keep(3, 30, 730), now, pause_s=0)
+    assert sizes
+    assert max(sizes) <= BATCH_CHANGES, "nobody waits long for any of them"
+    with engine.connect() as connection:
+        kept = connection.execute(
+            sa.select(gpu_changes.c.metric, gpu_changes.c.timestamp_epoch, gpu_changes.c.value)
+            .where(gpu_changes.c.timestamp_epoch >= 36 * DAY)
+            .order_by(gpu_changes.c.metric, gpu_changes.c.timestamp_epoch)
+        ).all()
+    # 9,000 seconds are two and a half hours: the last change of each is left.
+    assert [(row.timestamp_epoch - 36 * DAY) // 3600 for row in kept] == [0, 1, 2] * 2
+    assert [row.value for row in kept] == [1199.0, 2399.0, 2999.0] * 2

@@ -150,7 +150,7 @@ def _columns(names: Sequence[str], rows: Sequence[Any], numbers: Iterable[str]) 
 
 def _plain(column: Sequence[Any]) -> Any:
     """A column whose texts may be missing: None then, where pandas' own would be a NaN that is true."""
-    return np.array(column, dtype="object") if any(isinstance(value, str) for value in column) else list(column)
+    return pd.Series(column, dtype="object") if any(isinstance(value, str) for value in column) else list(column)
 
 
 def history(
@@ -193,7 +193,7 @@ def active_processes(engine: Engine) -> pd.DataFrame:
     table = _columns(names, rows, _PROCESS_NUMBERS)
     del table["settled"]
     for name in PROGRAM_COLUMNS:
-        table[name] = np.array(table[name], dtype="object")
+        table[name] = pd.Series(table[name], dtype="object")
     return pd.DataFrame(table)
 
 

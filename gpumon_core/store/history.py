@@ -93,9 +93,11 @@ def read(
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
-    values = [column for column in frame.columns if column not in ("gpu_id", "timestamp_epoch")]
-    types = {"gpu_id": "int64", "timestamp_epoch": "int64"} | dict.fromkeys(values, "float64")
-    return frame.astype(types)
+    """Numbers as they are promised; a frame of rows has them already but for its keys."""
+    keys = dict.fromkeys(("gpu_id", "timestamp_epoch"), "int64")
+    if frame.empty:
+        return frame.astype(dict.fromkeys(frame.columns, "float64") | keys)
+    return frame.astype(keys)
 
 
 def _resolutions(connection: Connection, ids: list[int]) -> list[_Resolution]:

@@ -17,7 +17,7 @@ from gpumon_core import format as fmt
 from gpumon_core import runtime
 from gpumon_core.health import Health
 from gpumon_core.recorder import State
-from pages.ui import data, rhythm
+from pages.ui import assets, data, rhythm
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +53,9 @@ def ready() -> Health | None:
     return None if found is None or found.newest is None else found
 
 
-def live(title: str, body: Callable[[Health], None], refresh_s: float | None = None) -> None:
+def live(title: str, body: Callable[[Health], None], refresh_s: float | None = None, charts: bool = True) -> None:
     """A page: its title, the rhythm beside it, the banners, and `body`, which is drawn again with every new sample
-    (or every `refresh_s` seconds) and gets what is known of the recording then."""
+    (or every `refresh_s` seconds) and gets what is known of the recording then. `charts` says that it has some."""
     shown = _situation(data.health())
 
     @st.fragment
@@ -68,7 +68,12 @@ def live(title: str, body: Callable[[Health], None], refresh_s: float | None = N
         with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
             st.title(title, anchor=False, width="content")
             with st.container(width="content"):
-                rhythm.show(found.age_s if found else None, sampled_every, max(refresh_s or 0, sampled_every))
+                rhythm.show(
+                    found.age_s if found else None,
+                    sampled_every,
+                    max(refresh_s or 0, sampled_every),
+                    assets.PLOTLY_URL if charts else None,
+                )
         banners(found)
         if found is None or found.newest is None:
             _first_minute(found)

@@ -7,7 +7,9 @@ const TOUCH = matchMedia("(pointer: coarse)").matches
 let loading
 function plotly() {
   loading ??= new Promise((resolve, reject) => {
-    const script = document.createElement("script")
+    if (window.Plotly) return resolve(window.Plotly)
+    // The page's rhythm, which comes first, has begun to load it.
+    const script = document.querySelector(`script[src="${LIBRARY}"]`) ?? document.createElement("script")
     script.src = LIBRARY
     script.onload = () => resolve(window.Plotly)
     script.onerror = () => {
@@ -16,7 +18,7 @@ function plotly() {
       script.remove()
       reject(new Error(`${LIBRARY} cannot be loaded`))
     }
-    document.head.append(script)
+    if (!script.isConnected) document.head.append(script)
   })
   return loading
 }

@@ -91,7 +91,17 @@ class Rhythm {
   }
 }
 
+// Charts come last, and their library is large: it is loaded while the server still computes them.
+function load(library) {
+  if (!library || window.Plotly || document.querySelector(`script[src="${library}"]`)) return
+  const script = document.createElement("script")
+  script.src = library
+  script.onerror = () => script.remove()
+  document.head.append(script)
+}
+
 export default function ({ data, parentElement, setTriggerValue }) {
+  load(data.library)
   let rhythm = rhythms.get(parentElement)
   if (!rhythm) rhythms.set(parentElement, (rhythm = new Rhythm(parentElement)))
   rhythm.take(data, () => setTriggerValue("beat", Date.now()))

@@ -22,16 +22,18 @@ _component = st.components.v2.component(
 )
 
 
-def show(age_s: float | None, sampled_every_s: float, refresh_s: float) -> None:
+def show(age_s: float | None, sampled_every_s: float, refresh_s: float, library: str | None = None) -> None:
     """Draw it, and run the fragment that it stands in again with every new sample.
 
     `age_s` is the newest sample's age at this moment, None where nothing was sampled yet; `refresh_s` is how often
-    the page asks, which some pages do less often than there are samples.
+    the page asks, which some pages do less often than there are samples. `library` is the address of a script that
+    the page will need.
     """
     data = {
         "age": age_s,
         "limit": fresh_within_s(sampled_every_s),
         "sampledEvery": sampled_every_s,
         "refresh": refresh_s,
+        "library": library,
     }
     _component(data=data, key="rhythm", on_beat_change=lambda: None)
