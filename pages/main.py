@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 
 import streamlit as st
 from sqlalchemy.exc import DBAPIError
 
 from pages.ui import chrome
-
-
-@st.cache_resource(show_spinner=False)
-def settle() -> None:
-    """Once, after the first page: what all pages have loaded stays for good.
-
-    Streamlit collects garbage after every run of a page; without this it would look through hundreds of thousands
-    of objects of libraries each time, which takes longer than the page itself.
-    """
-    gc.collect()
-    gc.freeze()
-
 
 st.set_page_config(page_title="gpumon", page_icon=str(Path(__file__).parent / "ui" / "icon.png"), layout="wide")
 page = st.navigation(
@@ -75,4 +62,3 @@ try:
 except DBAPIError as error:
     # Of what stands around the page's own fragment, which deals with its errors itself.
     chrome.unreachable(error)
-settle()
