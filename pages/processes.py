@@ -81,10 +81,7 @@ def body(now: Health) -> None:
     # What is younger than this page's rhythm need not be asked for anew.
     chosen = wanted(now.latest - now.latest % int(REFRESH_S))
     total = data.process_count(data.tick(now), chosen)
-    left, right = st.columns([2, 3], vertical_alignment="center")
-    left.markdown(f"**{total:,}** processes, newest first", width="content")
-    with right:
-        download.show(_files(chosen), total, "download")
+    st.markdown(f"**{total:,}** processes, newest first", width="content")
     if total == 0:
         st.info("No process matches these filters. Choose a longer time range, or clear a filter in the sidebar.")
         return
@@ -100,6 +97,8 @@ def body(now: Health) -> None:
         on_select=_choose,
         largest_gib=_largest_gib(),
     )
+    # Below: above the table its toolbar would lie on them.
+    download.show(_files(chosen), total, "download")
     process_id = st.session_state.get("process")
     if process_id is None:
         st.caption(f"Choose a row to see its story. Times in {chrome.zone_label()}.")

@@ -241,7 +241,7 @@ def test_range_gpus_and_metrics_can_be_chosen_and_live_in_the_address(page: Page
     page.goto(stage.url + "/history")
     assert len(traces(page)) == 8
     page.get_by_role("radio", name="6h").click()
-    eventually(lambda: "range=6h" in page.url)
+    expect(page).to_have_url(re.compile("range=6h"))
     span = "plot => { const [a, b] = plot._fullLayout.xaxis.range; return (new Date(b) - new Date(a)) / 3600000 }"
     eventually(lambda: chart(page).evaluate(span) == 6)
     page.get_by_role("button", name="Remove Temperature").click()

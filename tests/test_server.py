@@ -47,8 +47,9 @@ def test_a_stopped_server_ends_cleanly_with_its_last_tick_committed(
     newest = server.wait(lambda status, answer: status == 200 and answer["age_seconds"] is not None)
     server.process.send_signal(number)
     status = server.process.wait(timeout=15)
-    # The server passes SIGTERM on when it has shut down; Streamlit ends with 1 after Ctrl-C.
-    assert status == (-signal.SIGTERM if number == signal.SIGTERM else 1)
+    # The server passes SIGTERM on when it has shut down; after Ctrl-C Streamlit ends with 1, or with 0 where it
+    # was not waiting for anything just then.
+    assert status in ((-signal.SIGTERM,) if number == signal.SIGTERM else (0, 1))
     log = server.log.read_text()
     assert "recorder stopped" in log
     assert "Traceback" not in log

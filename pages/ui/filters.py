@@ -109,12 +109,11 @@ def zoom(key: str) -> None:
     state = st.session_state
     chosen = plot.zoomed(key)
     before: list[tuple[object, ...]] = state.setdefault("zoomed_from", [])
+    has_inputs = state.get("range") == CUSTOM
     if chosen is None:
         if not before:
             return
         state["range"], state["from"], state["to"] = before.pop()
-        for name in ("from", "to"):
-            st.query_params.pop(name, None)
     else:
         before.append((state.get("range"), state.get("from"), state.get("to")))
         del before[:-MOST_ZOOMS]
@@ -125,8 +124,8 @@ def zoom(key: str) -> None:
     for name in ("from", "to"):
         if state.get(name) is None:
             state.pop(name, None)
-        else:
-            # The inputs may not be on the page yet, and write their addresses only when a reader changes them.
+        elif not has_inputs:
+            # The inputs that are not on the page yet write their addresses only when a reader changes them.
             st.query_params[name] = state[name].isoformat(timespec="minutes")
     state["moved"] = True
 
