@@ -195,6 +195,31 @@ def filled(engine: sa.Engine, reader: sa.Engine) -> sa.Engine:
     return reader
 
 
+@pytest.mark.parametrize("rolled", [False, True])
+@pytest.mark.parametrize("span", [HOUR, DAY, 30 * DAY, 365 * DAY])
+def test_a_young_history_fills_a_long_range_with_points(
+    reader: sa.Engine, engine: sa.Engine, span: int, rolled: bool
+) -> None:
+    times = range(DAWN, DAWN + 15 * 60, 4)
+    write(engine, times, wave)
+    if rolled:
+        rollups.roll_up(engine, "here")
+    end = times[-1] + 4
+    found = frames.history(reader, [1], ["temperature"], end - span, end, 200)
+    assert 100 <= len(found.dropna()) <= 230
+
+
+def test_a_machine_that_is_on_for_two_hours_a_day_is_drawn_as_finely_as_one_that_always_runs(
+    reader: sa.Engine, engine: sa.Engine
+) -> None:
+    times = [DAWN + day * DAY + second for day in range(3) for second in range(0, 2 * HOUR, 4)]
+    write(engine, times, wave)
+    rollups.roll_up(engine, "here")
+    found = frames.history(reader, [1], ["temperature"], DAWN, DAWN + 3 * DAY, 1000)
+    assert 500 <= len(found.dropna()) <= 1150
+    assert found["temperature"].isna().sum() == 2
+
+
 @pytest.mark.parametrize("points", [50, 300, 1000])
 @pytest.mark.parametrize("span", [900, HOUR, 2 * HOUR, 6 * HOUR, DAY, 2 * DAY])
 def test_any_range_has_at_least_half_of_the_points_and_hardly_more(

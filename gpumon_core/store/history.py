@@ -23,6 +23,8 @@ from gpumon_core.store.schema import TIERS, gpu_changes, gpu_metrics, gpus, host
 # A pause longer than this many usual steps is a gap, not a late tick; a bucket of a rollup is never late.
 GAP_STEPS = 3
 GAP_BUCKETS = 1.9
+# So many rows of a GPU tell well enough how much of a range was recorded.
+COUNTED = 60
 # Marks a point that was measured; a gap has NaN there.
 THERE = "there"
 
@@ -68,10 +70,11 @@ def read(
         return _typed(pd.DataFrame(columns=columns))
     with engine.connect() as connection:
         resolutions = _resolutions(connection, ids)
-        chosen = _choose(resolutions, end - start, points)
+        told = _told(connection, resolutions, ids, start, end)
+        chosen = _choose(resolutions, told, points)
         parts = []
         for stretch in _stretches(resolutions, chosen, start, end):
-            step = _step(stretch.resolution, end - start, points)
+            step = _step(stretch.resolution, told, points)
             before = step if counters and stretch.start == start else 0
             part = _query(connection, stretch, ids, ticked, step, before, end)
             parts.append((part, stretch.resolution, step))
@@ -120,6 +123,38 @@ def _resolutions(connection: Connection, ids: list[int]) -> list[_Resolution]:
         seconds = interval if place == 0 else TIERS[place - 1].seconds
         found.append(_Resolution(table, seconds, min(firsts, default=None), max(lasts, default=None)))
     return found
+
+
+def _told(connection: Connection, resolutions: list[_Resolution], ids: list[int], start: int, end: int) -> int:
+    """The seconds of the range that there is something to tell of: an installation of yesterday, or a machine that
+    is on for two hours a day, gets as many points out of a long range as one that always ran."""
+    ticks = resolutions[0]
+    fresh = 0
+    if ticks.first is not None and ticks.last is not None:
+        fresh = max(0, min(end, ticks.last) - max(start, ticks.first) + 1)
+    told = fresh
+    oldest = None
+    for counted in reversed(resolutions[1:]):
+        if counted.first is None or counted.last is None:
+            continue
+        if oldest is not None and counted.first - int(counted.seconds) > max(start, oldest):
+            # What is told only coarsely can only be counted so.
+            break
+        oldest = counted.first if oldest is None else oldest
+        length = int(counted.seconds)
+        time = counted.table.c.timestamp_epoch
+        rows = (
+            sa.select(sa.func.count().label("rows"))
+            .where(counted.table.c.gpu_id.in_(ids), time > start - length, time <= end)
+            .group_by(counted.table.c.gpu_id)
+            .subquery()
+        )
+        most = connection.execute(sa.select(sa.func.max(rows.c.rows))).scalar() or 0
+        # Ticks that are not rolled up yet stand behind the last bucket.
+        told = most * length + max(0, min(fresh, min(end, ticks.last or 0) - (counted.last + length - 1)))
+        if most > COUNTED:
+            break
+    return min(end - start, told)
 
 
 def _choose(resolutions: list[_Resolution], span: int, points: int) -> int:
