@@ -1,0 +1,42 @@
+# syntax=docker/dockerfile:1
+# gpumon runs from its tree, on the pinned packages of requirements.txt. docs/deployment.md says how to use the image.
+
+FROM python:3.13-slim AS build
+WORKDIR /build
+COPY requirements.txt ./
+# Wheels alone: a package that has none for this processor ends the build here, where a compiler would be asked for.
+RUN python -m venv --without-pip /opt/gpumon \
+    && python -m pip --python /opt/gpumon install --no-cache-dir --only-binary=:all: -r requirements.txt
+WORKDIR /app
+COPY .streamlit .streamlit
+COPY gpumon_core gpumon_core
+COPY pages pages
+COPY deploy/healthcheck.py deploy/
+COPY app.py LICENSE ./
+# Nobody writes bytecode beside a read-only tree, so it is made here, valid whatever the files' times become.
+RUN python -m compileall -q --invalidation-mode unchecked-hash .
+
+FROM python:3.13-slim
+COPY --from=build /opt/gpumon /opt/gpumon
+COPY --from=build /app /app
+RUN python -m pip uninstall --yes --quiet --root-user-action=ignore pip \
+    && install -d -o 1000 -g 1000 /app/history /app/logs
+# HOME is where libraries look for their caches and settings: it must exist, and may be forgotten.
+ENV PATH=/opt/gpumon/bin:$PATH \
+    HOME=/tmp \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    STREAMLIT_SERVER_ADDRESS=0.0.0.0 \
+    STREAMLIT_SERVER_PORT=8081 \
+    GPUMON_SOURCE=nvml \
+    GPUMON_LOG_FILE=logs/gpumon.log \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=utility
+WORKDIR /app
+VOLUME ["/app/history", "/app/logs"]
+EXPOSE 8081
+# The driver's devices are open to every user. A number, so that no name has to exist: another is as good.
+USER 1000:1000
+HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=3 \
+    CMD ["python", "-I", "deploy/healthcheck.py"]
+CMD ["python", "-m", "streamlit", "run", "app.py"]
