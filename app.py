@@ -93,9 +93,9 @@ def _configure() -> None:
         settings = runtime.settings()
         if settings.record:
             check_data_dir(settings)
+        logs.configure(settings.log_level, settings.log_file)
     except SettingsError as error:
         sys.exit(f"gpumon: {error}")
-    logs.configure(settings.log_level)
     for sentence in unknown_variables():
         log.warning("%s", sentence)
 

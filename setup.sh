@@ -15,9 +15,18 @@ Usage: ./setup.sh VERB [options]
   test   set up and run everything that checks this tree
   clean  remove what the other verbs installed (.venv and caches; never the history)
 
+In a container, with Docker Compose (see docs/deployment.md):
+
+  start    start it in the background, built first where there is no image yet
+  stop     stop it; history/ and logs/ stay
+  restart  start it anew, with the image and the settings of now
+  status   say whether it runs and is healthy
+  logs     show its log and follow it; Ctrl-C ends that
+  build    build the image anew, on the newest base image
+
 Options after run or demo go to Streamlit, such as --server.port 9000 or
---server.address 0.0.0.0. Settings are GPUMON_* variables, also read from a file
-named .env: see the README.
+--server.address 0.0.0.0; options after the verbs of Compose go to Compose.
+Settings are GPUMON_* variables, also read from a file named .env: see the README.
 TEXT
 }
 
@@ -121,11 +130,73 @@ check() {
     need gcc gcc
     # The tests start servers of their own, and never touch the one that Debian's package may start.
     need initdb postgresql
+    need systemd-analyze systemd
+    need shellcheck shellcheck
     local bin=$VENV/bin
     "$bin/ruff" format --check .
     "$bin/ruff" check .
     "$bin/mypy"
     exec "$bin/python" -m pytest -n 2 "$@"
+}
+
+# need_docker: whatever is missing between here and a running engine, in one sentence.
+need_docker() {
+    local version problem
+    command -v docker >/dev/null ||
+        fail "Docker is not installed; see https://docs.docker.com/engine/install, or use ./setup.sh run, which needs none."
+    version=$(docker compose version --short 2>/dev/null) ||
+        fail "Docker Compose is missing; on Debian and Ubuntu: sudo apt-get install docker-compose-plugin (docker-compose-v2 in Ubuntu's own packages)."
+    # Compose 2.24 was the first that may find no .env.
+    version=${version#v}
+    [ "$(printf '%s\n' 2.24 "$version" | sort -V | head -n 1)" = 2.24 ] ||
+        fail "Docker Compose 2.24 or newer is needed, and this is $version; update the package that brought it."
+    if ! problem=$(docker info --format '{{.ServerVersion}}' 2>&1 >/dev/null); then
+        case $problem in
+            *"permission denied"*)
+                fail "this user may not talk to Docker; use sudo ./setup.sh $verb, or: sudo usermod -aG docker $(id -un), and log in again."
+                ;;
+            *) fail "Docker's engine does not answer; start it with: sudo systemctl start docker" ;;
+        esac
+    fi
+}
+
+# Docker Desktop keeps NVIDIA's runtime inside its own machine, where nothing here can see it.
+need_nvidia() {
+    local engine
+    engine=$(docker info --format '{{.OperatingSystem}} {{json .Runtimes}}')
+    case $engine in *"Docker Desktop"* | *nvidia*) return ;; esac
+    command -v nvidia-container-runtime-hook >/dev/null ||
+        fail "the NVIDIA Container Toolkit is missing, so no container can see a GPU; install the package nvidia-container-toolkit, then: sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
+}
+
+# The container runs as whoever owns history/: nothing in it then belongs to root by surprise.
+prepare_folders() {
+    local folder
+    for folder in history logs; do
+        [ ! -d "$folder" ] || continue
+        mkdir "$folder"
+        [ -z "${SUDO_UID:-}" ] || chown "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" "$folder"
+    done
+    if [[ $(docker info --format '{{.SecurityOptions}}') == *rootless* ]]; then
+        # A rootless engine calls the user who runs it root.
+        export PUID=0 PGID=0
+    else
+        export PUID=${PUID:-$(stat -c %u history)} PGID=${PGID:-$(stat -c %g history)}
+    fi
+}
+
+# up [OPTION...]: make the container be what docker-compose.yml and .env say.
+up() {
+    need_docker
+    need_nvidia
+    prepare_folders
+    docker compose up --detach "$@"
+    echo "setup.sh: gpumon starts; ./setup.sh status says when it is healthy, ./setup.sh logs what it does"
+}
+
+compose() {
+    need_docker
+    exec docker compose "$@"
 }
 
 verb=${1:---help}
@@ -138,6 +209,13 @@ case $verb in
         ;;
     test) check "$@" ;;
     clean) rm -rf "$VENV" .pytest_cache .mypy_cache .ruff_cache tests/fake_nvml/build artifacts ;;
+    start) up "$@" ;;
+    # Not Compose's own restart, which keeps the old image and the old settings.
+    restart) up --force-recreate "$@" ;;
+    stop) compose stop "$@" ;;
+    status) compose ps --all "$@" ;;
+    logs) compose logs --follow --tail 200 "$@" ;;
+    build) compose build --pull "$@" ;;
     -h | --help | help) usage ;;
     *) fail "there is no verb '$verb'; ./setup.sh --help lists them." ;;
 esac

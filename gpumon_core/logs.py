@@ -1,23 +1,51 @@
-"""One log format for the server and the command line, on stderr."""
+"""One log format for the server and the command line, on stderr and, for the server, in a file as well."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+from gpumon_core.settings import SettingsError, variable
 
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+FILE_BYTES = 10_000_000
+OLDER_FILES = 3
 
 
-def configure(level: str) -> None:
-    """Send gpumon's log to stderr at `level`, and other libraries' only where they warn."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter(FORMAT))
+class _File(RotatingFileHandler):
+    """A log file whose troubles cost lines of the file, never the server, and are told on stderr once."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002
+        """Say why the file lacks lines; stderr has them all."""
+        if not self.told:
+            self.told = True
+            print(f"gpumon: {self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)  # noqa: T201
+
+
+def configure(level: str, file: Path | None = None) -> None:
+    """Send gpumon's log to stderr, and to `file`, at `level`, and other libraries' only where they warn.
+    Raises SettingsError where the file cannot be written."""
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if file is not None:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            handlers.append(_File(file, maxBytes=FILE_BYTES, backupCount=OLDER_FILES, encoding="utf-8"))
+        except OSError as error:
+            raise SettingsError(
+                f"{variable('log_file')}={file}: must be a file that this user can write to ({error.strerror})"
+            ) from None
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(FORMAT))
     ours = logging.getLogger("gpumon_core")
-    ours.handlers[:] = [handler]
+    ours.handlers[:] = handlers
     ours.setLevel(level)
     ours.propagate = False
     # The scheduler warns about every late run, which would be a line per tick on a slow machine.
     scheduler = logging.getLogger("apscheduler")
-    scheduler.handlers[:] = [handler]
+    scheduler.handlers[:] = handlers
     scheduler.setLevel(logging.ERROR)
     scheduler.propagate = False

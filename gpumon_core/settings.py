@@ -127,6 +127,13 @@ class Settings(BaseSettings):
         Literal["DEBUG", "INFO", "WARNING", "ERROR"],
         Field(description="least severe message to log: `DEBUG`, `INFO`, `WARNING` or `ERROR`"),
     ] = "INFO"
+    log_file: Annotated[
+        Path | None,
+        Field(
+            description="file into which the server's log goes as well; at 10 MB it is set aside, and the last three "
+            "are kept"
+        ),
+    ] = None
 
     @field_validator("log_level", mode="before")
     @classmethod
