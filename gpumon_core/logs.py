@@ -19,7 +19,7 @@ class _File(RotatingFileHandler):
 
     told = False
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Say why the file lacks lines; stderr has them all."""
         if not self.told:
             self.told = True

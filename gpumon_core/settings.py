@@ -130,8 +130,8 @@ class Settings(BaseSettings):
     log_file: Annotated[
         Path | None,
         Field(
-            description="file into which the server's log goes as well; at 10 MB it is set aside, and the last three "
-            "are kept"
+            description="file into which the server's log goes as well; at 10 MB it is set aside, and the last "
+            "three are kept"
         ),
     ] = None
 

@@ -1,6 +1,6 @@
 """The image without an engine: the Dockerfile's tree, read-only, run by a user who is nobody, as process 1.
 
-It takes root, for mounting. The Python is the one that runs the tests, with its packages, where the image has its own.
+It takes root, for mounting. Python and its packages are those that run the tests, where the image has its own.
 """
 
 from __future__ import annotations
@@ -34,7 +34,11 @@ shown() {
     mount -o remount,bind,ro "$root$2"
 }
 for folder in /bin /sbin /lib /lib64; do
-    if [ -L "$folder" ]; then cp -P "$folder" "$root$folder"; elif [ -d "$folder" ]; then shown "$folder" "$folder"; fi
+    if [ -L "$folder" ]; then
+        cp -P "$folder" "$root$folder"
+    elif [ -d "$folder" ]; then
+        shown "$folder" "$folder"
+    fi
 done
 while [ "$1" != -- ]; do
     shown "${1%%:*}" "${1#*:}"
@@ -97,7 +101,7 @@ def copies() -> list[tuple[list[str], str]]:
 
 
 def ignored(path: str) -> bool:
-    """Whether .dockerignore keeps a file or folder of the tree from the build: the last line that matches decides."""
+    """Whether .dockerignore keeps a path of the tree from the build: the last line that matches decides."""
     verdict = False
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         if line and not line.startswith("#"):
