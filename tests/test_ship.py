@@ -221,6 +221,37 @@ def test_the_server_records_and_answers_as_a_user_without_a_name(box: Sandbox, c
     assert "ermission denied" not in said
 
 
+DRAW = """
+import time
+from streamlit.testing.v1 import AppTest
+from gpumon_core import runtime
+
+runtime.start()
+while runtime.vitals().ticks < 2:
+    time.sleep(0.1)
+for name in ("overview", "gpu", "history", "processes", "usage", "system"):
+    page = AppTest.from_file("pages/main.py", default_timeout=20)
+    page.switch_page(name + ".py").run()
+    print(name, len(page.exception) + len(page.error))
+runtime.stop()
+"""
+
+
+def test_every_page_is_drawn_from_the_read_only_tree(box: Sandbox) -> None:
+    done = box.run(["python", "-c", DRAW], GPUMON_SOURCE="demo", GPUMON_INTERVAL="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[1::2] == ["0"] * 6
+
+
+def test_the_bytecode_that_the_image_is_given_is_used_as_it_is(box: Sandbox) -> None:
+    line = next(step.value for step in steps()[0] if step.name == "RUN" and "compileall" in step.value)
+    _, *arguments = shlex.split(line)
+    subprocess.run([sys.executable, *arguments], cwd=box.image / "app", check=True)
+    code = "import gpumon_core.recorder as module; print(module.__cached__)"
+    done = box.run(["python", "-v", "-c", code])
+    assert f"code object from '{done.stdout.strip()}'" in done.stderr
+
+
 def test_the_container_is_unhealthy_without_a_fresh_sample_and_without_a_server(
     box: Sandbox, container: Any
 ) -> None:
