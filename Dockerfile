@@ -21,7 +21,7 @@ COPY --from=build /opt/gpumon /opt/gpumon
 COPY --from=build /app /app
 RUN python -m pip uninstall --yes --quiet --root-user-action=ignore pip \
     && install -d -o 1000 -g 1000 /app/history /app/logs
-# HOME is where libraries look for their caches and settings: it must exist, and may be forgotten.
+# HOME is where libraries look for caches and settings of their own: a folder that may be forgotten.
 ENV PATH=/opt/gpumon/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \

@@ -28,6 +28,11 @@ root=$1 writable=$2
 shift 2
 mount --make-rprivate /
 mount -t tmpfs -o mode=755 image "$root"
+# First of all, since what is shown may lie below /tmp.
+mkdir "$root/proc" "$root/dev" "$root/tmp"
+mount -t proc proc "$root/proc"
+mount --rbind /dev "$root/dev"
+mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 shown() {
     mkdir -p "$root$2"
     mount --rbind "$1" "$root$2"
@@ -45,10 +50,6 @@ while [ "$1" != -- ]; do
     shift
 done
 shift
-mkdir "$root/proc" "$root/dev" "$root/tmp"
-mount -t proc proc "$root/proc"
-mount --rbind /dev "$root/dev"
-mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
 mkdir "$root/state"
 mount --bind "$writable/state" "$root/state"
 for folder in history logs; do

@@ -128,6 +128,9 @@ def test_started_with_sudo_the_folders_belong_to_who_asked(machine: Machine) -> 
 
 
 def test_a_rootless_engine_calls_its_user_root(machine: Machine) -> None:
+    (machine.tree / "history").mkdir()
+    if os.geteuid() == 0:
+        os.chown(machine.tree / "history", 1234, 2345)
     machine.setup("start", SECURITY="[name=seccomp,profile=builtin name=rootless]")
     assert machine.composed() == ["0:0 compose up --detach"]
 
