@@ -67,13 +67,13 @@ def verdict(figure: float, limit: float) -> str:
 
 
 def make(folder: Path, days: float, gpus: int, processes: int) -> str:
-    """A database filled as `python -m gpumon_core fill` does it; its URL."""
+    """A database filled as `python -m gpumon_core fill` does it, but of whole GPUs alone; its URL."""
     url = f"sqlite:///{folder / f'{gpus}x{processes}x{days:g}.db'}"
     engine = database.open_for_writing(url)
     chosen = settings.load(source="demo", data_dir=folder, host_name="bench", interval=4)
     if Writer(engine, "bench", "demo", 4).is_new():
         began = time.monotonic()
-        ticks = fill.fill(engine, chosen, days, gpus, processes, lambda *_: None)
+        ticks = fill.fill(engine, chosen, days, gpus, processes, lambda *_: None, mig=False)
         took = time.monotonic() - began
         print(
             f"filled {days:g} days of {gpus} GPUs ({ticks:,} ticks) at {days * 1440 / took:,.0f} hours per minute"
@@ -187,7 +187,7 @@ def forgetting(url: str, gpus: int, processes: int) -> None:
     engine = database.open_for_writing(url)
     with engine.connect() as connection:
         now = int(connection.execute(sa.text("SELECT max(last_seen) FROM hosts")).scalar() or 0)
-    source = SimulatedSource(gpus=gpus, host="bench", processes=processes)
+    source = SimulatedSource(gpus=gpus, host="bench", processes=processes, mig=False)
     writer = Writer(engine, "bench", "demo", 4)
     times: list[float] = []
 

@@ -60,12 +60,14 @@ def fill(
     processes: int | None,
     progress: Callable[[float, float], None],
     now: float | None = None,
+    mig: bool = True,
 ) -> int:
-    """Write the history; how many ticks it has. `progress` is told the hours done and the hours in all.
+    """Write the history; how many ticks it has. `progress` is told the hours done and the hours in all; without
+    `mig` no simulated GPU is divided.
 
     Raises ValueError for numbers that cannot be simulated, sqlalchemy.exc.DBAPIError.
     """
-    source = SimulatedSource(gpus=gpus, host=settings.host_name, processes=processes)
+    source = SimulatedSource(gpus=gpus, host=settings.host_name, processes=processes, mig=mig)
     attribution = SimulatedAttribution(source)
     now = time.time() if now is None else now
     pieces = stretches(settings, days, now)

@@ -140,7 +140,7 @@ class _Block:
 
 
 class SimulatedSource:
-    """Snapshots of `gpus` simulated GPUs (1 to 64); MIG instances come on top of that number.
+    """Snapshots of `gpus` simulated GPUs (1 to 64); MIG instances come on top of that number, unless `mig` is off.
 
     `processes` is about how many processes exist at once over all GPUs; None leaves it to the story.
     Raises ValueError for numbers that are out of range.
@@ -155,6 +155,7 @@ class SimulatedSource:
         host: str | None = None,
         processes: int | None = None,
         clock: Callable[[], float] = time.time,
+        mig: bool = True,
     ) -> None:
         if not 1 <= gpus <= MAX_GPUS:
             raise ValueError(f"between 1 and {MAX_GPUS} GPUs can be simulated, not {gpus}")
@@ -163,7 +164,7 @@ class SimulatedSource:
         self.host = HostInfo(host or "demo", DRIVER, "13.0", f"13.{DRIVER}")
         self._seed = seed
         self._clock = clock
-        self._boards = tuple(_board(index, seed) for index in range(gpus))
+        self._boards = tuple(_board(index, seed, mig) for index in range(gpus))
         self._infos = tuple(info for board in self._boards for info in _infos(board))
         self._lanes = _populate([unit for board in self._boards for unit in board.units], seed, processes)
         # Enough for ticks and for a walk through history; after a jump the pieces are worked out again.
@@ -365,7 +366,7 @@ def _weather(seed: int, timestamp: float) -> float:
     return today + (tomorrow - today) * second / DAY + 2.5 * sin(2 * pi * (second / HOUR - 9) / 24)
 
 
-def _board(index: int, seed: int) -> _Board:
+def _board(index: int, seed: int, mig: bool) -> _Board:
     card, role, hotter_c = cast.LINE_UP[index % len(cast.LINE_UP)]
     info = GpuInfo(
         index=index,
@@ -377,7 +378,7 @@ def _board(index: int, seed: int) -> _Board:
         architecture=card.architecture,
         compute_capability=card.compute_capability,
     )
-    if index == cast.MIG_INDEX:
+    if mig and index == cast.MIG_INDEX:
         units = tuple(_instance(info, seed, number) for number in range(len(cast.MIG_INSTANCES)))
     else:
         units = (_Unit(info, card.memory_mib, card.driver_mib, 1.0, role),)

@@ -153,7 +153,8 @@ class Lane:
         return ProgramRun(
             program=program,
             pid=FIRST_PID + start // PID_EVERY_S % numbers * self._lanes + self._number,
-            start_key=f"demo:{self._key:016x}:{start}",
+            # As long as those of real processes.
+            start_key=f"{self._key & 0xFFFFFFFF:08x}:{start}",
             start=start,
             end=min(start + int(length), begin + habit.period_s - 5),
             user=dice.choice(program.users),
