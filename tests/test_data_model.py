@@ -104,9 +104,8 @@ def test_a_meaning_without_a_column_is_an_error(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_bits_of_the_throttle_reasons_are_those_of_the_catalogue() -> None:
-    told = dict(
-        re.findall(r"(\d+) ([a-z ]+?)(?=[,.])", PAGE.split("clocks_event_reasons` say")[1].split("\n\n")[0])
-    )
+    listed = " ".join(PAGE.split("The bits of `clocks_event_reasons`")[1].split("\n\n")[0].split())
+    told = dict(re.findall(r"(\d+) ([a-z ]+?)(?=[,.])", listed))
     assert told == {str(reason.bit): reason.label.lower() for reason in CLOCKS_EVENT_REASONS}
     for bit, label in re.findall(r"\((\d+), '([\w ]+)'\)", QUERIES[5]):
         assert {reason.label for reason in CLOCKS_EVENT_REASONS if reason.bit == int(bit)} == {label}
