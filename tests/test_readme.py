@@ -8,7 +8,6 @@ from pathlib import Path
 
 from gpumon_core.__main__ import VERBS
 from gpumon_core.settings import markdown_table
-from gpumon_core.store.schema import metadata
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -19,14 +18,30 @@ def test_the_settings_table_is_that_of_the_code() -> None:
     assert shown == markdown_table(), "run docs/settings_table.py"
 
 
-def test_every_table_of_the_database_is_explained() -> None:
-    explained = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \|", README, re.MULTILINE))))
-    assert set(metadata.tables) <= explained
+def test_it_says_what_gpumon_is_in_five_lines_and_shows_it() -> None:
+    lines = README.splitlines()
+    assert lines[0] == "# gpumon"
+    assert all(lines[2:7])
+    assert lines[7] == ""
+    assert lines[8].startswith("![")
 
 
-def test_every_picture_and_file_it_names_exists() -> None:
-    for target in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
-        assert (ROOT / target).is_file(), target
+def test_the_two_commands_come_first() -> None:
+    assert README.split("```sh\n")[1].split("```")[0].count("./setup.sh") == 2
+
+
+def test_the_comparison_says_when_it_was_made_and_what_others_are_better_at() -> None:
+    section = README.split("## How it compares\n")[1].split("\n## ")[0]
+    assert re.search(r"Looked at on \d+ \w+ \d{4}", section)
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
+    names = " ".join(row[0] for row in rows)
+    for tool in ("nvidia-smi", "nvitop", "nvtop", "dcgm-exporter", "Beszel", "GPU Hot", "gpu-monitor"):
+        assert tool in names
+    assert all(row[-1].strip() for row in rows)
+    assert "What gpumon does not do:" in section
+
+
+def test_every_script_it_names_exists() -> None:
     for script in re.findall(r"`(\w+\.py)` \|$", README, re.MULTILINE):
         assert (ROOT / "benchmarks" / script).is_file(), script
 

@@ -360,6 +360,17 @@ def test_docker_run_gives_what_compose_gives() -> None:
         assert options == expected
 
 
+def test_the_readme_shows_the_lines_of_the_page() -> None:
+    section = (ROOT / "README.md").read_text().split("## Docker\n")[1].split("\n## ")[0]
+    shown = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    assert len(shown) == 2
+    by_compose, by_docker = shown
+    assert "docker compose up --detach\n" in by_compose
+    assert "docker run --detach " in by_docker
+    assert by_compose in blocks("sh")
+    assert by_docker in blocks("sh")
+
+
 def test_the_settings_of_the_page_are_those_of_the_compose_file() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     for name in re.findall(r"\$\{(\w+):-", text):
