@@ -369,10 +369,11 @@ def test_what_a_device_does_not_support_is_asked_once_and_others_still_are(
     driver.reset_calls()
     for _ in range(3):
         reader.read()
-    # With several arguments, or for what is read with every tick and once for what is read rarely.
-    ways = {"nvmlDeviceGetClockInfo": 4, "nvmlDeviceGetMemoryInfo_v2": 2}.get(function, 1)
-    assert driver.calls(function, 0) == ways
-    assert driver.calls(function, 1) == 3 * (ways if function == "nvmlDeviceGetClockInfo" else 1) + (ways == 2)
+    arguments = 4 if function == "nvmlDeviceGetClockInfo" else 1
+    # One is for what is read with every tick, and for what is read rarely.
+    rarely = int(function == "nvmlDeviceGetMemoryInfo_v2")
+    assert driver.calls(function, 0) == arguments + rarely
+    assert driver.calls(function, 1) == 3 * arguments + rarely
 
 
 def test_what_is_not_supported_is_nothing_to_log(driver: FakeNvml, caplog: pytest.LogCaptureFixture) -> None:
