@@ -20,19 +20,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fake_nvml
 import pytest
+import sqlalchemy as sa
 from conftest import ROOT, Server
 from fake_nvml import FakeNvml
 from prometheus_client.core import Metric as ClientFamily
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from rig import free_port
+from starlette.requests import Request
 
+from gpumon_core import runtime
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.export import prometheus
 from gpumon_core.metrics import GPU_METRICS, PROCESS_METRICS
 from gpumon_core.newest import Newest, follow
 from gpumon_core.recorder import Problem, State
+from gpumon_core.settings import load
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot
 from gpumon_core.vitals import Vitals
 
@@ -393,6 +398,41 @@ def test_a_scene_is_rendered_once_in_each_format(monkeypatch: pytest.MonkeyPatch
     assert rendered == [False, True]
     kept.body(scene(people(3)), False, False)
     assert rendered == [False, True, False], "another tick is another exposition"
+
+
+def test_a_scrape_runs_no_statement_and_calls_no_driver(
+    fake: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.add_gpu().add_process(os.getpid(), GIB)
+    chosen = load(source="nvml", data_dir=tmp_path, host_name="here", interval=3600)
+    monkeypatch.setattr(runtime, "settings", lambda: chosen)
+    touched: list[str] = []
+
+    def note(*given: Any) -> None:
+        touched.append(str(given))
+
+    with fake_nvml.loaded(fake):
+        recorder = runtime.start()
+        try:
+            deadline = time.monotonic() + 20
+            while not recorder.vitals.duration_ms:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            for name in ("engine_connect", "before_cursor_execute"):
+                sa.event.listen(sa.Engine, name, note)
+            fake.reset_calls()
+            for query in (b"", b"name[]=DCGM_FI_DEV_GPU_TEMP", b"name[]=gpumon_recorder_up"):
+                scope = {"type": "http", "method": "GET", "path": "/metrics", "query_string": query, "headers": []}
+                assert b"# TYPE" in prometheus.metrics(Request(scope)).body
+            assert touched == []
+            assert fake.total_calls() == 0
+            with runtime.engine().connect():
+                assert touched, "what a scrape must not do is seen"
+        finally:
+            for name in ("engine_connect", "before_cursor_execute"):
+                if sa.event.contains(sa.Engine, name, note):
+                    sa.event.remove(sa.Engine, name, note)
+            runtime.stop()
 
 
 # ---- The real server -----------------------------------------------------------------------------

@@ -86,7 +86,7 @@ class Scene:
         """The GPUs that have said something in this tick."""
         if self.shown is None:
             return ()
-        read = {reading.uuid for reading in self.shown.snapshot.readings} - self.shown.snapshot.lost
+        read = {reading.uuid for reading in self.shown.snapshot.readings}
         return tuple(gpu for gpu in self.gpus if gpu.uuid in read)
 
     def values(self, gpu: GpuInfo) -> Values:
