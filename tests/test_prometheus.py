@@ -34,6 +34,8 @@ from starlette.requests import Request
 from gpumon_core import runtime
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.export import prometheus
+from gpumon_core.export.families import FAMILIES, LABELS, collect, unit_of
+from gpumon_core.export.scene import LONGEST_LABEL, MOST_MODELS, Scene, clean
 from gpumon_core.metrics import GPU_METRICS, PROCESS_METRICS
 from gpumon_core.newest import Newest, follow
 from gpumon_core.recorder import Problem, State
@@ -58,17 +60,13 @@ def snapshot(
     )
 
 
-def scene(
-    newest: Newest | None = None, processes: int = 20, role: str = "recording", **more: Any
-) -> prometheus.Scene:
+def scene(newest: Newest | None = None, processes: int = 20, role: str = "recording", **more: Any) -> Scene:
     state = State(role, more.pop("source", "nvml"), "sqlite:///x", **more)  # type: ignore[arg-type]
-    return prometheus.Scene(
-        "here", state, Vitals(ticks=3, duration_ms=2.5), 4, processes, newest, newest is not None
-    )
+    return Scene("here", state, Vitals(ticks=3, duration_ms=2.5), 4, processes, newest, newest is not None)
 
 
-def exposed(shown: prometheus.Scene, as_openmetrics: bool = False) -> str:
-    return prometheus.render(prometheus.collect(shown), as_openmetrics).decode()
+def exposed(shown: Scene, as_openmetrics: bool = False) -> str:
+    return prometheus.render(collect(shown), as_openmetrics).decode()
 
 
 def read(parsed: Iterable[ClientFamily]) -> dict[str, list[tuple[dict[str, str], float]]]:
@@ -82,7 +80,7 @@ def read(parsed: Iterable[ClientFamily]) -> dict[str, list[tuple[dict[str, str],
     return found
 
 
-def families(shown: prometheus.Scene) -> dict[str, list[tuple[dict[str, str], float]]]:
+def families(shown: Scene) -> dict[str, list[tuple[dict[str, str], float]]]:
     """What a client reads; both formats say the same."""
     found = read(parse_text(exposed(shown)))
     assert found == read(parse_openmetrics(exposed(shown, True)))
@@ -174,7 +172,7 @@ def test_every_metric_of_the_catalogue_is_exported_in_a_known_unit() -> None:
     found = families(scene(follow(None, snapshot(processes=(process,)), {})))
     for metric in (*GPU_METRICS, *PROCESS_METRICS):
         assert {metric.prometheus, *metric.prometheus_too} <= found.keys()
-        assert prometheus.unit_of(metric) or metric.prometheus_scale == 1
+        assert unit_of(metric) or metric.prometheus_scale == 1
         # Ours are in Prometheus's base units, DCGM's in DCGM's.
         if metric.prometheus.startswith("gpumon_"):
             assert metric.prometheus.endswith(("_hertz", "_ratio", "_bytes"))
@@ -270,7 +268,7 @@ def test_models_are_bounded_too() -> None:
     processes = tuple(ProcessReading("GPU-0", pid, "C", pid) for pid in range(1, 301))
     who = {pid: ProcessIdentity(pid, program=Program(model=f"m{pid}")) for pid in range(1, 301)}
     found = families(scene(follow(None, snapshot(processes=processes), who)))
-    assert len(found["gpumon_model_processes"]) == prometheus.MOST_MODELS
+    assert len(found["gpumon_model_processes"]) == MOST_MODELS
     assert {"model": "m300", "Hostname": "here"} in [labels for labels, _ in found["gpumon_model_processes"]]
 
 
@@ -308,9 +306,9 @@ def test_hostile_names_are_labels_and_nothing_else(text: str) -> None:
     )
     assert found.keys() - plain.keys() == {"gpumon_model_memory_bytes", "gpumon_model_processes"}
     [(labels, _)] = found["gpumon_process_memory_bytes"]
-    expected = prometheus.clean(text)
+    expected = clean(text)
     assert {labels[name] for name in ("name", "user", "container", "workload", "model", "pod")} == {expected}
-    assert len(expected) <= prometheus.LONGEST_LABEL
+    assert len(expected) <= LONGEST_LABEL
     assert not re.search("[\0\ud800-\udfff]", expected)
     if len(text) < 100 and text.isprintable():
         assert expected == text
@@ -332,8 +330,8 @@ def test_promtool_reads_hostile_names_and_has_nothing_to_say_of_gpumon() -> None
         ("DCGM_", 'counter metrics should have "_total" suffix'),
         ("DCGM_", "metric name should not include type 'counter'"),
     }
-    own = prometheus.collect(scene(newest, 1000))
-    names = frozenset(family.name for family in prometheus.FAMILIES if not family.name.startswith("DCGM_"))
+    own = collect(scene(newest, 1000))
+    names = frozenset(family.name for family in FAMILIES if not family.name.startswith("DCGM_"))
     assert lint(prometheus.render(own.named(names), False).decode()) == []
     shown = {family.samples[0].name for family in own.named(names).collect()}
     assert shown == names, "every family was looked at"
@@ -643,7 +641,7 @@ def test_the_tables_of_the_documentation_are_those_of_the_code() -> None:
     spec.loader.exec_module(tables)
     page = tables.PAGE.read_text()
     assert tables.filled(page) == page, "run docs/metrics_tables.py"
-    assert all(f"`{family.name}`" in page for family in prometheus.FAMILIES)
+    assert all(f"`{family.name}`" in page for family in FAMILIES)
 
 
 def test_every_label_that_a_sample_has_is_documented() -> None:
@@ -652,9 +650,9 @@ def test_every_label_that_a_sample_has_is_documented() -> None:
     )
     newest = follow(None, snapshot((BOARD, SLICE), (ProcessReading("MIG-a", 7, "C", 1, 1, 1, 1, 1),)), {7: who})
     shown = scene(newest)
-    for family in prometheus.FAMILIES:
+    for family in FAMILIES:
         for labels, _ in family.samples(shown):
-            assert labels.keys() <= set(prometheus.LABELS[family.labels]), family.name
+            assert labels.keys() <= set(LABELS[family.labels]), family.name
 
 
 @NEED_PROMTOOL
@@ -666,5 +664,5 @@ def test_the_alert_rules_of_the_documentation_are_rules_about_series_that_exist(
     told = subprocess.run(["promtool", "check", "rules", path], capture_output=True, text=True, check=False)
     assert told.returncode == 0, told.stderr
     assert f"SUCCESS: {rules.count('- alert:')} rules found" in told.stdout
-    names = {family.name for family in prometheus.FAMILIES}
+    names = {family.name for family in FAMILIES}
     assert set(re.findall(r"\b(?:DCGM|gpumon)_\w+", rules)) <= names
