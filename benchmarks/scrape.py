@@ -28,8 +28,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from fake_nvml import FakeNvml, environment
+from fake_nvml import FakeNvml, environment, loaded
 from rig import free_port, wait_for_server
+
+from gpumon_core.attribution.local import LocalAttribution
+from gpumon_core.export import prometheus
+from gpumon_core.export.scene import Scene
+from gpumon_core.newest import follow
+from gpumon_core.observer import Observer
+from gpumon_core.recorder import State
+from gpumon_core.telemetry.nvml import NvmlSource
+from gpumon_core.vitals import Vitals
 
 LIMIT_MS = 10.0
 LATE_S = 0.1
@@ -146,6 +155,23 @@ def measure(pid: int, port: int, runs: int) -> None:
     print(f"  ticks skipped or failed  {sum(now) - sum(lost):4.0f}")
 
 
+def anew_ms(fake: FakeNvml, processes: int) -> float:
+    """CPU of the first scrape after a tick, which renders and compresses; the median of many, in this process."""
+    state = State("recording", "nvml", "")
+    figures = []
+    with loaded(fake):
+        observer = Observer(NvmlSource("bench"), LocalAttribution())
+        newest = None
+        for number in range(100):
+            newest = follow(newest, *observer.observe())
+            scene = Scene("bench", state, Vitals(number), 1.0, processes, newest, fresh=True)
+            before = time.process_time_ns()
+            prometheus.kept.body(scene, as_openmetrics=True, zipped=True)
+            figures.append((time.process_time_ns() - before) / 1e6)
+        observer.close()
+    return statistics.median(figures)
+
+
 def main() -> None:
     """Serve, measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -177,6 +203,7 @@ def main() -> None:
             # What the pages need is loaded in the background, which is nothing to measure.
             time.sleep(10)
             print(f"{options.gpus} GPUs, {options.processes} processes, a tick a second")
+            print(f"  CPU to render it anew    {anew_ms(fake, options.processes):7.2f} ms")
             measure(server.pid, port, options.runs)
         finally:
             for process in (server, *running):

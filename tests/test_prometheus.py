@@ -25,7 +25,9 @@ import pytest
 import sqlalchemy as sa
 from conftest import ROOT, Server
 from fake_nvml import FakeNvml
+from prometheus_client import exposition
 from prometheus_client.core import Metric as ClientFamily
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from rig import free_port
@@ -312,6 +314,18 @@ def test_hostile_names_are_labels_and_nothing_else(text: str) -> None:
     assert not re.search("[\0\ud800-\udfff]", expected)
     if len(text) < 100 and text.isprintable():
         assert expected == text
+
+
+def test_it_is_line_for_line_what_the_client_library_writes() -> None:
+    who = {
+        pid: ProcessIdentity(pid, None, 5.5, text, text, Program(model=text)) for pid, text in enumerate(HOSTILE)
+    }
+    processes = tuple(ProcessReading("GPU-0", pid, "C", pid, 1) for pid in who)
+    newest = replace(follow(None, snapshot((BOARD, SLICE), processes), who), energy_j={"GPU-0": 1e9 + 0.125})
+    found = collect(scene(newest, 1000))
+    assert prometheus.render(found, True) == openmetrics.generate_latest(found)
+    told = re.sub(rb"(?m)^(# TYPE DCGM_\w+) untyped$", rb"\1 counter", exposition.generate_latest(found))
+    assert prometheus.render(found, False) == told
 
 
 @NEED_PROMTOOL

@@ -41,7 +41,7 @@ class Family:
         if not samples:
             return None
         kind: str = self.type
-        # The client library has no counter without _total, as DCGM's are: render() says what they are.
+        # The client library has no counter without _total, as DCGM's are: prometheus.render says what they are.
         if kind == "counter" and self.name.startswith(DCGM):
             kind = "unknown"
         family = ClientFamily(self.name.removesuffix("_total"), self.help, kind)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from prometheus_client import exposition
 from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.utils import floatToGoString
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -23,16 +24,40 @@ from gpumon_core.export.scene import Scene
 from gpumon_core.health import fresh_within_s
 
 PATH = "/metrics"
-# Unlike DCGM's exporter, Prometheus's client calls every counter ..._total: DCGM's are made without a type, and
-# get it in the text format. OpenMetrics allows no counter without _total, so there they stay without one.
-_UNTYPED = re.compile(rb"^(# TYPE DCGM_\w+) untyped$", re.MULTILINE)
+_ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", '"': '\\"'})
 
 
 def render(families: Families, as_openmetrics: bool) -> bytes:
-    """The exposition, as OpenMetrics or in Prometheus's text format."""
+    """The exposition, as OpenMetrics or in Prometheus's text format.
+
+    Line for line it is what the client library writes (a test holds it to that), in a fraction of the time: a
+    GPU's labels are written out once, not once for each of its sixty series. Only DCGM's counters differ. The
+    library calls every counter ..._total, and DCGM's exporter none: they are families without a type, and the text
+    format says what they are. OpenMetrics allows no counter without _total, so there they stay without a type.
+    """
+    texts: dict[int, str] = {}
+    lines: list[str] = []
+    for family in families.collected:
+        name, kind = family.name, family.type
+        if not as_openmetrics:
+            name += "_total" if kind == "counter" else ""
+            kind = "counter" if kind == "unknown" else kind
+        lines.append(f"# HELP {name} {family.documentation}\n# TYPE {name} {kind}\n")
+        for sample in family.samples:
+            labels = texts.get(id(sample.labels))
+            if labels is None:
+                labels = texts[id(sample.labels)] = _written(sample.labels)
+            value = floatToGoString(sample.value)  # type: ignore[no-untyped-call]
+            lines.append(f"{sample.name}{labels} {value}\n")
     if as_openmetrics:
-        return bytes(openmetrics.generate_latest(families))  # type: ignore[no-untyped-call]
-    return _UNTYPED.sub(rb"\1 counter", exposition.generate_latest(families))
+        lines.append("# EOF\n")
+    return "".join(lines).encode()
+
+
+def _written(labels: Mapping[str, str]) -> str:
+    """Labels as they stand behind a name."""
+    pairs = (f'{name}="{text.translate(_ESCAPES)}"' for name, text in sorted(labels.items()))
+    return f"{{{','.join(pairs)}}}"
 
 
 def scene() -> Scene:
