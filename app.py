@@ -22,7 +22,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from gpumon_core import logs, runtime
-from gpumon_core.export import api
+from gpumon_core.export import api, prometheus
 from gpumon_core.settings import SettingsError, check_data_dir, unknown_variables
 from pages.ui import assets, document
 
@@ -104,6 +104,6 @@ _configure()
 app = st.App(
     "pages/main.py",
     lifespan=lifespan,
-    routes=[Route("/healthz", healthz), *api.ROUTES, *assets.ROUTES, *document.ROUTES],
+    routes=[Route("/healthz", healthz), *prometheus.ROUTES, *api.ROUTES, *assets.ROUTES, *document.ROUTES],
     on_script_error=show_script_error,
 )

@@ -110,17 +110,28 @@ have() {
     command -v "$1" >/dev/null || compgen -G "/usr/lib/postgresql/*/bin/$1" >/dev/null
 }
 
-# need COMMAND PACKAGE: a program that the tests drive, installed where that is allowed.
+# need COMMAND PACKAGE [SERVICE]: a program that the tests drive, installed where that is allowed. A service that
+# the package brings is stopped, now and for the next boot, and others that it recommends are left out.
 need() {
     have "$1" && return
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         echo "setup.sh: installing $2"
-        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq "$2"; } >/dev/null ||
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq ${3:+--no-install-recommends} "$2"; } >/dev/null ||
             echo "setup.sh: $2 could not be installed" >&2
+        [ -z "${3:-}" ] || silence "$3"
     fi
     if ! have "$1"; then
         [ "${CI:-}" != true ] || fail "$1 is missing, and CI may skip nothing; install $2."
         echo "setup.sh: $1 is missing, so the tests that need it are skipped; to run them: sudo apt-get install $2" >&2
+    fi
+}
+
+# silence SERVICE: let it neither run nor start by itself.
+silence() {
+    if [ -d /run/systemd/system ]; then
+        systemctl disable --quiet --now "$1" || true
+    elif [ -x "/etc/init.d/$1" ]; then
+        { "/etc/init.d/$1" stop && update-rc.d "$1" disable; } >/dev/null 2>&1 || true
     fi
 }
 
@@ -132,6 +143,7 @@ check() {
     need initdb postgresql
     need systemd-analyze systemd
     need shellcheck shellcheck
+    need promtool prometheus prometheus
     local bin=$VENV/bin
     "$bin/ruff" format --check .
     "$bin/ruff" check .

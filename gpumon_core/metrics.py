@@ -93,7 +93,11 @@ class Metric:
     `kept` says whether every tick is stored or only a change, `decimals` how exactly.
     `share_of` names the fact of GpuInfo that is this metric's 100 %; `warning` and `critical`
     then are percentages of it, otherwise they are in the metric's own unit. A value above `highest` is
-    one that NVML cannot mean.
+    one that NVML cannot mean. `since` is the first generation of GPUs that has it, as far as NVML documents.
+
+    `prometheus` is its name there, and `prometheus_too` names that it had in older versions of DCGM; the value is
+    multiplied by `prometheus_scale`. What DCGM has carries its names and units, the rest is gpumon's own, in
+    the base units of Prometheus.
     """
 
     key: str
@@ -106,6 +110,7 @@ class Metric:
     column: Literal["integer", "float"] = "float"
     prometheus_type: Literal["gauge", "counter"] = "gauge"
     prometheus_scale: float = 1.0
+    prometheus_too: tuple[str, ...] = ()
     device_class: str | None = None
     digits: int = 0
     decimals: int = 0
@@ -117,6 +122,7 @@ class Metric:
     share_of: Literal["memory_total_mib", "power_limit_w"] | None = None
     warning: float | None = None
     critical: float | None = None
+    since: str | None = None
 
     @property
     def peak(self) -> str | None:
@@ -142,6 +148,13 @@ MIB = 1 / 2**20
 # How often NVML is asked for what rarely changes.
 RARELY_S = 60.0
 ALL_LINKS = 0xFFFFFFFF
+# How Prometheus's base units, at the end of a name of our own, are made from the catalogue's units.
+BASE_UNITS = {"_hertz": 1e6, "_ratio": 0.01, "_bytes": float(2**20)}
+
+
+def scale_of(prometheus: str) -> float:
+    """What a value is multiplied by for a name of gpumon's own; 1 for one of DCGM's."""
+    return next((scale for unit, scale in BASE_UNITS.items() if prometheus.endswith(unit)), 1.0)
 
 
 def _clock(name: str, label: str, constant: str, prometheus: str) -> Metric:
@@ -152,12 +165,13 @@ def _clock(name: str, label: str, constant: str, prometheus: str) -> Metric:
         group=Group.CLOCKS,
         nvml=(NvmlCall("nvmlDeviceGetClockInfo", (constant,)),),
         prometheus=prometheus,
+        prometheus_scale=scale_of(prometheus),
         column="integer",
         device_class="frequency",
     )
 
 
-def _engine(name: str, label: str, function: str, prometheus: str) -> Metric:
+def _engine(name: str, label: str, function: str, prometheus: str, since: str) -> Metric:
     """A video engine; the driver answers with the utilization and the period that it is the mean of."""
     return Metric(
         key=name,
@@ -166,8 +180,10 @@ def _engine(name: str, label: str, function: str, prometheus: str) -> Metric:
         group=Group.COMPUTE,
         nvml=(NvmlCall(function, field=0),),
         prometheus=prometheus,
+        prometheus_scale=scale_of(prometheus),
         maximum=100,
         highest=100,
+        since=since,
     )
 
 
@@ -185,10 +201,11 @@ def _activity(name: str, label: str, gpm: str, prometheus: str, group: Group = G
         decimals=1,
         maximum=100,
         highest=100,
+        since="Hopper",
     )
 
 
-def _rate(name: str, label: str, ways: tuple[Way, ...], prometheus: str) -> Metric:
+def _rate(name: str, label: str, ways: tuple[Way, ...], prometheus: str, since: str) -> Metric:
     return Metric(
         key=name,
         label=label,
@@ -199,6 +216,7 @@ def _rate(name: str, label: str, ways: tuple[Way, ...], prometheus: str) -> Metr
         prometheus_scale=2**20,
         device_class="data_rate",
         decimals=1,
+        since=since,
     )
 
 
@@ -210,9 +228,12 @@ def _rare(
     prometheus: str,
     unit: str = "",
     aggregate: Aggregate = Aggregate.LAST,
+    since: str | None = None,
+    counts: bool = False,
 ) -> Metric:
-    """What is asked rarely and stored when it changes."""
-    counter: Literal["gauge", "counter"] = "counter" if aggregate is Aggregate.COUNTER else "gauge"
+    """What is asked rarely and stored when it changes; `counts` where the value is shown as it is, yet never
+    falls."""
+    counts = counts or aggregate is Aggregate.COUNTER
     return Metric(
         key=name,
         label=label,
@@ -222,14 +243,16 @@ def _rare(
         prometheus=prometheus,
         aggregate=aggregate,
         column="integer",
-        prometheus_type=counter,
+        prometheus_type="counter" if counts else "gauge",
+        prometheus_scale=scale_of(prometheus),
         kept="change",
         every_s=RARELY_S,
+        since=since,
     )
 
 
-def _errors(name: str, label: str, ways: tuple[Way, ...], prometheus: str) -> Metric:
-    return _rare(name, label, Group.RELIABILITY, ways, prometheus, unit="errors", aggregate=Aggregate.COUNTER)
+def _errors(name: str, label: str, ways: tuple[Way, ...], prometheus: str, since: str) -> Metric:
+    return _rare(name, label, Group.RELIABILITY, ways, prometheus, "errors", Aggregate.COUNTER, since)
 
 
 def _ecc(kind: str, lifetime: str, field: str, prometheus: str) -> Metric:
@@ -245,12 +268,17 @@ def _ecc(kind: str, lifetime: str, field: str, prometheus: str) -> Metric:
             ),
         ),
         prometheus,
+        "Fermi",
     )
 
 
 def _remapped(name: str, label: str, field: str, item: int, prometheus: str, unit: str = "") -> Metric:
     ways = (NvmlField(field), NvmlCall("nvmlDeviceGetRemappedRows", field=item))
-    return _rare(f"remapped_rows_{name}", label, Group.RELIABILITY, ways, prometheus, unit)
+    # Rows are counted; whether remapping is pending or has failed is 0 or 1.
+    counts = unit == "rows"
+    return _rare(
+        f"remapped_rows_{name}", label, Group.RELIABILITY, ways, prometheus, unit, since="Ampere", counts=counts
+    )
 
 
 # Units and meanings: NVML API reference, "Device Queries". Prometheus names: the default
@@ -342,7 +370,7 @@ GPU_METRICS: tuple[Metric, ...] = (
     ),
     _clock("sm_clock", "SM clock", "NVML_CLOCK_SM", "DCGM_FI_DEV_SM_CLOCK"),
     _clock("memory_clock", "Memory clock", "NVML_CLOCK_MEM", "DCGM_FI_DEV_MEM_CLOCK"),
-    _clock("graphics_clock", "Graphics clock", "NVML_CLOCK_GRAPHICS", "gpumon_gpu_graphics_clock_mhz"),
+    _clock("graphics_clock", "Graphics clock", "NVML_CLOCK_GRAPHICS", "gpumon_gpu_graphics_clock_hertz"),
     _clock("video_clock", "Video clock", "NVML_CLOCK_VIDEO", "DCGM_FI_DEV_VIDEO_CLOCK"),
     Metric(
         key="memory_temperature",
@@ -355,10 +383,26 @@ GPU_METRICS: tuple[Metric, ...] = (
         warning=95,
         critical=105,
     ),
-    _engine("encoder_utilization", "Encoder", "nvmlDeviceGetEncoderUtilization", "DCGM_FI_DEV_ENC_UTIL"),
-    _engine("decoder_utilization", "Decoder", "nvmlDeviceGetDecoderUtilization", "DCGM_FI_DEV_DEC_UTIL"),
-    _engine("jpeg_utilization", "JPEG engine", "nvmlDeviceGetJpgUtilization", "gpumon_gpu_jpeg_utilization"),
-    _engine("ofa_utilization", "Optical flow", "nvmlDeviceGetOfaUtilization", "gpumon_gpu_ofa_utilization"),
+    _engine(
+        "encoder_utilization", "Encoder", "nvmlDeviceGetEncoderUtilization", "DCGM_FI_DEV_ENC_UTIL", "Maxwell"
+    ),
+    _engine(
+        "decoder_utilization", "Decoder", "nvmlDeviceGetDecoderUtilization", "DCGM_FI_DEV_DEC_UTIL", "Maxwell"
+    ),
+    _engine(
+        "jpeg_utilization",
+        "JPEG engine",
+        "nvmlDeviceGetJpgUtilization",
+        "gpumon_gpu_jpeg_utilization_ratio",
+        "Turing",
+    ),
+    _engine(
+        "ofa_utilization",
+        "Optical flow",
+        "nvmlDeviceGetOfaUtilization",
+        "gpumon_gpu_ofa_utilization_ratio",
+        "Turing",
+    ),
     _activity(
         "graphics_activity",
         "Graphics engine active",
@@ -385,6 +429,7 @@ GPU_METRICS: tuple[Metric, ...] = (
             NvmlCall("nvmlDeviceGetPcieThroughput", ("NVML_PCIE_UTIL_TX_BYTES",), scale=1 / 1024),
         ),
         "DCGM_FI_PROF_PCIE_TX_BYTES",
+        "Maxwell",
     ),
     _rate(
         "pcie_rx",
@@ -394,6 +439,7 @@ GPU_METRICS: tuple[Metric, ...] = (
             NvmlCall("nvmlDeviceGetPcieThroughput", ("NVML_PCIE_UTIL_RX_BYTES",), scale=1 / 1024),
         ),
         "DCGM_FI_PROF_PCIE_RX_BYTES",
+        "Maxwell",
     ),
     _rate(
         "nvlink_tx",
@@ -403,6 +449,7 @@ GPU_METRICS: tuple[Metric, ...] = (
             NvmlField("NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX", ALL_LINKS, scale=1 / 1024, rate=True),
         ),
         "DCGM_FI_PROF_NVLINK_TX_BYTES",
+        "Pascal",
     ),
     _rate(
         "nvlink_rx",
@@ -412,6 +459,7 @@ GPU_METRICS: tuple[Metric, ...] = (
             NvmlField("NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX", ALL_LINKS, scale=1 / 1024, rate=True),
         ),
         "DCGM_FI_PROF_NVLINK_RX_BYTES",
+        "Pascal",
     ),
     # What the source reads is the driver's counter, which begins anew with the driver; what is stored
     # goes on. Joules.
@@ -430,6 +478,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         prometheus_scale=1e3,
         aggregate=Aggregate.COUNTER,
         device_class="energy",
+        since="Volta",
     ),
     Metric(
         key="performance_state",
@@ -454,6 +503,8 @@ GPU_METRICS: tuple[Metric, ...] = (
             NvmlCall("nvmlDeviceGetCurrentClocksThrottleReasons"),
         ),
         prometheus="DCGM_FI_DEV_CLOCKS_EVENT_REASONS",
+        # Its name before DCGM 3.3, which rules of that time have.
+        prometheus_too=("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS",),
         aggregate=Aggregate.LAST,
         column="integer",
         kept="change",
@@ -493,30 +544,35 @@ GPU_METRICS: tuple[Metric, ...] = (
         "PCIe replays",
         (NvmlCall("nvmlDeviceGetPcieReplayCounter"), NvmlField("NVML_FI_DEV_PCIE_REPLAY_COUNTER")),
         "DCGM_FI_DEV_PCIE_REPLAY_COUNTER",
+        "Kepler",
     ),
     _errors(
         "nvlink_crc_flit_errors",
         "NVLink CRC flit errors",
         (NvmlField("NVML_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL"),),
         "DCGM_FI_DEV_NVLINK_CRC_FLIT_ERROR_COUNT_TOTAL",
+        "Pascal",
     ),
     _errors(
         "nvlink_crc_data_errors",
         "NVLink CRC data errors",
         (NvmlField("NVML_FI_DEV_NVLINK_CRC_DATA_ERROR_COUNT_TOTAL"),),
         "DCGM_FI_DEV_NVLINK_CRC_DATA_ERROR_COUNT_TOTAL",
+        "Pascal",
     ),
     _errors(
         "nvlink_replay_errors",
         "NVLink replays",
         (NvmlField("NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL"),),
         "DCGM_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL",
+        "Pascal",
     ),
     _errors(
         "nvlink_recovery_errors",
         "NVLink recoveries",
         (NvmlField("NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL"),),
         "DCGM_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL",
+        "Pascal",
     ),
     _rare(
         "bar1_used",
@@ -524,6 +580,15 @@ GPU_METRICS: tuple[Metric, ...] = (
         Group.MEMORY,
         (NvmlCall("nvmlDeviceGetBAR1MemoryInfo", field="bar1Used", scale=MIB),),
         "DCGM_FI_DEV_BAR1_USED",
+        "MiB",
+        since="Kepler",
+    ),
+    _rare(
+        "memory_reserved",
+        "Memory reserved",
+        Group.MEMORY,
+        (NvmlCall("nvmlDeviceGetMemoryInfo", ("nvmlMemory_v2",), field="reserved", scale=MIB),),
+        "DCGM_FI_DEV_FB_RESERVED",
         "MiB",
     ),
     _rare(
@@ -536,6 +601,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         ),
         "DCGM_FI_DEV_ENFORCED_POWER_LIMIT",
         "W",
+        since="Kepler",
     ),
     *(
         _rare(
@@ -549,7 +615,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         for name, label, constant, prometheus in (
             ("sm", "SM", "NVML_CLOCK_SM", "DCGM_FI_DEV_MAX_SM_CLOCK"),
             ("memory", "Memory", "NVML_CLOCK_MEM", "DCGM_FI_DEV_MAX_MEM_CLOCK"),
-            ("graphics", "Graphics", "NVML_CLOCK_GRAPHICS", "gpumon_gpu_graphics_clock_max_mhz"),
+            ("graphics", "Graphics", "NVML_CLOCK_GRAPHICS", "gpumon_gpu_graphics_clock_max_hertz"),
             ("video", "Video", "NVML_CLOCK_VIDEO", "DCGM_FI_DEV_MAX_VIDEO_CLOCK"),
         )
     ),
@@ -593,6 +659,8 @@ GPU_METRICS: tuple[Metric, ...] = (
         ),
         "DCGM_FI_DEV_RETIRED_SBE",
         "pages",
+        since="Kepler",
+        counts=True,
     ),
     _rare(
         "retired_pages_uncorrected",
@@ -606,6 +674,8 @@ GPU_METRICS: tuple[Metric, ...] = (
         ),
         "DCGM_FI_DEV_RETIRED_DBE",
         "pages",
+        since="Kepler",
+        counts=True,
     ),
     _rare(
         "retired_pages_pending",
@@ -613,6 +683,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         Group.RELIABILITY,
         (NvmlField("NVML_FI_DEV_RETIRED_PENDING"), NvmlCall("nvmlDeviceGetRetiredPagesPendingStatus")),
         "DCGM_FI_DEV_RETIRED_PENDING",
+        since="Kepler",
     ),
 )
 
@@ -664,7 +735,8 @@ PROCESS_METRICS: tuple[Metric, ...] = (
         unit="MiB",
         group=Group.MEMORY,
         nvml=(),
-        prometheus="gpumon_process_memory_mib",
+        prometheus="gpumon_process_memory_bytes",
+        prometheus_scale=scale_of("gpumon_process_memory_bytes"),
         column="integer",
         device_class="data_size",
         share_of="memory_total_mib",
@@ -676,10 +748,12 @@ PROCESS_METRICS: tuple[Metric, ...] = (
             unit="%",
             group=Group.COMPUTE,
             nvml=(),
-            prometheus=f"gpumon_process_{key}",
+            prometheus=f"gpumon_process_{key}_ratio",
+            prometheus_scale=scale_of(f"gpumon_process_{key}_ratio"),
             column="integer",
             maximum=100,
             highest=100,
+            since="Maxwell",
         )
         for key, label in (
             ("sm_utilization", "SM"),

@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Literal
 
@@ -20,6 +20,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
+from gpumon_core.newest import Newest, follow
 from gpumon_core.observer import Observer, SimulatedObserver, real
 from gpumon_core.settings import Settings, mask_password
 from gpumon_core.store import database, health, retention, rollups
@@ -77,17 +78,21 @@ class _Recording:
         self._writer = writer
         self._pulse = pulse
         self._waiting: deque[Attributed] = deque()
+        self.newest: Newest | None = None
 
     def tick(self, interval_s: float) -> None:
         """Take a snapshot, and write it and whatever waits. Raises SourceUnavailable and SQLAlchemyError; what
         could not be written is kept."""
         if not self._waiting and self._writer.is_new():
             self._rehearse(interval_s)
-        self._waiting.append(self.observer.observe())
+        observed = self.observer.observe()
+        self.newest = follow(self.newest, *observed)
+        self._waiting.append(observed)
         if len(self._waiting) > BUFFER_TICKS:
             self._waiting.popleft()
             self._pulse.dropped()
         self.catch_up()
+        self.newest = replace(self.newest, energy_j=self._writer.energy())
 
     def _rehearse(self, interval_s: float) -> None:
         """A demo that begins has an hour behind it already, so that there is something to see."""
@@ -185,6 +190,12 @@ class Recorder:
     def vitals(self) -> Vitals:
         """What was done so far, in numbers."""
         return self._pulse.vitals
+
+    @property
+    def newest(self) -> Newest | None:
+        """The newest tick, as long as this recorder records; a new object whenever there is another."""
+        recording = self._recording
+        return None if recording is None else recording.newest
 
     @property
     def state(self) -> State:

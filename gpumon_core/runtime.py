@@ -13,6 +13,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
 from gpumon_core import health
+from gpumon_core.newest import Newest
 from gpumon_core.recorder import Recorder, State
 from gpumon_core.settings import Settings, load
 from gpumon_core.store import database
@@ -69,6 +70,11 @@ def state() -> State:
 def vitals() -> Vitals | None:
     """What this process's recorder has done, in numbers; None where there is none."""
     return None if _recorder is None else _recorder.vitals
+
+
+def newest() -> Newest | None:
+    """This process's newest tick, from memory; None where it does not record."""
+    return None if _recorder is None else _recorder.newest
 
 
 def engine(url: str | None = None) -> Engine:

@@ -122,6 +122,15 @@ class Settings(BaseSettings):
             min_length=1, max_length=8, pattern=r"^\S+$", description="currency of these prices: a code or a sign"
         ),
     ] = "EUR"
+    metrics_processes: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=1000,
+            description="how many processes, those with the most memory, `/metrics` has series of, 0 to 1000; "
+            "0 for none",
+        ),
+    ] = 20
     demo_gpus: Annotated[int, Field(ge=1, le=64, description="how many GPUs to simulate, 1 to 64")] = 4
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"],

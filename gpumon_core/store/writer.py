@@ -267,6 +267,11 @@ class Writer:
         self._set_host.run(connection, [(self._last_tick, self._host_id)])
         return written
 
+    def energy(self) -> dict[str, float]:
+        """What every GPU has taken since it was first seen, by UUID, in joules; without those of which nothing
+        tells."""
+        return {uuid: gpu.energy_j for uuid, gpu in self._gpus.items() if gpu.energy_from is not None}
+
     def _in_turn(self, count: int) -> dict[tuple[int, int], Use]:
         """The next processes on GPUs whose turn it is to be settled."""
         if count >= len(self._live):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -430,6 +430,7 @@ class NvmlSource:
                 ask(subject, pynvml.nvmlDeviceGetComputeInstanceId, handle),
             )
             info = self._facts(handle, parent.info.index, parent.info, mig_index)
+            info = replace(info, gpu_instance=instance[0])
             yield _Device(self._gate, handle, info, parent, instance)
 
     def _facts(

@@ -25,7 +25,7 @@ class GpuInfo:
     """What does not change while a GPU is up.
 
     A MIG instance is a GPU of its own: it has its parent's index, a `mig_index` below it,
-    and `parent_uuid`.
+    and `parent_uuid`; `gpu_instance` is the number under which its parent knows the GPU instance.
     """
 
     index: int
@@ -38,6 +38,7 @@ class GpuInfo:
     compute_capability: str | None = None
     parent_uuid: str | None = None
     mig_index: int | None = None
+    gpu_instance: int | None = None
 
 
 Sampling = Literal["interval", "point"]

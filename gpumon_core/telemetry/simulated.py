@@ -398,6 +398,7 @@ def _constant(card: Card) -> dict[str, float | None]:
         "max_graphics_clock": card.sm_mhz[1],
         "max_memory_clock": card.memory_mhz[1],
         "max_video_clock": round(0.9 * card.sm_mhz[1] / CLOCK_STEP_MHZ) * CLOCK_STEP_MHZ,
+        "memory_reserved": round(card.memory_mib / 140),
         "jpeg_utilization": 0.0,
         "ofa_utilization": 0.0,
     }
@@ -419,6 +420,8 @@ def _instance(parent: GpuInfo, seed: int, number: int) -> _Unit:
         compute_capability=parent.compute_capability,
         parent_uuid=parent.uuid,
         mig_index=number,
+        # As the driver numbers them, from behind the numbers of larger instances.
+        gpu_instance=7 + number,
     )
     return _Unit(info, memory_mib, cast.MIG_DRIVER_MIB, weight, role)
 
