@@ -40,8 +40,8 @@ def gpus(request: Request, values: Values, engine: Engine) -> Response:
 
 
 def chosen(values: Values, engine: Engine) -> pd.DataFrame:
-    """frames.gpu_table of the GPUs that the query means, with `fresh`: whether it answers, and its newest sample is
-    as new as the interval promises. What one said last that does not answer is not what it does now."""
+    """frames.gpu_table of the GPUs that the query means, with `fresh`: whether one answers, and its newest sample
+    is as new as the interval promises. What one said last that does not answer is not what it does now."""
     from gpumon_core.export.gpus import METRIC_KEYS
     from gpumon_core.store import frames
 

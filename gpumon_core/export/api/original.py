@@ -60,7 +60,9 @@ def current(_: Request, values: Values, engine: Engine) -> Response:
     return as_json(
         {
             "timestamp": _texts([gpu["last_seen"]], values["tz"])[0],
-            **{key: _number(gpu[metric]) for key, metric in METRICS.items()},
+            # Whole but for the power, as nvidia-smi says them.
+            **{key: round(_number(gpu[metric])) for key, metric in METRICS.items()},
+            "power": round(_number(gpu["power"]), 2),
             "current_processes": _processes(processes, values["tz"]),
         }
     )
@@ -72,7 +74,7 @@ def history(_: Request, values: Values, engine: Engine) -> Response:
     frames = _ticks(engine, gpu["id"], ranges.newest(engine))
     if values["shape"] == "columns":
         return as_json(_in_columns(frames, values["tz"]))
-    rows = (row for frame in frames for row in _rows(frame, values["tz"]))
+    rows = (_rows(frame, values["tz"]) for frame in frames if len(frame))
     return streamed(_array(rows), HEADERS, MEDIA_TYPES["json"])
 
 
@@ -135,11 +137,11 @@ def _in_columns(frames: Iterable[pd.DataFrame], zone: ZoneInfo) -> dict[str, lis
     return found
 
 
-def _array(rows: Iterable[Any]) -> Iterator[bytes]:
-    """A JSON array, piece by piece."""
+def _array(pieces: Iterable[list[Any]]) -> Iterator[bytes]:
+    """Lists as one JSON array, piece by piece."""
     yield b"["
-    for number, row in enumerate(rows):
-        yield f"{',' if number else ''}{written(row)}".encode()
+    for number, rows in enumerate(pieces):
+        yield f"{',' if number else ''}{written(rows)[1:-1]}".encode()
     yield b"]"
 
 

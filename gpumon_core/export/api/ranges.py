@@ -25,8 +25,8 @@ def parameters(default: str) -> tuple[Parameter, ...]:
         ),
         Parameter(
             "range",
-            f"How long it is: a number with s, m, h, d, w or y behind it, or of seconds; {default} where the query "
-            "does not say.",
+            f"How long it is: a number with s, m, h, d, w or y behind it, or of seconds; {default} where nothing is "
+            "said.",
             LENGTH,
         ),
     )
