@@ -25,8 +25,7 @@ def parameters(default: str) -> tuple[Parameter, ...]:
         ),
         Parameter(
             "range",
-            f"How long it is: a number with s, m, h, d, w or y behind it, or of seconds; {default} where nothing is "
-            "said.",
+            f"How long it is: a number with s, m, h, d, w or y behind it, or of seconds. Otherwise {default}.",
             LENGTH,
         ),
     )
