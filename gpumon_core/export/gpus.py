@@ -26,7 +26,7 @@ def _now(metric: Metric) -> list[Column]:
     return found + ([_number(metric.peak, f"{metric.label}, highest", metric)] if metric.peak else [])
 
 
-# Of frames.gpu_table with `fresh` (bool).
+# Of frames.gpu_table with `fresh` (bool) and its host's driver_version and cuda_version.
 GPUS = Table(
     (
         plain("host", "Host", TEXT, sure=True),
@@ -40,6 +40,8 @@ GPUS = Table(
         plain("pci_bus_id", "PCI bus id", TEXT),
         plain("architecture", "Architecture", TEXT),
         plain("compute_capability", "Compute capability", TEXT),
+        plain("driver_version", "Driver", TEXT),
+        plain("cuda_version", "CUDA", TEXT),
         plain("state", "State", TEXT, sure=True),
         plain("fresh", "Fresh", FLAG, sure=True),
         plain("sampling", "Sampling", TEXT),

@@ -33,7 +33,11 @@ def gpus(request: Request, values: Values, engine: Engine) -> Response:
     """Every GPU that is not gone, in the driver's order."""
     from gpumon_core.export.gpus import GPUS
 
+    from gpumon_core.store import frames
+
     table = chosen(values, engine)
+    hosts = frames.host_table(engine).set_index("name")
+    table = table.assign(**{name: table["host"].map(hosts[name]) for name in ("driver_version", "cuda_version")})
     if values["format"] != "json":
         return file(request, values, GPUS, [table], "gpus", len(table))
     return as_json({"gpus": GPUS.plain_rows(table, values["tz"]), "units": GPUS.units})

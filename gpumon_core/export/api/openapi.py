@@ -85,5 +85,5 @@ def _parameter(one: Parameter) -> dict[str, Any]:
 
 def says(one: Parameter) -> str:
     """A parameter's description with what holds for it besides."""
-    many = " It may come several times: any of its values holds." if one.many else ""
-    return one.description + many + (f" For {' and '.join(one.only)} alone." if one.only else "")
+    many = " Repeatable: any of its values holds." if one.many else ""
+    return one.description + many + (f" In {' and '.join(one.only).upper()} alone." if one.only else "")
