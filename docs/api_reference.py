@@ -12,13 +12,14 @@ import tempfile
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 for folder in ("", "tests", "benchmarks"):
     sys.path.insert(0, str(ROOT / folder))
 
-from filled import filled, serving
+from filled import NOW, filled, serving
 
 from gpumon_core import runtime
 from gpumon_core.export import api
@@ -31,8 +32,8 @@ PAGE = ROOT / "docs" / "api.md"
 PLACE = re.compile(r"(?<=<!-- routes -->\n).*?(?=<!-- /routes -->)", re.DOTALL)
 ANSWERS = re.compile(r"```json\n.*?\n```", re.DOTALL)
 SERVER = "http://127.0.0.1:8081"
-# An example shows so many keys of an object, and so many items of a list.
-KEYS, ITEMS = 16, 1
+# An example shows so many keys of an object, and what stands in it so deep.
+KEYS, DEEPEST = 16, 6
 MORE = "…"
 
 
@@ -79,14 +80,16 @@ def _values(one: Parameter) -> str:
     return ""
 
 
-def shortened(answer: Any) -> Any:
+def shortened(answer: Any, depth: int = 0) -> Any:
     """An answer with the first items of its lists and the first keys of its objects."""
+    if depth > DEEPEST and isinstance(answer, dict | list):
+        return MORE
     if isinstance(answer, dict):
-        kept = {key: shortened(value) for key, value in list(answer.items())[:KEYS]}
+        kept = {key: shortened(value, depth + 1) for key, value in list(answer.items())[:KEYS]}
         return kept | ({MORE: MORE} if len(answer) > KEYS else {})
     if isinstance(answer, list):
         plain = all(not isinstance(item, dict | list) for item in answer)
-        kept_items = [shortened(item) for item in answer[: 3 if plain else ITEMS]]
+        kept_items = [shortened(item, depth + 1) for item in answer[: 3 if plain else 1]]
         return kept_items + ([MORE] if len(answer) > len(kept_items) else [])
     return answer
 
@@ -96,6 +99,8 @@ def answers() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         engine = database.open_for_reading(filled(Path(folder)))
         runtime.engine = lambda url=None: engine
+        # At that time its samples were fresh.
+        api.gpus.time = SimpleNamespace(time=lambda: NOW)
         with serving() as port:
             return {
                 one.path: _asked(url(one).replace(SERVER, f"http://127.0.0.1:{port}")) for one in api.RESOURCES

@@ -1,4 +1,4 @@
-"""Two hours of simulated GPUs in a database, and a server that has the routes on it."""
+"""Hours of simulated GPUs in a database, and a server that has the routes on it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from gpumon_core.fill import fill
 from gpumon_core.settings import Settings
 from gpumon_core.store import database
 
-HOURS = 2
+# The simulation is the same at the same time. Late on a Tuesday several models were loaded.
+NOW, HOURS = 1_795_563_514, 2
 
 
 def filled(folder: Path) -> str:
-    """The URL of a database with the last two hours of three GPUs, of which one has MIG instances."""
+    """The URL of a database with the two hours before NOW of four GPUs."""
     url = f"sqlite:///{folder / 'demo.db'}"
     engine = database.open_for_writing(url)
-    fill(engine, Settings(interval=4, host_name="demo"), HOURS / 24, 3, None, lambda *_: None)
+    fill(engine, Settings(interval=4, host_name="demo"), HOURS / 24, 4, None, lambda *_: None, NOW)
     engine.dispose()
     return url
 

@@ -7,7 +7,6 @@ import io
 import json
 import math
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
+import api_reference
 import openapi_spec_validator
 import pandas as pd
 import pyarrow.parquet as pq
@@ -38,9 +38,6 @@ from gpumon_core.store.usage import Scope
 from gpumon_core.store.writer import Writer
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "docs"))
-import api_reference
-
 BERLIN = ZoneInfo("Europe/Berlin")
 PAGE = (ROOT / "docs" / "api.md").read_text()
 Ask = Callable[..., Answer]
@@ -65,7 +62,7 @@ def ask(port: int) -> Ask:
         finally:
             connection.close()
         if method == "GET":
-            conforms(target.split("?")[0], answer)
+            conforms(target.partition("?")[0], answer)
         return answer
 
     return send
@@ -97,7 +94,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def gpus(demo: str, monkeypatch: pytest.MonkeyPatch) -> sa.Engine:
-    """A database of two hours of simulated GPUs, which is shown."""
+    """A database of some hours of simulated GPUs, which is shown."""
     monkeypatch.setattr(runtime, "settings", Settings)
     return show(demo, monkeypatch)
 
@@ -133,7 +130,7 @@ def test_every_route_answers_on_both_databases(
 ) -> None:
     monkeypatch.setattr(runtime, "settings", Settings)
     writer = Writer(database.open_for_writing(database_url), "here", "nvml", 4)
-    program = Program(workload="vLLM", model="llama")
+    program = Program(workload="vLLM", category="inference", model="llama")
     people = {7: ProcessIdentity(7, "b:1", 1.0, "=vllm", "ada", program)}
     for second in range(100, 3800, 4):
         writer.write(tick(second, {(0, 7): 1000}), people)
@@ -363,7 +360,7 @@ def test_use_costs_what_the_settings_say(gpus: sa.Engine, ask: Ask, monkeypatch:
 
 
 def test_model_sessions_are_the_pages_in_pages_and_whole(gpus: sa.Engine, ask: Ask) -> None:
-    newest = frames.host_table(gpus)["last_seen"].max()
+    newest = int(frames.host_table(gpus)["last_seen"].max())
     known = usage.sessions(gpus, Scope(newest - 7 * 86400, newest))
     assert len(known) > 1
     found, query = [], "limit=1"
@@ -387,7 +384,8 @@ def test_what_the_original_wrote_is_answered_under_its_keys(gpus: sa.Engine, ask
     assert list(told) == ["timestamp", "temperature", "utilization", "memory", "power", "current_processes"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", told["timestamp"])
     assert (told["memory"], type(told["memory"])) == (round(known["memory"]), int)
-    process = "pid process_name first_seen last_seen lifetime_seconds max_memory avg_memory sample_count".split()
+    process = ["pid", "process_name", "first_seen", "last_seen", "lifetime_seconds", "max_memory", "avg_memory"]
+    process.append("sample_count")
     active = frames.active_processes(gpus)
     assert {row["pid"] for row in told["current_processes"]} == set(active.loc[active["gpu_id"] == 2, "pid"])
     ended = ask("/api/v1/original/processes?gpu=2").json()

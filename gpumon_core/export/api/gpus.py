@@ -32,7 +32,6 @@ HOST = Parameter("host", "The GPUs of this machine.", words(), many=True)
 def gpus(request: Request, values: Values, engine: Engine) -> Response:
     """Every GPU that is not gone, in the driver's order."""
     from gpumon_core.export.gpus import GPUS
-
     from gpumon_core.store import frames
 
     table = chosen(values, engine)
