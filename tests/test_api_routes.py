@@ -22,7 +22,7 @@ import pytest
 import sqlalchemy as sa
 from conftest import Server
 from fake_nvml import FakeNvml
-from filled import filled, serving
+from filled import NOW, filled, serving
 from jsonschema import Draft202012Validator
 from test_api import Answer, show
 from test_writer import GPUS, tick
@@ -31,6 +31,7 @@ from gpumon_core import ledger, runtime
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.export import api
 from gpumon_core.export.api.resource import Resource
+from gpumon_core.fill import fill
 from gpumon_core.metrics import GPU_METRICS
 from gpumon_core.settings import Settings
 from gpumon_core.store import database, frames, processes, usage
@@ -226,6 +227,22 @@ def test_a_gpu_that_does_not_answer_has_no_current_values(
     ]
 
 
+def test_of_a_process_on_several_gpus_the_chosen_ones_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask
+) -> None:
+    url = f"sqlite:///{tmp_path / 'gpumon.db'}"
+    writer = Writer(database.open_for_writing(url), "here", "nvml", 4)
+    writer.write(tick(100, {(0, 7): 10, (1, 7): 20, (2, 8): 30}), {pid: ProcessIdentity(pid) for pid in (7, 8)})
+    show(url, monkeypatch)
+    for query, rows in (
+        ("", [(3, 30), (2, 20), (1, 10)]),
+        ("gpu=2", [(2, 20)]),
+        ("min_memory_mib=30&gpu=1", [(1, 10)]),
+    ):
+        found = ask(f"/api/v1/processes?{query}").json()["processes"]
+        assert [(row["gpu_id"], row["memory_mib"]) for row in found] == rows
+
+
 def test_history_is_that_of_the_store_with_gaps_as_null(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask
 ) -> None:
@@ -415,6 +432,23 @@ def test_the_originals_history_has_every_tick_of_three_days_once(
     assert list(columns) == ["timestamps", "temperatures", "utilizations", "memory", "power"]
     assert columns["timestamps"] == [f"{time:%m-%d %H:%M:%S}" for time in times]
     assert columns["memory"] == [1000.0] * 8
+
+
+def test_where_ticks_are_forgotten_the_originals_history_has_each_mean_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask
+) -> None:
+    url = f"sqlite:///{tmp_path / 'gpumon.db'}"
+    settings = Settings(interval=60, host_name="demo", retention_raw_days=0.05, retention_minute_days=0.2)
+    fill(database.open_for_writing(url), settings, 2, 1, None, lambda *_: None, NOW)
+    show(url, monkeypatch)
+    rows = ask("/api/v1/original/history").json()
+    times = [row["timestamp"] for row in rows]
+    assert times == sorted(set(times))
+    assert times[0] < "2026-11-23 04"
+    assert times[-1] > "2026-11-24 23"
+    spans = {20, 60, 300, 1200, 3600, 14400}
+    steps = pd.to_datetime(pd.Series(times)).diff().dt.total_seconds().value_counts()
+    assert set(steps[steps > 1].index) <= spans, "no two rows of one bucket"
 
 
 def test_a_gpu_that_is_not_there_is_not_found(gpus: sa.Engine, ask: Ask) -> None:
