@@ -68,7 +68,8 @@ def _parts(
     facts = gpus[["id", "host", "gpu_index", "mig_index", "uuid", "name"]]
     for gpu in facts.to_dict("records"):
         frame = frames.history(engine, [gpu["id"]], metrics, start, end, points)
-        yield gpu, frame.assign(**{name: gpu[name] for name in ("host", "gpu_index", "mig_index")})
+        # A frame of many metrics is in many pieces, and pandas would warn of a further one.
+        yield gpu, frame.copy().assign(**{name: gpu[name] for name in ("host", "gpu_index", "mig_index")})
 
 
 def _columns(gpu: dict[Any, Any], frame: pd.DataFrame, metrics: tuple[str, ...], values: Values) -> dict[str, Any]:
