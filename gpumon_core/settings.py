@@ -182,7 +182,8 @@ class Settings(BaseSettings):
             try:
                 Mask(Rules.load(value).secrets)
             except (RulesError, ValueError) as error:
-                raise ValueError(str(error)) from None
+                # A path of bytes that are no text is none that pydantic can pass on.
+                raise ValueError(_printable(str(error))) from None
         return value
 
     @property
@@ -216,7 +217,12 @@ def _explain(detail: Mapping[str, Any]) -> str:
     message = str(detail["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     value = mask_password(str(detail["input"]))
-    return f"{variable(field)}={value}: {message} ({Settings.model_fields[field].description})"
+    return _printable(f"{variable(field)}={value}: {message} ({Settings.model_fields[field].description})")
+
+
+def _printable(text: str) -> str:
+    """The text in one line that any terminal and log can show: what cannot be printed, as Python writes it."""
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
 def mask_password(url: str) -> str:

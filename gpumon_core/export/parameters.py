@@ -131,6 +131,29 @@ MOMENT = Kind(
         ]
     },
 )
+# The units of a length of time, in seconds; without one it is seconds.
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400, "y": 365 * 86400}
+
+
+def length_s(text: str) -> int:
+    """The seconds of a length such as 15m, 1y or 900. Raises ValueError."""
+    found = re.fullmatch("([0-9]{1,12})([smhdwy]?)", text)
+    seconds = int(found[1]) * _UNITS[found[2]] if found else 0
+    if not 1 <= seconds <= LAST_MOMENT:
+        raise ValueError("must be a length of time such as 15m, 6h, 7d or 1y, or a number of seconds")
+    return seconds
+
+
+LENGTH = Kind(
+    lambda text, _: length_s(text),
+    {
+        "anyOf": [
+            {"type": "integer", "minimum": 1, "maximum": LAST_MOMENT},
+            {"type": "string", "pattern": "^[1-9][0-9]{0,3}[smhdwy]$"},
+        ],
+        "examples": ["15m", "7d", "1y", 900],
+    },
+)
 ZONE = Kind(_zone, {"type": "string", "examples": ["Europe/Berlin"]})
 UTC_ZONE = ZoneInfo("UTC")
 

@@ -6,7 +6,7 @@ parts of a GPU's time and energy always add up to the whole.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from gpumon_core.store.frames import fetch, gpu_labels, with_programs
-from gpumon_core.store.processes import CONTAINER
+from gpumon_core.store.processes import CONTAINER, PAGE_ROWS, Position
 from gpumon_core.store.schema import (
     gpu_processes,
     gpu_usage,
@@ -296,15 +296,45 @@ def idle_holders(engine: Engine, scope: Scope, idle_s: float) -> pd.DataFrame:
     return with_programs(engine, frame.drop(columns=dropped).reset_index(drop=True))
 
 
-def sessions(engine: Engine, scope: Scope, limit: int | None = None) -> pd.DataFrame:
-    """Which models were loaded at any time between `start` and `end`, the newest first.
+def sessions(
+    engine: Engine, scope: Scope, limit: int | None = None, after: Position | None = None
+) -> pd.DataFrame:
+    """Which models were loaded at any time between `start` and `end`, the newest first; or those that follow a
+    position in this order.
 
     Columns: session_id, model, process_id, gpu_id, host, gpu_index, mig_index, pid, name, username, workload,
     first_seen, last_seen (UTC seconds), lifetime_s, max_memory, avg_memory (MiB, the process's while it had the
     model), running.
     """
-    within = (model_sessions.c.first_seen <= scope.end, _last_seen() >= scope.start)
-    return _sessions(engine, [*within, *_session_filters(scope)], limit)
+    conditions = _session_filters(scope)
+    if after is not None:
+        place = sa.tuple_(model_sessions.c.first_seen, model_sessions.c.id)
+        conditions.append(place < sa.tuple_(*after))
+    return _sessions(engine, conditions, limit)
+
+
+def session_position(frame: pd.DataFrame) -> Position:
+    """Where the last row of `sessions` stands. Raises IndexError for an empty frame."""
+    return int(frame["first_seen"].iloc[-1]), int(frame["session_id"].iloc[-1])
+
+
+def session_pages(engine: Engine, scope: Scope, size: int = PAGE_ROWS) -> Iterator[pd.DataFrame]:
+    """`sessions` in pieces of at most `size` rows, of which one is in memory at a time."""
+    after = None
+    while True:
+        frame = sessions(engine, scope, size, after)
+        if len(frame):
+            after = session_position(frame)
+            yield frame
+        if len(frame) < size:
+            return
+
+
+def session_count(engine: Engine, scope: Scope) -> int:
+    """How many rows `sessions` has."""
+    query = _joined_sessions(sa.select(sa.func.count())).where(*_session_filters(scope))
+    with engine.connect() as connection:
+        return int(connection.execute(query).scalar_one())
 
 
 def sessions_of(engine: Engine, process_id: int) -> pd.DataFrame:
@@ -322,25 +352,21 @@ def _last_seen() -> Any:
 
 def _sessions(engine: Engine, conditions: Sequence[Any], limit: int | None) -> pd.DataFrame:
     running, last_seen = _is_loaded(), _last_seen()
+    query: sa.Select[Any] = sa.select(
+        model_sessions.c.id.label("session_id"),
+        *(model_sessions.c[name] for name in ("model", "process_id", "gpu_id")),
+        hosts.c.name.label("host"),
+        *(gpus.c[name] for name in ("gpu_index", "mig_index")),
+        *(gpu_processes.c[name] for name in ("pid", "name", "username")),
+        programs.c.workload,
+        model_sessions.c.first_seen,
+        last_seen.label("last_seen"),
+        (last_seen - model_sessions.c.first_seen).label("lifetime_s"),
+        *(model_sessions.c[name] for name in ("max_memory", "avg_memory")),
+        sa.case((running, 1), else_=0).label("running"),
+    )
     query = (
-        sa.select(
-            model_sessions.c.id.label("session_id"),
-            *(model_sessions.c[name] for name in ("model", "process_id", "gpu_id")),
-            hosts.c.name.label("host"),
-            *(gpus.c[name] for name in ("gpu_index", "mig_index")),
-            *(gpu_processes.c[name] for name in ("pid", "name", "username")),
-            programs.c.workload,
-            model_sessions.c.first_seen,
-            last_seen.label("last_seen"),
-            (last_seen - model_sessions.c.first_seen).label("lifetime_s"),
-            *(model_sessions.c[name] for name in ("max_memory", "avg_memory")),
-            sa.case((running, 1), else_=0).label("running"),
-        )
-        .select_from(model_sessions)
-        .join(gpu_processes, gpu_processes.c.id == model_sessions.c.process_id)
-        .join(gpus, gpus.c.id == model_sessions.c.gpu_id)
-        .join(hosts, hosts.c.id == gpus.c.host_id)
-        .outerjoin(programs, programs.c.id == gpu_processes.c.program_id)
+        _joined_sessions(query)
         .where(*conditions)
         .order_by(model_sessions.c.first_seen.desc(), model_sessions.c.id.desc())
     )
@@ -351,9 +377,21 @@ def _sessions(engine: Engine, conditions: Sequence[Any], limit: int | None) -> p
     return frame
 
 
+def _joined_sessions(query: sa.Select[Any]) -> sa.Select[Any]:
+    return (
+        query.select_from(model_sessions)
+        .join(gpu_processes, gpu_processes.c.id == model_sessions.c.process_id)
+        .join(gpus, gpus.c.id == model_sessions.c.gpu_id)
+        .join(hosts, hosts.c.id == gpus.c.host_id)
+        .outerjoin(programs, programs.c.id == gpu_processes.c.program_id)
+    )
+
+
 def _session_filters(scope: Scope) -> list[Any]:
+    found: list[Any] = [model_sessions.c.first_seen <= scope.end, _last_seen() >= scope.start]
+    if scope.users:
+        found.append(gpu_processes.c.username.in_(list(scope.users)))
     # The model is the session's own: the process may serve another by now.
-    found = [gpu_processes.c.username.in_(list(scope.users))] if scope.users else []
     for name, values in scope.programs_with.items():
         if values:
             found.append((model_sessions.c.model if name == "model" else programs.c[name]).in_(list(values)))

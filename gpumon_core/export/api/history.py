@@ -1,0 +1,131 @@
+"""What the GPUs did: their metrics over any range of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.engine import Engine
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gpumon_core.export.api import ranges
+from gpumon_core.export.api.gpus import GPU, HOST, chosen
+from gpumon_core.export.api.resource import (
+    FORMAT,
+    UNITS_SCHEMA,
+    Resource,
+    Schema,
+    Values,
+    file,
+    listed,
+    object_schema,
+)
+from gpumon_core.export.parameters import TZ, Parameter, one_of, whole
+from gpumon_core.metrics import GPU_METRICS_BY_KEY
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT = ("utilization", "memory", "temperature", "power")
+DEFAULT_RANGE = "1h"
+MOST_POINTS = 10_000
+METRIC = Parameter(
+    "metric",
+    f"A metric of the catalogue. Without one: {', '.join(DEFAULT)}.",
+    one_of(*GPU_METRICS_BY_KEY),
+    many=True,
+)
+POINTS = Parameter(
+    "points",
+    "About how many steps a GPU has at most, as fine as they are kept.",
+    whole(1, MOST_POINTS),
+    default=600,
+)
+
+
+def history(request: Request, values: Values, engine: Engine) -> Response:
+    """The chosen metrics of the chosen GPUs. One GPU is in memory at a time."""
+    from gpumon_core.export.gpus import history_table
+
+    start, end = ranges.span(values, engine, DEFAULT_RANGE)
+    metrics = values["metric"] or DEFAULT
+    parts = _parts(engine, chosen(values, engine), metrics, start, end, values["points"])
+    if values["format"] != "json":
+        frames = (frame for _, frame in parts)
+        return file(request, values, history_table(metrics), frames, "history", None)
+    units = {key: GPU_METRICS_BY_KEY[key].unit for key in metrics if GPU_METRICS_BY_KEY[key].unit}
+    told = {**ranges.moments(start, end, values["tz"]), "units": units}
+    return listed("gpus", told, (_columns(gpu, frame, metrics, values) for gpu, frame in parts))
+
+
+def _parts(
+    engine: Engine, gpus: pd.DataFrame, metrics: tuple[str, ...], start: int, end: int, points: int
+) -> Iterator[tuple[dict[Any, Any], pd.DataFrame]]:
+    """Each GPU with its history."""
+    from gpumon_core.store import frames
+
+    facts = gpus[["id", "host", "gpu_index", "mig_index", "uuid", "name"]]
+    for gpu in facts.to_dict("records"):
+        frame = frames.history(engine, [gpu["id"]], metrics, start, end, points)
+        # A frame of many metrics is in many pieces, and pandas would warn of a further one.
+        yield gpu, frame.copy().assign(**{name: gpu[name] for name in ("host", "gpu_index", "mig_index")})
+
+
+def _columns(gpu: dict[Any, Any], frame: pd.DataFrame, metrics: tuple[str, ...], values: Values) -> dict[str, Any]:
+    """A GPU's history as columns of equal length."""
+    from gpumon_core.export.csv import iso
+    from gpumon_core.export.gpus import AGGREGATES, numbers
+    from gpumon_core.store.frames import gpu_label
+
+    return {
+        "gpu_id": gpu["id"],
+        "host": gpu["host"],
+        "gpu": gpu_label(gpu["gpu_index"], gpu["mig_index"]),
+        "uuid": gpu["uuid"],
+        "name": gpu["name"],
+        "times": iso(frame["timestamp_epoch"], values["tz"]).tolist(),
+        "epochs": frame["timestamp_epoch"].tolist(),
+        "metrics": {
+            key: {name: numbers(frame[key + suffix]) for suffix, name in AGGREGATES.items()} for key in metrics
+        },
+    }
+
+
+def _schema() -> Schema:
+    column: Schema = {"type": "array", "items": {"type": ["number", "null"]}}
+    gpu: dict[str, Schema] = {
+        "gpu_id": {"type": "integer"},
+        "host": {"type": "string"},
+        "gpu": {"type": "string"},
+        "uuid": {"type": "string"},
+        "name": {"type": ["string", "null"]},
+        "times": {
+            "type": "array",
+            "items": {"type": "string", "format": "date-time"},
+            "description": "The middle of each step; where a step holds one tick, the tick.",
+        },
+        "epochs": {"type": "array", "items": {"type": "integer"}, "description": "The same in UTC seconds."},
+        "metrics": {
+            "type": "object",
+            "propertyNames": {"enum": list(GPU_METRICS_BY_KEY)},
+            "additionalProperties": object_schema(dict.fromkeys(("mean", "min", "max"), column)),
+            "description": "As long as `times`; null in a gap, and where the hardware does not offer it.",
+        },
+    }
+    return object_schema(
+        {**ranges.MOMENTS_SCHEMA, "units": UNITS_SCHEMA, "gpus": {"type": "array", "items": object_schema(gpu)}}
+    )
+
+
+RESOURCES = (
+    Resource(
+        "/api/v1/history",
+        "Metrics of GPUs over any range of time: mean, minimum and maximum of each step. A pause in the recording "
+        "is one step without values.",
+        (*ranges.parameters(DEFAULT_RANGE), GPU, HOST, METRIC, POINTS, TZ, FORMAT),
+        history,
+        _schema,
+        "gpu=1&metric=utilization&metric=power&range=15m&points=3",
+    ),
+)

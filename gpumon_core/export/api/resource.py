@@ -1,0 +1,265 @@
+"""What the routes for machines have in common: reading a query, choosing a format, telling what is wrong.
+
+An endpoint is a plain function, which Starlette runs in a thread, and a long answer is an iterator that it asks
+there for one piece after the other: pages are served meanwhile. What a query takes is a table (export.parameters);
+what is wrong with one is told as application/problem+json (RFC 9457).
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from gpumon_core import runtime
+from gpumon_core.export.parameters import LARGEST, LAST_MOMENT, BadParameter, Parameter, one_of, read, whole, words
+from gpumon_core.store import database
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from gpumon_core.export.tables import Table
+
+log = logging.getLogger(__name__)
+
+Values = Mapping[str, Any]
+Schema = Mapping[str, Any]
+# Where a row stands in the order of a list.
+Position = tuple[int, int]
+# What each format is called in Content-Type.
+MEDIA_TYPES = {"json": "application/json", "csv": "text/csv", "parquet": "application/vnd.apache.parquet"}
+PROBLEM = "application/problem+json"
+# Accept also names families of them.
+_ACCEPTED = {media_type: name for name, media_type in MEDIA_TYPES.items()} | {
+    "text/*": "csv",
+    "application/*": "json",
+    "*/*": "json",
+}
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Vary": "Accept"}
+MOST_ROWS = 1000
+
+FORMAT = Parameter("format", "The answer's format; without it, what Accept prefers.", one_of(*MEDIA_TYPES))
+PAGING = (
+    Parameter("limit", "How many rows an answer has at most.", whole(1, MOST_ROWS), default=100, only=("json",)),
+    Parameter(
+        "cursor", "Where to go on: `next` of the answer before, with the same filters.", words(), only=("json",)
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """A route: what it is for, what it takes, and what answers it.
+
+    schema: what its JSON is, as JSON Schema. example: a query to show. replaces: the file of the original that it
+    stands for. reads: whether it reads the database; where it does not, it is not given one.
+    """
+
+    path: str
+    summary: str
+    parameters: tuple[Parameter, ...]
+    answer: Callable[[Request, Values, Any], Response]
+    schema: Callable[[], Schema]
+    example: str = ""
+    replaces: str = ""
+    reads: bool = True
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats that it has."""
+        return tuple(MEDIA_TYPES) if FORMAT in self.parameters else ("json",)
+
+    def endpoint(self, request: Request) -> Response:
+        """The answer, or what is in its way."""
+        try:
+            values = read(self.parameters, request.query_params.multi_items())
+            if FORMAT in self.parameters:
+                values["format"] = values["format"] or preferred(request.headers.getlist("accept"))
+                self._check(request, values["format"])
+            return self.answer(request, values, _engine() if self.reads else None)
+        except BadParameter as error:
+            return problem(HTTPStatus.BAD_REQUEST, str(error), error.name)
+        except NotThere as error:
+            return problem(HTTPStatus.NOT_FOUND, str(error), error.name)
+        except NoDatabase as error:
+            return problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+            # The driver's own words have the reason, and neither the query nor the password.
+            why = " ".join(str(getattr(error, "orig", None) or error).split())
+            log.warning("%s cannot be answered: the database says %s", self.path, why)
+            detail = f"The database cannot be read ({why}). Try again, or look at the System page."
+            return problem(HTTPStatus.SERVICE_UNAVAILABLE, detail)
+
+    def _check(self, request: Request, chosen: str) -> None:
+        for one in self.parameters:
+            if one.only and chosen not in one.only and one.name in request.query_params:
+                why = f"“{one.name}” is for {' and '.join(one.only)} alone: {chosen} has all rows."
+                raise BadParameter(one.name, why)
+
+
+class NoDatabase(Exception):
+    """There is no database to be read yet."""
+
+
+class NotThere(Exception):
+    """What is asked for does not exist; `name` is the parameter that asks for it, if one does."""
+
+    def __init__(self, why: str, name: str | None = None) -> None:
+        super().__init__(why)
+        self.name = name
+
+
+def _engine() -> Engine:
+    engine = runtime.engine()
+    path = database.file_of(str(engine.url))
+    # To connect to a file that does not exist makes an empty one.
+    if path is not None and not path.is_file():
+        raise NoDatabase("Nothing has been recorded yet: the database comes with the first sample.")
+    return engine
+
+
+def problem(
+    status: HTTPStatus, detail: str, parameter: str | None = None, headers: Mapping[str, str] = HEADERS
+) -> Response:
+    """What is wrong, as RFC 9457 has it, with the parameter that is to blame."""
+    answer = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
+    return JSONResponse(
+        answer if parameter is None else {**answer, "parameter": parameter}, status.value, headers, PROBLEM
+    )
+
+
+PROBLEM_SCHEMA: Schema = {
+    "type": "object",
+    "properties": {
+        "type": {"type": "string", "const": "about:blank"},
+        "title": {"type": "string", "description": "The status in words."},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "What is wrong, and what to do about it."},
+        "parameter": {"type": "string", "description": "The parameter of the query that is wrong, if one is."},
+    },
+    "required": ["type", "title", "status", "detail"],
+    "additionalProperties": False,
+}
+
+
+def preferred(accept: Iterable[str]) -> str:
+    """The format that the Accept headers of a request prefer; JSON where they name none that there is."""
+    best, most = "json", 0.0
+    for part in ",".join(accept).split(","):
+        media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        weights = [piece[2:] for piece in parameters if re.fullmatch(r"q=[01](\.\d{0,3})?", piece, re.ASCII)]
+        weight = float(weights[0]) if weights else 1.0
+        if media_type in _ACCEPTED and weight > most:
+            best, most = _ACCEPTED[media_type], weight
+    return best
+
+
+def as_json(answer: Any) -> Response:
+    """Plain values as JSON."""
+    return JSONResponse(answer, headers=HEADERS)
+
+
+def listed(name: str, more: Mapping[str, Any], items: Iterable[Any]) -> Response:
+    """A JSON object of any length: `more`, and under `name` the items, one of which is in memory at a time."""
+
+    def chunks() -> Iterator[bytes]:
+        yield f"{written(more)[:-1]}{',' if more else ''}{written(name)}:[".encode()
+        for number, item in enumerate(items):
+            yield f"{',' if number else ''}{written(item)}".encode()
+        yield b"]}"
+
+    return streamed(chunks(), HEADERS, MEDIA_TYPES["json"])
+
+
+def written(value: Any) -> str:
+    """Plain values as JSON text."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def streamed(chunks: Iterator[bytes], headers: Mapping[str, str], media_type: str) -> Response:
+    """Bytes as they come. The first two pieces are read before the answer begins: what fails at once is told as a
+    problem, not as an answer that breaks off."""
+    begun = list(itertools.islice(chunks, 2))
+    return StreamingResponse(itertools.chain(begun, chunks), headers=headers, media_type=media_type)
+
+
+def file(
+    request: Request, values: Values, table: Table, pieces: Iterable[pd.DataFrame], name: str, total: int | None
+) -> Response:
+    """A table as a file in the format of the query: CSV or Parquet of all rows. `total` is how many there are,
+    where that is known before."""
+    chunks: Iterator[bytes] = iter(())
+    if request.method != "HEAD":
+        in_csv = values["format"] == "csv"
+        chunks = table.csv_chunks(pieces, values["tz"]) if in_csv else table.parquet_chunks(pieces)
+    stamp = f"{datetime.now(values['tz']):%Y%m%d-%H%M%S}"
+    named = f'attachment; filename="gpumon-{name}-{stamp}.{values["format"]}"'
+    headers = {**HEADERS, "Content-Disposition": named}
+    if total is not None:
+        headers["X-Total-Rows"] = str(total)
+    return streamed(chunks, headers, MEDIA_TYPES[values["format"]])
+
+
+def cursor(at: Position) -> str:
+    """A position as clients hand it back, without a meaning to them."""
+    return base64.urlsafe_b64encode(f"{at[0]}.{at[1]}".encode()).decode().rstrip("=")
+
+
+def position(text: str) -> Position:
+    """The position of a cursor. Raises BadParameter for another text."""
+    try:
+        decoded = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("ascii")
+        found = re.fullmatch("([0-9]{1,12})[.]([0-9]{1,10})", decoded)
+    except ValueError:
+        found = None
+    at = (int(found[1]), int(found[2])) if found else (0, 0)
+    # base64 is read with much that does not belong into it.
+    if at[0] > LAST_MOMENT or at[1] > LARGEST or cursor(at) != text:
+        raise BadParameter("cursor", "“cursor” must be the `next` of an answer.")
+    return at
+
+
+def after(values: Values) -> Position | None:
+    """Where the query wants to go on; None from the beginning. Raises BadParameter."""
+    return None if values["cursor"] is None else position(values["cursor"])
+
+
+def page_schema(name: str, row: Schema, more: Mapping[str, Schema] | None = None) -> Schema:
+    """What a page of rows is, as JSON Schema."""
+    return object_schema(
+        {
+            **(more or {}),
+            name: {"type": "array", "items": row},
+            "total": {"type": "integer", "description": "How many rows there are on all pages."},
+            "next": {"type": ["string", "null"], "description": "The cursor of the next page; null on the last."},
+        }
+    )
+
+
+def object_schema(properties: Mapping[str, Schema]) -> Schema:
+    """What an object with exactly these properties is, as JSON Schema."""
+    return {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+
+
+UNITS_SCHEMA: Schema = {
+    "type": "object",
+    "additionalProperties": {"type": "string"},
+    "description": "The unit of each number that has one, by its key.",
+}

@@ -1,0 +1,65 @@
+"""Who used the GPUs, and which models were loaded, in other programs' formats."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from gpumon_core.export.processes import GPU, HOUR_S, JOULES_PER_KWH
+from gpumon_core.export.tables import FLAG, MOMENT, NUMBER, TEXT, WHOLE, Column, Table, plain, scaled
+from gpumon_core.format import MIB_PER_GIB
+from gpumon_core.ledger import Prices
+
+
+def ranking_table(prices: Prices) -> Table:
+    """Of frames of usage.ranking with `called` (ledger.called) and `share` (percent of all energy)."""
+
+    def cost(frame: pd.DataFrame) -> pd.Series:
+        found = prices.cost(frame["energy_j"], frame["busy_s"]).round(6)
+        return found if prices.known else found * float("nan")
+
+    return Table(
+        (
+            plain("name", "Name", TEXT, "called", sure=True),
+            plain("kind", "Kind", TEXT, sure=True),
+            Column("key", "Key", TEXT, _key),
+            plain("processes", "Processes", WHOLE),
+            scaled("gpu_hours", "GPU-hours", "h", "busy_s", HOUR_S, 6),
+            scaled("memory_gib_hours", "Memory-hours", "GiB h", "memory_mib_s", MIB_PER_GIB * HOUR_S, 6),
+            scaled("energy_kwh", "Energy", "kWh", "energy_j", JOULES_PER_KWH, 9),
+            scaled("energy_share_percent", "Share", "% of energy", "share", 1, 3),
+            scaled("on_gpu_s", "On GPU", "s", "seconds", 1, 1),
+            scaled("held_idle_s", "Held idle", "s", "idle_s", 1, 1),
+            Column("cost", "Cost", NUMBER, cost, prices.currency),
+            Column("estimated", "Estimate", FLAG, lambda frame: frame["estimated"] > 0, sure=True),
+        )
+    )
+
+
+def _key(frame: pd.DataFrame) -> pd.Series:
+    """What tells a part from the others, as text: None where it is not known, and of the GPUs' own rows."""
+    pairs = zip(frame["kind"], frame["key"], strict=True)
+    texts = [str(key) if kind == "part" and pd.notna(key) else None for kind, key in pairs]
+    return pd.Series(texts, index=frame.index, dtype="object")
+
+
+# Of frames of usage.sessions.
+SESSIONS = Table(
+    (
+        plain("model", "Model", TEXT, sure=True),
+        plain("host", "Host", TEXT, sure=True),
+        GPU,
+        plain("loaded", "Loaded", MOMENT, "first_seen", sure=True),
+        plain("last_seen", "Last seen", MOMENT, sure=True),
+        plain("lifetime_s", "Loaded for", WHOLE, unit="s", sure=True),
+        plain("running", "Still loaded", FLAG, sure=True),
+        plain("max_memory_mib", "Maximum memory", WHOLE, "max_memory", "MiB"),
+        scaled("avg_memory_mib", "Average memory", "MiB", "avg_memory", 1, 1),
+        plain("workload", "Workload", TEXT),
+        plain("name", "Name", TEXT),
+        plain("pid", "PID", WHOLE, sure=True),
+        plain("user", "User", TEXT, "username"),
+        plain("gpu_id", "Id of the GPU in gpumon", WHOLE, sure=True),
+        plain("process_id", "Id of the process in gpumon", WHOLE, sure=True),
+        plain("session_id", "Id in gpumon", WHOLE, sure=True),
+    )
+)
