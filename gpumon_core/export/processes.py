@@ -127,7 +127,7 @@ def parquet_chunks(pages: Iterable[pd.DataFrame]) -> Iterator[bytes]:
     Columns are called as in the CSV, with `key` and `unit` in their metadata; texts are what they are, and
     stored by dictionary; times are UTC, to the millisecond.
     """
-    sink = _Sink()
+    sink = Sink()
     texts = [one.header for one in COLUMNS if one.type == TEXT]
     with pq.ParquetWriter(sink, SCHEMA, compression="zstd", use_dictionary=texts) as writer:
         yield sink.take()
@@ -163,7 +163,7 @@ def plain_rows(frame: pd.DataFrame, zone: ZoneInfo) -> list[dict[str, Any]]:
     return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-class _Sink(io.RawIOBase):
+class Sink(io.RawIOBase):
     """A file that is handed on in pieces."""
 
     def __init__(self) -> None:
