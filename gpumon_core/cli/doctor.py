@@ -1,5 +1,5 @@
-"""Examine this machine: driver, GPUs, permissions, disk, database and recorder, and say what to do about each
-thing that is missing.
+"""Examine this machine: driver, GPUs, permissions, disk, database and
+recorder, and say what to do about each thing that is missing.
 
 Ends with 1 where something needs mending.
 """

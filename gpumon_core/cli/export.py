@@ -1,17 +1,20 @@
 """Write recorded history as CSV, JSON or Parquet, however long it is.
 
 Tables:
-  history       metrics at a chosen number of points: mean, lowest and highest value, from the resolution that
-                fits (--points, --metric)
-  metrics       every tick of every GPU (gpu_metrics)
-  processes     one row per process that was seen on a GPU, as the page's download has it
-  and every table of the database by its name, such as process_snapshots, process_hours, gpu_usage, gpu_hours,
-  model_sessions: the stored rows. Of process_snapshots these are changes: a row holds until the next one of its
-  process and GPU, at most ten minutes.
+  history    metrics at a chosen number of points: mean, lowest and highest
+             value, from the resolution that fits (--points, --metric)
+  metrics    every tick of every GPU (gpu_metrics)
+  processes  one row per process that was seen on a GPU, as in the page's
+             download
+  and every table of the database by its name, such as process_snapshots,
+  process_hours, gpu_usage, gpu_hours or model_sessions: the stored rows. Of
+  process_snapshots these are changes: a row holds until the next one of its
+  process and GPU, ten minutes at most.
 
-CSV has units in its header and ISO 8601 times; a cell that a spreadsheet would take for a formula begins with an
-apostrophe. JSON is newline-delimited: one object a line. Parquet has units in its fields' metadata, and UTC times.
-A file has its name only once it is complete.
+CSV has units in its header and ISO 8601 times; a cell that a spreadsheet would
+take for a formula begins with an apostrophe. JSON is newline-delimited: one
+object a line. Parquet has units in its fields' metadata, and UTC times. A file
+has its name only once it is complete.
 """
 
 from __future__ import annotations

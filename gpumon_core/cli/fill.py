@@ -1,4 +1,5 @@
-"""Write simulated history of any length into demo.db, for demos and measurements.
+"""Write simulated history of any length into demo.db, for demos and
+measurements.
 
 Real histories are never touched, whatever GPUMON_DATABASE_URL says.
 """

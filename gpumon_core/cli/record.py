@@ -1,6 +1,7 @@
 """Record without a server, until SIGTERM or Ctrl-C.
 
-One recorder writes a database: a second one says who does, and takes over when that ends.
+One recorder writes a database: a second one says who does, and takes over when
+that ends.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shutil
 import signal
 import sys
 import time
@@ -133,6 +134,11 @@ def moment(text: str, option: str, zone: ZoneInfo, now: float) -> int:
 def colours(stream: TextIO) -> bool:
     """Whether a stream is a terminal whose user wants colours: see no-color.org."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def columns() -> int:
+    """How wide the terminal is."""
+    return shutil.get_terminal_size().columns
 
 
 def painted(text: str, level: Level) -> str:
