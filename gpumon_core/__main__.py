@@ -55,7 +55,9 @@ def parser(verbs: Sequence[str] = tuple(VERBS)) -> Parser:
     parsers = whole.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name in verbs:
         verb = module(name)
-        examples = "".join(f"  {PROGRAM} {name} {command}\n      {why}\n" for command, why in verb.EXAMPLES)
+        examples = "".join(
+            f"  {PROGRAM} {name} {command}".rstrip() + f"\n      {why}\n" for command, why in verb.EXAMPLES
+        )
         one = parsers.add_parser(
             name,
             help=verb.SUMMARY,

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from gpumon_core import format as fmt
 from gpumon_core.cli import stored, terminal
 from gpumon_core.settings import Settings
 
@@ -91,7 +94,9 @@ def _as_json(
     columns = {title: key for title, (key, _) in SHOWN.items() if title in ranked}
     rows = []
     for kind, row in zip(ranking["kind"], ranked.to_dict("records"), strict=True):
-        numbers = {key: None if row[title] != row[title] else row[title] for title, key in columns.items()}
+        numbers = {key: None if fmt.missing(row[title]) else row[title] for title, key in columns.items()}
+        if numbers["processes"] is not None:
+            numbers["processes"] = int(numbers["processes"])
         rows.append({"name": row[ranked.columns[0]], "kind": kind, **numbers, "estimate": bool(row["Estimate"])})
     return {
         "by": arguments.by,
@@ -106,9 +111,6 @@ def _as_json(
 def _as_text(
     ranking: pd.DataFrame, ranked: pd.DataFrame, arguments: argparse.Namespace, scope: Scope, prices: Prices
 ) -> str:
-    import sys
-
-    from gpumon_core import format as fmt
     from gpumon_core.columns import aligned
 
     head = (
@@ -140,6 +142,4 @@ def _as_text(
 
 
 def _iso(epoch: int, arguments: argparse.Namespace) -> str:
-    from datetime import datetime
-
     return datetime.fromtimestamp(epoch, arguments.tz).isoformat(timespec="minutes")
