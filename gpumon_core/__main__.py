@@ -80,7 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return status
     except KeyboardInterrupt:
+        # Nobody waits for the rest of the output; to write it might take until somebody reads it.
+        _give_up_output()
         return terminal.INTERRUPTED
+    except SystemExit as error:
+        if error.code == terminal.TERMINATED:
+            _give_up_output()
+        raise
     except BrokenPipeError:
         _give_up_output()
         return terminal.NO_READER

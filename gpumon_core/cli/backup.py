@@ -113,7 +113,7 @@ def check(path: Path) -> None:
     """Whether the copy is sound, and on the disk. Raises Failure."""
     with closing(sqlite3.connect(path)) as copied:
         try:
-            found = copied.execute("PRAGMA quick_check(1)").fetchone()[0]
+            found = " ".join(str(copied.execute("PRAGMA quick_check(1)").fetchone()[0]).split())
         except sqlite3.Error as error:
             found = str(error)
     if found != "ok":

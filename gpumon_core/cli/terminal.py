@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 FINE, FAILED, WRONG = 0, 1, 2
 INTERRUPTED = 128 + signal.SIGINT
 NO_READER = 128 + signal.SIGPIPE
+TERMINATED = 128 + signal.SIGTERM
 STATUSES = {
     FINE: "done",
     FAILED: "something failed, or needs mending; one sentence on stderr says what",
     WRONG: "wrong usage; one sentence on stderr says what is allowed",
     INTERRUPTED: "ended by Ctrl-C",
     NO_READER: "the reader of a pipe went away, as `head` does",
-    128 + signal.SIGTERM: "ended by SIGTERM",
+    TERMINATED: "ended by SIGTERM",
 }
 
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -52,8 +53,8 @@ def say(sentence: str) -> None:
 def ends_with_cleanup() -> None:
     """Let SIGTERM and a terminal that closes end the program as Ctrl-C does: with what it has begun put away."""
 
-    def end(number: int, _: FrameType | None) -> NoReturn:
-        sys.exit(128 + number)
+    def end(_: int, __: FrameType | None) -> NoReturn:
+        sys.exit(TERMINATED)
 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, end)
