@@ -117,13 +117,15 @@ def write(engine: Engine, arguments: argparse.Namespace, chosen: str, file: Bina
     except NotThere as error:
         raise terminal.Usage(str(error)) from error
     bar = terminal.Bar("rows", shown=arguments.out is not None or not sys.stdout.isatty())
+    # Rows are counted for the bar alone: of a very long table a server might not say in time.
+    about = source.about() if bar.shown else 0
     done = 0
 
     def counted() -> Iterator[Any]:
         nonlocal done
         for page in source.pages:
             done += len(page)
-            bar.show(done, max(done, source.about))
+            bar.show(done, max(done, about))
             yield page
 
     try:
@@ -142,7 +144,7 @@ def write(engine: Engine, arguments: argparse.Namespace, chosen: str, file: Bina
 class Source:
     """What a file is made of: about how many rows, in pages, and what makes bytes of those."""
 
-    about: int
+    about: Callable[[], int]
     pages: Iterable[Any]
     chunks: Callable[[Iterable[Any]], Iterator[bytes]]
 
@@ -154,9 +156,11 @@ def _table(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Source
     table = gpu_metrics if arguments.table == "metrics" else metadata.tables[arguments.table]
     start, end = terminal.span(arguments, time.time())
     part = pages.Part(table, start, end, stored.gpu_ids(engine, arguments.gpu))
+    # What it cannot be asked for is said before a file is begun.
+    part.conditions()
     shown = columns(table)
     read = pages.pages(engine, part, [one.source for one in shown])
-    return Source(pages.count(engine, part), read, _rows(engine, shown, chosen, arguments.tz))
+    return Source(lambda: pages.count(engine, part), read, _rows(engine, shown, chosen, arguments.tz))
 
 
 def _history(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Source:
@@ -184,7 +188,7 @@ def _history(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Sour
             yield list(zip(*keys, *(known[name].tolist() for name in values), strict=True))
 
     shown = history_columns(metrics)
-    return Source(points * len(ids), pages(), _rows(engine, shown, chosen, arguments.tz))
+    return Source(lambda: points * len(ids), pages(), _rows(engine, shown, chosen, arguments.tz))
 
 
 def _rows(
@@ -212,7 +216,7 @@ def _processes(engine: Engine, arguments: argparse.Namespace, chosen: str) -> So
         "json": lambda pages: (_lines(export.plain_rows(page, zone)) for page in pages),
         "parquet": export.parquet_chunks,
     }
-    return Source(processes.count(engine, wanted), processes.pages(engine, wanted), chunks[chosen])
+    return Source(lambda: processes.count(engine, wanted), processes.pages(engine, wanted), chunks[chosen])
 
 
 def _lines(rows: Iterable[dict[str, Any]]) -> bytes:

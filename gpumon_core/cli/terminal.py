@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
-from zoneinfo import ZoneInfo
 
 if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
+
     from gpumon_core.metrics import Level
 
 # Exit statuses, those of programs that a signal ends included: 128 and its number.
@@ -81,6 +82,8 @@ def number(low: float, high: float, kind: type[float] | type[int]) -> Callable[[
 
 def zone(text: str) -> ZoneInfo:
     """The time zone of that IANA name."""
+    from zoneinfo import ZoneInfo
+
     try:
         return ZoneInfo(text)
     except (KeyError, ValueError, OSError):
@@ -154,14 +157,14 @@ class Bar:
     def __init__(self, what: str, shown: bool = True) -> None:
         self._stream = sys.stderr
         self._what = what
-        self._shown = shown and self._stream.isatty()
+        self.shown = shown and self._stream.isatty()
         self._next = 0.0
         self._drawn = False
 
     def show(self, done: float, whole: float) -> None:
         """Draw it, a few times a second."""
         now = time.monotonic()
-        if not self._shown or (now < self._next and done < whole):
+        if not self.shown or (now < self._next and done < whole):
             return
         self._next = now + REDRAW_S
         self._drawn = True
