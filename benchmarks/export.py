@@ -1,11 +1,15 @@
-"""The ledger as files: seconds and resident memory of 100,000 processes as CSV and as Parquet.
+"""History as files: seconds and resident memory of 100,000 processes, and of 1,000,000 process snapshots.
 
-    .venv/bin/python benchmarks/export.py [--rows 100000]
+    .venv/bin/python benchmarks/export.py [--rows 100000] [--snapshots 1000000]
 
-Every figure comes from a process of its own that has read one row before, so that imports do not count. The bytes
-are thrown away as they come, as a server hands them on. Beside them stands one bare SELECT of the same rows with
-all that belongs to them, fetched by sqlite3 and thrown away row by row. Resident growth is the peak (VmHWM) during
-the export less what was resident before it, in MB of 10^6 bytes.
+Of the processes every figure comes from a process of its own that has read one row before, so that imports do not
+count. The bytes are thrown away as they come, as a server hands them on. Beside them stands one bare SELECT of
+the same rows with all that belongs to them, fetched by sqlite3 and thrown away row by row. Resident growth is the
+peak (VmHWM) during the export less what was resident before it, in MB of 10^6 bytes.
+
+The snapshots are written by the command line, `python -m gpumon_core export`, into a file: wall clock and peak
+resident memory (wait4's ru_maxrss) of the whole program, its start included. Beside them stands a Python that
+fetches the bare rows and throws them away.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import multiprocessing
 import os
 import sqlite3
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +35,15 @@ import sqlalchemy as sa
 
 from gpumon_core.store import database
 from gpumon_core.store.bulk import Bulk, Row
-from gpumon_core.store.schema import PROGRAM_COLUMNS, gpu_processes, gpus, hosts, process_gpus, programs
+from gpumon_core.store.schema import (
+    PROGRAM_COLUMNS,
+    gpu_processes,
+    gpus,
+    hosts,
+    process_gpus,
+    process_snapshots,
+    programs,
+)
 
 NOW = 1_775_000_000
 PROGRAMS = 2000
@@ -44,8 +57,20 @@ BARE = (
 )
 
 
-def make(url: str, rows: int) -> None:
-    """A ledger of so many processes that have ended, every tenth of them on two GPUs."""
+BARE_SNAPSHOTS = """
+import sqlite3, sys
+for _ in sqlite3.connect(sys.argv[1]).execute("SELECT * FROM process_snapshots"):
+    pass
+"""
+# What 1,000,000 snapshots may take: seconds, and MB resident.
+LIMITS_S = {"csv": 30.0, "parquet": 15.0}
+LIMIT_MB = 250.0
+# So many of them belong to one tick.
+TOGETHER = 64
+
+
+def make(url: str, rows: int, snapshots: int) -> None:
+    """A ledger of so many processes that have ended, every tenth of them on two GPUs, and what some did."""
     engine = database.open_for_writing(url)
 
     def fill(table: sa.Table, names: tuple[str, ...], values: Iterable[Row]) -> None:
@@ -106,6 +131,18 @@ def make(url: str, rows: int) -> None:
                 for more in range(1 + (number % 10 == 0))
             ),
         )
+        for begin in range(0, snapshots, 100_000):
+            fill(
+                process_snapshots,
+                tuple(column.name for column in process_snapshots.columns),
+                (
+                    (
+                        *(NOW + 4 * (number // TOGETHER), 1 + number % TOGETHER + number // 50_000 * TOGETHER),
+                        *(1 + number % GPUS, 1000 + number % 7000, number % 101, number % 53, 0, None, 1),
+                    )
+                    for number in range(begin, min(begin + 100_000, snapshots))
+                ),
+            )
     engine.dispose()
     with sqlite3.connect(database.file_of(url) or "") as file:
         file.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -160,17 +197,55 @@ def measured(action: Callable[[str, int], int], url: str) -> tuple[float, float,
     return took, status_mb("VmHWM") - before, size
 
 
+def program(arguments: list[str], folder: str) -> tuple[float, float]:
+    """Seconds and peak resident MB of `python arguments`, from its start to its end."""
+    environ = {**os.environ, "GPUMON_DATA_DIR": folder, "GPUMON_LOG_LEVEL": "ERROR"}
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    _, status, used = os.wait4(process.pid, 0)
+    took = time.perf_counter() - began
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{arguments} ended with {process.returncode}")
+    return took, used.ru_maxrss * 1024 / 1e6
+
+
+def snapshots(folder: str, rows: int) -> None:
+    """Measure the command line and print."""
+    print(f"{rows:,} process snapshots by the command line, medians of {RUNS}")
+    export = ["-m", "gpumon_core", "export", "--table", "process_snapshots", "--force"]
+    ways = {"bare": ["-c", BARE_SNAPSHOTS, str(Path(folder) / "gpumon.db")]}
+    ways |= {
+        chosen: [*export, "--out", str(Path(folder) / f"out.{chosen}")] for chosen in ("csv", "json", "parquet")
+    }
+    found: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(RUNS):
+        for what, arguments in ways.items():
+            found.setdefault(what, []).append(program(arguments, folder))
+    base = statistics.median(seconds for seconds, _ in found["bare"])
+    for what, runs in found.items():
+        seconds, peak = (statistics.median(column) for column in zip(*runs, strict=True))
+        line = f"  {what:<12} {seconds:6.2f} s   {seconds / base:4.1f} times the bare SELECT   peak {peak:6.1f} MB"
+        if what in LIMITS_S and rows <= 1_000_000:
+            fits = seconds <= LIMITS_S[what] and peak <= LIMIT_MB
+            line += f"   {'within' if fits else 'ABOVE'} {LIMITS_S[what]:.0f} s and {LIMIT_MB:.0f} MB"
+        print(line)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--snapshots", type=int, default=1_000_000)
     options = parser.parse_args()
     for name in list(os.environ):
         if name.startswith("GPUMON_"):
             del os.environ[name]
     with tempfile.TemporaryDirectory() as folder:
         url = f"sqlite:///{Path(folder) / 'gpumon.db'}"
-        make(url, options.rows)
+        make(url, options.rows, options.snapshots)
         print(f"{options.rows:,} processes, medians of {RUNS}")
         found: dict[str, list[tuple[float, float, int]]] = {}
         # In turn, so that what else the machine does falls on all of them.
@@ -185,6 +260,7 @@ def main() -> None:
                 f"  {what:<12} {seconds:6.2f} s   {seconds / base:4.1f} times the bare SELECT   "
                 f"peak {growth:+6.1f} MB" + (f"   {size / 1e6:6.1f} MB of file" if size else "")
             )
+        snapshots(folder, options.snapshots)
 
 
 if __name__ == "__main__":

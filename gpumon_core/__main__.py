@@ -3,201 +3,138 @@
 from __future__ import annotations
 
 import argparse
-import json
-import signal
+import io
+import os
 import sys
-import threading
-import time
-from collections.abc import Callable, Sequence
-from typing import TextIO
+from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
+from typing import Any, NoReturn
 
-from sqlalchemy.exc import SQLAlchemyError
+from gpumon_core import __version__
+from gpumon_core.cli import terminal
 
-from gpumon_core import __version__, logs, observer
-from gpumon_core.settings import Settings, SettingsError, check_data_dir, load, unknown_variables
-from gpumon_core.store.database import DatabaseError
-from gpumon_core.telemetry.records import SourceUnavailable
-
-# So long `snapshot` waits for what servers and container engines say.
-PATIENCE_S = 2.0
-
-
-def record(settings: Settings, _: argparse.Namespace) -> int:
-    """Record without a server, until SIGTERM or Ctrl-C."""
-    from gpumon_core.recorder import run_until
-
-    if not settings.record:
-        return _fail("GPUMON_RECORD=false forbids what `record` is for: set it to true")
-    check_data_dir(settings)
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
-    run_until(settings, stopped)
-    return 0
-
-
-def snapshot(settings: Settings, arguments: argparse.Namespace) -> int:
-    """Read every GPU once and print it."""
-    from gpumon_core.export import snapshot as export
-
-    try:
-        chosen = observer.SimulatedObserver(settings) if settings.source == "demo" else observer.real(settings)
-    except SourceUnavailable as error:
-        if settings.source == "nvml":
-            raise
-        print(f"gpumon: {error}. These GPUs are simulated. {error.remedy}", file=sys.stderr)
-        chosen = observer.SimulatedObserver(settings)
-    try:
-        taken, identities = chosen.observe_once(PATIENCE_S)
-    finally:
-        chosen.close()
-    if arguments.json:
-        tick = export.as_json(taken, identities, chosen.source.name)
-        print(json.dumps(tick, indent=2, ensure_ascii=False, allow_nan=False))
-    else:
-        print(export.as_text(taken, identities, chosen.source.name))
-    return 0
-
-
-def doctor(settings: Settings, _: argparse.Namespace) -> int:
-    """Examine this machine; ends with 1 where something needs mending."""
-    from gpumon_core.doctor import examine, render
-
-    problems = 0
-    for finding in examine(settings):
-        print(render(finding), flush=True)
-        problems += finding.verdict == "problem"
-    return 1 if problems else 0
-
-
-def fill(settings: Settings, arguments: argparse.Namespace) -> int:
-    """Write simulated history of any length into demo.db, for demos and measurements."""
-    from gpumon_core import fill as filling
-    from gpumon_core.store import database
-    from gpumon_core.store.lock import recorder_lock
-    from gpumon_core.store.writer import Writer
-
-    check_data_dir(settings)
-    # Simulated readings never enter a real history, whatever GPUMON_DATABASE_URL says.
-    url = settings.demo_database_url
-    lock = recorder_lock(url, settings.host_name)
-    if not lock.acquire():
-        return _fail(f"{lock.holder() or 'another program'} is recording into {url}: stop it first")
-    engine = database.open_for_writing(url)
-    try:
-        if not Writer(engine, settings.host_name, "demo", settings.interval).is_new():
-            return _fail(f"{url} holds a history of {settings.host_name} already: move it away first")
-        bar = _Bar(sys.stderr)
-        began = time.monotonic()
-        ticks = filling.fill(engine, settings, arguments.days, arguments.gpus, arguments.processes, bar.show)
-        bar.end()
-    except ValueError as error:
-        return _fail(str(error))
-    except SQLAlchemyError as error:
-        return _fail(f"{url} does not take the history: {getattr(error, 'orig', None) or error}")
-    finally:
-        size = database.size_bytes(engine) or 0
-        engine.dispose()
-        lock.release()
-    took = time.monotonic() - began
-    print(
-        f"{ticks:,} ticks of {arguments.gpus} GPUs over {arguments.days:g} days in {took:.0f} s "
-        f"({arguments.days * 24 * 60 / max(took, 0.001):,.0f} hours per minute); {size / 1e6:.1f} MB in {url}"
-    )
-    return 0
-
-
-class _Bar:
-    """A bar on a terminal; nothing where the output goes elsewhere."""
-
-    WIDTH = 40
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._shown = stream.isatty()
-        self._next = 0.0
-
-    def show(self, done: float, whole: float) -> None:
-        """Draw it, a few times a second."""
-        now = time.monotonic()
-        if not self._shown or (now < self._next and done < whole):
-            return
-        self._next = now + 0.2
-        part = done / whole if whole else 1.0
-        full = "#" * round(self.WIDTH * part)
-        self._stream.write(f"\r[{full:<{self.WIDTH}}] {part:4.0%}  {done:,.0f} of {whole:,.0f} hours ")
-        self._stream.flush()
-
-    def end(self) -> None:
-        """Leave its line."""
-        if self._shown:
-            self._stream.write("\n")
-
-
-def _number(low: float, high: float, kind: type[float] | type[int]) -> Callable[[str], float]:
-    """A parser of numbers between two limits."""
-
-    def parse(text: str) -> float:
-        try:
-            number = kind(text)
-        except ValueError:
-            number = None
-        if number is None or not low <= number <= high:
-            whole = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} is not {whole} from {low:g} to {high:g}")
-        return number
-
-    return parse
-
-
-VERBS: dict[str, Callable[[Settings, argparse.Namespace], int]] = {
-    "record": record,
-    "snapshot": snapshot,
-    "doctor": doctor,
-    "fill": fill,
+PROGRAM = "python -m gpumon_core"
+# Verb -> its module in gpumon_core.cli.
+VERBS = {
+    "record": "record",
+    "snapshot": "snapshot",
+    "top": "top",
+    "usage": "usage",
+    "export": "export",
+    "backup": "backup",
+    "doctor": "doctor",
+    "fill": "fill",
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and where help is."""
+        terminal.say(f"{message} (see {self.prog} --help)")
+        sys.exit(terminal.WRONG)
+
+
+def module(verb: str) -> Any:
+    """What does a verb: see gpumon_core.cli."""
+    return import_module(f"gpumon_core.cli.{VERBS[verb]}")
+
+
+def parser(verbs: Sequence[str] = tuple(VERBS)) -> Parser:
+    """What reads a command line that has one of these verbs."""
+    statuses = "".join(f"  {status:>3}  {meaning}\n" for status, meaning in terminal.STATUSES.items())
+    whole = Parser(
+        prog=PROGRAM,
+        description="gpumon, the GPU Model Monitor, without its server.",
+        epilog=f"Settings come from GPUMON_* variables and .env: see the README.\n\nexit status:\n{statuses}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    whole.add_argument("--version", action="version", version=f"gpumon {__version__}")
+    parsers = whole.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for name in verbs:
+        verb = module(name)
+        examples = "".join(
+            f"  {PROGRAM} {name} {command}".rstrip() + f"\n      {why}\n" for command, why in verb.EXAMPLES
+        )
+        one = parsers.add_parser(
+            name,
+            help=verb.SUMMARY,
+            description=verb.__doc__,
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.add(one)
+    return whole
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; the result is the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gpumon_core",
-        description="gpumon, the GPU Model Monitor, without its server.",
-        epilog="Settings come from GPUMON_* variables and .env: see the README.",
-    )
-    parser.add_argument("--version", action="version", version=f"gpumon {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for name, function in VERBS.items():
-        verb = verbs.add_parser(name, help=function.__doc__, description=function.__doc__)
-        if function is snapshot:
-            verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
-        if function is fill:
-            verb.add_argument(
-                "--days", type=_number(0.01, 3650, float), default=3.0, help="how far back, 0.01 to 3650 (3)"
-            )
-            verb.add_argument("--gpus", type=_number(1, 64, int), default=4, help="how many GPUs, 1 to 64 (4)")
-            verb.add_argument(
-                "--processes",
-                type=_number(0, 4096, int),
-                help="about how many processes at once over all GPUs, 0 to 4096 (as the story has it)",
-            )
-    chosen = parser.parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        _prepare_output()
+        # The other verbs are not needed to read the arguments of one.
+        chosen = parser(given[:1] if given and given[0] in VERBS else tuple(VERBS)).parse_args(given)
+        status = _run(chosen)
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        # Nobody waits for the rest of the output; to write it might take until somebody reads it.
+        _give_up_output()
+        return terminal.INTERRUPTED
+    except SystemExit as error:
+        if error.code == terminal.TERMINATED:
+            _give_up_output()
+        raise
+    except BrokenPipeError:
+        _give_up_output()
+        return terminal.NO_READER
+    except OSError as error:
+        terminal.say(f"{error.filename or 'the output'} cannot be read or written: {error.strerror or error}")
+        _give_up_output()
+        return terminal.FAILED
+
+
+def _prepare_output() -> None:
+    """Names are anybody's text: they are written as UTF-8, whatever the locale can say."""
+    # A stream that was closed before the program began is None.
+    sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+
+
+def _give_up_output() -> None:
+    """Write nowhere what is still to be written; else Python would try it once more at its end."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    from gpumon_core import logs
+    from gpumon_core.settings import SettingsError, load, unknown_variables
+    from gpumon_core.store.database import DatabaseError
+    from gpumon_core.telemetry.records import SourceUnavailable
+
     try:
         settings = load()
         logs.configure(settings.log_level)
         if chosen.verb != "doctor":
             for sentence in unknown_variables():
-                print(f"gpumon: {sentence}", file=sys.stderr)
-        return VERBS[chosen.verb](settings, chosen)
+                terminal.say(sentence)
+        terminal.ends_with_cleanup()
+        return int(module(chosen.verb).run(settings, chosen))
+    except terminal.Usage as error:
+        terminal.say(f"{error} (see {PROGRAM} {chosen.verb} --help)")
+        return terminal.WRONG
     except SourceUnavailable as error:
-        return _fail(f"{error}. {error.remedy}")
-    except (SettingsError, DatabaseError) as error:
-        return _fail(str(error))
-
-
-def _fail(sentence: str) -> int:
-    print(f"gpumon: {sentence}", file=sys.stderr)
-    return 1
+        terminal.say(f"{error}. {error.remedy}")
+    except (SettingsError, DatabaseError, terminal.Failure) as error:
+        terminal.say(str(error))
+    return terminal.FAILED
 
 
 if __name__ == "__main__":

@@ -101,3 +101,11 @@ def value_of(metric: Metric, number: float | None, whole: float | None) -> tuple
 def plain(text: str) -> str:
     """Text from outside, made safe to stand in Markdown as it is."""
     return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|~:$&])", r"\\\1", text)
+
+
+def printable(text: str) -> str:
+    """Text from outside, made safe for a terminal: what would move its cursor, colour it or turn the direction of
+    writing is written as an escape, such as \\x1b."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.settings import Settings
-from gpumon_core.telemetry.records import Snapshot, Source
+from gpumon_core.telemetry.records import Snapshot, Source, SourceUnavailable
 
 if TYPE_CHECKING:
     from gpumon_core.attribution.inquirer import Inquirer
@@ -109,3 +109,17 @@ def real(settings: Settings) -> Observer:
     socket = None if settings.container_socket is None else str(settings.container_socket)
     inquirer = Inquirer(container_socket=socket) if settings.ask_servers else None
     return Observer(source, LocalAttribution(describer=describer), inquirer)
+
+
+def chosen(settings: Settings, say: Callable[[str], None]) -> Observer:
+    """What GPUMON_SOURCE names; where `auto` finds no driver, simulated GPUs, of which `say` is told. Raises
+    SourceUnavailable."""
+    if settings.source == "demo":
+        return SimulatedObserver(settings)
+    try:
+        return real(settings)
+    except SourceUnavailable as error:
+        if settings.source == "nvml":
+            raise
+        say(f"{error}. These GPUs are simulated. {error.remedy}")
+    return SimulatedObserver(settings)

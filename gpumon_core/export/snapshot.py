@@ -9,6 +9,7 @@ from typing import Any
 
 from gpumon_core import format as fmt
 from gpumon_core.attribution.records import ProcessIdentity
+from gpumon_core.columns import aligned
 from gpumon_core.metrics import CHANGE_METRICS, GPU_METRICS_BY_KEY, TICK_COLUMNS
 from gpumon_core.telemetry.records import GpuInfo, Snapshot
 
@@ -62,8 +63,8 @@ def as_text(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
     """The tick as aligned columns for a terminal."""
     host = snapshot.host
     lines = [
-        f"{host.name}  driver {host.driver_version or fmt.MISSING}  CUDA {host.cuda_version or fmt.MISSING}"
-        + ("  (simulated GPUs)" if source == "demo" else ""),
+        f"{fmt.printable(host.name)}  driver {host.driver_version or fmt.MISSING}  "
+        f"CUDA {host.cuda_version or fmt.MISSING}" + ("  (simulated GPUs)" if source == "demo" else ""),
         "",
     ]
     values = {reading.uuid: reading.values for reading in snapshot.readings}
@@ -79,7 +80,7 @@ def as_text(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
                 *([_state(snapshot, gpu.uuid)] if gpu.uuid in snapshot.lost else shown),
             ]
         )
-    lines += _aligned(rows)
+    lines += aligned(rows)
     labels = {gpu.uuid: _label(gpu) for gpu in snapshot.gpus}
     rows = [["GPU", "PID", "Type", "Memory", "SM", "User", "Name", "Workload", "Model"]]
     for process in sorted(snapshot.processes, key=lambda item: -(item.memory_mib or 0)):
@@ -97,7 +98,7 @@ def as_text(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
                 who.program.model or fmt.MISSING,
             ]
         )
-    lines += ["", *(_aligned(rows) if len(rows) > 1 else ["No process is using a GPU."])]
+    lines += ["", *(aligned(rows) if len(rows) > 1 else ["No process is using a GPU."])]
     return "\n".join(lines)
 
 
@@ -113,10 +114,3 @@ def _value(gpu: GpuInfo, key: str, number: float | None) -> list[str]:
 
 def _label(gpu: GpuInfo) -> str:
     return str(gpu.index) + ("" if gpu.mig_index is None else f":{gpu.mig_index}")
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows
-    ]

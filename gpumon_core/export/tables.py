@@ -79,14 +79,7 @@ class Table:
     @property
     def arrow_schema(self) -> pa.Schema:
         """As Parquet has it: columns are called as in the CSV, with `key` and `unit` in their metadata."""
-        return pa.schema(
-            [
-                pa.field(
-                    one.header, one.type, metadata={"key": one.key} | ({"unit": one.unit} if one.unit else {})
-                )
-                for one in self.columns
-            ]
-        )
+        return pa.schema([field(one.key, one.header, one.type, one.unit) for one in self.columns])
 
     @property
     def row_schema(self) -> dict[str, Any]:
@@ -119,14 +112,7 @@ class Table:
 
         Texts are what they are, and stored by dictionary; times are UTC, to the millisecond.
         """
-        sink = _Sink()
-        texts = [one.header for one in self.columns if one.type == TEXT]
-        with pq.ParquetWriter(sink, self.arrow_schema, compression="zstd", use_dictionary=texts) as writer:
-            yield sink.take()
-            for frame in pieces:
-                writer.write_table(self.as_arrow(frame))
-                yield sink.take()
-        yield sink.take()
+        return parquet(self.arrow_schema, map(self.as_arrow, pieces))
 
     def as_arrow(self, frame: pd.DataFrame) -> pa.Table:
         """A frame as a table of arrow_schema."""
@@ -146,6 +132,23 @@ class Table:
             columns.append([None if pd.isna(value) else value for value in values.tolist()])
         keys = [one.key for one in self.columns]
         return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def field(key: str, header: str, kind: pa.DataType, unit: str | None) -> pa.Field:
+    """A column of a Parquet file, with `key` and `unit` in its metadata."""
+    return pa.field(header, kind, metadata={"key": key} | ({"unit": unit} if unit else {}))
+
+
+def parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> Iterator[bytes]:
+    """Tables of a schema as one Parquet file, a row group for each; texts are stored by dictionary."""
+    sink = _Sink()
+    texts = [one.name for one in schema if one.type == TEXT]
+    with pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=texts) as writer:
+        yield sink.take()
+        for table in tables:
+            writer.write_table(table)
+            yield sink.take()
+    yield sink.take()
 
 
 def in_pieces(frame: pd.DataFrame, size: int = PIECE_ROWS) -> Iterator[pd.DataFrame]:

@@ -138,6 +138,12 @@ def gpu_table(engine: Engine) -> pd.DataFrame:
     return pd.DataFrame(table)
 
 
+def gpu_ids(engine: Engine) -> list[int]:
+    """The ids of all GPUs that were ever seen, those that are gone included."""
+    with engine.connect() as connection:
+        return list(connection.execute(sa.select(gpus.c.id).order_by(gpus.c.id)).scalars())
+
+
 def _columns(names: Sequence[str], rows: Sequence[Any], numbers: Iterable[str]) -> dict[str, Any]:
     """Rows as columns by name, of which `numbers` are float64 with NaN."""
     wanted = set(numbers)

@@ -1,0 +1,148 @@
+"""Copy a live SQLite database into a file that is consistent in itself, while
+the recorder goes on.
+
+The copy is the database at one moment. It is checked, and has its name only
+once it is complete: put it in the place of history/gpumon.db while gpumon does
+not run, and that is its history. Of PostgreSQL the command for pg_dump is
+told.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sqlite3
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpumon_core.cli import stored, terminal
+from gpumon_core.settings import Settings
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+SUMMARY = "Copy the live database into a file."
+EXAMPLES = (
+    ("", "a copy beside the database, named after the time"),
+    ("--out /mnt/backup/gpumon.db --force", "each night over the copy of the night before"),
+)
+# So many pages of 4 KiB are copied between two looks at the bar.
+PAGES = 1000
+# What stays free on the disk, so that the recorder beside it has room.
+SPARE_BYTES = 64 * 2**20
+COMPANIONS = ("", "-wal", "-shm", "-journal")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Where to."""
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="the copy (beside the database, named after the time)"
+    )
+    parser.add_argument("--force", action="store_true", help="write over a FILE that exists")
+
+
+def run(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Copy, check and name it."""
+    from gpumon_core.store import database
+
+    url = stored.url_of(settings)
+    source = database.file_of(url)
+    if source is None:
+        raise terminal.Failure(f"PostgreSQL makes copies of itself: {dump_command(url)}")
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    path = terminal.destination(
+        arguments.out or source.with_name(f"{source.stem}-{stamp}{source.suffix}"), arguments.force
+    )
+    own = [source.with_name(source.name + suffix) for suffix in (*COMPANIONS, ".lock")]
+    if any(os.path.realpath(one) == str(path) for one in own):
+        raise terminal.Failure(f"{path} belongs to the database itself: name another file")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    began = time.monotonic()
+    try:
+        with stored.history(settings) as engine:
+            copy(engine, part)
+        check(part)
+        # Commands and users are in it: who may read the one may read the other.
+        part.chmod(source.stat().st_mode & 0o777)
+        terminal.destination(path, arguments.force)
+        part.replace(path)
+    finally:
+        for suffix in COMPANIONS:
+            part.with_name(part.name + suffix).unlink(missing_ok=True)
+    size = path.stat().st_size / 1e6
+    print(f"{source} copied to {path}: {size:.1f} MB, checked, in {time.monotonic() - began:.1f} s")
+    return terminal.FINE
+
+
+def copy(engine: Engine, path: Path) -> None:
+    """Make `path` a copy of a SQLite database. Raises Failure, sqlalchemy.exc.DBAPIError."""
+    bar = terminal.Bar("pages")
+    with engine.connect() as connection, closing(_new(path)) as copied:
+        # From here on this connection sees one moment. Without that, SQLite would begin anew with every tick that
+        # is recorded meanwhile. Source: sqlite.org/backup.html, and sqlite3_backup_step in its C interface.
+        pages = int(connection.exec_driver_sql("PRAGMA page_count").scalar_one())
+        connection.exec_driver_sql("SELECT count(*) FROM sqlite_schema").scalar_one()
+        needed = pages * int(connection.exec_driver_sql("PRAGMA page_size").scalar_one())
+        free = shutil.disk_usage(path.parent).free
+        if free < needed + SPARE_BYTES:
+            raise terminal.Failure(
+                f"the copy takes {needed / 1e6:,.0f} MB, and {path.parent} has {free / 1e6:,.0f} MB free: free "
+                "some space, or name another folder with --out"
+            )
+        driver: Any = connection.connection.driver_connection
+        try:
+            driver.backup(copied, pages=PAGES, progress=lambda _, left, whole: bar.show(whole - left, whole))
+            # The log of a live database is a file beside it; a copy is one file.
+            copied.execute("PRAGMA journal_mode = DELETE")
+        except sqlite3.Error as error:
+            raise terminal.Failure(f"{path.parent} does not take the copy: {error}") from error
+        finally:
+            bar.end()
+
+
+def _new(path: Path) -> sqlite3.Connection:
+    # Nobody else reads it before it has the rights of the original.
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    return sqlite3.connect(path)
+
+
+def check(path: Path) -> None:
+    """Whether the copy is sound, and on the disk. Raises Failure."""
+    with closing(sqlite3.connect(path)) as copied:
+        try:
+            found = " ".join(str(copied.execute("PRAGMA quick_check(1)").fetchone()[0]).split())
+        except sqlite3.Error as error:
+            found = str(error)
+    if found != "ok":
+        raise terminal.Failure(
+            f"the copy is not sound ({found}), and is thrown away: look at the database and the disk"
+        )
+    for place in (path, path.parent):
+        # A folder cannot be synchronised on every file system.
+        with suppress(OSError):
+            handle = os.open(place, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+
+
+def dump_command(url: str) -> str:
+    """How pg_dump copies the database at a URL, whose password is starred."""
+    import shlex
+
+    from sqlalchemy.engine import make_url
+
+    parsed = make_url(url)
+    shown = parsed.set(drivername="postgresql").render_as_string(hide_password=True)
+    name = f"gpumon-{time.strftime('%Y%m%d-%H%M%S')}.dump"
+    command = f"pg_dump --format=custom --file={name} {shlex.quote(shown)}"
+    note = (
+        " (write the password in the place of ***, or leave `:***` out and set PGPASSWORD)"
+        if parsed.password
+        else ""
+    )
+    return command + note

@@ -1,0 +1,232 @@
+"""Write recorded history as CSV, JSON or Parquet, however long it is.
+
+Tables:
+  history    metrics at a chosen number of points: mean, lowest and highest
+             value, from the resolution that fits (--points, --metric)
+  metrics    every tick of every GPU (gpu_metrics)
+  processes  one row per process that was seen on a GPU, as in the page's
+             download
+  and every table of the database by its name, such as process_snapshots,
+  process_hours, gpu_usage, gpu_hours or model_sessions: the stored rows. Of
+  process_snapshots these are changes: a row holds until the next one of its
+  process and GPU, ten minutes at most.
+
+CSV has units in its header and ISO 8601 times; a cell that a spreadsheet would
+take for a formula begins with an apostrophe. JSON is newline-delimited: one
+object a line. Parquet has units in its fields' metadata, and UTC times. A file
+has its name only once it is complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+from zoneinfo import ZoneInfo
+
+from gpumon_core.cli import stored, terminal
+from gpumon_core.metrics import GPU_METRICS_BY_KEY, TICK_METRICS
+from gpumon_core.settings import Settings
+from gpumon_core.store.schema import gpu_metrics, metadata
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from sqlalchemy.engine import Engine
+
+    from gpumon_core.export.rows import Column
+    from gpumon_core.store.pages import Row
+
+SUMMARY = "Write recorded history as CSV, JSON or Parquet."
+EXAMPLES = (
+    ("--table history --since 24h --points 500 --out day.csv", "a day of all GPUs, drawn with any tool"),
+    ("--table metrics --gpu 0 --since 3d --format parquet --out ticks.parquet", "every tick of one GPU"),
+    ("--table process_snapshots --since 2026-03-29T12:00 --until 2026-03-29T13:00 --tz Europe/Berlin", "an hour"),
+    ("--table processes --since 7d --format json | jq -r .name", "what ran in a week"),
+)
+FORMATS = ("csv", "json", "parquet")
+# What the end of a file's name says of its format.
+SUFFIXES = {".csv": "csv", ".json": "json", ".ndjson": "json", ".jsonl": "json", ".parquet": "parquet"}
+TABLES = ("history", "metrics", "processes", *(name for name in sorted(metadata.tables)))
+POINTS, MOST_POINTS = 1000, 10_000
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """What, of when, and where to."""
+    parser.add_argument(
+        "--table", required=True, choices=TABLES, metavar="TABLE", help=f"one of {', '.join(TABLES)}"
+    )
+    terminal.add_range(parser, None)
+    stored.add_gpu(parser)
+    parser.add_argument(
+        "--points",
+        metavar="N",
+        type=terminal.number(1, MOST_POINTS, int),
+        help=f"of history: about how many points per GPU, 1 to {MOST_POINTS} ({POINTS})",
+    )
+    parser.add_argument(
+        "--metric",
+        metavar="KEY",
+        action="append",
+        choices=tuple(GPU_METRICS_BY_KEY),
+        help="of history: a metric by its key, such as temperature; may "
+        "be given several times (those of every tick)",
+    )
+    parser.add_argument("--format", choices=FORMATS, help="how it is written (as FILE ends, or csv)")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="the file to be written (standard output)")
+    parser.add_argument("--force", action="store_true", help="write over a FILE that exists")
+
+
+def run(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Write it."""
+    chosen = arguments.format or SUFFIXES.get(arguments.out.suffix.lower() if arguments.out else "", "csv")
+    if arguments.table != "history" and (arguments.points or arguments.metric):
+        raise terminal.Usage("--points and --metric are for --table history")
+    if arguments.out is None:
+        if chosen == "parquet" and sys.stdout.isatty():
+            raise terminal.Usage("Parquet is nothing for a terminal: name a file with --out")
+        with stored.history(settings) as engine:
+            write(engine, arguments, chosen, sys.stdout.buffer)
+        return terminal.FINE
+    path = terminal.destination(arguments.out, arguments.force)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with stored.history(settings) as engine, part.open("xb") as file:
+            rows = write(engine, arguments, chosen, file)
+            file.flush()
+            os.fsync(file.fileno())
+        terminal.destination(path, arguments.force)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+    print(f"{rows:,} rows, {path.stat().st_size / 1e6:.1f} MB, in {arguments.out}")
+    return terminal.FINE
+
+
+def write(engine: Engine, arguments: argparse.Namespace, chosen: str, file: BinaryIO) -> int:
+    """Write what the arguments say in a format; how many rows it has. Raises terminal.Usage."""
+    from gpumon_core.store.pages import NotThere
+
+    try:
+        source = SOURCES.get(arguments.table, _table)(engine, arguments, chosen)
+    except NotThere as error:
+        raise terminal.Usage(str(error)) from error
+    bar = terminal.Bar("rows", shown=arguments.out is not None or not sys.stdout.isatty())
+    # Rows are counted for the bar alone: of a very long table a server might not say in time.
+    about = source.about() if bar.shown else 0
+    done = 0
+
+    def counted() -> Iterator[Any]:
+        nonlocal done
+        for page in source.pages:
+            done += len(page)
+            bar.show(done, max(done, about))
+            yield page
+
+    try:
+        for chunk in source.chunks(counted()):
+            file.write(chunk)
+        file.flush()
+        bar.show(done, done)
+    finally:
+        bar.end()
+    if not done:
+        terminal.say("there are no such rows")
+    return done
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a file is made of: about how many rows, in pages, and what makes bytes of those."""
+
+    about: Callable[[], int]
+    pages: Iterable[Any]
+    chunks: Callable[[Iterable[Any]], Iterator[bytes]]
+
+
+def _table(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Source:
+    from gpumon_core.export.rows import columns
+    from gpumon_core.store import pages
+
+    table = gpu_metrics if arguments.table == "metrics" else metadata.tables[arguments.table]
+    start, end = terminal.span(arguments, time.time())
+    part = pages.Part(table, start, end, stored.gpu_ids(engine, arguments.gpu))
+    # What it cannot be asked for is said before a file is begun.
+    part.conditions()
+    shown = columns(table)
+    read = pages.pages(engine, part, [one.source for one in shown])
+    return Source(lambda: pages.count(engine, part), read, _rows(engine, shown, chosen, arguments.tz))
+
+
+def _history(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Source:
+    from gpumon_core.export.rows import history_columns
+    from gpumon_core.store import frames
+
+    metrics = list(dict.fromkeys(arguments.metric or (metric.key for metric in TICK_METRICS)))
+    start, end = terminal.span(arguments, time.time())
+    wanted = stored.gpu_ids(engine, arguments.gpu)
+    ids = frames.gpu_ids(engine) if wanted is None else wanted
+    if start is None:
+        start = int(frames.resolutions(engine)["first"].min(skipna=True) if ids else 0)
+    until = int(time.time()) if end is None else end
+    points = arguments.points or POINTS
+
+    def pages() -> Iterator[list[Row]]:
+        # One GPU after the other: the points of all at once might be more than a machine has memory for.
+        for gpu_id in ids:
+            frame = frames.history(engine, [gpu_id], metrics, start, until, points)
+            values = frame.columns[2:]
+            # A row of nothing stands for a gap in the recording, which a file tells by having no row.
+            frame = frame.dropna(subset=values, how="all")
+            known = frame[values].astype(object).where(frame[values].notna(), None)
+            keys = (frame["timestamp_epoch"].tolist(), *[frame["gpu_id"].tolist()] * 2)
+            yield list(zip(*keys, *(known[name].tolist() for name in values), strict=True))
+
+    shown = history_columns(metrics)
+    return Source(lambda: points * len(ids), pages(), _rows(engine, shown, chosen, arguments.tz))
+
+
+def _rows(
+    engine: Engine, shown: Sequence[Column], chosen: str, zone: ZoneInfo
+) -> Callable[[Iterable[list[Row]]], Iterator[bytes]]:
+    from gpumon_core.export import rows
+
+    names = rows.read_names(engine)
+    if chosen == "parquet":
+        return lambda pages: rows.parquet_chunks(shown, pages, names)
+    chunks = rows.csv_chunks if chosen == "csv" else rows.json_chunks
+    return lambda pages: chunks(shown, pages, names, zone)
+
+
+def _processes(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Source:
+    from gpumon_core.export import processes as export
+    from gpumon_core.store import processes
+
+    start, end = terminal.span(arguments, time.time())
+    ids = stored.gpu_ids(engine, arguments.gpu)
+    wanted = processes.ProcessFilter(start=start, end=end, gpu_ids=ids or ())
+    zone = arguments.tz
+    chunks: Mapping[str, Callable[[Iterable[pd.DataFrame]], Iterator[bytes]]] = {
+        "csv": lambda pages: export.csv_chunks(pages, zone),
+        "json": lambda pages: (_lines(export.plain_rows(page, zone)) for page in pages),
+        "parquet": export.parquet_chunks,
+    }
+    return Source(lambda: processes.count(engine, wanted), processes.pages(engine, wanted), chunks[chosen])
+
+
+def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
+    """Rows as newline-delimited JSON."""
+    return "".join(
+        json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n" for row in rows
+    ).encode()
+
+
+SOURCES: Mapping[str, Callable[[Engine, argparse.Namespace, str], Source]] = {
+    "history": _history,
+    "processes": _processes,
+}

@@ -1,0 +1,276 @@
+"""GPUs and processes at one moment, from a recorder's newest tick or from the driver, drawn as lines of text."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from gpumon_core import format as fmt
+from gpumon_core.attribution.records import NOTHING, ProcessIdentity
+from gpumon_core.cli.terminal import painted
+from gpumon_core.columns import GAP, aligned, cut, padded, width
+from gpumon_core.metrics import GPU_METRICS_BY_KEY, Level
+from gpumon_core.telemetry.records import Snapshot
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+Values = Mapping[str, float | None]
+One = TypeVar("One")
+METRICS = ("temperature", "utilization", "memory", "power")
+# Of the columns for people, those that end at their right edge, and those that are never made narrower.
+TITLES = ("GPU", "PID", "Type", "Memory", "SM", "User", "Container", "Workload", "Model", "Name")
+RIGHT, FIXED = {1, 3, 4}, {0, 1, 2, 3, 4}
+# A terminal narrower than this has no room for a process's type.
+TYPE_FROM = 100
+NARROWEST_NAME, SHORTEST_BAR, LONGEST_BAR = 8, 4, 40
+# So many lines are for processes, however many GPUs there are.
+PROCESS_LINES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU: its label (3, or 3:1), name, state (ok, or why it has no values), and its METRICS."""
+
+    label: str
+    name: str
+    state: str
+    values: Values
+    memory_total_mib: float | None
+    power_limit_w: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process on a GPU; texts are empty where not known, memory is in MiB, sm in %."""
+
+    gpu: str
+    pid: int
+    kind: str
+    memory: float | None
+    sm: float | None
+    user: str
+    container: str
+    workload: str
+    model: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What is shown: a headline, the GPUs in the driver's order, and the processes, most memory first."""
+
+    headline: str
+    gpus: tuple[Gpu, ...]
+    processes: tuple[Process, ...]
+
+
+# ---- Where it comes from -----------------------------------------------------------------------------
+
+
+def of_snapshot(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], simulated: bool) -> View:
+    """What the driver said."""
+    values = {reading.uuid: reading.values for reading in snapshot.readings}
+    labels = {gpu.uuid: _label(gpu.index, gpu.mig_index) for gpu in snapshot.gpus}
+    shown = []
+    for gpu in snapshot.gpus:
+        state = "hung" if gpu.uuid in snapshot.hung else "lost" if gpu.uuid in snapshot.lost else "ok"
+        whole = (gpu.memory_total_mib, gpu.power_limit_w)
+        shown.append(Gpu(labels[gpu.uuid], _short(gpu.name), state, values.get(gpu.uuid, {}), *whole))
+    processes = []
+    for process in snapshot.processes:
+        who = identities.get(process.pid, ProcessIdentity(process.pid))
+        runs = who.program or NOTHING
+        container = runs.pod or runs.container_name or (runs.container_id or "")[:12]
+        texts = (who.user, container, runs.workload, runs.model, who.name)
+        processes.append(
+            Process(
+                *(labels[process.gpu_uuid], process.pid, process.kind, process.memory_mib, process.sm_utilization),
+                *(text or "" for text in texts),
+            )
+        )
+    host = snapshot.host
+    told = "simulated GPUs" if simulated else "asked of the driver"
+    return View(
+        _headline(host.name, host.driver_version, host.cuda_version, told), tuple(shown), _ranked(processes)
+    )
+
+
+def of_recorder(engine: Engine, host: str, now: float, simulated: bool) -> View | None:
+    """The newest tick that a recorder wrote of this machine; None where nobody records it. Raises
+    sqlalchemy.exc.DBAPIError."""
+    from gpumon_core.health import fresh_within_s
+    from gpumon_core.store import frames
+
+    machines = {row["name"]: row for row in frames.host_table(engine).to_dict("records")}
+    machine = machines.get(host)
+    if machine is None or now - machine["last_seen"] > fresh_within_s(machine["interval_s"]):
+        return None
+    gpus, processes = [], []
+    for row in frames.gpu_table(engine).to_dict("records"):
+        if row["host"] == host:
+            values = {key: _known(row[key]) for key in METRICS}
+            whole = (_known(row["memory_total_mib"]), _known(row["power_limit_w"]))
+            label = _label(row["gpu_index"], row["mig_index"])
+            gpus.append(Gpu(label, _short(row["name"]), row["state"], values, *whole))
+    for row in frames.active_processes(engine).to_dict("records"):
+        if row["host"] == host:
+            container = row["pod"] or row["container_name"] or (row["container_id"] or "")[:12]
+            texts = (row["username"], container, row["workload"], row["model"], row["name"])
+            numbers = (_known(row["memory"]), _known(row["sm_utilization"]))
+            label = _label(row["gpu_index"], row["mig_index"])
+            processes.append(Process(label, row["pid"], row["kind"], *numbers, *(text or "" for text in texts)))
+    age = max(0, round(now - machine["last_seen"]))
+    told = f"recorded {age} s ago" + (", simulated GPUs" if simulated else "")
+    return View(
+        _headline(host, machine["driver_version"], machine["cuda_version"], told), tuple(gpus), _ranked(processes)
+    )
+
+
+def _headline(host: str, driver: str | None, cuda: str | None, told: str) -> str:
+    return fmt.printable(f"{host}  driver {driver or fmt.MISSING}  CUDA {cuda or fmt.MISSING}  {told}")
+
+
+def _ranked(processes: Sequence[Process]) -> tuple[Process, ...]:
+    return tuple(sorted(processes, key=lambda process: (-(process.memory or 0), process.pid)))
+
+
+def _label(index: int, mig_index: float | None) -> str:
+    return str(index) if fmt.missing(mig_index) else f"{index}:{mig_index:.0f}"
+
+
+def _short(name: str | None) -> str:
+    # All of them are NVIDIA's.
+    return fmt.printable(name or fmt.MISSING).removeprefix("NVIDIA ")
+
+
+def _known(number: float | None) -> float | None:
+    return None if fmt.missing(number) else number
+
+
+# ---- How it is drawn ---------------------------------------------------------------------------------
+
+
+def lines(view: View, columns: int | None, rows: int | None, colours: bool, note: str = "") -> list[str]:
+    """The view as lines that fit a terminal of so many columns and rows; None is as much as it takes.
+
+    `note` is a problem that is told above everything else.
+    """
+    clock = time.strftime("%H:%M:%S")
+    head = view.headline
+    if columns is not None:
+        head = padded(head, max(0, columns - width(clock) - GAP)) + " " * GAP + clock
+        head = cut(head, columns)
+    shown = [head]
+    if note:
+        warning = fmt.printable(note) if columns is None else cut(fmt.printable(note), columns)
+        shown.append(painted(warning, Level.CRITICAL) if colours else warning)
+    shown.append("")
+    # Titles, a blank line and what is for processes stand below the GPUs.
+    room = None if rows is None else max(1, rows - len(shown) - 2 - PROCESS_LINES)
+    gpus, left_out = _first(view.gpus, room)
+    shown += _gpu_lines(gpus, columns, colours)
+    shown += [f"… and {left_out} more GPUs"] if left_out else []
+    shown.append("")
+    room = None if rows is None else max(0, rows - len(shown) - 1)
+    processes, left_out = _first(view.processes, room)
+    shown += _process_lines(processes, columns) if view.processes else ["No process is using a GPU."]
+    shown += [f"… and {left_out} more processes"] if left_out else []
+    return shown if rows is None else shown[:rows]
+
+
+def _first(all_of_them: Sequence[One], room: int | None) -> tuple[Sequence[One], int]:
+    """Those that there are lines for, and how many are left out, for which a line tells."""
+    if room is None or len(all_of_them) <= room:
+        return all_of_them, 0
+    shown = max(0, room - 1)
+    return all_of_them[:shown], len(all_of_them) - shown
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """A text in a column, and how worrying it is."""
+
+    text: str
+    level: Level = Level.CALM
+
+
+def _gpu_lines(gpus: Sequence[Gpu], columns: int | None, colours: bool) -> list[str]:
+    """A table of GPUs, with bars where a terminal has room for them."""
+    table = [[_Cell(title) for title in ("GPU", "Name", "Temp", "Power", "Memory", "Util")], *map(_cells, gpus)]
+    widths = [max(width(row[place].text) for row in table) for place in range(len(table[0]))]
+    bar = 0
+    if columns is not None:
+        rest = columns - sum(widths) - GAP * (len(widths) - 1)
+        # Long names give way to short bars.
+        least = 2 * (SHORTEST_BAR + 3)
+        if rest < least:
+            widths[1] = max(NARROWEST_NAME, widths[1] - (least - rest))
+            rest = columns - sum(widths) - GAP * (len(widths) - 1)
+        bar = min(LONGEST_BAR, rest // 2 - 3) if rest >= least else 0
+    drawn = []
+    for row, gpu in zip(table, (None, *gpus), strict=True):
+        parts: list[_Cell] = []
+        for place, cell in enumerate(row):
+            parts.append(_Cell(padded(cell.text, widths[place], right=place > 1), cell.level))
+            if bar and place in (4, 5):
+                parts[-1] = _Cell(parts[-1].text + " " + _bar(gpu, place, bar), cell.level)
+        drawn.append(_line(parts, columns, colours))
+    return drawn
+
+
+def _cells(gpu: Gpu) -> list[_Cell]:
+    if gpu.state != "ok":
+        return [_Cell(gpu.label), _Cell(gpu.name), _Cell(gpu.state, Level.CRITICAL), *[_Cell("")] * 3]
+    metrics = {key: GPU_METRICS_BY_KEY[key] for key in METRICS}
+    values = {key: gpu.values.get(key) for key in METRICS}
+    wholes = {"memory": gpu.memory_total_mib, "power": gpu.power_limit_w}
+    cells = [_Cell(gpu.label), _Cell(gpu.name)]
+    for key in ("temperature", "power", "memory", "utilization"):
+        number, rest = fmt.value_of(metrics[key], values[key], wholes.get(key))
+        text = f"{number} {rest}".strip().replace(" of ", "/")
+        cells.append(_Cell(text, metrics[key].level(values[key], wholes.get(key))))
+    return cells
+
+
+def _bar(gpu: Gpu | None, place: int, length: int) -> str:
+    """How full the memory is, or how busy the GPU; blank in the line of titles and where it is not known."""
+    part = None
+    if gpu is not None and gpu.state == "ok":
+        memory, busy = gpu.values.get("memory"), gpu.values.get("utilization")
+        if place == 5:
+            part = None if busy is None else busy / 100
+        elif memory is not None and gpu.memory_total_mib:
+            part = memory / gpu.memory_total_mib
+    if part is None:
+        return " " * (length + 2)
+    full = "|" * round(length * min(1.0, max(0.0, part)))
+    return f"[{full:<{length}}]"
+
+
+def _line(cells: Sequence[_Cell], columns: int | None, colours: bool) -> str:
+    """The cells beside each other, as far as the terminal reaches; colours take no room."""
+    left, shown = columns, []
+    for place, cell in enumerate(cells):
+        text = (" " * GAP if place else "") + cell.text
+        if left is not None:
+            text = cut(text, left)
+            left -= width(text)
+        shown.append(painted(text, cell.level) if colours else text)
+    return "".join(shown).rstrip()
+
+
+def _process_lines(processes: Sequence[Process], columns: int | None) -> list[str]:
+    rows = [list(TITLES)]
+    for one in processes:
+        memory = fmt.memory(one.memory)
+        sm = fmt.MISSING if one.sm is None else f"{one.sm:.0f} %"
+        texts = (one.user, one.container, one.workload, one.model, one.name)
+        rows.append([one.gpu, str(one.pid), one.kind, memory, sm, *(text or fmt.MISSING for text in texts)])
+    right, fixed = RIGHT, FIXED
+    if columns is not None and columns < TYPE_FROM:
+        rows = [[*row[:2], *row[3:]] for row in rows]
+        right, fixed = {1, 2, 3}, {0, 1, 2, 3}
+    return aligned(rows, right, columns, fixed)

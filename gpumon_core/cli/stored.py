@@ -1,0 +1,104 @@
+"""The recorded history, for verbs that read it."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from gpumon_core.cli import terminal
+from gpumon_core.settings import Settings, mask_password
+from gpumon_core.store import database
+from gpumon_core.store.schema import gpus, hosts
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+
+def url_of(settings: Settings) -> str:
+    """The database that is meant. Raises Failure where nothing has been recorded."""
+    real, demo = settings.real_database_url, settings.demo_database_url
+    url = demo if settings.source == "demo" else real
+    path = database.file_of(url)
+    if path is not None and not path.is_file():
+        if settings.source == "auto" and database.exists(demo):
+            terminal.say(f"{path} does not exist yet: this is the simulated history of {database.file_of(demo)}")
+            return demo
+        raise terminal.Failure(
+            f"{path} does not exist yet: nothing has been recorded. Start gpumon with ./setup.sh run, or name "
+            "another folder in GPUMON_DATA_DIR"
+        )
+    return url
+
+
+@contextmanager
+def history(settings: Settings) -> Iterator[Engine]:
+    """An engine that reads it. Raises Failure where it cannot be read, in here or in the block."""
+    url = url_of(settings)
+    engine = database.open_for_reading(url)
+    try:
+        with engine.connect() as connection:
+            found, wanted = database.revision(connection), database.head()
+        if found is None:
+            raise terminal.Failure(f"{_named(url)} is not a database of gpumon: look at GPUMON_DATABASE_URL")
+        if found != wanted:
+            remedy = (
+                "start the recorder once, which brings it up to date"
+                if found < wanted
+                else "use that version of gpumon"
+            )
+            raise terminal.Failure(f"{_named(url)} has schema {found}, and this gpumon reads {wanted}: {remedy}")
+        yield engine
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+        why = " ".join(str(getattr(error, "orig", None) or error).split())
+        remedy = (
+            "move the file away, and gpumon starts a new one"
+            if database.is_damage(error)
+            else "look at what else uses it, and at GPUMON_DATABASE_URL"
+        )
+        raise terminal.Failure(f"{_named(url)} cannot be read ({why}): {remedy}") from error
+    finally:
+        engine.dispose()
+
+
+def _named(url: str) -> str:
+    return str(database.file_of(url) or mask_password(url))
+
+
+def add_gpu(parser: argparse.ArgumentParser) -> None:
+    """The argument --gpu."""
+    parser.add_argument(
+        "--gpu",
+        metavar="GPU",
+        action="append",
+        help="only this GPU: its index (3), that of a MIG instance (3:1), with its host (rack1/3), or its UUID; "
+        "may be given several times",
+    )
+
+
+def gpu_ids(engine: Engine, wanted: Sequence[str] | None) -> tuple[int, ...] | None:
+    """The ids of the GPUs that --gpu names; None where it is not given. Raises Usage."""
+    if not wanted:
+        return None
+    query = sa.select(gpus.c.id, gpus.c.uuid, gpus.c.gpu_index, gpus.c.mig_index, hosts.c.name).join(
+        hosts, hosts.c.id == gpus.c.host_id
+    )
+    with engine.connect() as connection:
+        rows = connection.execute(query.order_by(hosts.c.name, gpus.c.gpu_index, gpus.c.mig_index)).all()
+    names: dict[str, list[int]] = {}
+    for row in rows:
+        label = str(row.gpu_index) + ("" if row.mig_index is None else f":{row.mig_index}")
+        for name in (label, f"{row.name}/{label}", row.uuid):
+            names.setdefault(name.lower(), []).append(row.id)
+    found: list[int] = []
+    for text in wanted:
+        ids = names.get(text.strip().lower())
+        if ids is None:
+            there = ", ".join(name for name in names if re.fullmatch(r"\d+(:\d+)?", name)) or "none yet"
+            raise terminal.Usage(f"there is no GPU {text}; there are {there}")
+        found += ids
+    return tuple(sorted(set(found)))

@@ -1,0 +1,195 @@
+"""What the verbs share: their errors and exit statuses, what they take from a command line, bars and colours."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+if TYPE_CHECKING:
+    from zoneinfo import ZoneInfo
+
+    from gpumon_core.metrics import Level
+
+# Exit statuses, those of programs that a signal ends included: 128 and its number.
+FINE, FAILED, WRONG = 0, 1, 2
+INTERRUPTED = 128 + signal.SIGINT
+NO_READER = 128 + signal.SIGPIPE
+TERMINATED = 128 + signal.SIGTERM
+STATUSES = {
+    FINE: "done",
+    FAILED: "something failed, or needs mending; one sentence on stderr says what",
+    WRONG: "wrong usage; one sentence on stderr says what is allowed",
+    INTERRUPTED: "ended by Ctrl-C",
+    NO_READER: "the reader of a pipe went away, as `head` does",
+    TERMINATED: "ended by SIGTERM",
+}
+
+UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+BAR_WIDTH = 40
+REDRAW_S = 0.2
+
+
+class Failure(Exception):
+    """What a verb cannot do; `str()` says what happened and what to do."""
+
+
+class Usage(Exception):
+    """Arguments that cannot be used; `str()` says what is allowed."""
+
+
+def say(sentence: str) -> None:
+    """A sentence for the user, beside what is printed."""
+    print(f"gpumon: {sentence}", file=sys.stderr)
+
+
+def ends_with_cleanup() -> None:
+    """Let SIGTERM and a terminal that closes end the program as Ctrl-C does: with what it has begun put away."""
+
+    def end(_: int, __: FrameType | None) -> NoReturn:
+        sys.exit(TERMINATED)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+
+
+# ---- What is given -----------------------------------------------------------------------------------
+
+
+def number(low: float, high: float, kind: type[float] | type[int]) -> Callable[[str], Any]:
+    """A parser of numbers between two limits."""
+
+    def parse(text: str) -> float:
+        try:
+            found = kind(text)
+        except ValueError:
+            found = None
+        if found is None or not low <= found <= high:
+            whole = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {whole} from {low:g} to {high:g}")
+        return found
+
+    return parse
+
+
+def zone(text: str) -> ZoneInfo:
+    """The time zone of that IANA name."""
+    from zoneinfo import ZoneInfo
+
+    try:
+        return ZoneInfo(text)
+    except (KeyError, ValueError, OSError):
+        # Names are files: a folder, a path that leaves the place and a name that is too long are none.
+        what = f"{text!r} is not the name of a time zone, such as Europe/Berlin"
+        raise argparse.ArgumentTypeError(what) from None
+
+
+def add_range(parser: argparse.ArgumentParser, since: str | None) -> None:
+    """The arguments --since, --until and --tz."""
+    how = "3d, 12h, 30m or 90s before now; a time such as 2026-03-29T12:00; or UTC seconds"
+    begin = "the beginning" if since is None else since
+    parser.add_argument("--since", metavar="WHEN", default=since, help=f"from when on: {how} ({begin})")
+    parser.add_argument("--until", metavar="WHEN", help="up to when, in the same words (now)")
+    parser.add_argument(
+        "--tz",
+        metavar="ZONE",
+        type=zone,
+        default="UTC",
+        help="time zone of the times that are shown, and of those given without an offset (UTC)",
+    )
+
+
+def span(arguments: argparse.Namespace, now: float) -> tuple[int | None, int | None]:
+    """What --since and --until mean, in UTC seconds; None where they are not given. Raises Usage."""
+    start = None if arguments.since is None else moment(arguments.since, "--since", arguments.tz, now)
+    end = None if arguments.until is None else moment(arguments.until, "--until", arguments.tz, now)
+    if start is not None and start > (now if end is None else end):
+        raise Usage(f"--since {arguments.since} is later than " + ("now" if end is None else "--until"))
+    return start, end
+
+
+def moment(text: str, option: str, zone: ZoneInfo, now: float) -> int:
+    """A time as users write it, in UTC seconds. Raises Usage."""
+    from gpumon_core.export.parameters import MOMENT
+
+    before = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([smhdw])", text.strip(), re.ASCII | re.IGNORECASE)
+    if before:
+        return max(0, round(now - float(before[1]) * UNITS_S[before[2].lower()]))
+    try:
+        return int(MOMENT.read(text.strip(), zone))
+    except ValueError:
+        raise Usage(
+            f"{option} {text!r} is no time: write 3d, 12h, 30m or 90s before now, a time such as "
+            "2026-03-29T12:00+02:00, or UTC seconds"
+        ) from None
+
+
+# ---- What is shown -----------------------------------------------------------------------------------
+
+
+def colours(stream: TextIO) -> bool:
+    """Whether a stream is a terminal whose user wants colours: see no-color.org."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def columns() -> int:
+    """How wide the terminal is."""
+    return shutil.get_terminal_size().columns
+
+
+def painted(text: str, level: Level) -> str:
+    """Text in the colour of a level."""
+    code = {"warning": "33", "critical": "1;31"}.get(level)
+    return text if code is None else f"\x1b[{code}m{text}\x1b[0m"
+
+
+class Bar:
+    """A bar on a terminal, as stderr is for most; nothing where that goes elsewhere."""
+
+    def __init__(self, what: str, shown: bool = True) -> None:
+        self._stream = sys.stderr
+        self._what = what
+        self.shown = shown and self._stream.isatty()
+        self._next = 0.0
+        self._drawn = False
+
+    def show(self, done: float, whole: float) -> None:
+        """Draw it, a few times a second."""
+        now = time.monotonic()
+        if not self.shown or (now < self._next and done < whole):
+            return
+        self._next = now + REDRAW_S
+        self._drawn = True
+        part = min(1.0, done / whole) if whole else 1.0
+        full = "#" * round(BAR_WIDTH * part)
+        self._stream.write(f"\r[{full:<{BAR_WIDTH}}] {part:4.0%}  {done:,.0f} of {whole:,.0f} {self._what} ")
+        self._stream.flush()
+
+    def end(self) -> None:
+        """Leave its line."""
+        if self._drawn:
+            self._stream.write("\n")
+            self._drawn = False
+
+
+# ---- Files -------------------------------------------------------------------------------------------
+
+
+def destination(out: Path, force: bool) -> Path:
+    """Where a file is to be written, links followed. Raises Failure where that would cost another one."""
+    path = Path(os.path.realpath(out))
+    if path.exists() and not path.is_file():
+        raise Failure(f"{out} is not a file")
+    if path.exists() and not force:
+        raise Failure(f"{out} exists already: name another file, or write over it with --force")
+    if not path.parent.is_dir():
+        raise Failure(f"there is no folder {path.parent}: make it first")
+    return path

@@ -1,0 +1,279 @@
+"""Every table of the database in other programs' formats: CSV, newline-delimited JSON and Parquet.
+
+What a table's columns are called, and in which unit they are, follows from the schema and the catalogue: a table
+that is new is exported without a line here. Rows of `store.pages` go in, bytes come out as they are ready: of a
+file of any length, one page is in memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pyarrow as pa
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from gpumon_core.export.csv import harmless
+from gpumon_core.export.tables import FLAG, MOMENT, NUMBER, TEXT, WHOLE, field, parquet
+from gpumon_core.metrics import GPU_METRICS_BY_KEY, PROCESS_METRICS, Metric
+from gpumon_core.store.frames import gpu_label
+from gpumon_core.store.pages import Row
+from gpumon_core.store.schema import TIERS, gpu_metrics, gpu_processes, gpus, hosts, scale
+
+# Columns that are times, in UTC seconds, and those that are yes or no.
+MOMENTS = {"timestamp_epoch", "first_seen", "last_seen", "last_used", "last_busy", "start_time"}
+FLAGS = {"active", "present", "estimated"}
+# What the end of a column's name says of its unit; the longest that fits.
+SUFFIXES = {"_mib_s": "MiB s", "_mib": "MiB", "_ms": "ms", "_s": "s", "_j": "J", "_w": "W", "_bytes": "bytes"}
+# Columns whose titles and units do not follow from their names.
+TITLES: Mapping[str, tuple[str, str | None]] = {
+    "timestamp_epoch": ("Time", None),
+    "start_time": ("Started", None),
+    "pid": ("PID", None),
+    "name": ("Name", None),
+    "username": ("User", None),
+    "id": ("Id in gpumon", None),
+    "gpu_id": ("GPU id in gpumon", None),
+    "host_id": ("Host id in gpumon", None),
+    "process_id": ("Process id in gpumon", None),
+    "program_id": ("Program id in gpumon", None),
+    "parent_id": ("Parent's id in gpumon", None),
+    "uuid": ("UUID", None),
+    "gpu_index": ("GPU index", None),
+    "mig_index": ("MIG index", None),
+    "pci_bus_id": ("PCI bus id", None),
+    "cuda_version": ("CUDA version", None),
+    "nvml_version": ("NVML version", None),
+    "energy_counter_j": ("Driver's energy counter", "J"),
+    "kind": ("Type", None),
+    "samples": ("Samples", None),
+    "sample_count": ("Samples", None),
+    "seconds": ("Counted", "s"),
+    "max_memory": ("Maximum memory", "MiB"),
+    "avg_memory": ("Average memory", "MiB"),
+    "memory_mib_s": ("Memory held", "MiB s"),
+    "max_sm": ("SM maximum", "%"),
+    "sm_percent_s": ("SM utilization times seconds", "% s"),
+    "sm_told_s": ("SM utilization told for", "s"),
+}
+PROCESS_METRICS_BY_KEY = {metric.key: metric for metric in PROCESS_METRICS}
+EXTREMES = {"": "", "_min": ", lowest", "_max": ", highest"}
+ROLLUPS = {tier.table.name for tier in TIERS}
+FIRST = ("time", "host", "gpu")
+# Ids come last: they are for joining tables, not for reading.
+LAST = ("gpu_id", "host_id", "process_id", "program_id", "parent_id", "id")
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What hosts (by id) and GPUs (by id) are called."""
+
+    hosts: Mapping[int, str]
+    gpu_hosts: Mapping[int, str]
+    gpus: Mapping[int, str]
+
+
+def read_names(engine: Engine) -> Names:
+    """Those of a database. Raises sqlalchemy.exc.DBAPIError."""
+    query = sa.select(gpus.c.id, gpus.c.gpu_index, gpus.c.mig_index, hosts.c.name).join(
+        hosts, hosts.c.id == gpus.c.host_id
+    )
+    with engine.connect() as connection:
+        machines = {row.id: row.name for row in connection.execute(sa.select(hosts.c.id, hosts.c.name))}
+        found = connection.execute(query).all()
+    labels = {row.id: gpu_label(row.gpu_index, row.mig_index) for row in found}
+    return Names(machines, {row.id: row.name for row in found}, labels)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a file.
+
+    key: its name in JSON. source: what is selected of the database. named: where the value is the name that
+    belongs to an id, whose.
+    """
+
+    key: str
+    title: str
+    type: pa.DataType
+    source: sa.ColumnElement[Any]
+    unit: str | None = None
+    named: Callable[[Names], Mapping[int, str]] | None = None
+
+    @property
+    def header(self) -> str:
+        """The title with its unit, as in the pages' downloads."""
+        return self.title if self.unit is None else f"{self.title} ({self.unit})"
+
+
+def columns(table: sa.Table) -> list[Column]:
+    """The columns of a file of a table: when, where and who first, ids last."""
+    found = []
+    for column in table.columns:
+        found += [*_instead(table, column), _column(table, column)]
+    # Sorting keeps the order of those that are alike.
+    return sorted(found, key=lambda one: FIRST.index(one.key) if one.key in FIRST else 9 + (one.key in LAST))
+
+
+def history_columns(metrics: Sequence[str]) -> list[Column]:
+    """The columns of a file of frames.history: the time, the GPU, and each metric's mean, lowest and highest."""
+    time, gpu_id = gpu_metrics.c.timestamp_epoch, gpu_metrics.c.gpu_id
+    found = [_column(gpu_metrics, time), *_instead(gpu_metrics, gpu_id)]
+    for metric in map(GPU_METRICS_BY_KEY.__getitem__, metrics):
+        found += [
+            Column(metric.key + suffix, metric.label + title, NUMBER, time, metric.unit)
+            for suffix, title in EXTREMES.items()
+        ]
+    return found
+
+
+def _instead(table: sa.Table, column: sa.Column[Any]) -> list[Column]:
+    """What people know by name, where the table has an id."""
+    if column.name == "gpu_id":
+        return [
+            Column("host", "Host", TEXT, column, named=lambda names: names.gpu_hosts),
+            Column("gpu", "GPU", TEXT, column, named=lambda names: names.gpus),
+        ]
+    if column.name == "host_id":
+        return [Column("host", "Host", TEXT, column, named=lambda names: names.hosts)]
+    if column.name == "process_id":
+        return [_column(gpu_processes, gpu_processes.c[name]) for name in ("pid", "name", "username")]
+    return []
+
+
+def _column(table: sa.Table, column: sa.Column[Any]) -> Column:
+    name = column.name
+    title, unit, source = (*_called(table, name), column)
+    metric, suffix = _metric(table, name)
+    if metric is not None:
+        title, unit = metric.label + EXTREMES[suffix], metric.unit
+        if table.name in ROLLUPS and scale(metric) != 1:
+            return Column(name, title, NUMBER, sa.cast(source, sa.Double) / float(scale(metric)), unit)
+    key = {"timestamp_epoch": "time", "username": "user", "kind": "type"}.get(name, name)
+    return Column(key, title, _type(column), source, unit)
+
+
+def _type(column: sa.Column[Any]) -> pa.DataType:
+    if column.name in MOMENTS:
+        return MOMENT
+    if column.name in FLAGS:
+        return FLAG
+    if isinstance(column.type, sa.Integer):
+        return WHOLE
+    return NUMBER if isinstance(column.type, sa.Float) else TEXT
+
+
+def _metric(table: sa.Table, name: str) -> tuple[Metric | None, str]:
+    """The metric whose column it is, and which of its values."""
+    catalogue = PROCESS_METRICS_BY_KEY if "process_id" in table.c else GPU_METRICS_BY_KEY
+    # An energy_j, or a memory of a whole life, is none: those keys have no column of their own there.
+    for suffix in EXTREMES:
+        key = name.removesuffix(suffix) if suffix else name
+        if name.endswith(suffix) and key in catalogue and key in table.c:
+            return catalogue[key], suffix
+    return None, ""
+
+
+def _called(table: sa.Table, name: str) -> tuple[str, str | None]:
+    if name in TITLES:
+        return TITLES[name]
+    for suffix, unit in SUFFIXES.items():
+        if name.endswith(suffix):
+            return name.removesuffix(suffix).replace("_", " ").capitalize(), unit
+    return name.replace("_", " ").capitalize(), None
+
+
+# ---- What is written ---------------------------------------------------------------------------------
+
+
+def csv_chunks(
+    shown: Sequence[Column], pages: Iterable[list[Row]], names: Names, zone: ZoneInfo
+) -> Iterator[bytes]:
+    """Rows as one UTF-8 CSV (RFC 4180): the header with units, then a chunk for each page.
+
+    Times are ISO 8601 in `zone`, with its offset. A text that a spreadsheet would take for a formula has an
+    apostrophe before it.
+    """
+    written = io.StringIO(newline="")
+    writer = csv.writer(written, lineterminator="\r\n")
+    writer.writerow([one.header for one in shown])
+    yield written.getvalue().encode()
+    for rows in pages:
+        written.seek(0)
+        written.truncate()
+        cells = [
+            _guarded(values) if one.type == TEXT else values for one, values in _values(shown, rows, names, zone)
+        ]
+        writer.writerows(zip(*cells, strict=True))
+        yield written.getvalue().encode()
+
+
+def json_chunks(
+    shown: Sequence[Column], pages: Iterable[list[Row]], names: Names, zone: ZoneInfo
+) -> Iterator[bytes]:
+    """Rows as newline-delimited JSON, an object a line, by the columns' keys: null where not known."""
+    keys = [one.key for one in shown]
+    encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+    for rows in pages:
+        cells = [values for _, values in _values(shown, rows, names, zone)]
+        lines = [encode(dict(zip(keys, row, strict=True))) for row in zip(*cells, strict=True)]
+        yield ("\n".join(lines) + "\n").encode()
+
+
+def parquet_chunks(shown: Sequence[Column], pages: Iterable[list[Row]], names: Names) -> Iterator[bytes]:
+    """Rows as one Parquet file. Columns are called as in the CSV, with `key` and `unit` in their metadata; times
+    are UTC, to the millisecond."""
+    schema = pa.schema([field(one.key, one.header, one.type, one.unit) for one in shown])
+
+    def table(rows: list[Row]) -> pa.Table:
+        arrays = [_array(one, values) for one, values in _values(shown, rows, names, None)]
+        return pa.Table.from_arrays(arrays, schema=schema)
+
+    return parquet(schema, map(table, pages))
+
+
+def _values(
+    shown: Sequence[Column], rows: list[Row], names: Names, zone: ZoneInfo | None
+) -> Iterator[tuple[Column, Sequence[Any]]]:
+    """Each column with its values; times as texts where there is a zone."""
+    for one, values in zip(shown, zip(*rows, strict=True), strict=False):
+        if one.named is not None:
+            yield one, list(map(one.named(names).get, values))
+        elif one.type == FLAG:
+            yield one, list(map({0: False, 1: True}.get, values))
+        elif one.type == MOMENT and zone is not None:
+            # Rows of one tick have one time.
+            texts = {value: _iso(value, zone) for value in set(values)}
+            yield one, list(map(texts.__getitem__, values))
+        else:
+            yield one, values
+
+
+def _iso(epoch: float | None, zone: ZoneInfo) -> str | None:
+    if epoch is None:
+        return None
+    # A whole number is a tick, which is told to the second; another is what a kernel says of a start.
+    exact = "seconds" if isinstance(epoch, int) else "milliseconds"
+    moment = datetime.fromtimestamp(round(epoch, 3), UTC)
+    return moment.astimezone(zone).isoformat(timespec=exact)
+
+
+def _guarded(values: Sequence[Any]) -> Sequence[Any]:
+    # Few texts are different, and hardly one of them is a formula.
+    guarded = {text: harmless(text) for text in set(values)}
+    if all(text is safe for text, safe in guarded.items()):
+        return values
+    return list(map(guarded.__getitem__, values))
+
+
+def _array(column: Column, values: Sequence[Any]) -> pa.Array:
+    if column.type == MOMENT:
+        return pa.array([None if value is None else round(value * 1000) for value in values], WHOLE).cast(MOMENT)
+    return pa.array(values, column.type)
