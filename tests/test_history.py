@@ -195,12 +195,13 @@ def filled(engine: sa.Engine, reader: sa.Engine) -> sa.Engine:
     return reader
 
 
+@pytest.mark.parametrize("began", [DAWN, DAWN + 5 * HOUR + 1037])
 @pytest.mark.parametrize("rolled", [False, True])
 @pytest.mark.parametrize("span", [HOUR, DAY, 30 * DAY, 365 * DAY])
 def test_a_young_history_fills_a_long_range_with_points(
-    reader: sa.Engine, engine: sa.Engine, span: int, rolled: bool
+    reader: sa.Engine, engine: sa.Engine, span: int, rolled: bool, began: int
 ) -> None:
-    times = range(DAWN, DAWN + 15 * 60, 4)
+    times = range(began, began + 15 * 60, 4)
     write(engine, times, wave)
     if rolled:
         rollups.roll_up(engine, "here")

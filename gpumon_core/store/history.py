@@ -133,15 +133,16 @@ def _told(connection: Connection, resolutions: list[_Resolution], ids: list[int]
     if ticks.first is not None and ticks.last is not None:
         fresh = max(0, min(end, ticks.last) - max(start, ticks.first) + 1)
     told = fresh
-    oldest = None
+    # Where the first bucket of the tier before ends.
+    reach = None
     for counted in reversed(resolutions[1:]):
         if counted.first is None or counted.last is None:
             continue
-        if oldest is not None and counted.first - int(counted.seconds) > max(start, oldest):
+        if reach is not None and counted.first >= max(start, reach):
             # What is told only coarsely can only be counted so.
             break
-        oldest = counted.first if oldest is None else oldest
         length = int(counted.seconds)
+        reach = counted.first + length
         time = counted.table.c.timestamp_epoch
         rows = (
             sa.select(sa.func.count().label("rows"))
