@@ -14,6 +14,7 @@ from typing import TextIO
 from sqlalchemy.exc import SQLAlchemyError
 
 from gpumon_core import __version__, logs, observer
+from gpumon_core.cli import importing
 from gpumon_core.settings import Settings, SettingsError, check_data_dir, load, unknown_variables
 from gpumon_core.store.database import DatabaseError
 from gpumon_core.telemetry.records import SourceUnavailable
@@ -155,6 +156,7 @@ VERBS: dict[str, Callable[[Settings, argparse.Namespace], int]] = {
     "snapshot": snapshot,
     "doctor": doctor,
     "fill": fill,
+    "import": importing.run,
 }
 
 
@@ -169,6 +171,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for name, function in VERBS.items():
         verb = verbs.add_parser(name, help=function.__doc__, description=function.__doc__)
+        if function is importing.run:
+            importing.add(verb)
         if function is snapshot:
             verb.add_argument("--json", action="store_true", help="print JSON instead of a table")
         if function is fill:

@@ -90,8 +90,10 @@ def _fill(
 
 
 def renew(connection: Connection, host_id: int, source: sa.Table, start: int, end: int, interval_s: float) -> None:
-    """Make every tier that follows from `source` (gpu_metrics or a tier's table) anew from `start` to `end`, in the
-    caller's transaction. Raises sqlalchemy.exc.DBAPIError."""
+    """Make every tier that follows from `source` (gpu_metrics or a tier's table) anew from `start` to `end`.
+
+    All in the caller's transaction. Raises sqlalchemy.exc.DBAPIError.
+    """
     tables = [gpu_metrics, *(tier.table for tier in TIERS)]
     for tier in TIERS[tables.index(source) :]:
         if tier.kept == "raw" and 2 * interval_s > tier.seconds:

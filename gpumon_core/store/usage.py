@@ -196,8 +196,8 @@ TOTALS = tuple(column.name for column in gpu_usage.columns if column.name not in
 def gpu_totals(engine: Engine, scope: Scope) -> pd.DataFrame:
     """What each GPU did: one row per GPU that was recorded, in the order of hosts and indices.
 
-    Columns: gpu_id, host, gpu_index, mig_index, name, first_seen (of the GPU, be it imported), and the sums of `gpu_usage` as
-    float64: seconds recorded = busy_s + held_s + free_s.
+    Columns: gpu_id, host, gpu_index, mig_index, name, first_seen (of the GPU, be it imported), and the sums of
+    `gpu_usage` as float64: seconds recorded = busy_s + held_s + free_s.
     """
     began = sa.select(sa.func.min(imports.c.first)).where(imports.c.gpu_id == gpus.c.id).scalar_subquery()
     query = (
