@@ -3,10 +3,10 @@
     .venv/bin/python benchmarks/importing.py [--days 3] [--processes 20] [--jitter] [--postgresql]
 
 A file as the original leaves it after --days days at 4 seconds is made (three days of 20 processes: 64,800 ticks
-and 1.3 million process snapshots) and imported into a new database by a process of its own, with rollups; then once
-more, which must add nothing. The bare copy is SQLite's own INSERT ... SELECT of the three tables with their indexes
-into another file. With --jitter every process holds a little more or less memory at every tick. Resident memory is
-the peak (VmHWM) of the process, in MB of 10^6 bytes.
+and 1.3 million process snapshots) and imported into a new database by a process of its own, with rollups; then
+once more, which must add nothing. The bare copy is SQLite's own INSERT ... SELECT of the three tables with their
+indexes into another file. With --jitter every process holds a little more or less memory at every tick. Resident
+memory is the peak (VmHWM) of the process, in MB of 10^6 bytes.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def make(path: Path, now: int, days: float, processes: int, jitter: bool) -> tup
         connection.executemany("INSERT INTO process_snapshots VALUES (NULL, ?, ?, ?, ?)", seen())
         connection.execute(
             "INSERT INTO gpu_processes SELECT NULL, pid, process_name, min(timestamp_epoch), "
-            "max(timestamp_epoch), max(memory_usage), avg(memory_usage), count(*) FROM process_snapshots GROUP BY pid"
+            "max(timestamp_epoch), max(memory_usage), avg(memory_usage), count(*) "
+            "FROM process_snapshots GROUP BY pid"
         )
     connection.close()
     return len(times), len(times) * processes

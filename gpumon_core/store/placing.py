@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -186,7 +186,7 @@ class _Covered:
 
 @dataclass(slots=True, eq=False)
 class _There:
-    """What goes on at one GPU while ticks are placed there. `known` stretches were imported before."""
+    """What goes on at one GPU while ticks are placed there. `known` stretches were imported, before or now."""
 
     place: Place
     gpu: Gpu
@@ -336,7 +336,7 @@ class Placer:
         ]
 
     def _look(self, there: _There, hour: int) -> _Covered:
-        """What an hour of a GPU has. Nothing in it is of this run: its ticks come one hour after the other."""
+        """What an hour of a GPU has. Its rollups are none of this run: its ticks come one hour after the other."""
         found = _Covered(hour)
         at, place = gpu_metrics.c.timestamp_epoch, there.place.id
         slack = int(self._own_gap_s) + 1
@@ -520,7 +520,11 @@ class Placer:
         if stretch is None or at - stretch.last > self._gap_s:
             known = there.before(at)
             goes_on = known is not None and at - known.last <= self._gap_s
-            stretch = there.stretch = known if known is not None and goes_on else _Stretch(at, at, 0)
+            stretch = known if known is not None and goes_on else _Stretch(at, at, 0)
+            there.stretch = stretch
+            if stretch is not known:
+                # What this run has taken is not taken for gpumon's own either.
+                insort(there.known, stretch, key=lambda one: one.first)
         stretch.last = at
         stretch.ticks += 1
         batch.stretches[place.id, stretch.first] = stretch
