@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -569,12 +569,26 @@ def _text(value: object) -> str | None:
     return None if text in ("", "GPU", "Unknown") or not text.isprintable() else text
 
 
-def found_in(folder: Path) -> list[Path]:
-    """The original's files in a folder, by name. Only the first page of each is looked at."""
+def found_in(folder: Path, own: Iterable[Path] = ()) -> list[Path]:
+    """The original's files in a folder, by name; only the schema of each is looked at.
+
+    `own` are gpumon's files. They are not even opened: a program that closes a file gives up the locks that its
+    SQLite holds on it. Source: sqlite.org, "How To Corrupt An SQLite Database File", 2.2.
+    """
+    ours = set()
+    for path in own:
+        with suppress(OSError):
+            ours.add(_inode(path))
     found = []
     with suppress(OSError):
         for path in sorted(folder.glob("*.db")):
-            with suppress(OriginalError):
-                Original(path, copying=False).close()
-                found.append(path)
+            with suppress(OSError, OriginalError):
+                if _inode(path) not in ours:
+                    Original(path, copying=False).close()
+                    found.append(path)
     return found
+
+
+def _inode(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
