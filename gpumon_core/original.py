@@ -52,6 +52,8 @@ PATIENCE_S = 60.0
 BYTES_PER_S = 2**20
 
 MAGIC = b"SQLite format 3\0"
+# What sqlite3 raises of a broken file: it decodes what SQLite says of it, which may quote from it.
+BROKEN = (sqlite3.Error, UnicodeDecodeError, OverflowError, MemoryError)
 
 # A text that is not UTF-8 is no reason to stop, and one that is huge or holds a NUL ends there.
 _NAME = f"CASE typeof(process_name) WHEN 'text' THEN CAST(substr(process_name, 1, {NAME_LENGTH}) AS BLOB) END"
@@ -161,7 +163,7 @@ class Original:
             try:
                 connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
                 return connection
-            except sqlite3.DatabaseError as error:
+            except BROKEN as error:
                 code = getattr(error, "sqlite_errorcode", 0) & 0xFF
                 if code not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
                     connection.close()
@@ -178,7 +180,7 @@ class Original:
             )
             for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
                 connection.execute(f"PRAGMA {pragma}")
-        except sqlite3.Error as error:
+        except BROKEN as error:
             raise self._explain(error) from error
         connection.set_progress_handler(lambda: time.monotonic() > self._deadline, 100_000)
         return connection
@@ -195,7 +197,7 @@ class Original:
                     shutil.copyfile(part, copy.with_name(copy.name + suffix))
             connection = self._connect(copy, "mode=rw")
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, *BROKEN) as error:
             self._copy.cleanup()
             raise OriginalError(
                 f"{self.path} was left in the middle of a change, and a copy to finish it on cannot be made "
@@ -203,7 +205,7 @@ class Original:
             ) from error
         return connection
 
-    def _explain(self, error: sqlite3.Error) -> OriginalError:
+    def _explain(self, error: Exception) -> OriginalError:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         remedy = {
             sqlite3.SQLITE_BUSY: "Another program is writing to it: stop the original, or try again.",
@@ -211,19 +213,19 @@ class Original:
             sqlite3.SQLITE_CANTOPEN: "Give this user access to it.",
             sqlite3.SQLITE_PERM: "Give this user access to it.",
         }.get(code, "It is damaged: `sqlite3 FILE .recover` may save what it holds.")
-        return OriginalError(f"{self.path} cannot be read ({error}). {remedy}")
+        # SQLite quotes from the file.
+        why = "".join(letter for letter in str(error) if letter.isprintable())[:200]
+        return OriginalError(f"{self.path} cannot be read ({why}). {remedy}")
 
     def _ask(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         """The rows of a query."""
         try:
             self._deadline = time.monotonic() + PATIENCE_S + self.path.stat().st_size / BYTES_PER_S
             return self._connection.execute(query, values).fetchall()
-        except sqlite3.Error as error:
+        except BROKEN as error:
             raise self._explain(error) from error
         except OSError as error:
             raise OriginalError(f"{self.path} has gone away ({error.strerror}).") from error
-        except (UnicodeDecodeError, OverflowError, MemoryError) as error:
-            raise OriginalError(f"{self.path} cannot be read ({error}). It is damaged.") from error
         finally:
             self._deadline = math.inf
 

@@ -142,7 +142,8 @@ def originals() -> None:
         if standing.until is not None:
             state = "imported" if standing.whole else f"imported up to {_moment(standing.until)}"
         st.markdown(
-            f"**{fmt.plain(file.path.name)}**: {counted}, {_moment(held.first)} to {_moment(held.last)}. {state.capitalize()}."
+            f"**{fmt.plain(file.path.name)}**: {counted}, {_moment(held.first)} to {_moment(held.last)}. "
+            f"{state.capitalize()}."
         )
         if not standing.whole:
             command = [sys.executable, "-m", "gpumon_core", "import", str(file.path)]
@@ -150,8 +151,8 @@ def originals() -> None:
     if not all(file.standing.whole for file in found):
         st.caption(
             "The command takes what is new into the history, while gpumon records or not, and only reads the "
-            "file; with --dry-run it just says what it would take. It runs where gpumon does: of a container, behind "
-            "`docker exec gpumon`."
+            "file; with --dry-run it just says what it would take. It runs where gpumon does: of a container, "
+            "behind `docker exec gpumon`."
         )
 
 

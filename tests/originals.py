@@ -66,7 +66,8 @@ class Original:
                 )
                 self.connection.execute(
                     f"INSERT INTO gpu_processes ({', '.join([*names, 'pid'])}, process_name, first_seen, "
-                    f"last_seen, max_memory, avg_memory, sample_count) VALUES ({', '.join('?' * (len(names) + 7))}) "
+                    "last_seen, max_memory, avg_memory, sample_count) "
+                    f"VALUES ({', '.join('?' * (len(names) + 7))}) "
                     f"ON CONFLICT({key}) DO UPDATE SET last_seen = excluded.last_seen, "
                     "max_memory = max(max_memory, excluded.max_memory), avg_memory = (avg_memory * sample_count + "
                     "excluded.avg_memory) / (sample_count + 1), sample_count = sample_count + 1",
