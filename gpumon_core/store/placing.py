@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import OperationalError
 
 from gpumon_core.metrics import GPU_METRICS_BY_KEY
-from gpumon_core.store import rollups
+from gpumon_core.store import database, rollups
 from gpumon_core.store.accounts import (
     HOUR_S,
     PROCESS_KEYS,
@@ -35,7 +35,6 @@ from gpumon_core.store.accounts import (
     share_out,
 )
 from gpumon_core.store.bulk import Bulk, Row, adding, replacing, upsert
-from gpumon_core.store.database import is_busy
 from gpumon_core.store.retention import Keep
 from gpumon_core.store.schema import (
     IMPORTED,
@@ -422,7 +421,8 @@ class Placer:
         length = SOURCES[self._level][1]
         if at // length == self._batch.last // length:
             return False
-        return self._batch.rows >= BATCH_ROWS or self._batch.ticks >= BATCH_TICKS
+        full = BATCH_ROWS // 2 if self._live else BATCH_ROWS
+        return self._batch.rows >= full or self._batch.ticks >= BATCH_TICKS
 
     def _take_processes(
         self,
@@ -695,15 +695,17 @@ class Placer:
                 break
             except OperationalError as error:
                 # Somebody else is writing, or PostgreSQL had to choose between two: this one can wait.
-                if not is_busy(error) or time.monotonic() > deadline:
+                if not database.is_busy(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(LONGEST_PAUSE_S)
         for process, number in ids.items():
             process.id = number
         self._let_go(batch)
         if self._live:
+            took_s = time.monotonic() - began
+            database.checkpoint(self._writer)
             # The recorder waits in growing steps: what was taken from it is given back.
-            time.sleep(min(LONGEST_PAUSE_S, max(0.01, time.monotonic() - began)))
+            time.sleep(min(LONGEST_PAUSE_S, max(0.01, took_s)))
 
     def _let_go(self, batch: _Batch) -> None:
         for use in batch.uses:
