@@ -1,12 +1,13 @@
 """The original's history taken in: seconds and resident memory, beside a bare copy of the same rows.
 
-    .venv/bin/python benchmarks/importing.py [--days 3] [--processes 20] [--jitter] [--postgresql]
+    .venv/bin/python benchmarks/importing.py [--days 3] [--processes 20] [--jitter] [--recorder] [--postgresql]
 
 A file as the original leaves it after --days days at 4 seconds is made (three days of 20 processes: 64,800 ticks
 and 1.3 million process snapshots) and imported into a new database by a process of its own, with rollups; then
 once more, which must add nothing. The bare copy is SQLite's own INSERT ... SELECT of the three tables with their
 indexes into another file. With --jitter every process holds a little more or less memory at every tick. Resident
-memory is the peak (VmHWM) of the process, in MB of 10^6 bytes.
+memory is the peak (VmHWM) of the process, in MB of 10^6 bytes. With --recorder another one commits a tick every
+50 ms meanwhile, and the time that these take is told.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import multiprocessing
 import random
 import sqlite3
+import statistics
 import sys
 import tempfile
 import time
@@ -28,10 +30,12 @@ sys.path.append(str(ROOT / "tests"))
 from gpumon_core import importer
 from gpumon_core.settings import load
 from gpumon_core.store import database
+from gpumon_core.store.lock import recorder_lock
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, Snapshot
 
 INTERVAL_S = 4
+GPU = GpuInfo(0, "GPU-bench", "NVIDIA RTX A6000", 49140)
 SCHEMA = """
 CREATE TABLE gpu_metrics (id INTEGER PRIMARY KEY AUTOINCREMENT, timestamp TEXT NOT NULL,
     timestamp_epoch INTEGER NOT NULL, temperature REAL NOT NULL, utilization REAL NOT NULL, memory REAL NOT NULL,
@@ -120,11 +124,30 @@ def take(
 def new_database(url: str, now: int) -> None:
     """gpumon's own, with one tick of one GPU."""
     engine = database.open_for_writing(url)
-    gpu = GpuInfo(0, "GPU-bench", "NVIDIA RTX A6000", 49140)
     Writer(engine, "bench", "nvml", INTERVAL_S).write(
-        Snapshot(now + 60, HostInfo("bench"), (gpu,), (GpuReading(gpu.uuid, {"utilization": 1.0}),)), {}
+        Snapshot(now + 60, HostInfo("bench"), (GPU,), (GpuReading(GPU.uuid, {"utilization": 1.0}),)), {}
     )
     engine.dispose()
+
+
+def record_beside(
+    url: str, now: int, answers: multiprocessing.Queue[tuple[float, float, dict[str, int]]]
+) -> list[float]:
+    """Record until there is an answer; the milliseconds of each commit."""
+    lock = recorder_lock(url, "bench")
+    lock.acquire()
+    engine = database.open_for_writing(url)
+    writer, waits = Writer(engine, "bench", "nvml", 1), []
+    while answers.empty():
+        began = time.monotonic()
+        # Times that no second import meets.
+        at = now + 1000 + len(waits) + 1000 * int(began)
+        writer.write(Snapshot(at, HostInfo("bench"), (GPU,), (GpuReading(GPU.uuid, {"utilization": 1.0}),)), {})
+        waits.append(1000 * (time.monotonic() - began))
+        time.sleep(0.05)
+    engine.dispose()
+    lock.release()
+    return waits
 
 
 def measure(folder: Path, url: str, arguments: argparse.Namespace) -> None:
@@ -141,9 +164,15 @@ def measure(folder: Path, url: str, arguments: argparse.Namespace) -> None:
         answers: multiprocessing.Queue[tuple[float, float, dict[str, int]]] = context.Queue()
         process = context.Process(target=take, args=(str(source), url, now, answers))
         process.start()
+        waits = record_beside(url, now, answers) if arguments.recorder else []
         took, peak, taken = answers.get()
         process.join()
         new = ", ".join(f"{count:,} {name}" for name, count in taken.items())
+        if waits:
+            print(
+                f"{len(waits)} ticks beside it: median {statistics.median(waits):.1f} ms, "
+                f"longest {max(waits):.0f} ms"
+            )
         print(f"{which:<14} {took:6.2f} s  {took / bare:5.2f} x the copy  peak {peak:.0f} MB  ({new})")
     size = database.size_bytes(database.open_for_reading(url)) or 0
     print(f"gpumon's database: {size / 1e6:.1f} MB")
@@ -155,6 +184,7 @@ def main() -> None:
     parser.add_argument("--days", type=float, default=3.0)
     parser.add_argument("--processes", type=int, default=20)
     parser.add_argument("--jitter", action="store_true")
+    parser.add_argument("--recorder", action="store_true")
     parser.add_argument("--postgresql", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
