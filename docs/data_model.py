@@ -172,6 +172,14 @@ MEANINGS: dict[str, dict[str, str]] = {
         "seconds": "how long it was seen",
         "active": "1 while it is loaded",
     },
+    "imports": {
+        "gpu_id": GPU,
+        "first": "its first tick",
+        "last": "its last tick",
+        "ticks": "how many were taken",
+        "source": "the file it came from",
+        "imported_at": "when it was taken",
+    },
     "recorder_health": {
         "host_id": "`hosts.id`",
         "timestamp_epoch": "when the minute ended",

@@ -23,6 +23,7 @@ VERBS = {
     "usage": "usage",
     "export": "export",
     "backup": "backup",
+    "import": "importing",
     "doctor": "doctor",
     "fill": "fill",
 }

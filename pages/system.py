@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import platform
+import shlex
+import sys
 from importlib import metadata
 
 import pandas as pd
 import streamlit as st
 
-from gpumon_core import __version__, figures, runtime, settings
+from gpumon_core import __version__, figures, importer, runtime, settings
 from gpumon_core import format as fmt
 from gpumon_core.health import Health
 from gpumon_core.settings import mask_password
@@ -121,6 +123,47 @@ def database(at: data.Tick, frame: pd.DataFrame) -> None:
     )
 
 
+def originals() -> None:
+    """The original program's history, where it lies in the data directory: offered, never touched."""
+    chosen = runtime.settings()
+    urls = chosen.real_database_url, chosen.demo_database_url
+    found = data.originals(chosen.data_dir, *urls, chosen.host_name)
+    if not found:
+        return
+    st.subheader("History of the original GPU monitor", anchor=False)
+    for file in found:
+        held, standing = file.contents, file.standing
+        counted = ", ".join(
+            f"{held.rows[table]:,} {importer.CALLED[name]}"
+            for name, table in importer.COUNTED
+            if table in held.rows
+        )
+        state = "not imported"
+        if standing.until is not None:
+            state = "imported" if standing.whole else f"imported up to {_moment(standing.until)}"
+        st.markdown(
+            f"**{fmt.plain(file.path.name)}**: {counted}, {_moment(held.first)} to {_moment(held.last)}. "
+            f"{state.capitalize()}."
+        )
+        if not standing.whole:
+            command = [sys.executable, "-m", "gpumon_core", "import", str(file.path)]
+            st.code(shlex.join(command), language="bash", wrap_lines=True)
+    if not all(file.standing.whole for file in found):
+        st.caption(
+            "The command takes what is new into the history, while gpumon records or not, and only reads the "
+            "file; with --dry-run it just says what it would take. It runs where gpumon does: of a container, "
+            "behind `docker exec gpumon`."
+        )
+
+
+def _moment(epoch: int | None) -> str:
+    """A time for the viewer; what no calendar has is told as it is."""
+    try:
+        return fmt.MISSING if epoch is None else fmt.moment(epoch, chrome.zone())
+    except (ValueError, OverflowError, OSError):
+        return f"second {epoch}"
+
+
 def doctor() -> None:
     """What stands between this machine and a good recording."""
     st.subheader("Doctor", anchor=False)
@@ -187,6 +230,7 @@ def body(now: Health) -> None:
     pulse(frame)
     sampling(data.gpu_table(at))
     database(data.minute(now), frame)
+    originals()
     doctor()
     in_force(data.host_table(data.minute(now)))
 

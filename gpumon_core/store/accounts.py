@@ -58,6 +58,8 @@ class Gpu:
     # The hour it is in, and what it did of it.
     hour: int = -1
     used: GpuHour = field(default_factory=GpuHour)
+    # The same as far as it is in the database, in the order of its fields.
+    stored: tuple[float, ...] = ()
 
 
 @dataclass(slots=True)

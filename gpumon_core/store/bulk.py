@@ -55,3 +55,11 @@ def replacing(dialect: Dialect, table: sa.Table) -> Any:
     keys = [column.name for column in table.primary_key]
     others = {c.name: statement.excluded[c.name] for c in table.columns if c.name not in keys}
     return statement.on_conflict_do_update(index_elements=keys, set_=others)
+
+
+def adding(dialect: Dialect, table: sa.Table) -> Any:
+    """An INSERT that is added to a row with the same key, number by number."""
+    statement = upsert(dialect, table)
+    keys = [column.name for column in table.primary_key]
+    sums = {c.name: c + statement.excluded[c.name] for c in table.columns if c.name not in keys}
+    return statement.on_conflict_do_update(index_elements=keys, set_=sums)

@@ -72,6 +72,32 @@ def is_damage(error: BaseException) -> bool:
     return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
+def checkpoint(engine: Engine) -> None:
+    """Bring what was committed from SQLite's log into its file, so that no other program's commit has to.
+
+    Nobody waits for it, and where others read or write it does what it can.
+    """
+    if engine.dialect.name != "sqlite":
+        return
+    connection = engine.raw_connection()
+    try:
+        connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")
+    except sqlite3.OperationalError as error:
+        log.debug("no checkpoint: %s", error)
+    finally:
+        connection.close()
+
+
+def is_busy(error: BaseException) -> bool:
+    """Whether an error means that another transaction was in the way: the same may work a moment later."""
+    cause = getattr(error, "orig", error)
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    # PostgreSQL documentation, "Error Codes": serialization failure, deadlock, lock not available.
+    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or getattr(cause, "sqlstate", None) in (
+        *("40001", "40P01", "55P03"),
+    )
+
+
 def set_aside(url: str) -> Path:
     """Give a damaged SQLite file, and what belongs to it, another name; returns that of the file.
 

@@ -20,6 +20,7 @@ from gpumon_core.store.schema import (
     gpu_processes,
     gpu_usage,
     gpus,
+    imports,
     model_sessions,
     process_gpus,
     process_hours,
@@ -111,6 +112,7 @@ class _Run:
         self._sessions(self.cutoffs["hour"])
         self._by_time(recorder_health, self.cutoffs["minute"], DAY_S)
         self._ledger(min(self.cutoffs.values()))
+        self._imports(min(self.cutoffs.values()))
 
     def _count(self, rows: int) -> None:
         self.rows += rows
@@ -205,6 +207,12 @@ class _Run:
                 some = sa.delete(table).where(table.c.id.in_(old.limit(BATCH_PROCESSES)))
                 rows = connection.execute(some).rowcount
             self._count(rows)
+
+    def _imports(self, cutoff: int) -> None:
+        """Stretches that were taken over from another program, and of which nothing is left."""
+        with self.engine.begin() as connection:
+            rows = connection.execute(sa.delete(imports).where(imports.c.last < cutoff)).rowcount
+        self._count(rows)
 
     def _programs(self) -> None:
         """What no process in the ledger runs any more, and no hour that is kept speaks of."""

@@ -89,6 +89,21 @@ def _fill(
     return written
 
 
+def renew(connection: Connection, host_id: int, source: sa.Table, start: int, end: int, interval_s: float) -> None:
+    """Make every tier that follows from `source` (gpu_metrics or a tier's table) anew from `start` to `end`.
+
+    All in the caller's transaction. Raises sqlalchemy.exc.DBAPIError.
+    """
+    tables = [gpu_metrics, *(tier.table for tier in TIERS)]
+    for tier in TIERS[tables.index(source) :]:
+        if tier.kept == "raw" and 2 * interval_s > tier.seconds:
+            continue
+        first, last = start - start % tier.seconds, end - end % tier.seconds + tier.seconds
+        connection.execute(_statement(tier, source), {"start": first, "end": last, "host": host_id})
+        if tier.kept != "raw":
+            source = tier.table
+
+
 def _oldest(connection: Connection, table: sa.Table, mine: list[int]) -> int | None:
     # One look at the key's beginning per GPU; min() over all of them would read them all.
     found = [_edge(connection, table, gpu_id, sa.func.min) for gpu_id in mine]

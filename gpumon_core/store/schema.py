@@ -326,6 +326,23 @@ model_sessions = Table(
     Index(None, "first_seen"),
 )
 
+# What was taken over from the original program: stretches of a GPU's history without a tick of our own, from
+# their first tick to their last. source is the file's name, imported_at when it was read. The processes of such
+# a stretch have a start_key that begins with IMPORTED.
+imports = Table(
+    "imports",
+    metadata,
+    Column("gpu_id", ForeignKey("gpus.id"), nullable=False),
+    Column("first", BigInteger, nullable=False),
+    Column("last", BigInteger, nullable=False),
+    Column("ticks", Integer, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("imported_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("gpu_id", "first"),
+    sqlite_with_rowid=False,
+)
+IMPORTED = "imported "
+
 # How the recorder itself fared, minute by minute.
 recorder_health = Table(
     "recorder_health",

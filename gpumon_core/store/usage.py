@@ -21,6 +21,7 @@ from gpumon_core.store.schema import (
     gpu_usage,
     gpus,
     hosts,
+    imports,
     model_sessions,
     process_gpus,
     process_hours,
@@ -195,9 +196,10 @@ TOTALS = tuple(column.name for column in gpu_usage.columns if column.name not in
 def gpu_totals(engine: Engine, scope: Scope) -> pd.DataFrame:
     """What each GPU did: one row per GPU that was recorded, in the order of hosts and indices.
 
-    Columns: gpu_id, host, gpu_index, mig_index, name, first_seen (of the GPU), and the sums of `gpu_usage` as
-    float64: seconds recorded = busy_s + held_s + free_s.
+    Columns: gpu_id, host, gpu_index, mig_index, name, first_seen (of the GPU, be it imported), and the sums of
+    `gpu_usage` as float64: seconds recorded = busy_s + held_s + free_s.
     """
+    began = sa.select(sa.func.min(imports.c.first)).where(imports.c.gpu_id == gpus.c.id).scalar_subquery()
     query = (
         sa.select(
             gpu_usage.c.gpu_id,
@@ -205,14 +207,15 @@ def gpu_totals(engine: Engine, scope: Scope) -> pd.DataFrame:
             gpus.c.gpu_index,
             gpus.c.mig_index,
             gpus.c.name,
-            gpus.c.first_seen,
+            sa.case((began < gpus.c.first_seen, began), else_=gpus.c.first_seen).label("first_seen"),
             *(sa.func.sum(gpu_usage.c[name]).label(name) for name in TOTALS),
         )
         .join(gpus, gpus.c.id == gpu_usage.c.gpu_id)
         .join(hosts, hosts.c.id == gpus.c.host_id)
         .where(*scope.hours(gpu_usage))
         .group_by(
-            gpu_usage.c.gpu_id, hosts.c.name, gpus.c.gpu_index, gpus.c.mig_index, gpus.c.name, gpus.c.first_seen
+            *(gpu_usage.c.gpu_id, gpus.c.id, hosts.c.name),
+            *(gpus.c.gpu_index, gpus.c.mig_index, gpus.c.name, gpus.c.first_seen),
         )
         .order_by(hosts.c.name, gpus.c.gpu_index, sa.func.coalesce(gpus.c.mig_index, -1))
     )

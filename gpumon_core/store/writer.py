@@ -28,7 +28,7 @@ from gpumon_core.store.accounts import (
     account,
     share_out,
 )
-from gpumon_core.store.bulk import Bulk, Row, replacing, upsert
+from gpumon_core.store.bulk import Bulk, Row, adding, replacing, upsert
 from gpumon_core.store.schema import (
     PROGRAM_COLUMNS,
     gpu_changes,
@@ -67,6 +67,7 @@ NOBODY = (NOTHING, UNKNOWN_PROGRAM)
 Attributed = tuple[Snapshot, Mapping[int, ProcessIdentity]]
 LEDGER = ("last_seen", "max_memory", "avg_memory", "sample_count", "seconds")
 WORK = ("busy_s", "energy_j", "sm_percent_s", "sm_told_s", "max_sm", "estimated", "last_busy")
+SUMS = ("seconds", "busy_s", "idle_s", "memory_mib_s", "energy_j")
 USAGE = tuple(field.name for field in fields(GpuHour))
 CHANGE_KEYS = tuple(metric.key for metric in CHANGE_METRICS)
 
@@ -127,21 +128,9 @@ class Writer:
             .values({name: sa.bindparam(f"new_{name}") for name in pair}),
             [*(f"new_{name}" for name in pair), "this", "there"],
         )
-        hour = upsert(dialect, process_hours)
-        new, old = hour.excluded, process_hours.c
-        sums = ("seconds", "busy_s", "idle_s", "memory_mib_s", "energy_j")
-        values = {name: old[name] + new[name] for name in sums}
-        for name in ("max_memory", "estimated"):
-            known = sa.func.coalesce(old[name], new[name])
-            values[name] = sa.case((new[name] > known, new[name]), else_=known)
-        keys = ["timestamp_epoch", "process_id", "gpu_id", "program_id"]
-        self._add_hours = Bulk(
-            dialect,
-            hour.on_conflict_do_update(index_elements=keys, set_=values),
-            [*keys, *sums, "max_memory", "estimated"],
-        )
+        self._add_hours = hours_bulk(dialect)
         columns = ["timestamp_epoch", "gpu_id", *USAGE]
-        self._set_usage = Bulk(dialect, replacing(dialect, gpu_usage), columns)
+        self._add_usage = Bulk(dialect, adding(dialect, gpu_usage), columns)
         session = [*ledger, "active"]
         self._set_sessions = Bulk(
             dialect,
@@ -335,14 +324,15 @@ class Writer:
     def _open_hour(self, connection: Connection, gpu: Gpu, hour: int) -> None:
         """Store what a GPU did in its hour, and take up another: a new one, or one that is stored."""
         if gpu.hour >= 0:
-            self._set_usage.run(connection, [_usage(gpu)])
+            self._add_usage.run(connection, [_usage(gpu)])
         columns = [gpu_usage.c[name] for name in USAGE]
         query = sa.select(*columns).where(gpu_usage.c.timestamp_epoch == hour, gpu_usage.c.gpu_id == gpu.id)
         known = connection.execute(query).first()
         gpu.hour, gpu.used = hour, GpuHour(*known) if known is not None else GpuHour()
+        gpu.stored = _rounded(gpu.used)
 
     def _store_usage(self, connection: Connection) -> None:
-        self._set_usage.run(
+        self._add_usage.run(
             connection, [_usage(gpu) for gpu in self._gpus.values() if gpu.hour >= 0 and gpu.state == "ok"]
         )
 
@@ -869,6 +859,19 @@ _ENERGY = TICK_COLUMNS.index("energy")
 _TICK = itemgetter(*TICK_COLUMNS)
 
 
+def hours_bulk(dialect: sa.Dialect) -> Bulk:
+    """Adds to process_hours: its key, SUMS, max_memory and estimated."""
+    hour = upsert(dialect, process_hours)
+    new, old = hour.excluded, process_hours.c
+    values = {name: old[name] + new[name] for name in SUMS}
+    for name in ("max_memory", "estimated"):
+        known = sa.func.coalesce(old[name], new[name])
+        values[name] = sa.case((new[name] > known, new[name]), else_=known)
+    keys = ["timestamp_epoch", "process_id", "gpu_id", "program_id"]
+    statement = hour.on_conflict_do_update(index_elements=keys, set_=values)
+    return Bulk(dialect, statement, [*keys, *SUMS, "max_memory", "estimated"])
+
+
 def longest_step(interval_s: float) -> float:
     """The longest time between two ticks that is not a gap."""
     return max(GAP_INTERVALS * interval_s, interval_s + 2)
@@ -911,8 +914,16 @@ def _known_use(row: Any, gpu: Gpu) -> Use:
 
 
 def _usage(gpu: Gpu) -> Row:
-    """Its row of gpu_usage, rounded to take little space."""
-    return (gpu.hour, gpu.id, *(round(getattr(gpu.used, name), 0 if name.endswith("_j") else 1) for name in USAGE))
+    """What is to be added to its row of gpu_usage: an import may add to the same hour."""
+    now = _rounded(gpu.used)
+    row = (gpu.hour, gpu.id, *(round(new - old, 1) for new, old in zip(now, gpu.stored, strict=True)))
+    gpu.stored = now
+    return row
+
+
+def _rounded(used: GpuHour) -> tuple[float, ...]:
+    """An hour of a GPU, rounded to take little space."""
+    return tuple(round(getattr(used, name), 0 if name.endswith("_j") else 1) for name in USAGE)
 
 
 def _program_id(connection: Connection, now: int, program: Program) -> int:

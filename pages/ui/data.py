@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import streamlit as st
 from sqlalchemy.exc import DBAPIError
 
-from gpumon_core import cards, runtime
+from gpumon_core import cards, importer, original, runtime
 from gpumon_core.health import Health
+from gpumon_core.original import Contents
 from gpumon_core.store import database, frames, processes, usage
 from gpumon_core.store.processes import ProcessFilter
 from gpumon_core.store.usage import Dimension, Scope
@@ -209,3 +213,29 @@ def containers(at: Tick) -> list[str]:
 def program_values(at: Tick, column: str) -> list[str]:
     """processes.program_values at a tick."""
     return processes.program_values(runtime.engine(at[0]), column)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file of the original's in the data directory, and how much of it the history has."""
+
+    path: Path
+    contents: Contents
+    standing: importer.Standing
+
+
+@st.cache_data(max_entries=2, show_spinner=False, ttl=60)
+def originals(folder: Path, url: str, demo_url: str, host: str) -> list[Found]:
+    """What lies in the data directory for an import into a database; a file that cannot be read is none."""
+    found = []
+    own = [path for path in map(database.file_of, (url, demo_url)) if path is not None]
+    for path in original.found_in(folder, own):
+        with suppress(original.OriginalError):
+            with original.Original(path, copying=False) as file:
+                contents = file.contents()
+            standing = importer.Standing(None, False)
+            if database.exists(url):
+                with suppress(DBAPIError):
+                    standing = importer.standing(runtime.engine(url), host, path.name, contents)
+            found.append(Found(path, contents, standing))
+    return found

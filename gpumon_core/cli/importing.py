@@ -1,0 +1,101 @@
+"""Take the history of bigsk1/gpu-monitor, the SQLite file gpu_metrics.db, into
+gpumon's: readings, processes and process snapshots, into the right GPU.
+
+The file is only read. A second import of the same file, or of one that has
+grown, takes what is new. Where gpumon has recorded itself, that stands. It
+works beside a recorder, and what is broken off goes on with the next run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from gpumon_core.cli import terminal
+from gpumon_core.settings import Settings, check_data_dir
+
+if TYPE_CHECKING:
+    from gpumon_core.importer import Report
+
+SUMMARY = "Take the history of the original GPU monitor (its gpu_metrics.db) into gpumon's."
+EXAMPLES = (
+    ("history/gpu_metrics.db --dry-run", "say what would be taken, and change nothing"),
+    ("history/gpu_metrics.db", "take it; again later for what is new"),
+    ("gpu_metrics.db --gpu 1", "a file that does not say which GPU it is about"),
+    ("gpu_metrics.db --gpu 0=GPU-5f2c --gpu 1=0", "a file of several GPUs"),
+)
+STAYS = "What was taken before stays: run the same again to go on."
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Add this verb's arguments."""
+    parser.add_argument("file", type=Path, metavar="FILE", help="the original's gpu_metrics.db; it is only read")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be taken, and change nothing")
+    parser.add_argument(
+        "--gpu",
+        action="append",
+        default=[],
+        metavar="[INDEX=]GPU",
+        help="which of this host's GPUs the file (or its GPU INDEX) is about: an index, a UUID or the beginning "
+        "of one, or id:N; may be given several times",
+    )
+
+
+def run(settings: Settings, arguments: argparse.Namespace) -> int:
+    """Import, and say what came of it; 1 where it was broken off, 2 where --gpu is needed."""
+    from gpumon_core import importer
+    from gpumon_core.original import OriginalError
+
+    dry = arguments.dry_run
+    if not dry:
+        check_data_dir(settings)
+    began = time.monotonic()
+    bar = terminal.Bar("hours")
+    try:
+        report = importer.run(settings, arguments.file, arguments.gpu, dry, bar.show)
+    except importer.ImportRefused as refused:
+        kind = terminal.Usage if refused.status == terminal.WRONG else terminal.Failure
+        raise kind(f"{refused}.") from refused
+    except OriginalError as error:
+        raise terminal.Failure(str(error)) from error
+    except SQLAlchemyError as error:
+        what = f"the database does not take it: {getattr(error, 'orig', None) or error}. {STAYS}"
+        raise terminal.Failure(what) from error
+    except OSError as error:
+        raise terminal.Failure(f"{error.filename or arguments.file}: {error.strerror or error}.") from error
+    except KeyboardInterrupt:
+        bar.end()
+        terminal.say(f"broken off. {STAYS}")
+        return terminal.INTERRUPTED
+    finally:
+        bar.end()
+    print("\n".join(_lines(arguments.file, report, dry, time.monotonic() - began)))
+    if report.problem is not None:
+        raise terminal.Failure(f"{report.problem} What was read before that was taken.")
+    return terminal.FINE
+
+
+def _lines(path: Path, report: Report, dry: bool, took_s: float) -> Iterator[str]:
+    from gpumon_core.importer import CALLED, COUNTED, moment
+
+    held = report.contents
+    counted = ", ".join(f"{held.rows.get(table, 0):,} {CALLED[name]}" for name, table in COUNTED)
+    yield f"{path}: {counted}, from {moment(held.first)} to {moment(held.last)}"
+    for index, place in sorted(report.places.items()):
+        which = f"its GPU {index}" if held.several else "it"
+        yield f"{which} is about GPU {place.index}, {place.name or 'of unknown model'}, {place.uuid}"
+    new = [f"{count:,} {CALLED[name]}" for name, count in report.taken.items() if count]
+    if not new:
+        yield "Nothing in it is new."
+    elif dry:
+        yield f"Would be taken: {', '.join(new)}. Nothing was changed."
+    else:
+        yield f"Taken: {', '.join(new)}, in {took_s:.1f} s."
+    if report.left_out:
+        yield "Left out:"
+        yield from (f"  {sentence}" for sentence in report.left_out)

@@ -1,0 +1,429 @@
+"""Takes the original program's history into gpumon's: which GPU is which, what is taken, and what is left out."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from gpumon_core.original import (
+    METRICS,
+    PROCESSES,
+    SNAPSHOTS,
+    Contents,
+    NamedGpu,
+    Original,
+    OriginalError,
+    named_gpus,
+)
+from gpumon_core.settings import Settings, mask_password
+from gpumon_core.store import database
+from gpumon_core.store.lock import FileRecorderLock, Lock, ServerRecorderLock, recorder_lock
+from gpumon_core.store.placing import Before, Host, Place, Placer
+from gpumon_core.store.retention import Keep
+from gpumon_core.store.schema import gpu_metrics, gpus, hosts, imports
+from gpumon_core.store.writer import Writer, longest_step
+from gpumon_core.telemetry.records import SourceUnavailable
+
+HOUR_S = 3600
+# So long a transaction waits for the recorder's before it is tried again.
+PATIENCE_S = 0.5
+# What is counted, in the order in which people ask.
+COUNTED = (("ticks", METRICS), ("processes", PROCESSES), ("snapshots", SNAPSHOTS))
+CALLED = {"ticks": "ticks", "processes": "processes", "snapshots": "process snapshots"}
+# Why something is left out that was read.
+REASONS = {
+    "imported": "imported before",
+    "recorded": "gpumon itself recorded this GPU then",
+    "old": "older than everything that is kept (GPUMON_RETENTION_HOUR_DAYS)",
+}
+
+Progress = Callable[[float, float], None]
+
+
+class ImportRefused(Exception):
+    """Nothing was imported; `str()` says why and what to do, `status` is the exit status."""
+
+    def __init__(self, sentence: str, status: int = 1) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+@dataclass(slots=True)
+class Report:
+    """What an import did, or would do. `taken` counts what is new; `left_out` has sentences, `problem` is what
+    ended it before its time."""
+
+    contents: Contents
+    places: dict[int, Place]
+    taken: dict[str, int] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+    problem: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which GPU of this host each GPU of the file is, by the file's index; and why others are none."""
+
+    places: Mapping[int, Place]
+    unplaced: Mapping[int, str]
+
+
+def choose(
+    indices: Sequence[int],
+    several: bool,
+    named: Sequence[NamedGpu],
+    places: Sequence[Place],
+    given: Sequence[str],
+    host: str,
+) -> Choice:
+    """Find each GPU of a file among this host's. `given` are --gpu's values: GPU or INDEX=GPU.
+
+    Raises ImportRefused.
+    """
+    wanted: dict[int, Place] = {}
+    for text in given:
+        left, separator, right = text.partition("=")
+        if separator:
+            if not left.strip().isdecimal() or int(left) not in indices:
+                raise ImportRefused(
+                    f"--gpu {text}: the file tells of GPU {_listed(indices)}, not of {left.strip() or 'nothing'}",
+                    2,
+                )
+            wanted[int(left)] = _find(right.strip(), places, host)
+        elif len(indices) == 1 and not wanted:
+            wanted[indices[0]] = _find(left.strip(), places, host)
+        else:
+            raise ImportRefused(
+                f"--gpu {text}: the file tells of GPU {_listed(indices)}: say for each which it is, as in "
+                f"--gpu {indices[0]}={places[0].uuid}",
+                2,
+            )
+    found, unplaced = dict(wanted), {}
+    told = {gpu.index: gpu for gpu in named}
+    for index in indices:
+        if index not in wanted:
+            guess = _guess(index, several, told.get(index), places, host)
+            if isinstance(guess, Place):
+                found[index] = guess
+            else:
+                unplaced[index] = guess
+    if len({place.id for place in found.values()}) < len(found):
+        raise ImportRefused("two GPUs of the file would be one of this host: choose with --gpu INDEX=GPU", 2)
+    if not found:
+        [why] = list(unplaced.values())[:1]
+        which = f"{min(unplaced)}=" if several else ""
+        raise ImportRefused(
+            f"it is not known which GPU the file is about: {why}. {host} has {_described(places)}. Choose with "
+            f"--gpu {which}{places[0].uuid}",
+            2,
+        )
+    return Choice(found, unplaced)
+
+
+def _guess(index: int, several: bool, told: NamedGpu | None, places: Sequence[Place], host: str) -> Place | str:
+    """The GPU that can only be meant, or why there is none."""
+    if told is not None and told.uuid is not None:
+        same = [place for place in places if place.uuid == told.uuid]
+        return same[0] if same else f"gpu_config.json calls GPU {index} {told.uuid}, which {host} does not have"
+    fitting = [place for place in places if place.index == index or not several]
+    if told is not None and told.name is not None:
+        fitting = [place for place in fitting if place.name is None or _same(place.name, told.name)]
+        if not fitting:
+            return f"gpu_config.json calls GPU {index} {told.name!r}, which {host} does not have"
+    if not fitting:
+        return f"{host} has no GPU {index}"
+    return fitting[0] if len(fitting) == 1 else f"{host} has several that it may be"
+
+
+def _same(name: str, other: str) -> bool:
+    return name.split() == other.split()
+
+
+def _find(text: str, places: Sequence[Place], host: str) -> Place:
+    """The GPU with that index, UUID (or the beginning of one), or id of gpumon's (id:7)."""
+    if text.startswith("id:"):
+        found = [place for place in places if text == f"id:{place.id}"]
+    elif text.isdecimal() and len(text) < 10:
+        found = [place for place in places if place.index == int(text)]
+        found = found or [place for place in places if place.id == int(text)]
+    else:
+        found = [place for place in places if text and place.uuid.startswith(text)]
+    if len(found) != 1:
+        how = "means several GPUs" if found else "is no GPU"
+        raise ImportRefused(f"--gpu {text}: {how} of {host}, which has {_described(places)}", 2)
+    return found[0]
+
+
+def _described(places: Sequence[Place]) -> str:
+    return "; ".join(f"GPU {place.index}, {place.name or 'of unknown model'}, {place.uuid}" for place in places)
+
+
+def _listed(indices: Sequence[int]) -> str:
+    return ", ".join(map(str, indices))
+
+
+def run(
+    settings: Settings,
+    path: Path,
+    given: Sequence[str] = (),
+    dry: bool = False,
+    progress: Progress = lambda done, whole: None,
+    now: float | None = None,
+) -> Report:
+    """Take the file into the history of this host; with `dry`, only find out what would come of it.
+
+    `progress` is told the hours done and the hours in all. Raises ImportRefused, original.OriginalError,
+    database.DatabaseError, OSError, sqlalchemy.exc.SQLAlchemyError; what was committed before stays.
+    """
+    at = int(time.time() if now is None else now)
+    url = settings.real_database_url
+    with Original(path) as original, _alone(url, settings.host_name, dry), _engines(url, dry) as (reader, writer):
+        contents, indices = original.contents(), original.indices()
+        if not indices:
+            return Report(contents, {})
+        host, places = _known_gpus(settings, reader, writer, url)
+        choice = choose(indices, contents.several, named_gpus(path), places, given, settings.host_name)
+        placer = Placer(
+            reader,
+            writer,
+            host,
+            list(choice.places.values()),
+            Keep(settings.retention_raw_days, settings.retention_minute_days, settings.retention_hour_days),
+            original.interval_s(),
+            path.name,
+            at,
+            live=not dry and not recorder_lock(url, settings.host_name).is_free(),
+            idle_after_s=60 * settings.idle_minutes,
+        )
+        report = Report(contents, dict(choice.places))
+        unplaced: Counter[int] = Counter()
+        try:
+            _place(original, placer, choice, contents, at, unplaced, progress)
+        except OriginalError as error:
+            # What was read before it is sound.
+            report.problem = str(error)
+        placer.finish()
+        times = original.bad_times(placer.oldest, at) if report.problem is None else Counter()
+        report.taken = {name: placer.counts[f"{name} taken"] for name, _ in COUNTED}
+        report.left_out = list(_left_out(original, placer, choice, times, unplaced))
+        return report
+
+
+def _place(
+    original: Original,
+    placer: Placer,
+    choice: Choice,
+    contents: Contents,
+    now: int,
+    unplaced: Counter[int],
+    progress: Progress,
+) -> None:
+    ids = {index: place.id for index, place in choice.places.items()}
+    alone: defaultdict[tuple[int, str], list[Before]] = defaultdict(list)
+    for known in original.known_processes():
+        if known.index not in ids:
+            continue
+        goes_on = known.since is not None and known.since[1] == known.name
+        before = Before(
+            *(ids[known.index], known.pid, known.name, known.first_seen, known.last_seen),
+            *(known.max_memory, known.avg_memory, known.sample_count),
+            since=known.since[0] if known.since is not None and goes_on else None,
+        )
+        if before.since is not None:
+            placer.expect([before])
+        else:
+            alone[before.pid, before.name].append(before)
+    for group in alone.values():
+        placer.place(group)
+    first = max(placer.oldest, contents.first or now)
+    whole = max(1, min(now, contents.last or now) - first) / HOUR_S
+    for tick in original.ticks(placer.oldest, now):
+        readings, processes = tick.readings, tick.processes
+        if choice.unplaced:
+            unplaced.update(index for index in readings if index not in ids)
+        here = {ids[index]: reading for index, reading in readings.items() if index in ids}
+        seen = [(ids[index], pid, name, memory) for index, pid, name, memory in processes if index in ids]
+        if here or seen:
+            placer.take(tick.at, here, seen)
+        progress(min(whole, max(0.0, (tick.at - first) / HOUR_S)), whole)
+
+
+def _left_out(
+    original: Original, placer: Placer, choice: Choice, times: Counter[str], unplaced: Counter[int]
+) -> Iterator[str]:
+    """A sentence for everything that was not taken."""
+    counts = placer.counts
+    counts["ticks old"] += times[f"{METRICS} before"]
+    counts["snapshots old"] += times[f"{SNAPSHOTS} before"]
+    for verdict, reason in REASONS.items():
+        parts = [
+            f"{counts[f'{name} {verdict}']:,} {CALLED[name]}" for name, _ in COUNTED if counts[f"{name} {verdict}"]
+        ]
+        if parts:
+            yield f"{', '.join(parts)}: {reason}"
+    for word, reason in (("after", "in the future"), ("none", "without a possible time")):
+        parts = [
+            f"{times[f'{table} {word}']:,} {CALLED[name]}" for name, table in COUNTED if times[f"{table} {word}"]
+        ]
+        if parts:
+            yield f"{', '.join(parts)}: {reason}"
+    for index, why in choice.unplaced.items():
+        yield f"{unplaced[index]:,} ticks of GPU {index} and its processes: {why}; choose with --gpu {index}=GPU"
+    if counts["more memory"]:
+        yield f"{counts['more memory']:,} values of memory: more than this GPU has"
+    for what, count in sorted(original.left_out.items()):
+        yield f"{count:,} {what}"
+
+
+@contextmanager
+def _alone(url: str, host: str, dry: bool) -> Iterator[None]:
+    """Two imports at once would take the same ticks twice."""
+    if dry:
+        yield
+        return
+    path = database.file_of(url)
+    lock: Lock
+    if path is None:
+        lock = ServerRecorderLock(url, f"import {host}")
+    else:
+        lock = FileRecorderLock(path.with_name(path.name + ".import"), host)
+    if not lock.acquire():
+        raise ImportRefused(
+            f"{lock.holder() or 'another program'} is importing into {mask_password(url)}: let it end"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _engines(url: str, dry: bool) -> Iterator[tuple[Engine | None, Engine | None]]:
+    """One to read what is there (None where nothing is), and one to write (None in a dry run)."""
+    writer = None if dry else database.open_for_writing(url, PATIENCE_S)
+    reader = None
+    try:
+        if writer is not None or database.exists(url):
+            reader = database.open_for_reading(url)
+            with reader.connect() as connection:
+                found = database.revision(connection)
+            if found != database.head():
+                raise ImportRefused(
+                    f"the database {mask_password(url)} has the schema of another version ({found}, not "
+                    f"{database.head()}), which a dry run does not change: start this version of gpumon once"
+                )
+        yield reader, writer
+    finally:
+        for engine in (reader, writer):
+            if engine is not None:
+                engine.dispose()
+
+
+def _known_gpus(
+    settings: Settings, reader: Engine | None, writer: Engine | None, url: str
+) -> tuple[Host, list[Place]]:
+    """This host's GPUs in the database. Where there are none yet the driver is read once: for a tick of our own,
+    or in a dry run for a look."""
+    host, places = _recorded_gpus(settings.host_name, reader)
+    if places:
+        return host, places
+    from gpumon_core.observer import real
+
+    try:
+        observer = real(settings)
+    except SourceUnavailable as error:
+        raise ImportRefused(
+            f"gpumon has recorded no GPU of {settings.host_name} yet, and the driver cannot be asked for them "
+            f"({error}): start gpumon on the machine with the GPUs first, or set GPUMON_HOST_NAME to a name that "
+            "it has recorded"
+        ) from error
+    try:
+        snapshot, identities = observer.observe()
+        if writer is not None:
+            lock = recorder_lock(url, settings.host_name)
+            if not lock.acquire():
+                raise ImportRefused("a recorder is about to take its first tick: try again in a few seconds")
+            try:
+                first = Writer(writer, settings.host_name, observer.source.name, settings.interval)
+                first.write(snapshot, identities)
+            finally:
+                lock.release()
+            host, places = _recorded_gpus(settings.host_name, reader)
+        else:
+            now = int(snapshot.timestamp)
+            places = [
+                Place(number, gpu.index, gpu.uuid, gpu.name, gpu.memory_total_mib, now, now)
+                for number, gpu in enumerate(snapshot.gpus, 1)
+                if gpu.parent_uuid is None
+            ]
+    except SourceUnavailable as error:
+        raise ImportRefused(f"the driver does not say which GPUs there are ({error}). {error.remedy}") from error
+    finally:
+        observer.close()
+    if not places:
+        raise ImportRefused(f"{settings.host_name} has no GPU: compare with nvidia-smi -L")
+    return Host(host.id, settings.interval), places
+
+
+def _recorded_gpus(name: str, reader: Engine | None) -> tuple[Host, list[Place]]:
+    """A host and its GPUs as they were recorded, whole cards only: the original knows no MIG instances."""
+    if reader is None:
+        return Host(None, 0.0), []
+    columns = ("id", "gpu_index", "uuid", "name", "memory_total_mib", "first_seen", "last_seen")
+    with reader.connect() as connection:
+        host = connection.execute(sa.select(hosts.c.id, hosts.c.interval_s).where(hosts.c.name == name)).first()
+        if host is None:
+            return Host(None, 0.0), []
+        query = sa.select(*(gpus.c[column] for column in columns), gpus.c.energy_from, gpus.c.state).where(
+            gpus.c.host_id == host.id, gpus.c.mig_index.is_(None)
+        )
+        rows = connection.execute(query.order_by(gpus.c.gpu_index, gpus.c.id)).all()
+    here = [row for row in rows if row.state != "gone"] or rows
+    return Host(host.id, host.interval_s), [
+        Place(*row[: len(columns)], row.energy_from == "counter")  # type: ignore[call-arg]
+        for row in here
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How much of a file is in the history already: up to `until` (UTC seconds), and whether that is all of it."""
+
+    until: int | None
+    whole: bool
+
+
+def standing(engine: Engine, host: str, name: str, contents: Contents) -> Standing:
+    """Whether a file of that name was imported for a host. Raises sqlalchemy.exc.DBAPIError."""
+    mine = sa.select(gpus.c.id).join(hosts, hosts.c.id == gpus.c.host_id).where(hosts.c.name == host)
+    with engine.connect() as connection:
+        query = sa.select(sa.func.max(imports.c.last)).where(imports.c.gpu_id.in_(mine), imports.c.source == name)
+        until = connection.execute(query).scalar()
+        if until is None or contents.last is None:
+            return Standing(None, False)
+        interval = connection.execute(sa.select(hosts.c.interval_s).where(hosts.c.name == host)).scalar() or 0.0
+        slack = int(longest_step(interval))
+        own = sa.select(gpu_metrics.c.gpu_id).where(
+            gpu_metrics.c.gpu_id.in_(mine),
+            gpu_metrics.c.timestamp_epoch >= contents.last - slack,
+            gpu_metrics.c.timestamp_epoch <= contents.last + slack,
+        )
+        return Standing(until, until >= contents.last or connection.execute(own.limit(1)).first() is not None)
+
+
+def moment(epoch: float | None) -> str:
+    """A time in this machine's zone, to the minute; what no calendar has is told as it is."""
+    if epoch is None:
+        return "–"
+    try:
+        return datetime.fromtimestamp(epoch).astimezone().strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):
+        return f"second {epoch}"
