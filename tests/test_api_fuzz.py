@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import pytest
 from filled import filled, serving
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 from schemathesis import Case, GenerationMode, openapi
@@ -84,6 +84,8 @@ def test_every_route_answers_as_the_served_description_says(port: int, path: str
     @settings(STEADY, max_examples=12)
     @given(case=described[path]["GET"].as_strategy(generation_mode=mode))
     def ask(case: Case) -> None:
+        # The server under it hangs up on a request line that is longer than its buffer of 64 KiB.
+        assume(len(case.as_curl_command()) < 60_000)
         case.call_and_validate(base_url=base, checks=checks, timeout=PATIENCE_S)
 
     ask()

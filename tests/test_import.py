@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -26,7 +25,6 @@ from test_pages import open_page, texts, url, writer  # noqa: F401 - the fixture
 from test_writer import ask
 
 from gpumon_core import importer, original
-from gpumon_core.cli import importing
 from gpumon_core.settings import Settings, load
 from gpumon_core.store import database, frames, processes, retention, rollups, usage
 from gpumon_core.store import placing as placing_module
@@ -641,7 +639,6 @@ def test_another_file_is_one_sentence(
     tmp_path: Path,
     make: Callable[[Path], None],
     says: str,
-    capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("GPUMON_DATA_DIR", str(tmp_path / "history"))
@@ -652,12 +649,10 @@ def test_another_file_is_one_sentence(
     before = everything(engine)
     path = tmp_path / "gpu_metrics.db"
     make(path)
-    parser = argparse.ArgumentParser()
-    importing.add(parser)
-    assert importing.run(chosen, parser.parse_args([str(path)])) == 1
-    shown = capfd.readouterr()
-    assert shown.out == ""
-    [line] = shown.err.splitlines()
+    command = [sys.executable, "-m", "gpumon_core", "import", str(path)]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (shown.returncode, shown.stdout) == (1, "")
+    [line] = shown.stderr.splitlines()
     assert line.startswith(f"gpumon: {path}")
     assert says in line
     assert everything(engine) == before
