@@ -16,8 +16,8 @@ from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-for folder in ("", "tests", "benchmarks"):
-    sys.path.insert(0, str(ROOT / folder))
+# pages/ is a package, and benchmarks/pages.py is not it.
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from filled import NOW, filled, serving
 

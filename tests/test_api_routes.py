@@ -31,10 +31,11 @@ from gpumon_core import ledger, runtime
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.export import api
 from gpumon_core.export.api.resource import Resource
+from gpumon_core.export.parameters import LAST_MOMENT
 from gpumon_core.fill import fill
 from gpumon_core.metrics import GPU_METRICS
 from gpumon_core.settings import Settings
-from gpumon_core.store import database, frames, processes, usage
+from gpumon_core.store import database, frames, processes, schema, usage
 from gpumon_core.store.usage import Scope
 from gpumon_core.store.writer import Writer
 
@@ -300,7 +301,7 @@ RANGES: list[tuple[str, tuple[int, int]]] = [
     ("to=1000&range=1m", (940, 1000)),
     ("from=1000&to=2000", (1000, 2000)),
     ("from=1970-01-01T01:00&to=1970-01-01T01:10&tz=Europe/Berlin", (0, 600)),
-    ("from=253402300799&range=1y", (253402300799, 253402300799)),
+    ("from=253402214399&range=1y", (253402214399, 253402214399)),
 ]
 
 
@@ -317,6 +318,28 @@ def test_a_range_ends_at_the_newest_sample_unless_the_query_says_otherwise(
 ) -> None:
     told = ask(f"/api/v1/history?{query}").json()
     assert (told["from_epoch"], told["to_epoch"]) == span
+
+
+@pytest.mark.parametrize("path", ["/api/v1/history", "/api/v1/usage", "/api/v1/models"])
+@pytest.mark.parametrize("zone", ["Pacific/Auckland", "Etc/GMT%2B12"])
+def test_the_last_moment_can_be_told_in_every_zone(gpus: sa.Engine, ask: Ask, path: str, zone: str) -> None:
+    assert ask(f"{path}?from=1&to={LAST_MOMENT}&tz={zone}").status == 200
+    assert ask(f"{path}?from=1&to={LAST_MOMENT + 1}&tz={zone}").status == 400
+
+
+def test_a_gpu_that_is_gone_has_its_history(database_url: str, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = Writer(database.open_for_writing(database_url), "here", "nvml", 4)
+    for now in (NOW, NOW + 4):
+        writer.write(tick(now), {})
+    engine = show(database_url, monkeypatch)
+    with database.open_for_writing(database_url).begin() as connection:
+        connection.execute(sa.update(schema.gpus).where(schema.gpus.c.id == 1).values(state="gone"))
+    listed = [gpu["gpu_id"] for gpu in ask("/api/v1/gpus").json()["gpus"]]
+    assert 1 not in listed
+    assert 1 not in [gpu["gpu_id"] for gpu in ask("/api/v1/history").json()["gpus"]]
+    [gone] = ask(f"/api/v1/history?gpu=1&from={NOW}&to={NOW + 4}").json()["gpus"]
+    assert (gone["gpu_id"], gone["epochs"]) == (1, [NOW, NOW + 4])
+    assert 1 in frames.gpu_ids(engine)
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,8 @@ DCGM_COUNTERS = {
             *("DCGM_FI_DEV_POWER_USAGE", "DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_MEM_COPY_UTIL"),
             *("DCGM_FI_DEV_ENC_UTIL", "DCGM_FI_DEV_DEC_UTIL", "DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_FB_RESERVED"),
             "DCGM_FI_DEV_ROW_REMAP_FAILURE",
+            # A counter there, though it is 0 or 1: docs/metrics.md says so.
+            "DCGM_FI_DEV_RETIRED_PENDING",
         ),
         ("gauge", 50),
     ),

@@ -450,7 +450,11 @@ def test_at_any_moment_it_is_known_which_model_was_loaded(engine: sa.Engine) -> 
 # ---- Names -------------------------------------------------------------------------------------------
 
 
-def test_keys_are_called_as_people_call_them(engine: sa.Engine, database_url: str) -> None:
+def test_keys_are_called_as_people_call_them(
+    engine: sa.Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of more keys than a query may name there are pieces.
+    monkeypatch.setattr(usage, "PIECE", 1)
     by_pid = {pid: key for key, pid in ids(engine).items()}
     found = usage.labels(engine, "process", [by_pid[8], by_pid[10]])
     assert found == {by_pid[8]: "train.py (8)", by_pid[10]: "PID (10)"}

@@ -2,14 +2,16 @@
 
 Tables:
   history    metrics at a chosen number of points: mean, lowest and highest
-             value, from the resolution that fits (--points, --metric)
+             value, from the resolution that fits (--points, --metric); of a
+             counter, such as energy, what it grew by
   metrics    every tick of every GPU (gpu_metrics)
   processes  one row per process that was seen on a GPU, as in the page's
              download
   and every table of the database by its name, such as process_snapshots,
   process_hours, gpu_usage, gpu_hours or model_sessions: the stored rows. Of
   process_snapshots these are changes: a row holds until the next one of its
-  process and GPU, ten minutes at most.
+  process and GPU, ten minutes at most. Those of gpu_changes hold until the
+  next one of their GPU and metric, however long.
 
 CSV has units in its header and ISO 8601 times; a cell that a spreadsheet would
 take for a formula begins with an apostrophe. JSON is newline-delimited: one
@@ -172,7 +174,9 @@ def _history(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Sour
     wanted = stored.gpu_ids(engine, arguments.gpu)
     ids = frames.gpu_ids(engine) if wanted is None else wanted
     if start is None:
-        start = int(frames.resolutions(engine)["first"].min(skipna=True) if ids else 0)
+        first = frames.resolutions(engine)["first"].min(skipna=True)
+        # Nothing may be left of what was recorded.
+        start = int(first) if first == first else 0  # noqa: PLR0124
     until = int(time.time()) if end is None else end
     points = arguments.points or POINTS
 

@@ -14,8 +14,8 @@ from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-# The last second of the year 9999, where datetime ends.
-LAST_MOMENT = 253_402_300_799
+# A day before the end of the year 9999, where datetime ends: it can be told in every time zone.
+LAST_MOMENT = 253_402_214_399
 # The largest number of an INTEGER column.
 LARGEST = 2**31 - 1
 # SQLite takes 32,766 values in a query, and patterns of 50,000 bytes.

@@ -73,9 +73,9 @@ _GPUS_NOW = (
         gpu_metrics,
         sa.and_(gpu_metrics.c.gpu_id == gpus.c.id, gpu_metrics.c.timestamp_epoch == gpus.c.last_seen),
     )
-    .where(gpus.c.state != "gone")
     .order_by(hosts.c.name, gpus.c.gpu_index, sa.func.coalesce(gpus.c.mig_index, -1))
 )
+_GPUS_LISTED = _GPUS_NOW.where(gpus.c.state != "gone")
 _NEWEST = (
     sa.select(gpu_changes.c.gpu_id, gpu_changes.c.metric, sa.func.max(gpu_changes.c.timestamp_epoch).label("at"))
     .group_by(gpu_changes.c.gpu_id, gpu_changes.c.metric)
@@ -122,11 +122,11 @@ _PROCESSES_NOW = (
 _PROCESS_NUMBERS = (*PROCESS_KEYS, "max_memory", "avg_memory", "memory_total_mib", "mig_index", "start_time")
 
 
-def gpu_table(engine: Engine) -> pd.DataFrame:
-    """One row per GPU that is not gone, in the driver's order: the columns of `gpus`, `host`,
+def gpu_table(engine: Engine, gone: bool = False) -> pd.DataFrame:
+    """One row per GPU, in the driver's order, those that are gone only on demand: the columns of `gpus`, `host`,
     `host_last_seen`, `host_interval_s`, and the catalogue's metrics as they are now (NaN where not offered)."""
     with engine.connect() as connection:
-        result = connection.execute(_GPUS_NOW)
+        result = connection.execute(_GPUS_NOW if gone else _GPUS_LISTED)
         names = list(result.keys())
         rows = result.all()
         changes = {(gpu_id, metric): value for gpu_id, metric, value in connection.execute(_CHANGES_NOW)}

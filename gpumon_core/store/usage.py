@@ -45,6 +45,8 @@ OWN = {
 UNSETTLED_FROM = 0.005
 # The key of all processes that a trend is not asked about; ids begin with 1.
 ALL_OTHERS = 0
+# So many processes are named by one query.
+PIECE = 1000
 # A process of which one of these is not 0 is at work.
 AT_WORK = ("sm_utilization", "encoder_utilization", "decoder_utilization")
 KEYS: Mapping[str, Any] = {
@@ -408,9 +410,14 @@ def labels(engine: Engine, by: Dimension, keys: Sequence[Any]) -> dict[Any, str]
     names themselves."""
     if by == "process":
         query = sa.select(gpu_processes.c.id, gpu_processes.c.name, gpu_processes.c.pid)
-        found = fetch(engine, query.where(gpu_processes.c.id.in_([int(key) for key in keys])))
-        called = found["name"].fillna("PID") + " (" + found["pid"].astype(str) + ")"
-        return dict(zip(found["id"].tolist(), called, strict=True))
+        ids = [int(key) for key in keys]
+        names_of: dict[Any, str] = {}
+        # Databases take so many values in a query, and a year has more processes.
+        for first in range(0, len(ids), PIECE):
+            found = fetch(engine, query.where(gpu_processes.c.id.in_(ids[first : first + PIECE])))
+            called = found["name"].fillna("PID") + " (" + found["pid"].astype(str) + ")"
+            names_of |= dict(zip(found["id"].tolist(), called, strict=True))
+        return names_of
     if by == "gpu":
         columns = (gpus.c.id, gpus.c.gpu_index, gpus.c.mig_index, hosts.c.name.label("host"))
         found = fetch(engine, sa.select(*columns).join(hosts, hosts.c.id == gpus.c.host_id))

@@ -8,7 +8,7 @@ arrives. A name that this version of Streamlit does not have is left out, and co
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import streamlit
@@ -64,8 +64,8 @@ def _with_imports(names: tuple[str, ...]) -> list[str]:
     return list(found)
 
 
-def _serve(request: Request) -> HTMLResponse:
-    return HTMLResponse(document(request.url.path.strip("/")), headers={"Cache-Control": "no-cache"})
+def _serve(page: str, _: Request) -> HTMLResponse:
+    return HTMLResponse(document(page), headers={"Cache-Control": "no-cache"})
 
 
-ROUTES = [Route(f"/{page}", _serve) for page in _PAGES]
+ROUTES = [Route(f"/{page}", partial(_serve, page)) for page in _PAGES]

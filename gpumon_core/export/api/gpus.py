@@ -42,13 +42,13 @@ def gpus(request: Request, values: Values, engine: Engine) -> Response:
     return as_json({"gpus": GPUS.plain_rows(table, values["tz"]), "units": GPUS.units})
 
 
-def chosen(values: Values, engine: Engine) -> pd.DataFrame:
+def chosen(values: Values, engine: Engine, gone: bool = False) -> pd.DataFrame:
     """frames.gpu_table of the GPUs that the query means, with `fresh`: whether one answers, and its newest sample
     is as new as the interval promises. What one said last that does not answer is not what it does now."""
     from gpumon_core.export.gpus import METRIC_KEYS
     from gpumon_core.store import frames
 
-    table = frames.gpu_table(engine)
+    table = frames.gpu_table(engine, gone)
     for name, column in (("gpu", "id"), ("host", "host")):
         if values[name]:
             table = table[table[column].isin(values[name])]

@@ -32,7 +32,8 @@ DEFAULT_RANGE = "1h"
 MOST_POINTS = 10_000
 METRIC = Parameter(
     "metric",
-    f"A metric of the catalogue. Without one: {', '.join(DEFAULT)}.",
+    f"A metric of the catalogue. Without one: {', '.join(DEFAULT)}. Of a counter, such as energy, each step "
+    "has what it grew by.",
     one_of(*GPU_METRICS_BY_KEY),
     many=True,
 )
@@ -50,7 +51,9 @@ def history(request: Request, values: Values, engine: Engine) -> Response:
 
     start, end = ranges.span(values, engine, DEFAULT_RANGE)
     metrics = values["metric"] or DEFAULT
-    parts = _parts(engine, chosen(values, engine), metrics, start, end, values["points"])
+    # One that is gone is told of where it is asked for.
+    gpus = chosen(values, engine, gone=bool(values["gpu"]))
+    parts = _parts(engine, gpus, metrics, start, end, values["points"])
     if values["format"] != "json":
         frames = (frame for _, frame in parts)
         return file(request, values, history_table(metrics), frames, "history", None)
@@ -121,8 +124,8 @@ def _schema() -> Schema:
 RESOURCES = (
     Resource(
         "/api/v1/history",
-        "Metrics of GPUs over any range of time: mean, minimum and maximum of each step. A pause in the recording "
-        "is one step without values.",
+        "Metrics of GPUs over any range of time: mean, minimum and maximum of each step, of a counter three times "
+        "what it grew by. A pause in the recording is one step without values.",
         (*ranges.parameters(DEFAULT_RANGE), GPU, HOST, METRIC, POINTS, TZ, FORMAT),
         history,
         _schema,
