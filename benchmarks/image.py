@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/image.py
 
-Does what the Dockerfile does to its layers: installs requirements.txt from wheels alone, copies what the image has of
-the tree, compiles it, and compresses both as registries do (tar and gzip). The base image is not here to be measured;
-an allowance stands for it.
+Does what the Dockerfile does to its layers: installs requirements.txt from wheels alone, copies what the image has
+of the tree, compiles it, and compresses both as registries do (tar and gzip). The base image is not here to be
+measured; an allowance stands for it.
 """
 
 from __future__ import annotations
@@ -86,13 +86,11 @@ def main() -> None:
             make(folder)
             size = compressed_mb(folder)
             whole += size
-            print(
-                f"{name:<12} {plain_mb(folder):7.1f} MB, compressed {size:7.1f} MB ({time.monotonic() - began:.0f} s)"
-            )
+            took = time.monotonic() - began
+            print(f"{name:<12} {plain_mb(folder):7.1f} MB, compressed {size:7.1f} MB ({took:.0f} s)")
     print(f"base image   about {BASE_MB:.0f} MB compressed (an allowance)")
-    print(
-        f"image        about {whole:.0f} MB compressed   {'within' if whole <= LIMIT_MB else 'ABOVE'} {LIMIT_MB:.0f} MB"
-    )
+    verdict = "within" if whole <= LIMIT_MB else "ABOVE"
+    print(f"image        about {whole:.0f} MB compressed   {verdict} {LIMIT_MB:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -135,7 +135,9 @@ def _told(connection: Connection, resolutions: list[_Resolution], ids: list[int]
     told = fresh
     # Where the first bucket of the tier before ends.
     reach = None
-    for counted in reversed(resolutions[1:]):
+    # Buckets that a range has few of tell little of its pauses.
+    telling = [r for r in resolutions[1:] if COUNTED * r.seconds <= end - start] or resolutions[1:2]
+    for counted in reversed(telling):
         if counted.first is None or counted.last is None:
             continue
         if reach is not None and counted.first >= max(start, reach):
