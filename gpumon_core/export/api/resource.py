@@ -31,13 +31,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from gpumon_core.export.tables import Table
+    from gpumon_core.store.processes import Position
 
 log = logging.getLogger(__name__)
 
 Values = Mapping[str, Any]
 Schema = Mapping[str, Any]
-# Where a row stands in the order of a list.
-Position = tuple[int, int]
 # What each format is called in Content-Type.
 MEDIA_TYPES = {"json": "application/json", "csv": "text/csv", "parquet": "application/vnd.apache.parquet"}
 PROBLEM = "application/problem+json"
