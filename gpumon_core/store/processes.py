@@ -205,8 +205,8 @@ def pages(engine: Engine, wanted: ProcessFilter = EVERYTHING, size: int = PAGE_R
 
 
 def seen_last(engine: Engine, wanted: ProcessFilter, most: int) -> pd.DataFrame:
-    """process_history, but only the rows that were seen last, at most so many, and in this order. Of those that were
-    seen at the same time, the newest are first."""
+    """The rows of process_history that were seen last, at most so many, and in this order. Of those that were seen
+    at the same time, the newest come first."""
     this = gpu_processes.c
     # A row of a process that goes on is brought up to date now and then; it is there once for each of its GPUs.
     now = running().add_columns(hosts.c.last_seen).distinct().subquery()
