@@ -9,10 +9,10 @@ import streamlit as st
 
 from gpumon_core import figures, ledger, runtime
 from gpumon_core import format as fmt
-from gpumon_core.dimensions import DIMENSIONS, Dimension
 from gpumon_core.export import csv
 from gpumon_core.export import usage as export
 from gpumon_core.health import Health
+from gpumon_core.store.dimensions import DIMENSIONS, Dimension
 from gpumon_core.store.usage import OWN, Scope
 from pages.ui import chrome, data, filters, plot, tables
 

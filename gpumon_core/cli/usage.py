@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from gpumon_core import format as fmt
 from gpumon_core.cli import stored, terminal
-from gpumon_core.dimensions import DIMENSIONS
 from gpumon_core.settings import Settings
+from gpumon_core.store.dimensions import DIMENSIONS
 
 if TYPE_CHECKING:
     pass

@@ -14,7 +14,7 @@ import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from gpumon_core.dimensions import Dimension
+from gpumon_core.store.dimensions import Dimension
 from gpumon_core.store.frames import fetch, gpu_labels, with_programs
 from gpumon_core.store.processes import CONTAINER, PAGE_ROWS, Position
 from gpumon_core.store.schema import (

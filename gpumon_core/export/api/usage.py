@@ -10,7 +10,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gpumon_core import runtime
-from gpumon_core.dimensions import DIMENSIONS, Dimension
 from gpumon_core.export.api import ranges
 from gpumon_core.export.api.resource import (
     FORMAT,
@@ -25,6 +24,7 @@ from gpumon_core.export.api.resource import (
     page_schema,
 )
 from gpumon_core.export.parameters import LARGEST, TZ, Parameter, one_of, whole, words
+from gpumon_core.store.dimensions import DIMENSIONS, Dimension
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,4 +1,4 @@
-"""By what use can be added up. Apart from the ledger, which needs pandas: help texts and descriptions do not."""
+"""By what use can be added up. Apart from its reading, which needs pandas: help texts and descriptions do not."""
 
 from __future__ import annotations
 
