@@ -20,6 +20,16 @@ def missing(value: float | None) -> bool:
     return value is None or math.isnan(value)
 
 
+def gpu_label(index: int, mig_index: float | None) -> str:
+    """How a GPU is called where space is short: "3", or "3:1" for its MIG instance 1."""
+    return str(index) if mig_index is None or math.isnan(mig_index) else f"{index}:{int(mig_index)}"
+
+
+def container(pod: str | None, name: str | None, identifier: str | None) -> str | None:
+    """How a container is called: by its pod, its name, or as engines shorten its id; None where there is none."""
+    return pod or name or (identifier or "")[:12] or None
+
+
 def duration(seconds: float | None) -> str:
     """A length of time in its two or three largest units: "2h 5m 13s", "3d 4h 0m", "13s"."""
     if seconds is None or math.isnan(seconds):

@@ -65,16 +65,21 @@ def _label(key: Any, names: Mapping[Any, str]) -> str | None:
     return names.get(key) if pd.notna(key) else UNKNOWN
 
 
-def ranked(ranking: pd.DataFrame, names: Mapping[Any, str], by: str, prices: Prices) -> pd.DataFrame:
-    """A ranking as a table: `by` (who), Processes, GPU-hours, On GPU (s), Held idle (s), Memory-hours, Energy,
-    Share (percent of all energy), Cost where there are prices, and Estimate."""
+def shares(ranking: pd.DataFrame) -> pd.Series:
+    """Of the energy of all rows of a ranking together, in percent."""
     energy = ranking["energy_j"].sum()
+    return 100 * ranking["energy_j"] / (energy or 1.0)
+
+
+def ranked(ranking: pd.DataFrame, names: Mapping[Any, str], by: str, prices: Prices) -> pd.DataFrame:
+    """A ranking as people are shown it: `by` (who), Processes, GPU-hours, On GPU (s), Held idle (s), Memory-hours,
+    Energy, Share (percent of all energy), Cost where there are prices, and Estimate. Files: export.usage."""
     table = pd.DataFrame(
         {
             by: called(ranking, names),
             "Processes": ranking["processes"],
             **{name: measure(ranking, name, prices) for name in MEASURES if name != "Cost"},
-            "Share": 100 * ranking["energy_j"] / energy if energy else 0.0,
+            "Share": shares(ranking),
             "On GPU": ranking["seconds"],
             "Held idle": ranking["idle_s"],
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -10,12 +10,14 @@ import streamlit as st
 from gpumon_core import figures, ledger, runtime
 from gpumon_core import format as fmt
 from gpumon_core.export import csv
+from gpumon_core.export import usage as export
 from gpumon_core.health import Health
-from gpumon_core.store.usage import OWN, Dimension, Scope
+from gpumon_core.store.dimensions import DIMENSIONS, Dimension
+from gpumon_core.store.usage import OWN, Scope
 from pages.ui import chrome, data, filters, plot, tables
 
 RANGES = ("6h", "24h", "3d", "7d", "30d", "1y")
-TITLES: dict[str, Dimension] = {name.capitalize(): name for name in get_args(Dimension)} | {"GPU": "gpu"}
+TITLES: dict[str, Dimension] = {name.capitalize(): name for name in DIMENSIONS} | {"GPU": "gpu"}
 TITLES.pop("Gpu")
 # So many parts are drawn apart from each other.
 TOP = 7
@@ -89,7 +91,10 @@ def used(at: data.Tick, chosen: Scope, totals: pd.DataFrame) -> None:
         over_time(at, by, chosen, top, names, measure)
     ranked = ledger.ranked(ranking, names, by_title or "User", prices)
     tables.show(tables.usage(ranked), f"usage_{by}", f"Use of the GPUs by {by}", currency=prices.currency)
-    tables.download("usage", lambda: csv.usage_csv(ranked, prices.currency), ranked.empty, zone, "usage_csv")
+    whole = export.named(ranking, names)
+    tables.download(
+        f"usage-{by}", lambda: export.ranking_table(prices).csv(whole, zone), whole.empty, zone, "usage_csv"
+    )
     notes = [f"Counted by the hour, from {fmt.moment(chosen.first_hour, zone)} ({chrome.zone_label()})."]
     if ranked["Estimate"].any():
         notes.append(
@@ -209,7 +214,7 @@ def models(at: data.Tick, chosen: Scope) -> None:
         return
     shown = tables.sessions(frame, zone)
     tables.show(shown, "sessions", "Models and when they were loaded", height=420 if len(frame) > 10 else "auto")
-    tables.download("models", lambda: csv.sessions_csv(frame, zone), False, zone, "sessions_csv")
+    tables.download("models", lambda: export.SESSIONS.csv(frame, zone), False, zone, "sessions_csv")
 
 
 chrome.live("Usage", body, REFRESH_S)

@@ -361,7 +361,8 @@ def test_pages_neither_repeat_nor_miss_a_row_while_rows_are_added(
         ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "application/json"),
         ("text/csv;q=0", "application/json"),
         ("image/png", "application/json"),
-        (";;q=,,;q=nan, text/csv;q=inf;x", "text/csv; charset=utf-8"),
+        ("application/json;q=0, */*", "text/csv; charset=utf-8"),
+        (";;q=,,;q=nan, text/csv;q=inf;x", "application/json"),
     ],
 )
 def test_accept_chooses_the_format_where_the_query_does_not(

@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
+from cli import gpumon, settings
 from conftest import Server
 from fake_nvml import FakeNvml
 from filled import NOW, filled, serving
@@ -388,6 +389,18 @@ def test_use_is_the_pages_ranking_in_pages_and_whole(gpus: sa.Engine, ask: Ask, 
     assert whole["currency"] is None
     table = ask(f"/api/v1/usage?by={by}&format=parquet")
     assert pq.read_table(io.BytesIO(table.body))["Name"].to_pylist() == [row["name"] for row in rows]
+
+
+def test_use_is_the_same_on_the_command_line(gpus: sa.Engine, ask: Ask) -> None:
+    told = ask("/api/v1/usage?by=process&limit=1000").json()
+    environ = settings(Path(str(gpus.url.database)).parent, GPUMON_SOURCE="demo")
+    words = ("usage", "--by", "process", "--since", str(told["from_epoch"]), "--until", str(told["to_epoch"]))
+    found = json.loads(gpumon(environ, *words, "--format", "json").stdout)
+    assert found["usage"] == told["usage"]
+    assert (found["by"], found["currency"]) == (told["by"], told["currency"])
+    served = ask(f"/api/v1/usage?by=process&from={told['from_epoch']}&to={told['to_epoch']}&format=csv")
+    written = gpumon(environ, *words, "--format", "csv").stdout
+    assert written.splitlines() == served.body.decode().splitlines()
 
 
 def test_use_costs_what_the_settings_say(gpus: sa.Engine, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

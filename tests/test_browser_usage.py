@@ -218,7 +218,7 @@ def test_the_csv_is_the_table(page: Page, history: History, view: Callable[..., 
     eventually(lambda: len(column(page, "Process")) == 4)
     rows = download(page, 0, tmp_path / "usage.csv")
     evil = "'=cmd|' /C calc'!A0 (9)"
-    assert [row["Process"] for row in rows] == [
+    assert [row["Name"] for row in rows] == [
         evil if name.startswith("=") else name for name in column(page, "Process")
     ]
     for title, shown in (("GPU-hours (h)", "GPU-hours"), ("Energy (kWh)", "Energy"), ("Cost (CHF)", "Cost")):
@@ -227,7 +227,7 @@ def test_the_csv_is_the_table(page: Page, history: History, view: Callable[..., 
     [(seconds,)] = history.ask(
         "SELECT sum(h.seconds) FROM process_hours h JOIN gpu_processes p ON p.id = process_id WHERE pid = 8"
     )
-    assert next(float(row["On GPU (s)"]) for row in rows if row["Process"] == "train.py (8)") == seconds
+    assert next(float(row["On GPU (s)"]) for row in rows if row["Name"] == "train.py (8)") == seconds
 
 
 def test_cost_is_shown_with_its_currency(page: Page, history: History, view: Callable[..., Server]) -> None:

@@ -12,14 +12,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from cli import HOSTILE, NOON, PROGRAM, gpumon, record, settings
 from conftest import ROOT
 
 from gpumon_core.__main__ import VERBS, module, parser
-from gpumon_core.cli import usage as verb
 from gpumon_core.store import database, usage
 
 SINCE = ("--since", str(NOON - 3600))
@@ -138,24 +136,20 @@ def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else(folder: Path, tmp_path: P
 # ---- usage -------------------------------------------------------------------------------------------
 
 
-def test_usage_can_be_asked_by_all_that_the_page_can() -> None:
-    assert get_args(usage.Dimension) == verb.DIMENSIONS
-
-
 def test_the_parts_of_usage_are_the_whole_in_every_format(folder: Path) -> None:
     environ = settings(folder, GPUMON_PRICE_PER_KWH="0.5", GPUMON_CURRENCY="CHF")
     scope = usage.Scope(NOON - 3600, NOON + 7200)
     whole = usage.gpu_totals(database.open_for_reading(f"sqlite:///{folder / 'gpumon.db'}"), scope)
     energy = whole["energy_j"].sum() / 3.6e6
     told = json.loads(gpumon(environ, "usage", *SINCE, "--by", "model", "--format", "json").stdout)
-    assert told["total"]["energy_kwh"] == pytest.approx(energy, rel=0.001)
-    assert sum(row["energy_kwh"] for row in told["rows"]) == pytest.approx(energy, rel=0.001)
-    assert told["total"]["cost"] == pytest.approx(energy / 2, rel=0.001)
-    assert told["total"]["energy_share_percent"] == pytest.approx(100)
-    assert told["total"]["gpu_hours"] == pytest.approx(whole["busy_s"].sum() / 3600, rel=0.001)
-    assert (told["currency"], told["rows"][0]["name"]) == ("CHF", "a:7b")
+    assert told["together"]["energy_kwh"] == pytest.approx(energy, rel=0.001)
+    assert sum(row["energy_kwh"] for row in told["usage"]) == pytest.approx(energy, rel=0.001)
+    assert told["together"]["cost"] == pytest.approx(energy / 2, rel=0.001)
+    assert told["together"]["energy_share_percent"] == pytest.approx(100)
+    assert told["together"]["gpu_hours"] == pytest.approx(whole["busy_s"].sum() / 3600, rel=0.001)
+    assert (told["currency"], told["usage"][0]["name"]) == ("CHF", "a:7b")
     rows = list(csv.DictReader(io.StringIO(gpumon(environ, "usage", *SINCE, "--format", "csv").stdout)))
-    assert {"ada", "grace"} <= {row["User"] for row in rows}
+    assert {"ada", "grace"} <= {row["Name"] for row in rows}
     assert sum(float(row["Energy (kWh)"]) for row in rows) == pytest.approx(energy, rel=0.001)
     table = gpumon(environ, "usage", *SINCE, "--by", "process").stdout
     assert f"{energy:.3f}" in table.splitlines()[-1]

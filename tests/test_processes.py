@@ -118,6 +118,27 @@ def test_a_process_that_goes_on_was_seen_just_now(ledger: sa.Engine, database_ur
         assert frame.loc[8, ["last_seen", "lifetime_s"]].tolist() == [400, 100]
 
 
+def test_those_that_were_seen_last_are_found_in_order(
+    ledger: sa.Engine, writer: Writer, database_url: str
+) -> None:
+    def pids(most: int, **filters: object) -> list[int]:
+        frame = processes.seen_last(ledger, ProcessFilter(**filters), most)  # type: ignore[arg-type]
+        whole = process_history(ledger).set_index("process_id").loc[frame["process_id"]].reset_index()
+        pd.testing.assert_frame_equal(frame, whole[frame.columns])
+        return frame["pid"].tolist()
+
+    # As among hundreds of processes, of which few are brought up to date with each tick.
+    with database.open_for_writing(database_url).begin() as connection:
+        connection.execute(sa.update(gpu_processes).where(gpu_processes.c.pid == 8).values(last_seen=100))
+    assert pids(100) == [9, 8, 70, 7]
+    assert pids(2) == [9, 8]
+    assert pids(100, start=200, gpu_ids=(2, 3)) == [8, 70]
+    assert pids(100, text="no such process") == []
+    # One that is on two GPUs is still one.
+    writer.write(tick(500, {(0, 7): 10, (1, 7): 20, (2, 8): 10}), PEOPLE)
+    assert pids(3) == [8, 7, 9]
+
+
 def test_what_a_process_did_is_added_up_over_its_gpus(writer: Writer, engine: sa.Engine) -> None:
     def at(now: int, *rows: ProcessReading) -> Snapshot:
         plain = tick(now, gpus=GPUS[:2])

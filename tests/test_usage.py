@@ -14,7 +14,8 @@ from test_writer import GPUS, HOST, who
 
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.store import database, usage
-from gpumon_core.store.usage import OWN, Dimension, Scope
+from gpumon_core.store.dimensions import Dimension
+from gpumon_core.store.usage import OWN, Scope
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, ProcessReading, Snapshot
 

@@ -12,7 +12,8 @@ import pytest
 from drawn import drawn
 
 from gpumon_core import figures, ledger
-from gpumon_core.export.csv import PROGRAM, TIME_UNITS, idle_csv, plain_csv, sessions_csv, usage_csv
+from gpumon_core.export.csv import PROGRAM, TIME_UNITS, idle_csv, plain_csv
+from gpumon_core.export.usage import SESSIONS, named, ranking_table
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NOON = 1_795_431_600  # 2026-11-23 12:00 in Berlin.
@@ -106,11 +107,13 @@ def test_a_ranking_has_its_units_and_currency_and_everything_that_the_table_has(
         }
     )
     names = {FORMULA: FORMULA, "ada": "ada"}
-    table = ledger.ranked(ranking, names, "User", ledger.Prices(0.25, None, "CHF"))
-    rows = read(usage_csv(table, "CHF"))
+    whole = named(ranking, names)
+    rows = read(ranking_table(ledger.Prices(0.25, None, "CHF")).csv(whole, BERLIN))
     assert rows[0] == {
-        "User": "'" + FORMULA,
-        "Processes": "1.0",
+        "Name": "'" + FORMULA,
+        "Kind": "part",
+        "Key": "'" + FORMULA,
+        "Processes": "1",
         "GPU-hours (h)": "1.0",
         "Memory-hours (GiB h)": "1.0",
         "Energy (kWh)": "1.0",
@@ -121,8 +124,15 @@ def test_a_ranking_has_its_units_and_currency_and_everything_that_the_table_has(
         "Estimate": "True",
     }
     assert len(rows) == 2
-    free = ledger.ranked(ranking, names, "User", ledger.Prices(None, None, "CHF"))
-    assert not any("CHF" in title for title in read(usage_csv(free, "CHF"))[0])
+    free = read(ranking_table(ledger.Prices(None, None, "CHF")).csv(whole, BERLIN))
+    assert [row["Cost (CHF)"] for row in free] == ["", ""], "without a price"
+    shown = ledger.ranked(ranking, names, "User", ledger.Prices(0.25, None, "CHF"))
+    for title, header in (
+        ("GPU-hours", "GPU-hours (h)"),
+        ("Share", "Share (% of energy)"),
+        ("Cost", "Cost (CHF)"),
+    ):
+        assert [float(row[header]) for row in rows] == shown[title].tolist(), "the table that is shown"
 
 
 def test_where_the_time_went_is_in_hours() -> None:
@@ -186,9 +196,12 @@ def test_model_sessions_have_units_offsets_and_no_formulas() -> None:
             "name": ["@ollama"],
             "pid": [7],
             "username": [None],
+            "gpu_id": [1],
+            "process_id": [2],
+            "session_id": [3],
         }
     )
-    [row] = read(sessions_csv(frame, BERLIN))
+    [row] = read(SESSIONS.csv(frame, BERLIN))
     assert (row["Model"], row["Workload"], row["Name"], row["User"]) == ("'=qwen", "'+Ollama", "'@ollama", "")
     assert (row["Loaded"], row["Last seen"]) == ("2026-11-23T12:00:00+01:00", "2026-11-23T13:00:00+01:00")
     assert (row["Loaded for (s)"], row["Still loaded"]) == ("3600", "False")

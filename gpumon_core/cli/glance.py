@@ -73,17 +73,18 @@ class View:
 def of_snapshot(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], simulated: bool) -> View:
     """What the driver said."""
     values = {reading.uuid: reading.values for reading in snapshot.readings}
-    labels = {gpu.uuid: _label(gpu.index, gpu.mig_index) for gpu in snapshot.gpus}
+    labels = {gpu.uuid: fmt.gpu_label(gpu.index, gpu.mig_index) for gpu in snapshot.gpus}
     shown = []
     for gpu in snapshot.gpus:
-        state = "hung" if gpu.uuid in snapshot.hung else "lost" if gpu.uuid in snapshot.lost else "ok"
         whole = (gpu.memory_total_mib, gpu.power_limit_w)
-        shown.append(Gpu(labels[gpu.uuid], _short(gpu.name), state, values.get(gpu.uuid, {}), *whole))
+        shown.append(
+            Gpu(labels[gpu.uuid], _short(gpu.name), snapshot.state_of(gpu.uuid), values.get(gpu.uuid, {}), *whole)
+        )
     processes = []
     for process in snapshot.processes:
         who = identities.get(process.pid, ProcessIdentity(process.pid))
         runs = who.program or NOTHING
-        container = runs.pod or runs.container_name or (runs.container_id or "")[:12]
+        container = fmt.container(runs.pod, runs.container_name, runs.container_id)
         texts = (who.user, container, runs.workload, runs.model, who.name)
         processes.append(
             Process(
@@ -113,14 +114,14 @@ def of_recorder(engine: Engine, host: str, now: float, simulated: bool) -> View 
         if row["host"] == host:
             values = {key: _known(row[key]) for key in METRICS}
             whole = (_known(row["memory_total_mib"]), _known(row["power_limit_w"]))
-            label = _label(row["gpu_index"], row["mig_index"])
+            label = fmt.gpu_label(row["gpu_index"], row["mig_index"])
             gpus.append(Gpu(label, _short(row["name"]), row["state"], values, *whole))
     for row in frames.active_processes(engine).to_dict("records"):
         if row["host"] == host:
-            container = row["pod"] or row["container_name"] or (row["container_id"] or "")[:12]
+            container = fmt.container(row["pod"], row["container_name"], row["container_id"])
             texts = (row["username"], container, row["workload"], row["model"], row["name"])
             numbers = (_known(row["memory"]), _known(row["sm_utilization"]))
-            label = _label(row["gpu_index"], row["mig_index"])
+            label = fmt.gpu_label(row["gpu_index"], row["mig_index"])
             processes.append(Process(label, row["pid"], row["kind"], *numbers, *(text or "" for text in texts)))
     age = max(0, round(now - machine["last_seen"]))
     told = f"recorded {age} s ago" + (", simulated GPUs" if simulated else "")
@@ -135,10 +136,6 @@ def _headline(host: str, driver: str | None, cuda: str | None, told: str) -> str
 
 def _ranked(processes: Sequence[Process]) -> tuple[Process, ...]:
     return tuple(sorted(processes, key=lambda process: (-(process.memory or 0), process.pid)))
-
-
-def _label(index: int, mig_index: float | None) -> str:
-    return str(index) if fmt.missing(mig_index) else f"{index}:{mig_index:.0f}"
 
 
 def _short(name: str | None) -> str:
@@ -165,28 +162,34 @@ def lines(view: View, columns: int | None, rows: int | None, colours: bool, note
         head = cut(head, columns)
     shown = [head]
     if note:
-        warning = fmt.printable(note) if columns is None else cut(fmt.printable(note), columns)
+        warning = _fitted(fmt.printable(note), columns)
         shown.append(painted(warning, Level.CRITICAL) if colours else warning)
     shown.append("")
     # Titles, a blank line and what is for processes stand below the GPUs.
     room = None if rows is None else max(1, rows - len(shown) - 2 - PROCESS_LINES)
     gpus, left_out = _first(view.gpus, room)
     shown += _gpu_lines(gpus, columns, colours)
-    shown += [f"… and {left_out} more GPUs"] if left_out else []
+    shown += [_fitted(f"… and {left_out} more GPUs", columns)] if left_out else []
     shown.append("")
     room = None if rows is None else max(0, rows - len(shown) - 1)
     processes, left_out = _first(view.processes, room)
-    shown += _process_lines(processes, columns) if view.processes else ["No process is using a GPU."]
-    shown += [f"… and {left_out} more processes"] if left_out else []
+    nobody = [_fitted("No process is using a GPU.", columns)]
+    shown += _process_lines(processes, columns) if view.processes else nobody
+    shown += [_fitted(f"… and {left_out} more processes", columns)] if left_out else []
     return shown if rows is None else shown[:rows]
 
 
 def _first(all_of_them: Sequence[One], room: int | None) -> tuple[Sequence[One], int]:
-    """Those that there are lines for, and how many are left out, for which a line tells."""
+    """Those that there are lines for, and how many are left out, of which a line tells. They are never one alone,
+    which would stand in that line itself."""
     if room is None or len(all_of_them) <= room:
         return all_of_them, 0
     shown = max(0, room - 1)
     return all_of_them[:shown], len(all_of_them) - shown
+
+
+def _fitted(text: str, columns: int | None) -> str:
+    return text if columns is None else cut(text, columns)
 
 
 @dataclass(frozen=True, slots=True)

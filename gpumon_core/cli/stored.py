@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from gpumon_core.cli import terminal
+from gpumon_core.format import gpu_label
 from gpumon_core.settings import Settings, mask_password
 from gpumon_core.store import database
 from gpumon_core.store.schema import gpus, hosts
@@ -91,7 +92,7 @@ def gpu_ids(engine: Engine, wanted: Sequence[str] | None) -> tuple[int, ...] | N
         rows = connection.execute(query.order_by(hosts.c.name, gpus.c.gpu_index, gpus.c.mig_index)).all()
     names: dict[str, list[int]] = {}
     for row in rows:
-        label = str(row.gpu_index) + ("" if row.mig_index is None else f":{row.mig_index}")
+        label = gpu_label(row.gpu_index, row.mig_index)
         for name in (label, f"{row.name}/{label}", row.uuid):
             names.setdefault(name.lower(), []).append(row.id)
     found: list[int] = []

@@ -67,20 +67,6 @@ def _offset(seconds: int) -> str:
     return datetime(2000, 1, 1, tzinfo=timezone(timedelta(seconds=seconds))).isoformat()[19:]
 
 
-def usage_csv(ranked: pd.DataFrame, currency: str) -> bytes:
-    """ledger.ranked as UTF-8 CSV."""
-    units = {
-        "GPU-hours": "h",
-        "Memory-hours": "GiB h",
-        "Energy": "kWh",
-        "Share": "% of energy",
-        "On GPU": "s",
-        "Held idle": "s",
-        "Cost": currency,
-    }
-    return plain_csv(ranked, units)
-
-
 # Of tables.time_split.
 TIME_UNITS = dict.fromkeys(("Busy", "Held idle", "Free", "Not recorded"), "h")
 
@@ -107,28 +93,6 @@ def idle_csv(frame: pd.DataFrame, zone: ZoneInfo) -> bytes:
             "Held idle (s)": frame["idle_s"].round(),
             "Memory wasted (GiB h)": (frame["wasted_mib_s"] / 1024 / 3600).round(3),
             **{title: frame[column].map(harmless) for title, column in PROGRAM.items()},
-        }
-    )
-    return _written(table)
-
-
-def sessions_csv(frame: pd.DataFrame, zone: ZoneInfo) -> bytes:
-    """usage.sessions as UTF-8 CSV."""
-    table = pd.DataFrame(
-        {
-            "Model": frame["model"].map(harmless),
-            "Host": frame["host"].map(harmless),
-            "GPU": gpu_labels(frame["gpu_index"], frame["mig_index"]),
-            "Loaded": iso(frame["first_seen"], zone),
-            "Last seen": iso(frame["last_seen"], zone),
-            "Loaded for (s)": frame["lifetime_s"],
-            "Still loaded": frame["running"],
-            "Maximum memory (MiB)": frame["max_memory"].astype("Int64"),
-            "Average memory (MiB)": frame["avg_memory"].round(1),
-            "Workload": frame["workload"].map(harmless),
-            "Name": frame["name"].map(harmless),
-            "PID": frame["pid"],
-            "User": frame["username"].map(harmless),
         }
     )
     return _written(table)

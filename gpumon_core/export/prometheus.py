@@ -6,10 +6,9 @@ Everything comes from memory: a scrape asks neither the driver nor the database.
 from __future__ import annotations
 
 import gzip
-import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
 from prometheus_client import exposition
 from prometheus_client.openmetrics import exposition as openmetrics
@@ -19,11 +18,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gpumon_core import runtime
+from gpumon_core.export import accept
 from gpumon_core.export.families import Families, collect
 from gpumon_core.export.scene import Scene
 from gpumon_core.health import fresh_within_s
 
 PATH = "/metrics"
+TEXT, OPENMETRICS = exposition.CONTENT_TYPE_PLAIN_0_0_4, openmetrics.CONTENT_TYPE_LATEST
 _ESCAPES = str.maketrans({"\\": "\\\\", "\n": "\\n", '"': '\\"'})
 
 
@@ -118,29 +119,14 @@ def compress(body: bytes) -> bytes:
 kept = Kept()
 
 
-def _weights(header: Iterable[str]) -> Iterator[tuple[str, Mapping[str, str], float]]:
-    """Every choice of an Accept or Accept-Encoding header: its name, its parameters and its weight (RFC 9110)."""
-    for part in ",".join(header).split(","):
-        name, *rest = (piece.strip().lower() for piece in part.split(";"))
-        parameters = {key.strip(): value.strip() for key, _, value in (piece.partition("=") for piece in rest)}
-        weight = parameters.pop("q", "1")
-        yield name, parameters, float(weight) if re.fullmatch(r"[01](\.\d{0,3})?", weight, re.ASCII) else 0.0
+def wants_openmetrics(headers: Iterable[str]) -> bool:
+    """Whether a client's Accept would rather have OpenMetrics 1.0 than the text format."""
+    return accept.preferred(headers, (TEXT, OPENMETRICS)) == OPENMETRICS
 
 
-def wants_openmetrics(accept: Iterable[str]) -> bool:
-    """Whether a client would rather have OpenMetrics 1.0 than the text format."""
-    best = {"openmetrics": 0.0, "text": 0.0}
-    for name, parameters, weight in _weights(accept):
-        if name == "application/openmetrics-text" and parameters.get("version", "1.0.0") == "1.0.0":
-            best["openmetrics"] = max(best["openmetrics"], weight)
-        elif name in ("text/plain", "text/*"):
-            best["text"] = max(best["text"], weight)
-    return best["openmetrics"] > 0 and best["openmetrics"] >= best["text"]
-
-
-def wants_gzip(accept_encoding: Iterable[str]) -> bool:
-    """Whether a client takes gzip."""
-    return any(name in ("gzip", "x-gzip") and weight > 0 for name, _, weight in _weights(accept_encoding))
+def wants_gzip(headers: Iterable[str]) -> bool:
+    """Whether a client's Accept-Encoding takes gzip, and would not rather have the body as it is."""
+    return accept.preferred(headers, ("gzip", "identity")) == "gzip"
 
 
 def metrics(request: Request) -> Response:
@@ -157,7 +143,7 @@ def metrics(request: Request) -> Response:
     headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Vary": "Accept, Accept-Encoding"}
     if zipped:
         headers["Content-Encoding"] = "gzip"
-    media_type = openmetrics.CONTENT_TYPE_LATEST if as_openmetrics else exposition.CONTENT_TYPE_PLAIN_0_0_4
+    media_type = OPENMETRICS if as_openmetrics else TEXT
     return Response(body, headers=headers | {"Content-Type": media_type})
 
 

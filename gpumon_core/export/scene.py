@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from heapq import nlargest
 
+from gpumon_core import format as fmt
 from gpumon_core.attribution.records import ProcessIdentity, Program, is_placeholder
 from gpumon_core.newest import Newest, Values
 from gpumon_core.recorder import State
@@ -176,7 +177,8 @@ def _process_labels(process: ProcessReading, who: ProcessIdentity) -> Labels:
         type=process.kind,
         name=who.name,
         user=who.user,
-        container=program.container_name or (program.container_id or "")[:12],
+        # Without its pod, which has a label of its own: the label is the container's, as with DCGM's exporter.
+        container=fmt.container(None, program.container_name, program.container_id),
         namespace=program.namespace,
         pod=program.pod,
         workload=program.workload,

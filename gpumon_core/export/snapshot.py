@@ -33,7 +33,7 @@ def as_json(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
         "host": asdict(snapshot.host),
         "gpus": [
             asdict(gpu)
-            | {"state": _state(snapshot, gpu.uuid), "sampling": sampling.get(gpu.uuid)}
+            | {"state": snapshot.state_of(gpu.uuid), "sampling": sampling.get(gpu.uuid)}
             | nothing
             | dict(values.get(gpu.uuid, {}))
             for gpu in snapshot.gpus
@@ -68,6 +68,7 @@ def as_text(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
         "",
     ]
     values = {reading.uuid: reading.values for reading in snapshot.readings}
+    labels = {gpu.uuid: fmt.gpu_label(gpu.index, gpu.mig_index) for gpu in snapshot.gpus}
     keys = COLUMNS
     rows = [["GPU", "Name", *(GPU_METRICS_BY_KEY[key].label for key in keys)]]
     for gpu in snapshot.gpus:
@@ -75,13 +76,12 @@ def as_text(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
         shown = [" ".join(_value(gpu, key, read.get(key))) for key in keys]
         rows.append(
             [
-                _label(gpu),
+                labels[gpu.uuid],
                 gpu.name or fmt.MISSING,
-                *([_state(snapshot, gpu.uuid)] if gpu.uuid in snapshot.lost else shown),
+                *([snapshot.state_of(gpu.uuid)] if gpu.uuid in snapshot.lost else shown),
             ]
         )
     lines += aligned(rows)
-    labels = {gpu.uuid: _label(gpu) for gpu in snapshot.gpus}
     rows = [["GPU", "PID", "Type", "Memory", "SM", "User", "Name", "Workload", "Model"]]
     for process in sorted(snapshot.processes, key=lambda item: -(item.memory_mib or 0)):
         who = identities[process.pid]
@@ -102,15 +102,7 @@ def as_text(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
     return "\n".join(lines)
 
 
-def _state(snapshot: Snapshot, uuid: str) -> str:
-    return "hung" if uuid in snapshot.hung else "lost" if uuid in snapshot.lost else "ok"
-
-
 def _value(gpu: GpuInfo, key: str, number: float | None) -> list[str]:
     metric = GPU_METRICS_BY_KEY[key]
     whole = getattr(gpu, metric.share_of) if metric.share_of else None
     return [part for part in fmt.value_of(metric, number, whole) if part]
-
-
-def _label(gpu: GpuInfo) -> str:
-    return str(gpu.index) + ("" if gpu.mig_index is None else f":{gpu.mig_index}")

@@ -107,6 +107,10 @@ class Table:
             shown = {one.header: _as_text(one, frame, zone) for one in self.columns}
             yield _lines(pd.DataFrame(shown), header=False)
 
+    def csv(self, frame: pd.DataFrame, zone: ZoneInfo) -> bytes:
+        """One frame as a whole CSV."""
+        return b"".join(self.csv_chunks([frame], zone))
+
     def parquet_chunks(self, pieces: Iterable[pd.DataFrame]) -> Iterator[bytes]:
         """Frames as one Parquet file, a row group for each.
 

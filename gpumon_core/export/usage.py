@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
 from gpumon_core.export.processes import GPU, HOUR_S, JOULES_PER_KWH
 from gpumon_core.export.tables import FLAG, MOMENT, NUMBER, TEXT, WHOLE, Column, Table, plain, scaled
 from gpumon_core.format import MIB_PER_GIB
-from gpumon_core.ledger import Prices
+from gpumon_core.ledger import Prices, called, shares
+
+
+def named(ranking: pd.DataFrame, names: Mapping[Any, str]) -> pd.DataFrame:
+    """The whole of a usage.ranking as ranking_table takes it."""
+    return ranking.assign(called=called(ranking, names), share=shares(ranking))
+
+
+def together(whole: pd.DataFrame) -> pd.DataFrame:
+    """One row with the sums of all rows that ranking_table takes."""
+    return whole.sum(numeric_only=True).to_frame().T.assign(called="", kind="", key=None)
 
 
 def ranking_table(prices: Prices) -> Table:
-    """Of frames of usage.ranking with `called` (ledger.called) and `share` (percent of all energy)."""
+    """Of frames of usage.ranking with `called` (ledger.called) and `share` (ledger.shares).
+
+    It has the same columns whatever has a price: `cost` is None where nothing has.
+    """
 
     def cost(frame: pd.DataFrame) -> pd.Series:
         found = prices.cost(frame["energy_j"], frame["busy_s"]).round(6)

@@ -6,7 +6,6 @@ seconds; a page turns them into the viewer's time zone.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from gpumon_core.format import gpu_label
 from gpumon_core.metrics import CHANGE_METRICS, PROCESS_METRICS, TICK_COLUMNS
 from gpumon_core.store.history import read as read_history
 from gpumon_core.store.schema import (
@@ -319,13 +319,8 @@ def with_programs(source: Engine | Connection, frame: pd.DataFrame) -> pd.DataFr
     return merged
 
 
-def gpu_label(index: int, mig_index: float | None) -> str:
-    """How a GPU is called where space is short: "3", or "3:1" for its MIG instance 1."""
-    return str(index) if mig_index is None or math.isnan(mig_index) else f"{index}:{int(mig_index)}"
-
-
 def gpu_labels(index: pd.Series, mig_index: pd.Series) -> pd.Series:
-    """gpu_label of many, as text."""
+    """format.gpu_label of many, as text."""
     called = [gpu_label(*one) for one in zip(index.tolist(), mig_index.tolist(), strict=True)]
     return pd.Series(called, index=index.index, dtype="str")
 

@@ -14,7 +14,8 @@ import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from gpumon_core.store.frames import ANSWERS, gpu_label
+from gpumon_core.format import gpu_label
+from gpumon_core.store.frames import ANSWERS
 from gpumon_core.store.schema import PROGRAM_COLUMNS, gpu_processes, gpus, hosts, process_gpus, programs
 
 Kind = Literal["C", "G", "M"]
@@ -201,6 +202,26 @@ def pages(engine: Engine, wanted: ProcessFilter = EVERYTHING, size: int = PAGE_R
             yield frame
         if len(frame) < size:
             return
+
+
+def seen_last(engine: Engine, wanted: ProcessFilter, most: int) -> pd.DataFrame:
+    """The rows of process_history that were seen last, at most so many, and in this order. Of those that were seen
+    at the same time, the newest come first."""
+    this = gpu_processes.c
+    # A row of a process that goes on is brought up to date now and then; it is there once for each of its GPUs.
+    now = running().add_columns(hosts.c.last_seen).distinct().subquery()
+    seen = sa.func.coalesce(now.c.last_seen, this.last_seen)
+    query = (
+        sa.select(this.id)
+        .outerjoin(now, now.c.process_id == this.id)
+        .where(*wanted.conditions(engine.dialect.name))
+        .order_by(seen.desc(), this.first_seen.desc(), this.id.desc())
+        .limit(most)
+    )
+    with engine.connect() as connection:
+        ids = connection.execute(query).scalars().all()
+        frame = _read(connection, _ledger(EVERYTHING, engine.dialect.name).where(this.id.in_(ids)))
+    return frame.sort_values(["last_seen", "first_seen", "process_id"], ascending=False, ignore_index=True)
 
 
 def usernames(engine: Engine) -> list[str]:

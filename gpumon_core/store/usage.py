@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from gpumon_core.store.dimensions import Dimension
 from gpumon_core.store.frames import fetch, gpu_labels, with_programs
 from gpumon_core.store.processes import CONTAINER, PAGE_ROWS, Position
 from gpumon_core.store.schema import (
@@ -29,7 +30,6 @@ from gpumon_core.store.schema import (
 )
 
 HOUR_S = 3600
-Dimension = Literal["user", "container", "workload", "model", "process", "gpu", "job"]
 # What is added up: the busy time that was its part of a GPU's, the time it was there, the time in which it
 # held memory and did nothing, memory held, and energy.
 SUMS = ("busy_s", "seconds", "idle_s", "memory_mib_s", "energy_j")

@@ -382,7 +382,7 @@ class Writer:
             self._load_gpus(connection, host_id)
         sampling = {reading.uuid: reading.sampling for reading in snapshot.readings}
         for info in snapshot.gpus:
-            state = "hung" if info.uuid in snapshot.hung else "lost" if info.uuid in snapshot.lost else "ok"
+            state = snapshot.state_of(info.uuid)
             known = self._gpus.get(info.uuid)
             mark = sampling.get(info.uuid, known.sampling if known else None)
             if known is not None and (known.info, known.state, known.sampling) == (info, state, mark):

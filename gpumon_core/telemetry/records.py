@@ -95,6 +95,10 @@ class Snapshot:
     hung: frozenset[str] = frozenset()
     nameless: frozenset[int] = frozenset()
 
+    def state_of(self, uuid: str) -> str:
+        """Whether a GPU answers: ok, lost, or hung."""
+        return "hung" if uuid in self.hung else "lost" if uuid in self.lost else "ok"
+
 
 class SourceUnavailable(Exception):
     """No reading can be had at all. `str()` says why, `remedy` what to do about it."""

@@ -17,8 +17,9 @@ from gpumon_core import cards, importer, original, runtime
 from gpumon_core.health import Health
 from gpumon_core.original import Contents
 from gpumon_core.store import database, frames, processes, usage
+from gpumon_core.store.dimensions import Dimension
 from gpumon_core.store.processes import ProcessFilter
-from gpumon_core.store.usage import Dimension, Scope
+from gpumon_core.store.usage import Scope
 
 # A database and the time of its newest sample.
 Tick = tuple[str, int | None]

@@ -11,6 +11,7 @@ import pandas as pd
 import streamlit as st
 from streamlit.elements.lib.column_types import ColumnConfig
 
+from gpumon_core import format as fmt
 from gpumon_core.format import MIB_PER_GIB, MISSING, sortable_duration
 from gpumon_core.ledger import JOULES_PER_KWH
 from gpumon_core.store.frames import gpu_labels
@@ -49,8 +50,9 @@ def active(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
 
 
 def container(frame: pd.DataFrame) -> pd.Series:
-    """What a process's container is called: by its pod, its name, or as engines shorten its id."""
-    return frame["pod"].fillna(frame["container_name"]).fillna(frame["container_id"].str.slice(0, 12))
+    """format.container of many."""
+    parts = zip(frame["pod"], frame["container_name"], frame["container_id"], strict=True)
+    return pd.Series([fmt.container(*one) for one in parts], index=frame.index, dtype="object")
 
 
 # Of the ledger's columns, those that are shown when the reader asks for them.

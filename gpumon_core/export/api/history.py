@@ -22,6 +22,7 @@ from gpumon_core.export.api.resource import (
     object_schema,
 )
 from gpumon_core.export.parameters import TZ, Parameter, one_of, whole
+from gpumon_core.format import gpu_label
 from gpumon_core.metrics import GPU_METRICS_BY_KEY
 
 if TYPE_CHECKING:
@@ -79,7 +80,6 @@ def _columns(gpu: dict[Any, Any], frame: pd.DataFrame, metrics: tuple[str, ...],
     """A GPU's history as columns of equal length."""
     from gpumon_core.export.csv import iso
     from gpumon_core.export.gpus import AGGREGATES, numbers
-    from gpumon_core.store.frames import gpu_label
 
     return {
         "gpu_id": gpu["id"],

@@ -80,17 +80,11 @@ def history(_: Request, values: Values, engine: Engine) -> Response:
 
 def processes(_: Request, values: Values, engine: Engine) -> Response:
     """The hundred processes that were seen last."""
-    import pandas as pd
-
     from gpumon_core.store import processes as ledger
 
     gpu = _gpu(values, engine)
     wanted = ledger.ProcessFilter(start=ranges.newest(engine) - KEPT_S, gpu_ids=(gpu["id"],))
-    # Of any number of them, a hundred are kept.
-    last = ledger.process_history(engine, ledger.ProcessFilter(process_ids=(0,)))
-    for page in ledger.pages(engine, wanted):
-        last = pd.concat([last, page]).nlargest(MOST_PROCESSES, "last_seen")
-    return as_json(_processes(last, values["tz"]))
+    return as_json(_processes(ledger.seen_last(engine, wanted, MOST_PROCESSES), values["tz"]))
 
 
 def _gpu(values: Values, engine: Engine) -> dict[Any, Any]:

@@ -24,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from gpumon_core import runtime
+from gpumon_core.export import accept
 from gpumon_core.export.parameters import LARGEST, LAST_MOMENT, BadParameter, Parameter, one_of, read, whole, words
 from gpumon_core.store import database
 
@@ -31,22 +32,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from gpumon_core.export.tables import Table
+    from gpumon_core.store.processes import Position
 
 log = logging.getLogger(__name__)
 
 Values = Mapping[str, Any]
 Schema = Mapping[str, Any]
-# Where a row stands in the order of a list.
-Position = tuple[int, int]
 # What each format is called in Content-Type.
 MEDIA_TYPES = {"json": "application/json", "csv": "text/csv", "parquet": "application/vnd.apache.parquet"}
 PROBLEM = "application/problem+json"
-# Accept also names families of them.
-_ACCEPTED = {media_type: name for name, media_type in MEDIA_TYPES.items()} | {
-    "text/*": "csv",
-    "application/*": "json",
-    "*/*": "json",
-}
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Vary": "Accept"}
 MOST_ROWS = 1000
 
@@ -154,16 +148,10 @@ PROBLEM_SCHEMA: Schema = {
 }
 
 
-def preferred(accept: Iterable[str]) -> str:
+def preferred(headers: Iterable[str]) -> str:
     """The format that the Accept headers of a request prefer; JSON where they name none that there is."""
-    best, most = "json", 0.0
-    for part in ",".join(accept).split(","):
-        media_type, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        weights = [piece[2:] for piece in parameters if re.fullmatch(r"q=[01](\.\d{0,3})?", piece, re.ASCII)]
-        weight = float(weights[0]) if weights else 1.0
-        if media_type in _ACCEPTED and weight > most:
-            best, most = _ACCEPTED[media_type], weight
-    return best
+    chosen = accept.preferred(headers, MEDIA_TYPES.values())
+    return next((name for name, media_type in MEDIA_TYPES.items() if media_type == chosen), "json")
 
 
 def as_json(answer: Any) -> Response:

@@ -24,16 +24,15 @@ from gpumon_core.export.api.resource import (
     page_schema,
 )
 from gpumon_core.export.parameters import LARGEST, TZ, Parameter, one_of, whole, words
+from gpumon_core.store.dimensions import DIMENSIONS, Dimension
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from gpumon_core.ledger import Prices
-    from gpumon_core.store.usage import Dimension, Scope
+    from gpumon_core.store.usage import Scope
 
 DEFAULT_RANGE = "7d"
-# store.usage.Dimension, which needs pandas.
-DIMENSIONS = ("user", "container", "workload", "model", "process", "gpu", "job")
 BY = Parameter("by", "Whose use is added up.", one_of(*DIMENSIONS), default="user")
 
 
@@ -66,14 +65,14 @@ def ranking(request: Request, values: Values, engine: Engine) -> Response:
     """How much each of a dimension used, the busiest first, and the GPUs' own rows after them."""
     from gpumon_core.export.tables import in_pieces
     from gpumon_core.export.usage import ranking_table
+    from gpumon_core.ledger import shares
     from gpumon_core.store import usage
 
     scope, prices = _scope(values, engine), _prices()
     table = ranking_table(prices)
     at, limit = after(values), values["limit"]
     ranked = usage.ranking(engine, values["by"], scope)
-    whole_j = ranked["energy_j"].sum()
-    ranked = ranked.assign(share=100 * ranked["energy_j"] / whole_j if whole_j else 0.0)
+    ranked = ranked.assign(share=shares(ranked))
     if values["format"] != "json":
         pieces = _named(engine, values["by"], in_pieces(ranked))
         return file(request, values, table, pieces, f"usage-{values['by']}", len(ranked))
