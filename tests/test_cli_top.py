@@ -129,10 +129,16 @@ def test_however_it_ends_the_terminal_is_as_it_was(folder: Path, how: str) -> No
         assert terminal.text.startswith("\x1b[?1049h\x1b[?25l")
 
 
+def stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 def test_suspended_it_gives_the_terminal_back_and_takes_it_again(folder: Path) -> None:
     with top(settings(folder), 80, 24) as terminal:
         terminal.process.send_signal(signal.SIGTSTP)
         terminal.until(lambda text: text.endswith(ENDED))
+        # What it was to be continued from must have come first.
+        terminal.until(lambda _: stopped(terminal.process.pid))
         terminal.process.send_signal(signal.SIGCONT)
         terminal.until(lambda text: text.count("\x1b[?1049h") == 2)
         terminal.key("q")
