@@ -25,11 +25,12 @@ from gpumon_core.original import (
 )
 from gpumon_core.settings import Settings, mask_password
 from gpumon_core.store import database
+from gpumon_core.store.accounts import longest_step
 from gpumon_core.store.lock import FileRecorderLock, Lock, ServerRecorderLock, recorder_lock
 from gpumon_core.store.placing import Before, Host, Place, Placer
 from gpumon_core.store.retention import Keep
 from gpumon_core.store.schema import gpu_metrics, gpus, hosts, imports
-from gpumon_core.store.writer import Writer, longest_step
+from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import SourceUnavailable
 
 HOUR_S = 3600
@@ -49,7 +50,7 @@ Progress = Callable[[float, float], None]
 
 
 class ImportRefused(Exception):
-    """Nothing was imported; `str()` says why and what to do, `status` is the exit status."""
+    """Nothing was imported; `str()` says why and what to do, up to the full stop; `status` is the exit status."""
 
     def __init__(self, sentence: str, status: int = 1) -> None:
         super().__init__(sentence)
@@ -365,7 +366,8 @@ def _known_gpus(
                 if gpu.parent_uuid is None
             ]
     except SourceUnavailable as error:
-        raise ImportRefused(f"the driver does not say which GPUs there are ({error}). {error.remedy}") from error
+        remedy = error.remedy.removesuffix(".")
+        raise ImportRefused(f"the driver does not say which GPUs there are ({error}). {remedy}") from error
     finally:
         observer.close()
     if not places:

@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from gpumon_core.store.accounts import longest_step
+
 METRICS, PROCESSES, SNAPSHOTS = "gpu_metrics", "gpu_processes", "process_snapshots"
 INDEX = "gpu_index"
 COLUMNS = {
@@ -45,7 +47,6 @@ NAME_LENGTH = 512
 # So many rows are in memory at a time, and so many of one second are believed.
 PAGE_ROWS = 20_000
 USUAL_INTERVAL_S = 4.0
-GAP_INTERVALS = 3
 # So long a program that writes to the file is waited for, and a question to a damaged file may take.
 BUSY_S = 5.0
 PATIENCE_S = 60.0
@@ -100,11 +101,6 @@ class Contents:
     rows: dict[str, int]
     first: int | None
     last: int | None
-
-
-def longest_step(interval_s: float) -> float:
-    """The longest time between two of its ticks that is not a gap."""
-    return max(GAP_INTERVALS * interval_s, interval_s + 2)
 
 
 class Original:

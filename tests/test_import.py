@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pynvml
 import pytest
 import sqlalchemy as sa
 import streamlit as st
@@ -777,6 +778,21 @@ def test_without_gpus_it_says_what_comes_first(environ: dict[str, str], fake: Fa
     assert "start gpumon" in line
 
 
+def test_a_driver_that_fails_while_it_is_asked_is_told_in_whole_sentences(
+    environ: dict[str, str], fake: FakeNvml, tmp_path: Path
+) -> None:
+    fake.add_gpu()
+    fake.fail("nvmlDeviceGetUtilizationRates", pynvml.NVML_ERROR_UNINITIALIZED)
+    file = Original(tmp_path / "gpu_metrics.db")
+    file.ticks(span(40))
+    done = gpumon(environ, "import", str(file.path))
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert "the driver does not say which GPUs there are" in line
+    assert line.endswith(".")
+    assert not line.endswith("..")
+
+
 def test_where_there_are_several_gpus_it_lists_them_and_asks(
     environ: dict[str, str], fake: FakeNvml, tmp_path: Path
 ) -> None:
@@ -791,6 +807,7 @@ def test_where_there_are_several_gpus_it_lists_them_and_asks(
     assert "GPU 0, NVIDIA RTX A6000, GPU-" in line
     assert "GPU 1, NVIDIA A100, GPU-" in line
     assert "Choose with --gpu GPU-" in line
+    assert ". (see" not in line
     assert gpumon(environ, "import", str(file.path), "--gpu", "1").returncode == 0
 
 

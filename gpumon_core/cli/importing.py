@@ -59,8 +59,9 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
     try:
         report = importer.run(settings, arguments.file, arguments.gpu, dry, bar.show)
     except importer.ImportRefused as refused:
-        kind = terminal.Usage if refused.status == terminal.WRONG else terminal.Failure
-        raise kind(f"{refused}.") from refused
+        if refused.status == terminal.WRONG:
+            raise terminal.Usage(str(refused)) from refused
+        raise terminal.Failure(f"{refused}.") from refused
     except OriginalError as error:
         raise terminal.Failure(str(error)) from error
     except SQLAlchemyError as error:

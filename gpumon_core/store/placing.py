@@ -32,6 +32,7 @@ from gpumon_core.store.accounts import (
     Use,
     Work,
     account,
+    longest_step,
     share_out,
 )
 from gpumon_core.store.bulk import Bulk, Row, adding, replacing, upsert
@@ -47,7 +48,7 @@ from gpumon_core.store.schema import (
     process_snapshots,
     scale,
 )
-from gpumon_core.store.writer import HEARTBEAT_S, LEDGER, USAGE, WORK, hours_bulk, longest_step
+from gpumon_core.store.writer import HEARTBEAT_S, LEDGER, USAGE, WORK, hours_bulk
 
 DAY_S, MINUTE_S = 86400, 60
 # What another program's tick tells, in this order.
@@ -223,7 +224,6 @@ class _Batch:
         self.snapshots: list[tuple[int, _Use, int | None, int]] = []
         self.usage: list[Row] = []
         self.new: list[Process] = []
-        self.processes: set[Process] = set()
         self.uses: set[_Use] = set()
         self.stretches: dict[tuple[int, int], _Stretch] = {}
 
