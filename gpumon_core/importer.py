@@ -18,11 +18,10 @@ from gpumon_core.original import (
     PROCESSES,
     SNAPSHOTS,
     Contents,
-    NamedGpu,
     Original,
-    OriginalError,
-    named_gpus,
 )
+from gpumon_core.original_file import OriginalError
+from gpumon_core.original_folder import NamedGpu, named_gpus
 from gpumon_core.settings import Settings, mask_password
 from gpumon_core.store import database
 from gpumon_core.store.accounts import longest_step
@@ -181,7 +180,7 @@ def run(
 ) -> Report:
     """Take the file into the history of this host; with `dry`, only find out what would come of it.
 
-    `progress` is told the hours done and the hours in all. Raises ImportRefused, original.OriginalError,
+    `progress` is told the hours done and the hours in all. Raises ImportRefused, original_file.OriginalError,
     database.DatabaseError, OSError, sqlalchemy.exc.SQLAlchemyError; what was committed before stays.
     """
     at = int(time.time() if now is None else now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -12,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 
 import pynvml
@@ -25,7 +27,9 @@ from originals import INTERVAL_S, Original
 from test_pages import open_page, texts, url, writer  # noqa: F401 - the fixtures of pages
 from test_writer import ask
 
-from gpumon_core import importer, original
+from gpumon_core import importer, original_file
+from gpumon_core.original import Original as OriginalReader
+from gpumon_core.original_folder import NamedGpu, named_gpus
 from gpumon_core.settings import Settings, load
 from gpumon_core.store import database, frames, processes, retention, rollups, usage
 from gpumon_core.store import placing as placing_module
@@ -416,21 +420,25 @@ PLACES = [
         ([0], False, [], ["GPU-aa1"], {0: 3}),
         ([0], False, [], ["id:5"], {0: 5}),
         ([0], False, [], ["5"], {0: 5}),
-        ([0], False, [original.NamedGpu(0, "A100")], [], {0: 5}),
+        ([0], False, [NamedGpu(0, "A100")], [], {0: 5}),
         ([0, 1], True, [], [], {0: 3, 1: 5}),
         ([0, 1], True, [], ["0=1", "1=GPU-aa1"], {0: 5, 1: 3}),
         (
             [0, 1],
             True,
-            [original.NamedGpu(0, "A100", "GPU-aa2"), original.NamedGpu(1, "x", "GPU-aa1")],
+            [NamedGpu(0, "A100", "GPU-aa2"), NamedGpu(1, "x", "GPU-aa1")],
             [],
             {0: 5, 1: 3},
         ),
-        ([0, 1], True, [original.NamedGpu(0, "H100", "GPU-bb")], [], {1: 5}),
+        ([0, 1], True, [NamedGpu(0, "H100", "GPU-bb")], [], {1: 5}),
     ],
 )
 def test_the_right_gpu_is_chosen(
-    indices: list[int], several: bool, named: list[original.NamedGpu], given: list[str], chosen: dict[int, int]
+    indices: list[int],
+    several: bool,
+    named: list[NamedGpu],
+    given: list[str],
+    chosen: dict[int, int],
 ) -> None:
     found = importer.choose(indices, several, named, PLACES, given, "here")
     assert {index: place.id for index, place in found.places.items()} == chosen
@@ -441,7 +449,7 @@ def test_the_right_gpu_is_chosen(
     ("indices", "several", "named", "given", "says"),
     [
         ([0], False, [], [], "several that it may be"),
-        ([0], False, [original.NamedGpu(0, "RTX 3090")], [], "'RTX 3090', which here does not have"),
+        ([0], False, [NamedGpu(0, "RTX 3090")], [], "'RTX 3090', which here does not have"),
         ([0], False, [], ["GPU-aa"], "means several"),
         ([0], False, [], ["7"], "is no GPU of here, which has GPU 0, A6000, GPU-aa1; GPU 1"),
         ([0], False, [], [""], "is no GPU"),
@@ -452,7 +460,7 @@ def test_the_right_gpu_is_chosen(
     ],
 )
 def test_a_gpu_that_cannot_be_known_is_asked_for(
-    indices: list[int], several: bool, named: list[original.NamedGpu], given: list[str], says: str
+    indices: list[int], several: bool, named: list[NamedGpu], given: list[str], says: str
 ) -> None:
     with pytest.raises(importer.ImportRefused) as caught:
         importer.choose(indices, several, named, PLACES, given, "here")
@@ -465,12 +473,12 @@ def test_what_lies_beside_the_file_names_the_gpu(tmp_path: Path) -> None:
     config = tmp_path / "gpu_config.json"
     config.write_text('{"gpu_name": "NVIDIA GeForce RTX 3090"}')
     for place in (tmp_path / "gpu_metrics.db", tmp_path / "history" / "gpu_metrics.db"):
-        assert original.named_gpus(place) == [original.NamedGpu(0, "NVIDIA GeForce RTX 3090")]
+        assert named_gpus(place) == [NamedGpu(0, "NVIDIA GeForce RTX 3090")]
     config.write_text(json.dumps({"gpus": [{"index": 1, "uuid": "GPU-x", "name": "GPU"}, {"index": "a"}, 3]}))
-    assert original.named_gpus(tmp_path / "gpu_metrics.db") == [original.NamedGpu(1, None, "GPU-x")]
+    assert named_gpus(tmp_path / "gpu_metrics.db") == [NamedGpu(1, None, "GPU-x")]
     for nonsense in (b"", b"[1]", b"\xff\xfe{", b'{"gpu_name": 3}', b"[" * 100_000):
         config.write_bytes(nonsense)
-        assert original.named_gpus(tmp_path / "gpu_metrics.db") == []
+        assert named_gpus(tmp_path / "gpu_metrics.db") == []
 
 
 def test_a_dry_run_counts_the_same_and_changes_nothing(
@@ -729,6 +737,68 @@ def test_a_file_of_another_user_in_a_folder_of_another_user_is_read(
         assert [path.name for path in there.iterdir()] == ["gpu_metrics.db"]
     finally:
         there.chmod(0o755)
+
+
+def write_in_wal_mode(path: Path, times: Iterable[int], padding: int = 0) -> None:
+    """A program that opens the file for every batch: at its end SQLite takes the log away."""
+    with closing(sqlite3.connect(path, timeout=30)) as connection, connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS other (x)")
+        # All pages move.
+        connection.execute("DELETE FROM other")
+        connection.executemany("INSERT INTO other VALUES (?)", [("x" * 3000,)] * padding)
+        connection.executemany(
+            "INSERT INTO gpu_metrics (timestamp, timestamp_epoch, temperature, utilization, memory, power) "
+            "VALUES ('', ?, 60, 50, 1000, 100)",
+            [(at,) for at in times],
+        )
+
+
+def test_a_file_that_is_written_to_between_two_questions_is_read_as_it_is_then(file: Original) -> None:
+    file.execute("PRAGMA journal_mode = WAL")
+    file.ticks(span(4000))
+    file.connection.close()
+    with OriginalReader(file.path) as reader:
+        assert len(list(reader.ticks(0, NOW))) == 1000
+        write_in_wal_mode(file.path, span(400, NOW + 400), padding=200)
+        assert len(list(reader.ticks(0, NOW + 400))) == 1100
+        assert reader.contents().last == NOW + 396
+    assert sorted(path.name for path in file.path.parent.iterdir()) == ["gpu_metrics.db"]
+
+
+def test_a_sound_file_is_never_called_damaged_while_its_program_opens_and_closes_it(file: Original) -> None:
+    file.execute("PRAGMA journal_mode = WAL")
+    file.ticks(span(40_000))
+    file.connection.close()
+    ended = threading.Event()
+
+    def write() -> None:
+        for number in itertools.count():
+            write_in_wal_mode(file.path, [], padding=number % 7 * 300)
+            if ended.wait(0.02):
+                return
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        for _ in range(8):
+            with OriginalReader(file.path) as reader:
+                assert len(list(reader.ticks(0, NOW))) == 10_000
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_file_that_is_always_written_to_is_to_be_read_again(
+    file: Original, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.execute("PRAGMA journal_mode = WAL")
+    file.ticks(span(400))
+    file.connection.close()
+    monkeypatch.setattr(original_file, "RETRY_S", 0.0)
+    states = itertools.count()
+    monkeypatch.setattr(original_file, "_state", lambda path: (0, 0, 0, next(states)))
+    with pytest.raises(original_file.OriginalError, match=r"was written to while it was read.* Run it again"):
+        OriginalReader(file.path)
 
 
 # ---- The command -------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(settings: Settings, arguments: argparse.Namespace) -> int:
     """Import, and say what came of it; 1 where it was broken off, 2 where --gpu is needed."""
     from gpumon_core import importer
-    from gpumon_core.original import OriginalError
+    from gpumon_core.original_file import OriginalError
 
     dry = arguments.dry_run
     if not dry:
