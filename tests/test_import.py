@@ -27,8 +27,7 @@ from originals import INTERVAL_S, Original
 from test_pages import open_page, texts, url, writer  # noqa: F401 - the fixtures of pages
 from test_writer import ask
 
-from gpumon_core import importer, original_file
-from gpumon_core.original import Original as OriginalReader
+from gpumon_core import importer, original, original_file
 from gpumon_core.original_folder import NamedGpu, named_gpus
 from gpumon_core.settings import Settings, load
 from gpumon_core.store import database, frames, processes, retention, rollups, usage
@@ -757,7 +756,7 @@ def test_a_file_that_is_written_to_between_two_questions_is_read_as_it_is_then(f
     file.execute("PRAGMA journal_mode = WAL")
     file.ticks(span(4000))
     file.connection.close()
-    with OriginalReader(file.path) as reader:
+    with original.Original(file.path) as reader:
         assert len(list(reader.ticks(0, NOW))) == 1000
         write_in_wal_mode(file.path, span(400, NOW + 400), padding=200)
         assert len(list(reader.ticks(0, NOW + 400))) == 1100
@@ -765,27 +764,40 @@ def test_a_file_that_is_written_to_between_two_questions_is_read_as_it_is_then(f
     assert sorted(path.name for path in file.path.parent.iterdir()) == ["gpu_metrics.db"]
 
 
-def test_a_sound_file_is_never_called_damaged_while_its_program_opens_and_closes_it(file: Original) -> None:
+# Opens the file for every batch, in a process of its own: a process that closes a file gives up its locks on it.
+IN_BATCHES = f"""
+import contextlib, itertools, sqlite3, sys, time
+for number in itertools.count():
+    with contextlib.closing(sqlite3.connect(sys.argv[1], timeout=30)) as connection, connection:
+        connection.execute("DELETE FROM gpu_metrics WHERE timestamp_epoch > {NOW}")
+        connection.executemany(
+            "INSERT INTO gpu_metrics (timestamp, timestamp_epoch, temperature, utilization, memory, power) "
+            "VALUES (?, ?, 60, 50, 1000, 100)",
+            [("x" * 3000, {NOW} + 4 * at) for at in range(1, number % 7 * 100 + 2)],
+        )
+    print(flush=True)
+    time.sleep(0.08)
+"""
+
+
+def test_a_sound_file_is_never_called_damaged_while_its_program_opens_and_closes_it(
+    file: Original, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file.execute("PRAGMA journal_mode = WAL")
-    file.ticks(span(40_000))
+    file.execute("CREATE INDEX at ON gpu_metrics (timestamp_epoch)")
+    file.ticks(span(8000))
     file.connection.close()
-    ended = threading.Event()
-
-    def write() -> None:
-        for number in itertools.count():
-            write_in_wal_mode(file.path, [], padding=number % 7 * 300)
-            if ended.wait(0.02):
-                return
-
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        for _ in range(8):
-            with OriginalReader(file.path) as reader:
-                assert len(list(reader.ticks(0, NOW))) == 10_000
-    finally:
-        ended.set()
-        thread.join()
+    monkeypatch.setattr(original, "PAGE_ROWS", 100)
+    command = [sys.executable, "-c", IN_BATCHES, str(file.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writing:
+        assert writing.stdout is not None
+        writing.stdout.readline()
+        try:
+            for _ in range(12):
+                with original.Original(file.path) as reader:
+                    assert len([tick for tick in reader.ticks(0, NOW + DAY) if tick.at < NOW]) == 2000
+        finally:
+            writing.kill()
 
 
 def test_a_file_that_is_always_written_to_is_to_be_read_again(
@@ -798,7 +810,7 @@ def test_a_file_that_is_always_written_to_is_to_be_read_again(
     states = itertools.count()
     monkeypatch.setattr(original_file, "_state", lambda path: (0, 0, 0, next(states)))
     with pytest.raises(original_file.OriginalError, match=r"was written to while it was read.* Run it again"):
-        OriginalReader(file.path)
+        original.Original(file.path)
 
 
 # ---- The command -------------------------------------------------------------------------------------------
