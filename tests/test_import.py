@@ -197,6 +197,8 @@ def test_a_grown_file_adds_what_is_new_as_if_it_had_come_at_once(
         found = everything(engine)
         # Where a batch ended, what goes on is written once more: it reads the same.
         del found["process_snapshots"]
+        # It names the file's path.
+        del found["imported_files"]
         results.append((found, frames.process_life(engine, 1)))
     for table in results[0][0]:
         one, other = results[0][0][table], results[1][0][table]
@@ -793,7 +795,7 @@ def test_a_sound_file_is_never_called_damaged_while_its_program_opens_and_closes
         assert writing.stdout is not None
         writing.stdout.readline()
         try:
-            for _ in range(12):
+            for _ in range(40):
                 with original.Original(file.path) as reader:
                     assert len([tick for tick in reader.ticks(0, NOW + DAY) if tick.at < NOW]) == 2000
         finally:
@@ -950,6 +952,82 @@ def test_two_imports_at_once_are_one_after_the_other(
         thread.join()
     assert "importing into" in refused[0]
     assert importer.run(settings, file.path, now=NOW).taken["ticks"] == 100
+
+
+# ---- What is still to be imported ---------------------------------------------------------------------------
+
+
+def stands(engine: sa.Engine, path: Path) -> importer.Standing:
+    with original.Original(path) as reader:
+        return importer.standing(engine, "here", path, reader.indices(), reader.contents())
+
+
+def test_another_file_of_the_same_name_was_not_imported(
+    engine: sa.Engine, settings: Settings, tmp_path: Path, file: Original
+) -> None:
+    file.ticks(span(400))
+    importer.run(settings, file.path, now=NOW)
+    (tmp_path / "other").mkdir()
+    other = Original(tmp_path / "other" / "gpu_metrics.db")
+    other.ticks(span(200, NOW - 200))
+    assert stands(engine, file.path) == importer.Standing(span(400)[-1], True)
+    assert stands(engine, other.path) == importer.Standing(None, False)
+
+
+def test_a_file_is_imported_when_all_of_its_gpus_are(
+    engine: sa.Engine, settings: Settings, tmp_path: Path
+) -> None:
+    file = Original(tmp_path / "gpu_metrics.db", "several")
+    for index in (0, 1):
+        file.ticks(span(400), index)
+    # The host has one of them.
+    importer.run(settings, file.path, now=NOW)
+    assert stands(engine, file.path) == importer.Standing(span(400)[-1], False)
+    record(engine, range(NOW + 4, NOW + 5), GPUS)
+    importer.run(settings, file.path, now=NOW)
+    assert stands(engine, file.path).whole
+
+
+def test_a_file_of_which_nothing_is_new_is_offered_until_it_was_looked_at(
+    engine: sa.Engine, settings: Settings, file: Original
+) -> None:
+    record(engine, span(800))
+    file.ticks(span(400))
+    assert not stands(engine, file.path).whole
+    assert not any(importer.run(settings, file.path, now=NOW).taken.values())
+    assert stands(engine, file.path).whole
+
+
+def test_a_file_that_grows_while_gpumon_records_has_nothing_new_until_there_is_a_gap(
+    engine: sa.Engine, settings: Settings, file: Original
+) -> None:
+    begin = NOW - 2000
+    file.ticks(range(begin, begin + 400, INTERVAL_S))
+    importer.run(settings, file.path, now=NOW)
+    record(engine, range(begin + 400, begin + 800, INTERVAL_S))
+    file.ticks(range(begin + 400, begin + 800, INTERVAL_S))
+    assert stands(engine, file.path).whole
+    record(engine, range(begin + 1000, begin + 1200, INTERVAL_S))
+    file.ticks(range(begin + 800, begin + 1200, INTERVAL_S))
+    assert stands(engine, file.path) == importer.Standing(begin + 396, False)
+
+
+def test_an_import_that_was_broken_off_says_how_far_it_came(
+    engine: sa.Engine, settings: Settings, file: Original, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placing_module, "BATCH_ROWS", 60)
+    file.ticks(span(1200))
+
+    def interrupt(self: placing_module.Placer, until: int | None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(placing_module.Placer, "finish", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        importer.run(settings, file.path, now=NOW)
+    standing = stands(engine, file.path)
+    assert standing.until is not None
+    assert span(1200)[0] < standing.until < span(1200)[-1]
+    assert not standing.whole
 
 
 # ---- The page -----------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ import hashlib
 import time
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -43,6 +43,7 @@ from gpumon_core.store.schema import (
     gpu_metrics,
     gpu_processes,
     gpu_usage,
+    imported_files,
     imports,
     process_gpus,
     process_snapshots,
@@ -73,6 +74,7 @@ RETRY_S = 0.1
 # and 100 ms later: within the first steps it finds one.
 TURN_S = 0.05
 
+T = TypeVar("T")
 Level = Literal["raw", "minute", "hour"]
 # Where ticks of a time go, finest first, and the seconds of a row.
 SOURCES: dict[Level, tuple[sa.Table, int]] = {
@@ -109,6 +111,15 @@ class Place:
     def has_energy_of(self, at: int) -> bool:
         """Whether the energy of that time is missing: what a driver counted while nobody looked is not."""
         return not self.counts_energy or at < self.first_seen
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The file that the ticks are from, and which index each of its GPUs has in it, by the GPU's id."""
+
+    name: str
+    path: str
+    indices: Mapping[int, int]
 
 
 @dataclass(slots=True, eq=False)
@@ -249,7 +260,7 @@ class Placer:
         places: Sequence[Place],
         keep: Keep,
         interval_s: float,
-        source: str,
+        source: Source,
         now: int,
         live: bool = False,
         idle_after_s: float = 600,
@@ -314,6 +325,8 @@ class Placer:
         self._add_usage = Bulk(dialect, adding(dialect, gpu_usage), ["timestamp_epoch", "gpu_id", *USAGE])
         columns = ["gpu_id", "first", "last", "ticks", "source", "imported_at"]
         self._set_stretches = Bulk(dialect, replacing(dialect, imports), columns)
+        columns = ["gpu_id", "source", "source_index", "until", "imported_at"]
+        self._set_files = Bulk(dialect, replacing(dialect, imported_files), columns)
 
     # What is there already.
 
@@ -666,9 +679,12 @@ class Placer:
 
     # Writing.
 
-    def finish(self) -> None:
-        """Commit what is left."""
+    def finish(self, until: int | None) -> None:
+        """Commit what is left. `until` is the time up to which the file was read, whatever it had to tell; None
+        where it could not be read to its end."""
         self._flush(None)
+        if until is not None and self._writer is not None:
+            self._in_transaction(self._writer, lambda connection: self._note(connection, until))
 
     def _flush(self, following: int | None) -> None:
         """Commit the batch, as if nothing followed it; `following` is the time of the tick that does."""
@@ -689,23 +705,33 @@ class Placer:
         if self._writer is None or not (batch.ticks or batch.uses):
             self._let_go(batch)
             return
-        deadline = time.monotonic() + LOCKED_S
-        while True:
-            try:
-                with self._writer.begin() as connection:
-                    ids = self._commit(connection, batch)
-                break
-            except OperationalError as error:
-                # Somebody else is writing, or PostgreSQL had to choose between two: this one can wait.
-                if not database.is_busy(error) or time.monotonic() > deadline:
-                    raise
-                time.sleep(RETRY_S)
+        ids = self._in_transaction(self._writer, lambda connection: self._commit(connection, batch))
         for process, number in ids.items():
             process.id = number
         self._let_go(batch)
         if self._live:
             database.checkpoint(self._writer)
             time.sleep(TURN_S)
+
+    def _in_transaction(self, writer: Engine, action: Callable[[Connection], T]) -> T:
+        """Do something in one transaction, as soon as there can be one."""
+        deadline = time.monotonic() + LOCKED_S
+        while True:
+            try:
+                with writer.begin() as connection:
+                    return action(connection)
+            except OperationalError as error:
+                # Somebody else is writing, or PostgreSQL had to choose between two: this one can wait.
+                if not database.is_busy(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(RETRY_S)
+
+    def _note(self, connection: Connection, until: int) -> None:
+        """Up to when the file was read."""
+        path, indices = self._source.path, self._source.indices
+        self._set_files.run(
+            connection, [(gpu_id, path, index, until, self._now) for gpu_id, index in sorted(indices.items())]
+        )
 
     def _let_go(self, batch: _Batch) -> None:
         for use in batch.uses:
@@ -758,10 +784,12 @@ class Placer:
         self._set_stretches.run(
             connection,
             [
-                (gpu_id, stretch.first, stretch.last, stretch.ticks, self._source, self._now)
+                (gpu_id, stretch.first, stretch.last, stretch.ticks, self._source.name, self._now)
                 for (gpu_id, _), stretch in batch.stretches.items()
             ],
         )
+        if batch.ticks:
+            self._note(connection, batch.last)
         if batch.metrics or batch.buckets:
             source = SOURCES[self._level][0]
             rollups.renew(connection, host_id, source, batch.first, batch.last, self._host.interval_s)

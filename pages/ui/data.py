@@ -232,10 +232,10 @@ def originals(folder: Path, url: str, demo_url: str, host: str) -> list[Found]:
     for path in original_folder.found_in(folder, own):
         with suppress(original_file.OriginalError):
             with original.Original(path, copying=False) as file:
-                contents = file.contents()
+                contents, indices = file.contents(), file.indices()
             standing = importer.Standing(None, False)
             if database.exists(url):
                 with suppress(DBAPIError):
-                    standing = importer.standing(runtime.engine(url), host, path.name, contents)
+                    standing = importer.standing(runtime.engine(url), host, path, indices, contents)
             found.append(Found(path, contents, standing))
     return found
