@@ -27,7 +27,9 @@ from gpumon_core.settings import Settings, mask_password
 from gpumon_core.store import database
 from gpumon_core.store.accounts import longest_step
 from gpumon_core.store.lock import FileRecorderLock, Lock, ServerRecorderLock, recorder_lock
-from gpumon_core.store.placing import Before, Host, Place, Placer, Source
+from gpumon_core.store.placed import Host, Place, Source
+from gpumon_core.store.placing import Placer
+from gpumon_core.store.placing_processes import Before
 from gpumon_core.store.retention import Keep
 from gpumon_core.store.schema import gpu_metrics, gpus, hosts, imported_files
 from gpumon_core.store.writer import Writer

@@ -30,8 +30,9 @@ from test_writer import ask
 from gpumon_core import importer, original, original_file
 from gpumon_core.original_folder import NamedGpu, named_gpus
 from gpumon_core.settings import Settings, load
-from gpumon_core.store import database, frames, processes, retention, rollups, usage
+from gpumon_core.store import database, frames, placing_rows, processes, retention, rollups, usage
 from gpumon_core.store import placing as placing_module
+from gpumon_core.store.placed import Place
 from gpumon_core.store.usage import Scope
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot
@@ -409,8 +410,8 @@ def test_several_gpus_go_to_theirs(engine: sa.Engine, settings: Settings, tmp_pa
 
 
 PLACES = [
-    importer.Place(3, 0, "GPU-aa1", "A6000", 49140, 0, 0),
-    importer.Place(5, 1, "GPU-aa2", "A100", 40960, 0, 0),
+    Place(3, 0, "GPU-aa1", "A6000", 49140, 0, 0),
+    Place(5, 1, "GPU-aa2", "A100", 40960, 0, 0),
 ]
 
 
@@ -501,17 +502,17 @@ def test_a_run_that_was_broken_off_is_sound_and_completed_by_the_next(
     monkeypatch.setattr(placing_module, "BATCH_ROWS", 60)
     file.ticks(span(1200))
     file.seen(7, "train", span(1200))
-    commit, done = placing_module.Placer._commit, []
+    commit, done = placing_rows.Rows.commit, []
 
-    def failing(self: placing_module.Placer, connection: sa.Connection, batch: object) -> object:
-        result = commit(self, connection, batch)  # type: ignore[arg-type]
+    def failing(self: placing_rows.Rows, *given: object) -> object:
+        result = commit(self, *given)  # type: ignore[arg-type]
         done.append(1)
         if len(done) == 5:
             # After everything was written and before it is committed.
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(placing_module.Placer, "_commit", failing)
+    monkeypatch.setattr(placing_rows.Rows, "commit", failing)
     with pytest.raises(KeyboardInterrupt):
         importer.run(settings, file.path, now=NOW)
     [(ticks, noted)] = ask(
