@@ -180,6 +180,13 @@ MEANINGS: dict[str, dict[str, str]] = {
         "source": "the file it came from",
         "imported_at": "when it was taken",
     },
+    "imported_files": {
+        "gpu_id": GPU,
+        "source": "the file's path",
+        "source_index": "the GPU's index in the file",
+        "until": "time of the last tick that was looked at",
+        "imported_at": "when it was last read",
+    },
     "recorder_health": {
         "host_id": "`hosts.id`",
         "timestamp_epoch": "when the minute ended",

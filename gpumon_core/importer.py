@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,25 +12,27 @@ from datetime import datetime
 from pathlib import Path
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
 from gpumon_core.original import (
     METRICS,
     PROCESSES,
     SNAPSHOTS,
     Contents,
-    NamedGpu,
     Original,
-    OriginalError,
-    named_gpus,
 )
+from gpumon_core.original_file import OriginalError
+from gpumon_core.original_folder import NamedGpu, named_gpus
 from gpumon_core.settings import Settings, mask_password
 from gpumon_core.store import database
+from gpumon_core.store.accounts import longest_step
 from gpumon_core.store.lock import FileRecorderLock, Lock, ServerRecorderLock, recorder_lock
-from gpumon_core.store.placing import Before, Host, Place, Placer
+from gpumon_core.store.placed import Host, Place, Source
+from gpumon_core.store.placing import Placer
+from gpumon_core.store.placing_processes import Before
 from gpumon_core.store.retention import Keep
-from gpumon_core.store.schema import gpu_metrics, gpus, hosts, imports
-from gpumon_core.store.writer import Writer, longest_step
+from gpumon_core.store.schema import gpu_metrics, gpus, hosts, imported_files
+from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import SourceUnavailable
 
 HOUR_S = 3600
@@ -49,7 +52,7 @@ Progress = Callable[[float, float], None]
 
 
 class ImportRefused(Exception):
-    """Nothing was imported; `str()` says why and what to do, `status` is the exit status."""
+    """Nothing was imported; `str()` says why and what to do, up to the full stop; `status` is the exit status."""
 
     def __init__(self, sentence: str, status: int = 1) -> None:
         super().__init__(sentence)
@@ -180,7 +183,7 @@ def run(
 ) -> Report:
     """Take the file into the history of this host; with `dry`, only find out what would come of it.
 
-    `progress` is told the hours done and the hours in all. Raises ImportRefused, original.OriginalError,
+    `progress` is told the hours done and the hours in all. Raises ImportRefused, original_file.OriginalError,
     database.DatabaseError, OSError, sqlalchemy.exc.SQLAlchemyError; what was committed before stays.
     """
     at = int(time.time() if now is None else now)
@@ -198,7 +201,7 @@ def run(
             list(choice.places.values()),
             Keep(settings.retention_raw_days, settings.retention_minute_days, settings.retention_hour_days),
             original.interval_s(),
-            path.name,
+            Source(path.name, called(path), {place.id: index for index, place in choice.places.items()}),
             at,
             live=not dry and not recorder_lock(url, settings.host_name).is_free(),
             idle_after_s=60 * settings.idle_minutes,
@@ -210,7 +213,9 @@ def run(
         except OriginalError as error:
             # What was read before it is sound.
             report.problem = str(error)
-        placer.finish()
+        # What is in the future now is not by the next run.
+        until = min(at, at if contents.last is None else contents.last)
+        placer.finish(until if report.problem is None else None)
         times = original.bad_times(placer.oldest, at) if report.problem is None else Counter()
         report.taken = {name: placer.counts[f"{name} taken"] for name, _ in COUNTED}
         report.left_out = list(_left_out(original, placer, choice, times, unplaced))
@@ -365,7 +370,8 @@ def _known_gpus(
                 if gpu.parent_uuid is None
             ]
     except SourceUnavailable as error:
-        raise ImportRefused(f"the driver does not say which GPUs there are ({error}). {error.remedy}") from error
+        remedy = error.remedy.removesuffix(".")
+        raise ImportRefused(f"the driver does not say which GPUs there are ({error}). {remedy}") from error
     finally:
         observer.close()
     if not places:
@@ -395,28 +401,52 @@ def _recorded_gpus(name: str, reader: Engine | None) -> tuple[Host, list[Place]]
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How much of a file is in the history already: up to `until` (UTC seconds), and whether that is all of it."""
+    """Up to when a file was imported (UTC seconds; None where it never was), and whether nothing in it is new."""
 
     until: int | None
     whole: bool
 
 
-def standing(engine: Engine, host: str, name: str, contents: Contents) -> Standing:
-    """Whether a file of that name was imported for a host. Raises sqlalchemy.exc.DBAPIError."""
-    mine = sa.select(gpus.c.id).join(hosts, hosts.c.id == gpus.c.host_id).where(hosts.c.name == host)
+def standing(engine: Engine, host: str, path: Path, indices: Sequence[int], contents: Contents) -> Standing:
+    """How much of that file, with these GPUs by its own index, was imported for a host.
+
+    Raises sqlalchemy.exc.DBAPIError.
+    """
     with engine.connect() as connection:
-        query = sa.select(sa.func.max(imports.c.last)).where(imports.c.gpu_id.in_(mine), imports.c.source == name)
-        until = connection.execute(query).scalar()
-        if until is None or contents.last is None:
-            return Standing(None, False)
         interval = connection.execute(sa.select(hosts.c.interval_s).where(hosts.c.name == host)).scalar() or 0.0
-        slack = int(longest_step(interval))
-        own = sa.select(gpu_metrics.c.gpu_id).where(
-            gpu_metrics.c.gpu_id.in_(mine),
-            gpu_metrics.c.timestamp_epoch >= contents.last - slack,
-            gpu_metrics.c.timestamp_epoch <= contents.last + slack,
+        query = (
+            sa.select(imported_files.c.gpu_id, imported_files.c.source_index, imported_files.c.until)
+            .join(gpus, gpus.c.id == imported_files.c.gpu_id)
+            .join(hosts, hosts.c.id == gpus.c.host_id)
+            .where(hosts.c.name == host, imported_files.c.source == called(path))
         )
-        return Standing(until, until >= contents.last or connection.execute(own.limit(1)).first() is not None)
+        read = connection.execute(query.where(imported_files.c.source_index.in_(indices))).all()
+        last, step = contents.last, int(longest_step(interval))
+        done = {
+            row.source_index
+            for row in read
+            if last is None or row.until >= last or _is_whole(connection, row.gpu_id, row.until, last, step)
+        }
+    return Standing(min((row.until for row in read), default=None), bool(read) and done >= set(indices))
+
+
+def _is_whole(connection: Connection, gpu_id: int, start: int, end: int, step: int) -> bool:
+    """Whether a GPU has ticks from `start` to `end` without a longer pause: the file has grown, but while gpumon
+    recorded, too."""
+    at = gpu_metrics.c.timestamp_epoch
+    ticks = (
+        sa.select(at.label("at"), (at - sa.func.lag(at).over(order_by=at)).label("pause"))
+        .where(gpu_metrics.c.gpu_id == gpu_id, at >= start, at <= end + step)
+        .subquery()
+    )
+    found = sa.select(sa.func.min(ticks.c.at), sa.func.max(ticks.c.at), sa.func.max(ticks.c.pause))
+    first, last, longest = connection.execute(found).one()
+    return first is not None and first <= start + step and last >= end - step and (longest or 0) <= step
+
+
+def called(path: Path) -> str:
+    """Which file it is, for the database: its path, in letters that every database takes."""
+    return os.fsencode(path.resolve()).decode("utf-8", "backslashreplace")
 
 
 def moment(epoch: float | None) -> str:

@@ -8,21 +8,16 @@ trusted: SQLite keeps any type in any column.
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
-import sqlite3
 import statistics
-import tempfile
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+
+from gpumon_core.original_file import OriginalError, OriginalFile
+from gpumon_core.store.accounts import longest_step
 
 METRICS, PROCESSES, SNAPSHOTS = "gpu_metrics", "gpu_processes", "process_snapshots"
 INDEX = "gpu_index"
@@ -45,15 +40,6 @@ NAME_LENGTH = 512
 # So many rows are in memory at a time, and so many of one second are believed.
 PAGE_ROWS = 20_000
 USUAL_INTERVAL_S = 4.0
-GAP_INTERVALS = 3
-# So long a program that writes to the file is waited for, and a question to a damaged file may take.
-BUSY_S = 5.0
-PATIENCE_S = 60.0
-BYTES_PER_S = 2**20
-
-MAGIC = b"SQLite format 3\0"
-# What sqlite3 raises of a broken file: it decodes what SQLite says of it, which may quote from it.
-BROKEN = (sqlite3.Error, UnicodeDecodeError, OverflowError, MemoryError)
 
 # A text that is not UTF-8 is no reason to stop, and one that is huge or holds a NUL ends there.
 _NAME = f"CASE typeof(process_name) WHEN 'text' THEN CAST(substr(process_name, 1, {NAME_LENGTH}) AS BLOB) END"
@@ -61,10 +47,6 @@ _NAME = f"CASE typeof(process_name) WHEN 'text' THEN CAST(substr(process_name, 1
 Reading = tuple[float | None, ...]
 # gpu_index, pid, name, MiB
 Seen = tuple[int, int, str, int | None]
-
-
-class OriginalError(Exception):
-    """The file cannot be read; `str()` says why and what to do."""
 
 
 @dataclass(slots=True)
@@ -102,11 +84,6 @@ class Contents:
     last: int | None
 
 
-def longest_step(interval_s: float) -> float:
-    """The longest time between two of its ticks that is not a gap."""
-    return max(GAP_INTERVALS * interval_s, interval_s + 2)
-
-
 class Original:
     """An open file. Every method raises OriginalError where the file turns out to be damaged or locked."""
 
@@ -114,13 +91,9 @@ class Original:
         """Open a file. Where it was left in the middle of a change, only a copy of it can be read: made if
         `copying`. Raises OriginalError."""
         self.path = path
-        self._copying = copying
-        # In seconds of time.monotonic: what takes longer is broken off.
-        self._deadline = math.inf
         # What was left out, and why.
         self.left_out: Counter[str] = Counter()
-        self._copy: tempfile.TemporaryDirectory[str] | None = None
-        self._connection = self._open()
+        self._file = OriginalFile(path, copying)
         try:
             self._tables = self._check()
         except BaseException:
@@ -135,99 +108,10 @@ class Original:
 
     def close(self) -> None:
         """Let go of the file; doing it twice is fine."""
-        self._connection.close()
-        if self._copy is not None:
-            self._copy.cleanup()
-
-    def _open(self) -> sqlite3.Connection:
-        try:
-            if not self.path.is_file():
-                what = "is not a file" if self.path.exists() else "does not exist"
-                raise OriginalError(f"{self.path} {what}: name the original's gpu_metrics.db.")
-            with self.path.open("rb") as file:
-                header = file.read(20)
-        except OSError as error:
-            raise OriginalError(
-                f"{self.path} cannot be read ({error.strerror}): give this user access to it."
-            ) from error
-        if not header.startswith(MAGIC) or len(header) < 20:
-            raise OriginalError(f"{self.path} is not a SQLite file: name the original's gpu_metrics.db.")
-        beside = [self.path.with_name(self.path.name + suffix) for suffix in ("-wal", "-shm", "-journal")]
-        wal, shared, _ = (file.exists() for file in beside)
-        in_wal_mode = header[18] == 2
-        if in_wal_mode and not wal:
-            # Nothing is in a log, and nobody has it open: this way no file is made beside it.
-            return self._connect(self.path, "immutable=1")
-        connection = self._connect(self.path, "mode=ro")
-        if not in_wal_mode or shared:
-            try:
-                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-                return connection
-            except BROKEN as error:
-                code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-                if code not in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
-                    connection.close()
-                    raise self._explain(error) from error
-        connection.close()
-        if not self._copying:
-            raise OriginalError(f"{self.path} was left in the middle of a change.")
-        return self._connect_to_copy(beside)
-
-    def _connect(self, path: Path, how: str) -> sqlite3.Connection:
-        try:
-            connection = sqlite3.connect(
-                f"file:{quote(str(path.absolute()))}?{how}", uri=True, timeout=BUSY_S, isolation_level=None
-            )
-            for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
-                connection.execute(f"PRAGMA {pragma}")
-        except BROKEN as error:
-            raise self._explain(error) from error
-        connection.set_progress_handler(lambda: time.monotonic() > self._deadline, 100_000)
-        return connection
-
-    def _connect_to_copy(self, beside: Sequence[Path]) -> sqlite3.Connection:
-        """What a program that was killed left beside the file belongs to it, but only a writer can apply it: to a
-        copy."""
-        self._copy = tempfile.TemporaryDirectory(prefix="gpumon-import-")
-        copy = Path(self._copy.name) / "copy.db"
-        try:
-            shutil.copyfile(self.path, copy)
-            for part, suffix in zip(beside, ("-wal", "-shm", "-journal"), strict=True):
-                if part.exists() and suffix != "-shm":
-                    shutil.copyfile(part, copy.with_name(copy.name + suffix))
-            connection = self._connect(copy, "mode=rw")
-            connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        except (OSError, *BROKEN) as error:
-            self._copy.cleanup()
-            raise OriginalError(
-                f"{self.path} was left in the middle of a change, and a copy to finish it on cannot be made "
-                f"({error}): free some space in {tempfile.gettempdir()}, or open it once with sqlite3."
-            ) from error
-        return connection
-
-    def _explain(self, error: Exception) -> OriginalError:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        remedy = {
-            sqlite3.SQLITE_BUSY: "Another program is writing to it: stop the original, or try again.",
-            sqlite3.SQLITE_INTERRUPT: "To read it takes far too long for its size: it is damaged.",
-            sqlite3.SQLITE_CANTOPEN: "Give this user access to it.",
-            sqlite3.SQLITE_PERM: "Give this user access to it.",
-        }.get(code, "It is damaged: `sqlite3 FILE .recover` may save what it holds.")
-        # SQLite quotes from the file.
-        why = "".join(letter for letter in str(error) if letter.isprintable())[:200]
-        return OriginalError(f"{self.path} cannot be read ({why}). {remedy}")
+        self._file.close()
 
     def _ask(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
-        """The rows of a query."""
-        try:
-            self._deadline = time.monotonic() + PATIENCE_S + self.path.stat().st_size / BYTES_PER_S
-            return self._connection.execute(query, values).fetchall()
-        except BROKEN as error:
-            raise self._explain(error) from error
-        except OSError as error:
-            raise OriginalError(f"{self.path} has gone away ({error.strerror}).") from error
-        finally:
-            self._deadline = math.inf
+        return self._file.ask(query, values)
 
     def _check(self) -> dict[str, bool]:
         """Which of the tables there are, and whether they have a gpu_index."""
@@ -326,7 +210,7 @@ class Original:
         for at, rows in self._seconds(METRICS, ", ".join(READINGS), start, end):
             found: dict[int, Reading] = {}
             for _, index, *values in rows:
-                if not _is_index(index):
+                if not is_index(index):
                     self.left_out["readings of a GPU that has no possible index"] += 1
                 elif index in found:
                     self.left_out["second readings of one GPU within a second"] += 1
@@ -436,7 +320,7 @@ class Original:
             for index, first in self._ask(
                 f"SELECT {INDEX}, min(timestamp_epoch) FROM {SNAPSHOTS} WHERE {sound} GROUP BY {INDEX}"
             )
-            if _is_index(index)
+            if is_index(index)
         }
 
     def known_processes(self) -> Iterator[Known]:
@@ -513,7 +397,7 @@ class Original:
         )
 
 
-def _is_index(value: object) -> bool:
+def is_index(value: object) -> bool:
     return type(value) is int and 0 <= value <= LARGEST_INDEX
 
 
@@ -532,65 +416,3 @@ def _name(raw: bytes) -> str:
     text = raw.decode("utf-8", "replace").strip()
     text = "".join(letter for letter in text if letter.isprintable())
     return text.rstrip("/").rsplit("/", 1)[-1] if text.startswith("/") else text
-
-
-@dataclass(frozen=True, slots=True)
-class NamedGpu:
-    """What gpu_config.json says of a GPU."""
-
-    index: int
-    name: str | None
-    uuid: str | None = None
-
-
-def named_gpus(path: Path) -> list[NamedGpu]:
-    """The GPUs of the gpu_config.json that lies beside the original's file or a folder above; [] without one."""
-    for folder in (path.absolute().parent, path.absolute().parent.parent):
-        with suppress(OSError, ValueError, RecursionError):
-            config = folder / "gpu_config.json"
-            if not config.is_file() or config.stat().st_size > 2**20:
-                continue
-            told = json.loads(config.read_bytes().decode("utf-8", "replace"), strict=False)
-            if not isinstance(told, dict):
-                continue
-            listed = told.get("gpus")
-            if isinstance(listed, list):
-                return [
-                    NamedGpu(gpu["index"], _text(gpu.get("name")), _text(gpu.get("uuid")))
-                    for gpu in listed
-                    if isinstance(gpu, dict) and _is_index(gpu.get("index"))
-                ]
-            name = _text(told.get("gpu_name"))
-            return [NamedGpu(0, name)] if name else []
-    return []
-
-
-def _text(value: object) -> str | None:
-    text = value.strip() if isinstance(value, str) else ""
-    # What the original writes where nvidia-smi did not answer.
-    return None if text in ("", "GPU", "Unknown") or not text.isprintable() else text
-
-
-def found_in(folder: Path, own: Iterable[Path] = ()) -> list[Path]:
-    """The original's files in a folder, by name; only the schema of each is looked at.
-
-    `own` are gpumon's files. They are not even opened: a program that closes a file gives up the locks that its
-    SQLite holds on it. Source: sqlite.org, "How To Corrupt An SQLite Database File", 2.2.
-    """
-    ours = set()
-    for path in own:
-        with suppress(OSError):
-            ours.add(_inode(path))
-    found = []
-    with suppress(OSError):
-        for path in sorted(folder.glob("*.db")):
-            with suppress(OSError, OriginalError):
-                if _inode(path) not in ours:
-                    Original(path, copying=False).close()
-                    found.append(path)
-    return found
-
-
-def _inode(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_dev, status.st_ino

@@ -17,7 +17,8 @@ from cli import FORMULA, HOSTILE, NOON, gpumon, record, settings
 
 from gpumon_core.__main__ import parser
 from gpumon_core.cli import export, stored, terminal
-from gpumon_core.export import tables
+from gpumon_core.export import rows, tables
+from gpumon_core.metrics import TICK_METRICS
 from gpumon_core.store import database, pages
 from gpumon_core.store.schema import metadata
 
@@ -95,6 +96,12 @@ def test_times_and_gpus_choose_rows(engine: sa.Engine) -> None:
     }
     late = ("--since", str(NOON + 86400))
     assert not as_csv(written(engine, "csv", "--table", "model_sessions", *late))
+    stretch = {"gpu_id": 1, "first": NOON, "last": NOON + 60, "ticks": 2, "source": "f", "imported_at": NOON}
+    with database.open_for_writing(str(engine.url.render_as_string(hide_password=False))).begin() as connection:
+        connection.execute(metadata.tables["imports"].insert(), stretch)
+    for since, due in ((NOON + 60, ["2025-11-24T11:00:00+00:00"]), (NOON + 61, [])):
+        found = as_csv(written(engine, "csv", "--table", "imports", "--since", str(since)))
+        assert [row["First"] for row in found] == due
     with pytest.raises(terminal.Usage, match="no GPU 7; there are 0, 1"):
         written(engine, "csv", "--table", "metrics", "--gpu", "7")
     with pytest.raises(terminal.Usage, match="programs has no times"):
@@ -113,6 +120,22 @@ def test_units_times_and_scales_are_those_of_the_pages(engine: sa.Engine) -> Non
     assert parquet["Time"][0].as_py().timestamp() == NOON
     started = as_csv(written(engine, "csv", "--table", "gpu_processes"))[0]["Started"]
     assert started == "2025-11-24T10:58:59.500+00:00"
+
+
+def test_every_time_of_the_schema_is_a_time_in_an_export() -> None:
+    """Whole numbers of 64 bits are times, but for counters and the size of the database."""
+    others = {metric.key for metric in TICK_METRICS} | {"database_bytes"}
+    columns = {
+        column.name
+        for table in metadata.tables.values()
+        for column in table.columns
+        if isinstance(column.type, sa.BigInteger)
+    }
+    assert columns - others <= rows.MOMENTS
+    for table in metadata.tables.values():
+        part = pages.Part(table, start=0)
+        if any(column.name in rows.MOMENTS - {"last_used"} for column in table.columns):
+            assert part.conditions(), table.name
 
 
 def test_no_cell_is_a_formula_and_json_and_parquet_have_the_names_as_they_are(engine: sa.Engine) -> None:

@@ -188,7 +188,7 @@ def test_a_hostile_name_stays_one_text_in_its_own_cell(writer: Writer, engine: s
 
 def test_parquet_has_types_keys_and_units(ledger: sa.Engine) -> None:
     _, table = both(ledger)
-    assert table.schema.equals(export.SCHEMA)
+    assert table.schema.equals(export.LEDGER.arrow_schema)
     kinds = {field.name: field.type for field in table.schema}
     assert kinds["Started"] == kinds["First seen"] == pa.timestamp("ms", tz="UTC")
     assert kinds["PID"] == kinds["Maximum memory (MiB)"] == pa.int64()
@@ -237,9 +237,9 @@ def test_an_empty_ledger_is_a_valid_file(writer: Writer, engine: sa.Engine) -> N
     assert list(csv.reader(io.StringIO(data.decode(), newline=""))) == [HEADERS]
     _, table = both(engine)
     assert table.num_rows == 0
-    assert table.schema.equals(export.SCHEMA)
+    assert table.schema.equals(export.LEDGER.arrow_schema)
     assert export.plain_rows(process_history(engine), BERLIN) == []
-    assert export.as_arrow(process_history(engine)).schema.equals(export.SCHEMA)
+    assert export.as_arrow(process_history(engine)).schema.equals(export.LEDGER.arrow_schema)
 
 
 @pytest.mark.parametrize(

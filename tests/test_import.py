@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -12,9 +13,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from pathlib import Path
 
+import pynvml
 import pytest
 import sqlalchemy as sa
 import streamlit as st
@@ -24,10 +27,12 @@ from originals import INTERVAL_S, Original
 from test_pages import open_page, texts, url, writer  # noqa: F401 - the fixtures of pages
 from test_writer import ask
 
-from gpumon_core import importer, original
+from gpumon_core import importer, original, original_file
+from gpumon_core.original_folder import NamedGpu, named_gpus
 from gpumon_core.settings import Settings, load
-from gpumon_core.store import database, frames, processes, retention, rollups, usage
+from gpumon_core.store import database, frames, placing_rows, processes, retention, rollups, usage
 from gpumon_core.store import placing as placing_module
+from gpumon_core.store.placed import Place
 from gpumon_core.store.usage import Scope
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot
@@ -193,6 +198,8 @@ def test_a_grown_file_adds_what_is_new_as_if_it_had_come_at_once(
         found = everything(engine)
         # Where a batch ended, what goes on is written once more: it reads the same.
         del found["process_snapshots"]
+        # It names the file's path.
+        del found["imported_files"]
         results.append((found, frames.process_life(engine, 1)))
     for table in results[0][0]:
         one, other = results[0][0][table], results[1][0][table]
@@ -403,8 +410,8 @@ def test_several_gpus_go_to_theirs(engine: sa.Engine, settings: Settings, tmp_pa
 
 
 PLACES = [
-    importer.Place(3, 0, "GPU-aa1", "A6000", 49140, 0, 0),
-    importer.Place(5, 1, "GPU-aa2", "A100", 40960, 0, 0),
+    Place(3, 0, "GPU-aa1", "A6000", 49140, 0, 0),
+    Place(5, 1, "GPU-aa2", "A100", 40960, 0, 0),
 ]
 
 
@@ -415,21 +422,25 @@ PLACES = [
         ([0], False, [], ["GPU-aa1"], {0: 3}),
         ([0], False, [], ["id:5"], {0: 5}),
         ([0], False, [], ["5"], {0: 5}),
-        ([0], False, [original.NamedGpu(0, "A100")], [], {0: 5}),
+        ([0], False, [NamedGpu(0, "A100")], [], {0: 5}),
         ([0, 1], True, [], [], {0: 3, 1: 5}),
         ([0, 1], True, [], ["0=1", "1=GPU-aa1"], {0: 5, 1: 3}),
         (
             [0, 1],
             True,
-            [original.NamedGpu(0, "A100", "GPU-aa2"), original.NamedGpu(1, "x", "GPU-aa1")],
+            [NamedGpu(0, "A100", "GPU-aa2"), NamedGpu(1, "x", "GPU-aa1")],
             [],
             {0: 5, 1: 3},
         ),
-        ([0, 1], True, [original.NamedGpu(0, "H100", "GPU-bb")], [], {1: 5}),
+        ([0, 1], True, [NamedGpu(0, "H100", "GPU-bb")], [], {1: 5}),
     ],
 )
 def test_the_right_gpu_is_chosen(
-    indices: list[int], several: bool, named: list[original.NamedGpu], given: list[str], chosen: dict[int, int]
+    indices: list[int],
+    several: bool,
+    named: list[NamedGpu],
+    given: list[str],
+    chosen: dict[int, int],
 ) -> None:
     found = importer.choose(indices, several, named, PLACES, given, "here")
     assert {index: place.id for index, place in found.places.items()} == chosen
@@ -440,7 +451,7 @@ def test_the_right_gpu_is_chosen(
     ("indices", "several", "named", "given", "says"),
     [
         ([0], False, [], [], "several that it may be"),
-        ([0], False, [original.NamedGpu(0, "RTX 3090")], [], "'RTX 3090', which here does not have"),
+        ([0], False, [NamedGpu(0, "RTX 3090")], [], "'RTX 3090', which here does not have"),
         ([0], False, [], ["GPU-aa"], "means several"),
         ([0], False, [], ["7"], "is no GPU of here, which has GPU 0, A6000, GPU-aa1; GPU 1"),
         ([0], False, [], [""], "is no GPU"),
@@ -451,7 +462,7 @@ def test_the_right_gpu_is_chosen(
     ],
 )
 def test_a_gpu_that_cannot_be_known_is_asked_for(
-    indices: list[int], several: bool, named: list[original.NamedGpu], given: list[str], says: str
+    indices: list[int], several: bool, named: list[NamedGpu], given: list[str], says: str
 ) -> None:
     with pytest.raises(importer.ImportRefused) as caught:
         importer.choose(indices, several, named, PLACES, given, "here")
@@ -464,12 +475,12 @@ def test_what_lies_beside_the_file_names_the_gpu(tmp_path: Path) -> None:
     config = tmp_path / "gpu_config.json"
     config.write_text('{"gpu_name": "NVIDIA GeForce RTX 3090"}')
     for place in (tmp_path / "gpu_metrics.db", tmp_path / "history" / "gpu_metrics.db"):
-        assert original.named_gpus(place) == [original.NamedGpu(0, "NVIDIA GeForce RTX 3090")]
+        assert named_gpus(place) == [NamedGpu(0, "NVIDIA GeForce RTX 3090")]
     config.write_text(json.dumps({"gpus": [{"index": 1, "uuid": "GPU-x", "name": "GPU"}, {"index": "a"}, 3]}))
-    assert original.named_gpus(tmp_path / "gpu_metrics.db") == [original.NamedGpu(1, None, "GPU-x")]
+    assert named_gpus(tmp_path / "gpu_metrics.db") == [NamedGpu(1, None, "GPU-x")]
     for nonsense in (b"", b"[1]", b"\xff\xfe{", b'{"gpu_name": 3}', b"[" * 100_000):
         config.write_bytes(nonsense)
-        assert original.named_gpus(tmp_path / "gpu_metrics.db") == []
+        assert named_gpus(tmp_path / "gpu_metrics.db") == []
 
 
 def test_a_dry_run_counts_the_same_and_changes_nothing(
@@ -491,17 +502,17 @@ def test_a_run_that_was_broken_off_is_sound_and_completed_by_the_next(
     monkeypatch.setattr(placing_module, "BATCH_ROWS", 60)
     file.ticks(span(1200))
     file.seen(7, "train", span(1200))
-    commit, done = placing_module.Placer._commit, []
+    commit, done = placing_rows.Rows.commit, []
 
-    def failing(self: placing_module.Placer, connection: sa.Connection, batch: object) -> object:
-        result = commit(self, connection, batch)  # type: ignore[arg-type]
+    def failing(self: placing_rows.Rows, *given: object) -> object:
+        result = commit(self, *given)  # type: ignore[arg-type]
         done.append(1)
         if len(done) == 5:
             # After everything was written and before it is committed.
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(placing_module.Placer, "_commit", failing)
+    monkeypatch.setattr(placing_rows.Rows, "commit", failing)
     with pytest.raises(KeyboardInterrupt):
         importer.run(settings, file.path, now=NOW)
     [(ticks, noted)] = ask(
@@ -730,6 +741,81 @@ def test_a_file_of_another_user_in_a_folder_of_another_user_is_read(
         there.chmod(0o755)
 
 
+def write_in_wal_mode(path: Path, times: Iterable[int], padding: int = 0) -> None:
+    """A program that opens the file for every batch: at its end SQLite takes the log away."""
+    with closing(sqlite3.connect(path, timeout=30)) as connection, connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS other (x)")
+        # All pages move.
+        connection.execute("DELETE FROM other")
+        connection.executemany("INSERT INTO other VALUES (?)", [("x" * 3000,)] * padding)
+        connection.executemany(
+            "INSERT INTO gpu_metrics (timestamp, timestamp_epoch, temperature, utilization, memory, power) "
+            "VALUES ('', ?, 60, 50, 1000, 100)",
+            [(at,) for at in times],
+        )
+
+
+def test_a_file_that_is_written_to_between_two_questions_is_read_as_it_is_then(file: Original) -> None:
+    file.execute("PRAGMA journal_mode = WAL")
+    file.ticks(span(4000))
+    file.connection.close()
+    with original.Original(file.path) as reader:
+        assert len(list(reader.ticks(0, NOW))) == 1000
+        write_in_wal_mode(file.path, span(400, NOW + 400), padding=200)
+        assert len(list(reader.ticks(0, NOW + 400))) == 1100
+        assert reader.contents().last == NOW + 396
+    assert sorted(path.name for path in file.path.parent.iterdir()) == ["gpu_metrics.db"]
+
+
+# Opens the file for every batch, in a process of its own: a process that closes a file gives up its locks on it.
+IN_BATCHES = f"""
+import contextlib, itertools, sqlite3, sys, time
+for number in itertools.count():
+    with contextlib.closing(sqlite3.connect(sys.argv[1], timeout=30)) as connection, connection:
+        connection.execute("DELETE FROM gpu_metrics WHERE timestamp_epoch > {NOW}")
+        connection.executemany(
+            "INSERT INTO gpu_metrics (timestamp, timestamp_epoch, temperature, utilization, memory, power) "
+            "VALUES (?, ?, 60, 50, 1000, 100)",
+            [("x" * 3000, {NOW} + 4 * at) for at in range(1, number % 7 * 100 + 2)],
+        )
+    print(flush=True)
+    time.sleep(0.08)
+"""
+
+
+def test_a_sound_file_is_never_called_damaged_while_its_program_opens_and_closes_it(
+    file: Original, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.execute("PRAGMA journal_mode = WAL")
+    file.execute("CREATE INDEX at ON gpu_metrics (timestamp_epoch)")
+    file.ticks(span(8000))
+    file.connection.close()
+    monkeypatch.setattr(original, "PAGE_ROWS", 100)
+    command = [sys.executable, "-c", IN_BATCHES, str(file.path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as writing:
+        assert writing.stdout is not None
+        writing.stdout.readline()
+        try:
+            for _ in range(40):
+                with original.Original(file.path) as reader:
+                    assert len([tick for tick in reader.ticks(0, NOW + DAY) if tick.at < NOW]) == 2000
+        finally:
+            writing.kill()
+
+
+def test_a_file_that_is_always_written_to_is_to_be_read_again(
+    file: Original, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.execute("PRAGMA journal_mode = WAL")
+    file.ticks(span(400))
+    file.connection.close()
+    monkeypatch.setattr(original_file, "RETRY_S", 0.0)
+    states = itertools.count()
+    monkeypatch.setattr(original_file, "_state", lambda path: (0, 0, 0, next(states)))
+    with pytest.raises(original_file.OriginalError, match=r"was written to while it was read.* Run it again"):
+        original.Original(file.path)
+
+
 # ---- The command -------------------------------------------------------------------------------------------
 
 
@@ -777,6 +863,21 @@ def test_without_gpus_it_says_what_comes_first(environ: dict[str, str], fake: Fa
     assert "start gpumon" in line
 
 
+def test_a_driver_that_fails_while_it_is_asked_is_told_in_whole_sentences(
+    environ: dict[str, str], fake: FakeNvml, tmp_path: Path
+) -> None:
+    fake.add_gpu()
+    fake.fail("nvmlDeviceGetUtilizationRates", pynvml.NVML_ERROR_UNINITIALIZED)
+    file = Original(tmp_path / "gpu_metrics.db")
+    file.ticks(span(40))
+    done = gpumon(environ, "import", str(file.path))
+    assert done.returncode == 1
+    line = done.stderr.splitlines()[-1]
+    assert "the driver does not say which GPUs there are" in line
+    assert line.endswith(".")
+    assert not line.endswith("..")
+
+
 def test_where_there_are_several_gpus_it_lists_them_and_asks(
     environ: dict[str, str], fake: FakeNvml, tmp_path: Path
 ) -> None:
@@ -791,6 +892,7 @@ def test_where_there_are_several_gpus_it_lists_them_and_asks(
     assert "GPU 0, NVIDIA RTX A6000, GPU-" in line
     assert "GPU 1, NVIDIA A100, GPU-" in line
     assert "Choose with --gpu GPU-" in line
+    assert ". (see" not in line
     assert gpumon(environ, "import", str(file.path), "--gpu", "1").returncode == 0
 
 
@@ -851,6 +953,82 @@ def test_two_imports_at_once_are_one_after_the_other(
         thread.join()
     assert "importing into" in refused[0]
     assert importer.run(settings, file.path, now=NOW).taken["ticks"] == 100
+
+
+# ---- What is still to be imported ---------------------------------------------------------------------------
+
+
+def stands(engine: sa.Engine, path: Path) -> importer.Standing:
+    with original.Original(path) as reader:
+        return importer.standing(engine, "here", path, reader.indices(), reader.contents())
+
+
+def test_another_file_of_the_same_name_was_not_imported(
+    engine: sa.Engine, settings: Settings, tmp_path: Path, file: Original
+) -> None:
+    file.ticks(span(400))
+    importer.run(settings, file.path, now=NOW)
+    (tmp_path / "other").mkdir()
+    other = Original(tmp_path / "other" / "gpu_metrics.db")
+    other.ticks(span(200, NOW - 200))
+    assert stands(engine, file.path) == importer.Standing(span(400)[-1], True)
+    assert stands(engine, other.path) == importer.Standing(None, False)
+
+
+def test_a_file_is_imported_when_all_of_its_gpus_are(
+    engine: sa.Engine, settings: Settings, tmp_path: Path
+) -> None:
+    file = Original(tmp_path / "gpu_metrics.db", "several")
+    for index in (0, 1):
+        file.ticks(span(400), index)
+    # The host has one of them.
+    importer.run(settings, file.path, now=NOW)
+    assert stands(engine, file.path) == importer.Standing(span(400)[-1], False)
+    record(engine, range(NOW + 4, NOW + 5), GPUS)
+    importer.run(settings, file.path, now=NOW)
+    assert stands(engine, file.path).whole
+
+
+def test_a_file_of_which_nothing_is_new_is_offered_until_it_was_looked_at(
+    engine: sa.Engine, settings: Settings, file: Original
+) -> None:
+    record(engine, span(800))
+    file.ticks(span(400))
+    assert not stands(engine, file.path).whole
+    assert not any(importer.run(settings, file.path, now=NOW).taken.values())
+    assert stands(engine, file.path).whole
+
+
+def test_a_file_that_grows_while_gpumon_records_has_nothing_new_until_there_is_a_gap(
+    engine: sa.Engine, settings: Settings, file: Original
+) -> None:
+    begin = NOW - 2000
+    file.ticks(range(begin, begin + 400, INTERVAL_S))
+    importer.run(settings, file.path, now=NOW)
+    record(engine, range(begin + 400, begin + 800, INTERVAL_S))
+    file.ticks(range(begin + 400, begin + 800, INTERVAL_S))
+    assert stands(engine, file.path).whole
+    record(engine, range(begin + 1000, begin + 1200, INTERVAL_S))
+    file.ticks(range(begin + 800, begin + 1200, INTERVAL_S))
+    assert stands(engine, file.path) == importer.Standing(begin + 396, False)
+
+
+def test_an_import_that_was_broken_off_says_how_far_it_came(
+    engine: sa.Engine, settings: Settings, file: Original, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placing_module, "BATCH_ROWS", 60)
+    file.ticks(span(1200))
+
+    def interrupt(self: placing_module.Placer, until: int | None) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(placing_module.Placer, "finish", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        importer.run(settings, file.path, now=NOW)
+    standing = stands(engine, file.path)
+    assert standing.until is not None
+    assert span(1200)[0] < standing.until < span(1200)[-1]
+    assert not standing.whole
 
 
 # ---- The page -----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from originals import Original
 from test_import import GPUS, NOW, everything, record, span
 from test_writer import ask
 
-from gpumon_core import importer, original
+from gpumon_core import importer, original, original_file
 from gpumon_core.settings import load
 from gpumon_core.store import database
 
@@ -65,7 +65,7 @@ def take(folder: Path, path: Path) -> dict[str, int] | None:
     try:
         report = importer.run(chosen, path, now=NOW)
         taken, problem = report.taken, report.problem
-    except (original.OriginalError, importer.ImportRefused) as error:
+    except (original_file.OriginalError, importer.ImportRefused) as error:
         taken, problem = None, str(error)
     assert problem is None or (problem and problem.isprintable())
     return taken

@@ -49,7 +49,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(settings: Settings, arguments: argparse.Namespace) -> int:
     """Import, and say what came of it; 1 where it was broken off, 2 where --gpu is needed."""
     from gpumon_core import importer
-    from gpumon_core.original import OriginalError
+    from gpumon_core.original_file import OriginalError
 
     dry = arguments.dry_run
     if not dry:
@@ -59,8 +59,9 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
     try:
         report = importer.run(settings, arguments.file, arguments.gpu, dry, bar.show)
     except importer.ImportRefused as refused:
-        kind = terminal.Usage if refused.status == terminal.WRONG else terminal.Failure
-        raise kind(f"{refused}.") from refused
+        if refused.status == terminal.WRONG:
+            raise terminal.Usage(str(refused)) from refused
+        raise terminal.Failure(f"{refused}.") from refused
     except OriginalError as error:
         raise terminal.Failure(str(error)) from error
     except SQLAlchemyError as error:

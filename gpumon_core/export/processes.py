@@ -46,7 +46,6 @@ COLUMNS = (
 )
 # Of frames of process_history.
 LEDGER = Table(COLUMNS)
-SCHEMA = LEDGER.arrow_schema
 csv_chunks, parquet_chunks = LEDGER.csv_chunks, LEDGER.parquet_chunks
 as_arrow, plain_rows = LEDGER.as_arrow, LEDGER.plain_rows
 

@@ -28,7 +28,10 @@ from gpumon_core.store.pages import Row
 from gpumon_core.store.schema import TIERS, gpu_metrics, gpu_processes, gpus, hosts, scale
 
 # Columns that are times, in UTC seconds, and those that are yes or no.
-MOMENTS = {"timestamp_epoch", "first_seen", "last_seen", "last_used", "last_busy", "start_time"}
+MOMENTS = {
+    *("timestamp_epoch", "first_seen", "last_seen", "last_used", "last_busy", "start_time"),
+    *("first", "last", "until", "imported_at"),
+}
 FLAGS = {"active", "present", "estimated"}
 # What the end of a column's name says of its unit; the longest that fits.
 SUFFIXES = {"_mib_s": "MiB s", "_mib": "MiB", "_ms": "ms", "_s": "s", "_j": "J", "_w": "W", "_bytes": "bytes"}

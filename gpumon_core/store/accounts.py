@@ -21,6 +21,13 @@ PROCESS_KEYS = tuple(metric.key for metric in PROCESS_METRICS)
 MEMORY, SM = PROCESS_KEYS.index("memory"), PROCESS_KEYS.index("sm_utilization")
 GONE: tuple[None, ...] = (None,) * len(PROCESS_KEYS)
 UNKNOWN_PROGRAM = 0
+# A pause longer than this many intervals is a gap: nothing is known of it.
+GAP_INTERVALS = 3
+
+
+def longest_step(interval_s: float) -> float:
+    """The longest time between two ticks that is not a gap, in seconds."""
+    return max(GAP_INTERVALS * interval_s, interval_s + 2)
 
 
 @dataclass(slots=True)

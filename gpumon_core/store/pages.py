@@ -17,6 +17,13 @@ from gpumon_core.store.frames import gpu_ids
 from gpumon_core.store.schema import gpu_processes, gpus, process_gpus
 
 PAGE_ROWS = 10_000
+# From when to when a row is about, by the columns that tell; a table goes by the first of these that it has.
+TIMES = (
+    ("timestamp_epoch", "timestamp_epoch"),
+    ("first_seen", "last_seen"),
+    ("first", "last"),
+    ("imported_at", "imported_at"),
+)
 Row = tuple[Any, ...]
 
 
@@ -45,12 +52,10 @@ class Part:
         if self.start is None and self.end is None:
             return []
         this = self.table.c
-        if "timestamp_epoch" in this:
-            first = last = this.timestamp_epoch
-        elif "first_seen" in this and "last_seen" in this:
-            first, last = this.first_seen, this.last_seen
-        else:
+        names = next((pair for pair in TIMES if pair[0] in this and pair[1] in this), None)
+        if names is None:
             raise NotThere(f"{self.table.name} has no times to choose by")
+        first, last = (this[name] for name in names)
         found = [] if self.start is None else [last >= self.start]
         return found if self.end is None else [*found, first <= self.end]
 

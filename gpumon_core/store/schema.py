@@ -343,6 +343,20 @@ imports = Table(
 )
 IMPORTED = "imported "
 
+# Up to when another program's file was read for a GPU, whatever of it was new. source is the file's path,
+# source_index what the GPU is called in it, until the time of the last tick that was looked at.
+imported_files = Table(
+    "imported_files",
+    metadata,
+    Column("gpu_id", ForeignKey("gpus.id"), nullable=False),
+    Column("source", Text, nullable=False),
+    Column("source_index", Integer, nullable=False),
+    Column("until", BigInteger, nullable=False),
+    Column("imported_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("gpu_id", "source", "source_index"),
+    sqlite_with_rowid=False,
+)
+
 # How the recorder itself fared, minute by minute.
 recorder_health = Table(
     "recorder_health",

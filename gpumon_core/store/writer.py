@@ -26,6 +26,7 @@ from gpumon_core.store.accounts import (
     Use,
     Work,
     account,
+    longest_step,
     share_out,
 )
 from gpumon_core.store.bulk import Bulk, Row, adding, replacing, upsert
@@ -55,8 +56,6 @@ HEARTBEAT_S = 600
 # is; what came after is read from the ticks again when a recorder was killed in between.
 SETTLED_PER_TICK = 16
 IDLE_AFTER_S = 600
-# A pause longer than this many intervals is a gap: nothing is known of it.
-GAP_INTERVALS = 3
 # What serves a model, and so has sessions of it: a training run has one, too, but does not serve it.
 SERVING = ("inference", "image generation")
 # A model that becomes known within this time was loaded when its process came.
@@ -870,11 +869,6 @@ def hours_bulk(dialect: sa.Dialect) -> Bulk:
     keys = ["timestamp_epoch", "process_id", "gpu_id", "program_id"]
     statement = hour.on_conflict_do_update(index_elements=keys, set_=values)
     return Bulk(dialect, statement, [*keys, *SUMS, "max_memory", "estimated"])
-
-
-def longest_step(interval_s: float) -> float:
-    """The longest time between two ticks that is not a gap."""
-    return max(GAP_INTERVALS * interval_s, interval_s + 2)
 
 
 def _newest_tick(connection: Connection, host_id: int) -> int:

@@ -13,7 +13,7 @@ import pandas as pd
 import streamlit as st
 from sqlalchemy.exc import DBAPIError
 
-from gpumon_core import cards, importer, original, runtime
+from gpumon_core import cards, importer, original, original_file, original_folder, runtime
 from gpumon_core.health import Health
 from gpumon_core.original import Contents
 from gpumon_core.store import database, frames, processes, usage
@@ -230,13 +230,13 @@ def originals(folder: Path, url: str, demo_url: str, host: str) -> list[Found]:
     """What lies in the data directory for an import into a database; a file that cannot be read is none."""
     found = []
     own = [path for path in map(database.file_of, (url, demo_url)) if path is not None]
-    for path in original.found_in(folder, own):
-        with suppress(original.OriginalError):
+    for path in original_folder.found_in(folder, own):
+        with suppress(original_file.OriginalError):
             with original.Original(path, copying=False) as file:
-                contents = file.contents()
+                contents, indices = file.contents(), file.indices()
             standing = importer.Standing(None, False)
             if database.exists(url):
                 with suppress(DBAPIError):
-                    standing = importer.standing(runtime.engine(url), host, path.name, contents)
+                    standing = importer.standing(runtime.engine(url), host, path, indices, contents)
             found.append(Found(path, contents, standing))
     return found

@@ -25,3 +25,14 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["gpu_id"], ["gpus.id"], name="fk_imports_gpu_id"),
         sqlite_with_rowid=False,
     )
+    op.create_table(
+        "imported_files",
+        sa.Column("gpu_id", sa.Integer, nullable=False),
+        sa.Column("source", sa.Text, nullable=False),
+        sa.Column("source_index", sa.Integer, nullable=False),
+        sa.Column("until", sa.BigInteger, nullable=False),
+        sa.Column("imported_at", sa.BigInteger, nullable=False),
+        sa.PrimaryKeyConstraint("gpu_id", "source", "source_index", name="pk_imported_files"),
+        sa.ForeignKeyConstraint(["gpu_id"], ["gpus.id"], name="fk_imported_files_gpu_id"),
+        sqlite_with_rowid=False,
+    )
