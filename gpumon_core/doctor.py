@@ -170,6 +170,10 @@ def _database(url: str, settings: Settings) -> Iterator[Finding]:
     finally:
         engine.dispose()
     size = f", {memory(path.stat().st_size / 2**20)}" if path is not None else ""
+    if revision is not None and revision > database.head():
+        what = f"{mask_password(url)} was written by a newer gpumon: it has schema {revision}"
+        yield Finding("problem", "database", what, "Start the newer one again: an older one does not touch it.")
+        return
     yield Finding("ok", "database", f"{mask_password(url)}{size}, schema {revision}")
     yield _recording(path, settings, found)
 

@@ -19,6 +19,7 @@ from conftest import ROOT
 from fake_nvml import FakeNvml, environment
 
 from gpumon_core.settings import SettingsError, load, mask_password
+from gpumon_core.store import database
 
 GIB = 1 << 30
 
@@ -186,6 +187,20 @@ def test_doctor_names_what_is_there_and_what_is_wrong(
     none = gpumon(environ, "doctor")
     assert none.returncode == 1
     assert "modprobe nvidia" in none.stdout
+
+
+def test_doctor_tells_a_database_of_a_newer_gpumon(
+    environ: dict[str, str], fake: FakeNvml, tmp_path: Path
+) -> None:
+    fake.add_gpu()
+    engine = database.open_for_writing(f"sqlite:///{tmp_path / 'history' / 'gpumon.db'}")
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    engine.dispose()
+    done = gpumon(environ, "doctor")
+    assert done.returncode == 1
+    assert "was written by a newer gpumon: it has schema 9999" in done.stdout
+    assert "Start the newer one again" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -52,3 +52,26 @@ def test_below_a_page_nobody_looks_for_the_server(serve: Callable[..., Server], 
     page.goto(f"{server.url}/history?range=1h")
     expect(page.locator(".gm-plots[data-drawn]").first).to_be_attached(timeout=20_000)
     assert failed == []
+
+
+def test_one_choice_of_light_or_dark_is_for_every_page(serve: Callable[..., Server], page: Page) -> None:
+    server = serve(None).ready()
+    background = "getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor"
+    for chosen, colour in (("Dark", "rgb(13, 17, 23)"), ("Light", "rgb(246, 248, 250)")):
+        page.goto(server.url)
+        expect(page.locator(".gm-card").first).to_be_visible()
+        page.evaluate("chosen => localStorage.setItem('stActiveTheme-/-v2', JSON.stringify(chosen))", chosen)
+        page.goto(f"{server.url}/system")
+        expect(page.get_by_role("heading", name="System")).to_be_visible()
+        assert page.evaluate(background) == colour
+
+
+def test_on_a_phone_the_menu_leaves_once_it_has_led_somewhere(serve: Callable[..., Server], page: Page) -> None:
+    server = serve(None).ready()
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(server.url)
+    expect(page.locator(".gm-card").first).to_be_visible()
+    page.get_by_test_id("stExpandSidebarButton").click()
+    page.get_by_role("link", name="History").click()
+    expect(page.get_by_role("heading", name="History")).to_be_visible()
+    expect(page.get_by_test_id("stSidebar")).to_have_attribute("data-collapsed", "true")

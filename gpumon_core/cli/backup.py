@@ -62,7 +62,7 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     began = time.monotonic()
     try:
-        with stored.history(settings) as engine:
+        with stored.history(settings, url) as engine:
             copy(engine, part)
         check(part)
         # Commands and users are in it: who may read the one may read the other.

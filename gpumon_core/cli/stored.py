@@ -37,9 +37,10 @@ def url_of(settings: Settings) -> str:
 
 
 @contextmanager
-def history(settings: Settings) -> Iterator[Engine]:
-    """An engine that reads it. Raises Failure where it cannot be read, in here or in the block."""
-    url = url_of(settings)
+def history(settings: Settings, url: str | None = None) -> Iterator[Engine]:
+    """An engine that reads it, or the one at `url`. Raises Failure where it cannot be read, in here or in the
+    block."""
+    url = url or url_of(settings)
     engine = database.open_for_reading(url)
     try:
         with engine.connect() as connection:

@@ -117,6 +117,9 @@ def time_layout(dark: bool, height: int, start: int, end: int) -> Figure:
             "gridcolor": grid,
             "zeroline": False,
             "hoverformat": "%a %d %b %H:%M:%S",
+            "spikecolor": ink_of(dark)[0],
+            "spikethickness": 1,
+            "spikedash": "solid",
         },
     }
 
@@ -125,11 +128,22 @@ def layout_of(dark: bool, height: int) -> Figure:
     """What all figures have in common."""
     return {
         "height": height,
-        "paper_bgcolor": "rgba(0,0,0,0)",
+        # Plotly makes what it lays over a figure, such as the text at the pointer, fit to the ground beneath.
+        "paper_bgcolor": ground_of(dark),
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": ink_of(dark)[0], "size": 13, "family": "'Source Sans', sans-serif"},
         "hovermode": "x unified",
+        "hoverlabel": {
+            "bgcolor": ground_of(dark),
+            "bordercolor": GREYS[dark][1],
+            "font": {"color": ink_of(dark)[0]},
+        },
     }
+
+
+def ground_of(dark: bool) -> str:
+    """The colour of the page: as in .streamlit/config.toml."""
+    return "#0d1117" if dark else "#f6f8fa"
 
 
 def ink_of(dark: bool) -> tuple[str, str]:

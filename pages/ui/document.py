@@ -24,6 +24,19 @@ _IMPORT = re.compile(r'(?:from|import)"\./([^"/]+\.js)"')
 
 # Below a page's address Streamlit would look for its server first, and above it when nobody answers there.
 _SERVER = '<script>window.__streamlit = { BACKEND_BASE_URL: new URL(".", location.href).href }</script>'
+# Streamlit keeps the choice of light or dark for each page by itself: here one choice is for all.
+_THEME = """<script>
+      {
+        const ours = "gpumon.theme", theirs = `stActiveTheme-${location.pathname}-v2`
+        const set = Storage.prototype.setItem
+        const chosen = localStorage.getItem(ours)
+        if (chosen !== null) localStorage.setItem(theirs, chosen)
+        Storage.prototype.setItem = function (key, value) {
+          set.call(this, key, value)
+          if (this === localStorage && key.startsWith("stActiveTheme-")) set.call(this, ours, value)
+        }
+      }
+    </script>"""
 _CHARTS = f'<script async src="{PLOTLY_URL}"></script>'
 # The modules of what stands on each page.
 _FRAME = ("BidiComponent",)
@@ -44,7 +57,7 @@ def document(page: str) -> str:
     """The HTML of one page, by its path."""
     text = (_STATIC / "index.html").read_text(encoding="utf-8")
     names, charts = _PAGES[page]
-    lines = [_SERVER, *([_CHARTS] if charts else [])]
+    lines = [_SERVER, _THEME, *([_CHARTS] if charts else [])]
     for module in _with_imports(names):
         address = f"./static/js/{module}"
         if address not in text:

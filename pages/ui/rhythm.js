@@ -70,9 +70,10 @@ class Rhythm {
   }
 
   draw() {
-    const { age, limit } = this.data
+    const { age, limit, refresh, sampledEvery } = this.data
     const now = age === null ? null : age + this.sinceMs() / 1000
-    const stale = now === null || now > limit
+    // A page that asks less often than there are samples has older ones until it asks: that is no silence.
+    const stale = now === null || age > limit || now > limit + Math.max(0, refresh - sampledEvery)
     this.fresh.classList.toggle("stale", stale && !this.held)
     this.fresh.classList.toggle("held", this.held)
     if (now === null) this.text.textContent = "No sample yet"
@@ -100,8 +101,18 @@ function load(library) {
   document.head.append(script)
 }
 
+// On a phone the menu lies over the page: it has done its work once it has led to another one.
+let last = location.pathname
+function leaveMenu() {
+  if (location.pathname === last) return
+  last = location.pathname
+  if (!matchMedia("(max-width: 767px)").matches) return
+  document.querySelector("[data-testid=stSidebar][data-collapsed=false] [data-testid=stSidebarCollapseButton] button")?.click()
+}
+
 export default function ({ data, parentElement, setTriggerValue }) {
   load(data.library)
+  leaveMenu()
   let rhythm = rhythms.get(parentElement)
   if (!rhythm) rhythms.set(parentElement, (rhythm = new Rhythm(parentElement)))
   rhythm.take(data, () => setTriggerValue("beat", Date.now()))

@@ -259,7 +259,7 @@ def columns(currency: str) -> dict[str, ColumnConfig]:
         ),
         "First seen": moment(format="D MMM HH:mm:ss"),
         "Last seen": moment(format="D MMM HH:mm:ss"),
-        "Lifetime": text(alignment="right", help="From first to last seen on a GPU"),
+        "Lifetime": text(alignment="right", width=110, help="From first to last seen on a GPU"),
         "State": text(width="small"),
         "Processes": number(format="%d", width="small"),
         "GPU-hours": number(format="%.2f h", help="Hours in which a GPU was kept busy, at full utilization"),
