@@ -76,19 +76,17 @@ _GPUS_NOW = (
     .order_by(hosts.c.name, gpus.c.gpu_index, sa.func.coalesce(gpus.c.mig_index, -1))
 )
 _GPUS_LISTED = _GPUS_NOW.where(gpus.c.state != "gone")
-_NEWEST = (
-    sa.select(gpu_changes.c.gpu_id, gpu_changes.c.metric, sa.func.max(gpu_changes.c.timestamp_epoch).label("at"))
-    .group_by(gpu_changes.c.gpu_id, gpu_changes.c.metric)
-    .subquery()
-)
-_CHANGES_NOW = sa.select(gpu_changes.c.gpu_id, gpu_changes.c.metric, gpu_changes.c.value).join(
-    _NEWEST,
-    sa.and_(
-        gpu_changes.c.gpu_id == _NEWEST.c.gpu_id,
-        gpu_changes.c.metric == _NEWEST.c.metric,
-        gpu_changes.c.timestamp_epoch == _NEWEST.c.at,
-    ),
-)
+_KEYS = sa.union_all(*(sa.select(sa.literal(metric.key).label("metric")) for metric in CHANGE_METRICS)).subquery()
+# A look into the index for each: what has changed in years need not be read.
+_CHANGES_NOW = sa.select(
+    gpus.c.id,
+    _KEYS.c.metric,
+    sa.select(gpu_changes.c.value)
+    .where(gpu_changes.c.gpu_id == gpus.c.id, gpu_changes.c.metric == _KEYS.c.metric)
+    .order_by(gpu_changes.c.timestamp_epoch.desc())
+    .limit(1)
+    .scalar_subquery(),
+).join(_KEYS, sa.true())
 _PROCESSES_NOW = (
     sa.select(
         process_gpus.c.process_id,
