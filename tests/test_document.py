@@ -75,3 +75,10 @@ def test_on_a_phone_the_menu_leaves_once_it_has_led_somewhere(serve: Callable[..
     page.get_by_role("link", name="History").click()
     expect(page.get_by_role("heading", name="History")).to_be_visible()
     expect(page.get_by_test_id("stSidebar")).to_have_attribute("data-collapsed", "true")
+
+
+def test_a_page_that_asks_less_often_does_not_cry_silence(serve: Callable[..., Server], page: Page) -> None:
+    server = serve(None).ready()
+    page.goto(f"{server.url}/history?range=6h")
+    # Ticks come every second, and silence begins after five; this page asks every so many.
+    expect(page.get_by_text(re.compile(r"Newest sample (8|9|1\d)s ago"))).to_be_visible(timeout=25_000)
