@@ -23,12 +23,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
-import uvicorn
 from conftest import Server
 from fake_nvml import FakeNvml
+from filled import serving
 from playwright.sync_api import Page, expect
 from rig import free_port
-from starlette.applications import Starlette
 from test_processes import PEOPLE
 from test_writer import tick
 
@@ -67,17 +66,8 @@ Ask = Callable[..., Answer]
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
     """Where a server has the routes, and nothing else."""
-    server = uvicorn.Server(
-        uvicorn.Config(Starlette(routes=api.ROUTES), port=free_port(), log_level="critical", lifespan="off")
-    )
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-        time.sleep(0.01)
-    yield server.config.port
-    server.should_exit = True
-    thread.join()
+    with serving() as found:
+        yield found
 
 
 @pytest.fixture

@@ -47,10 +47,10 @@ def told(pid: int, commands: Commands = "masked", rules: Rules | None = None) ->
 
 
 def test_a_script_is_called_by_its_name_and_told_whole(tmp_path: Path) -> None:
-    with script(tmp_path / "work" / "train.py", "--epochs", "3 4", cwd=tmp_path) as pid:
+    with script(tmp_path / "jobs" / "train.py", "--epochs", "3 4", cwd=tmp_path) as pid:
         name, program = told(pid)
     assert name == "train.py"
-    assert program.command == f"{sys.executable} -u {tmp_path}/work/train.py --epochs '3 4'"
+    assert program.command == f"{sys.executable} -u {tmp_path}/jobs/train.py --epochs '3 4'"
     assert program.executable == os.path.realpath(sys.executable)
     assert program.working_directory == str(tmp_path)
     assert program.parents is not None

@@ -13,7 +13,7 @@ PYTHON = "/usr/bin/python3"
     ("comm", "arguments", "name"),
     [
         ("python3", [PYTHON, "train.py"], "train.py"),
-        ("python3", [PYTHON, "-u", "/home/ada/work/train.py", "--epochs", "3"], "train.py"),
+        ("python3", [PYTHON, "-u", "/home/ada/jobs/train.py", "--epochs", "3"], "train.py"),
         ("pt_main_thread", ["python", "-uB", "train.py"], "train.py"),
         ("python", ["/opt/conda/bin/python3.12", "-X", "importtime", "-Wignore", "run.py"], "run.py"),
         ("python3", [PYTHON, "-W", "ignore", "-c", "import torch"], "python3 -c"),

@@ -6,7 +6,7 @@ database does not answer. Times are integer UTC seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -194,11 +194,18 @@ def pages(engine: Engine, wanted: ProcessFilter = EVERYTHING, size: int = PAGE_R
     comes twice: neither first_seen nor the id of one ever changes, and who is newer than the first row
     is not looked for.
     """
+    return walk(lambda after: page(engine, wanted, size, after), position, size)
+
+
+def walk(
+    read: Callable[[Position | None], pd.DataFrame], position_of: Callable[[pd.DataFrame], Position], size: int
+) -> Iterator[pd.DataFrame]:
+    """Frames of at most `size` rows one after the other, each read from where the one before ended."""
     after = None
     while True:
-        frame = page(engine, wanted, size, after)
+        frame = read(after)
         if len(frame):
-            after = position(frame)
+            after = position_of(frame)
             yield frame
         if len(frame) < size:
             return

@@ -16,7 +16,7 @@ from sqlalchemy.engine import Engine
 
 from gpumon_core.store.dimensions import Dimension
 from gpumon_core.store.frames import fetch, gpu_labels, with_programs
-from gpumon_core.store.processes import CONTAINER, PAGE_ROWS, Position
+from gpumon_core.store.processes import CONTAINER, PAGE_ROWS, Position, walk
 from gpumon_core.store.schema import (
     gpu_processes,
     gpu_usage,
@@ -325,14 +325,7 @@ def session_position(frame: pd.DataFrame) -> Position:
 
 def session_pages(engine: Engine, scope: Scope, size: int = PAGE_ROWS) -> Iterator[pd.DataFrame]:
     """`sessions` in pieces of at most `size` rows, of which one is in memory at a time."""
-    after = None
-    while True:
-        frame = sessions(engine, scope, size, after)
-        if len(frame):
-            after = session_position(frame)
-            yield frame
-        if len(frame) < size:
-            return
+    return walk(lambda after: sessions(engine, scope, size, after), session_position, size)
 
 
 def session_count(engine: Engine, scope: Scope) -> int:
