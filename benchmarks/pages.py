@@ -125,11 +125,13 @@ def say(what: str, figure: float, unit: str, limit: float, more: str = "") -> No
 
 
 def drawn(page: Page, url: str, what: str) -> float:
-    """Seconds from asking for a page until it is drawn."""
+    """Seconds from asking for a page until it is drawn, to a frame."""
     started = time.monotonic()
     page.goto(url, wait_until="commit")
-    for selector in what.split(", "):
-        page.locator(selector).first.wait_for(state="attached")
+    # A locator would look less and less often, in the end twice a second.
+    page.wait_for_function(
+        "selectors => selectors.every(selector => document.querySelector(selector))", arg=what.split(", ")
+    )
     return time.monotonic() - started
 
 

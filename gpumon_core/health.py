@@ -80,23 +80,30 @@ class Reading:
     latest: int | None = None
 
 
+# Every page asks with every tick: put together once.
+_NEWEST = (
+    sa.select(
+        hosts.c.id,
+        hosts.c.last_seen,
+        hosts.c.interval_s,
+        sa.select(sa.func.max(hosts.c.last_seen)).scalar_subquery().label("latest"),
+    )
+    .order_by(sa.case((hosts.c.name == sa.bindparam("host", type_=sa.Text), 0), else_=1), hosts.c.last_seen.desc())
+    .limit(1)
+)
+_STATES = sa.select(gpus.c.state, gpus.c.sampling).where(
+    gpus.c.host_id == sa.bindparam("host_id"), gpus.c.state != "gone"
+)
+
+
 def read(engine: Engine, host: str | None) -> Reading:
     """Read a host's newest tick; without one, or of a database without its ticks, that of the newest host.
     Raises sqlalchemy.exc.DBAPIError."""
-    order: list[sa.UnaryExpression[Any]] = [hosts.c.last_seen.desc()]
-    if host is not None:
-        order.insert(0, (hosts.c.name == host).desc())
-    latest = sa.select(sa.func.max(hosts.c.last_seen)).scalar_subquery()
     with engine.connect() as connection:
-        newest = connection.execute(
-            sa.select(hosts.c.id, hosts.c.last_seen, hosts.c.interval_s, latest.label("latest"))
-            .order_by(*order)
-            .limit(1)
-        ).first()
+        newest = connection.execute(_NEWEST, {"host": host}).first()
         if newest is None:
             return Reading()
-        query = sa.select(gpus.c.state, gpus.c.sampling).where(gpus.c.host_id == newest.id, gpus.c.state != "gone")
-        found = connection.execute(query).all()
+        found = connection.execute(_STATES, {"host_id": newest.id}).all()
     return Reading(
         newest.last_seen,
         newest.interval_s,

@@ -42,14 +42,13 @@ def body(now: Health) -> None:
         st.info(f"{chosen} is not there any more. Choose another GPU in the sidebar.")
         return
     chrome.stale_warning(now)
-    st.html(data.gpu_card_html(at, named[chosen]))
-    facts(gpu.iloc[0])
+    st.html(data.gpu_card_html(at, named[chosen]) + facts(gpu.iloc[0]))
     values(gpu.iloc[0])
     charts.device(now, window, named[chosen], {gpu_id: name for name, gpu_id in named.items()}, groups)
 
 
-def facts(gpu: pd.Series) -> None:
-    """What does not change."""
+def facts(gpu: pd.Series) -> str:
+    """What does not change, as HTML."""
     pieces = {
         "UUID": gpu["uuid"],
         "PCI": gpu["pci_bus_id"],
@@ -62,7 +61,7 @@ def facts(gpu: pd.Series) -> None:
             gpu["sampling"], fmt.MISSING
         ),
     }
-    st.html(chrome.facts_html(pieces))
+    return chrome.facts_html(pieces)
 
 
 def values(gpu: pd.Series) -> None:

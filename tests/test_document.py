@@ -54,6 +54,32 @@ def test_below_a_page_nobody_looks_for_the_server(serve: Callable[..., Server], 
     assert failed == []
 
 
+def test_charts_are_loaded_once(serve: Callable[..., Server], page: Page) -> None:
+    server = serve(None).ready()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/assets/plotly-" in request.url else None)
+    page.goto(f"{server.url}/history?range=1h")
+    expect(page.locator(".gm-plots[data-drawn]").first).to_be_attached(timeout=20_000)
+    assert len(asked) == 1
+    assert page.evaluate("document.querySelectorAll('script[src*=plotly]').length") == 1
+    # What was drawn beforehand is gone again.
+    assert page.evaluate("document.querySelectorAll('.js-plotly-plot:not(.gm-plots *)').length") == 0
+
+
+def test_the_page_connects_before_it_asks_how_the_server_is_set_up(
+    serve: Callable[..., Server], page: Page
+) -> None:
+    server = serve(None).ready()
+    order: list[str] = []
+    page.on("websocket", lambda _: order.append("connected"))
+    page.on("request", lambda request: order.append("asked") if "/_stcore/health" in request.url else None)
+    page.goto(server.url)
+    expect(page.locator(".gm-card").first).to_be_visible()
+    assert order[0] == "connected"
+    # No other site's page may steer this one, whatever Streamlit allows by itself.
+    assert page.evaluate("window.__streamlit.HOST_CONFIG.allowedOrigins") == [server.url]
+
+
 def test_one_choice_of_light_or_dark_is_for_every_page(serve: Callable[..., Server], page: Page) -> None:
     server = serve(None).ready()
     background = "getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor"

@@ -137,6 +137,26 @@ def test_on_a_lost_gpu_nobody_is_known_to_be_after_its_last_tick(write: Callable
     assert bars(write([]), DAWN + 12, DAWN + 20)["pid"].tolist() == [7]
 
 
+def test_who_was_there_is_found_by_the_hours_as_by_looking_at_everybody(
+    write: Callable[..., sa.Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held(moment: int) -> Held:
+        # Lives of all lengths, some of a single tick on the hour, some that come back, one that stays.
+        step = (moment - DAWN) // 60
+        lives = {100 + n: (7 * n % 400, 7 * n % 400 + (0, 1, 13, 59, 60, 180)[n % 6]) for n in range(60)}
+        lives |= {200 + n: (60 * n, 60 * n) for n in range(7)}
+        found: Held = {(0, pid): 100 + pid for pid, (first, last) in lives.items() if first <= step <= last}
+        return found | {(1, 99): 64} | ({(1, 98): 32} if step % 90 < 20 else {})
+
+    engine = write([at(moment, held(moment)) for moment in range(DAWN, DAWN + 8 * HOUR, 60)], interval=60)
+    pairs = [(DAWN + a * 600, DAWN + b * 600) for a in range(-6, 50, 5) for b in range(a, 54, 7)]
+    by_hours = [timeline.lanes(engine, (1, 2), start, end, "process", 500) for start, end in pairs]
+    monkeypatch.setattr(timeline, "LONGEST_BY_HOURS_S", -1)
+    for (start, end), found in zip(pairs, by_hours, strict=True):
+        pd.testing.assert_frame_equal(found, timeline.lanes(engine, (1, 2), start, end, "process", 500))
+    assert sum(len(found) for found in by_hours) > 1000
+
+
 def test_of_too_many_the_largest_are_there_and_all_are_counted(write: Callable[..., sa.Engine]) -> None:
     def held(step: int) -> dict[tuple[int, int], int]:
         # Much for a moment, and less for long.

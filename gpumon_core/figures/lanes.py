@@ -78,23 +78,27 @@ def lanes(
     by id, and `colors` has a colour for every workload and UNKNOWN."""
     count = int(packed["lane"].max()) + 1 if len(packed) else 1
     data = []
-    groups = packed["workload"].fillna(UNKNOWN)
-    thickness = THINNEST + THICKER * packed["share"].fillna(0)
+    # Once for all workloads: a frame for each would cost more than all of the rest.
+    groups = packed["workload"].fillna(UNKNOWN).to_numpy()
+    thickness = (THINNEST + THICKER * packed["share"].fillna(0)).to_numpy("float64")
+    begins = milliseconds(packed["begin"])
+    widths = lengths(packed["begin"], packed["finish"], zone)
+    lane = packed["lane"].to_numpy("float64")
+    stories = [(_caption(row), _story(row, zone)) for row in packed.itertuples()]
     for name in dict.fromkeys((*colors, *groups)):
-        mine = packed[groups == name]
-        if mine.empty:
+        mine = np.flatnonzero(groups == name)
+        if not len(mine):
             continue
-        begins = milliseconds(mine["begin"])
         data.append(
             {
                 **{"type": "bar", "orientation": "h", "name": escape(name, quote=False), "legendgroup": name},
-                "base": begins,
-                "x": lengths(mine["begin"], mine["finish"], zone),
-                "y": mine["lane"].to_numpy("float64"),
-                "width": thickness[mine.index].to_numpy("float64"),
+                "base": begins[mine],
+                "x": widths[mine],
+                "y": lane[mine],
+                "width": thickness[mine],
                 "marker": {"color": colors.get(name, "#8a94a0"), "line": {"width": 0}},
-                "text": [_caption(row) if thickness[row.Index] >= NAMED else "" for row in mine.itertuples()],
-                "customdata": [_story(row, zone) for row in mine.itertuples()],
+                "text": [stories[place][0] if thickness[place] >= NAMED else "" for place in mine],
+                "customdata": [stories[place][1] for place in mine],
                 "hovertemplate": "%{customdata}<extra></extra>",
                 **{"textposition": "inside", "insidetextanchor": "start", "textangle": 0, "cliponaxis": True},
                 "insidetextfont": {"color": "#0d1117" if dark else "#ffffff", "size": 11},

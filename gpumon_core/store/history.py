@@ -29,6 +29,22 @@ COUNTED = 60
 THERE = "there"
 
 
+# Every chart asks for it, so that it is put together once: of each GPU when each table's rows begin and end.
+_TABLES = [gpu_metrics, *(tier.table for tier in TIERS)]
+_EDGES = (
+    sa.select(
+        hosts.c.interval_s,
+        *(
+            sa.select(edge(table.c.timestamp_epoch)).where(table.c.gpu_id == gpus.c.id).scalar_subquery()
+            for table in _TABLES
+            for edge in (sa.func.min, sa.func.max)
+        ),
+    )
+    .join(hosts, hosts.c.id == gpus.c.host_id)
+    .where(gpus.c.id.in_(sa.bindparam("ids", expanding=True)))
+)
+
+
 @dataclass(frozen=True, slots=True)
 class _Resolution:
     """A table, the seconds between its rows, and the time for which it has rows."""
@@ -91,7 +107,7 @@ def read(
         if changing:
             # A point that is a tick is a moment; the others speak of a stretch of time.
             width = max(0 if r.raw and step <= r.seconds else step for _, r, step in parts)
-            _put_changes(connection, frame, ids, changing, start, end, width)
+            frame = _with_changes(connection, frame, ids, changing, start, end, width)
     return _typed(frame[columns])
 
 
@@ -100,24 +116,17 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     keys = dict.fromkeys(("gpu_id", "timestamp_epoch"), "int64")
     if frame.empty:
         return frame.astype(dict.fromkeys(frame.columns, "float64") | keys)
-    return frame.astype(keys)
+    for key in keys:
+        frame[key] = frame[key].astype("int64")
+    return frame
 
 
 def _resolutions(connection: Connection, ids: list[int]) -> list[_Resolution]:
     """All of them, finest first, with the time that each has rows for."""
-    tables = [gpu_metrics, *(tier.table for tier in TIERS)]
-    columns = [
-        sa.select(edge(table.c.timestamp_epoch)).where(table.c.gpu_id == gpus.c.id).scalar_subquery()
-        for table in tables
-        for edge in (sa.func.min, sa.func.max)
-    ]
-    query = (
-        sa.select(hosts.c.interval_s, *columns).join(hosts, hosts.c.id == gpus.c.host_id).where(gpus.c.id.in_(ids))
-    )
-    rows = connection.execute(query).all()
+    rows = connection.execute(_EDGES, {"ids": ids}).all()
     interval = min((row[0] for row in rows), default=1.0)
     found = []
-    for place, table in enumerate(tables):
+    for place, table in enumerate(_TABLES):
         firsts = [row[1 + 2 * place] for row in rows if row[1 + 2 * place] is not None]
         lasts = [row[2 + 2 * place] for row in rows if row[2 + 2 * place] is not None]
         seconds = interval if place == 0 else TIERS[place - 1].seconds
@@ -314,7 +323,7 @@ def _difference(frame: pd.DataFrame, key: str) -> None:
         frame[key + suffix] = grown
 
 
-def _put_changes(
+def _with_changes(
     connection: Connection,
     frame: pd.DataFrame,
     ids: list[int],
@@ -322,8 +331,8 @@ def _put_changes(
     start: int,
     end: int,
     step: int,
-) -> None:
-    """Add the metrics that are kept when they change: at each point the value that held then."""
+) -> pd.DataFrame:
+    """With the metrics that are kept when they change: at each point the value that held then."""
     keys = [metric.key for metric in metrics]
     chosen = sa.and_(gpu_changes.c.gpu_id.in_(ids), gpu_changes.c.metric.in_(keys))
     before = (
@@ -354,20 +363,30 @@ def _put_changes(
     owners, moments = frame["gpu_id"].to_numpy(), frame["timestamp_epoch"].to_numpy()
     half = step / 2
     known = frame[THERE].notna().to_numpy()
+    places = {gpu_id: np.flatnonzero(owners == gpu_id) for gpu_id in ids}
+    columns: dict[str, np.ndarray[Any, Any]] = {}
     for key in keys:
         result = np.full((3, len(frame)), np.nan)
-        for gpu_id in ids:
+        for gpu_id, mine in places.items():
             times, values = series.get((gpu_id, key), ([], []))
-            mine = np.flatnonzero(owners == gpu_id)
-            if not times or not len(mine):
-                continue
-            changed, held = np.array(times), np.array(values)
-            first = np.searchsorted(changed, moments[mine] - half, "right") - 1
-            last = np.searchsorted(changed, moments[mine] + half, "right") - 1
-            for place, low, high in zip(mine, first, last, strict=True):
-                if high >= 0:
-                    window = held[max(0, low) : high + 1]
-                    result[:, place] = held[high], window.min(), window.max()
+            if times and len(mine):
+                result[:, mine] = _held(np.array(times), np.array(values), moments[mine], half)
         result[:, ~known] = np.nan
-        for row, suffix in zip(result, ("", "_min", "_max"), strict=True):
-            frame[key + suffix] = row
+        columns |= {key + suffix: row for row, suffix in zip(result, ("", "_min", "_max"), strict=True)}
+    return frame.assign(**columns)
+
+
+def _held(
+    changed: np.ndarray[Any, Any], values: np.ndarray[Any, Any], moments: np.ndarray[Any, Any], half: float
+) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """What held `half` seconds after some moments, and the least and the most since as long before; NaN before the
+    first change. Shape: 3, moments."""
+    first = np.searchsorted(changed, moments - half, "right") - 1
+    last = np.searchsorted(changed, moments + half, "right") - 1
+    found = np.where(last >= 0, values[last], np.nan)
+    held = np.array([found, found, found])
+    # Most points lie between two changes.
+    for place in np.flatnonzero((last > first) & (last >= 0)):
+        window = values[max(0, first[place]) : last[place] + 1]
+        held[1:, place] = window.min(), window.max()
+    return held

@@ -31,6 +31,8 @@ HOUR_S = 3600
 FROM_TICKS_S = HOUR_S
 # A life no longer than this is read from the ticks, a longer one from the hours.
 LIFE_FROM_TICKS_S = 6 * HOUR_S
+# In a stretch no longer than this, who was there is found by the hours.
+LONGEST_BY_HOURS_S = 8 * 24 * HOUR_S
 OTHERS = -1
 
 
@@ -51,6 +53,13 @@ def lanes(
     begins = sa.case((table.c.first_seen > start, table.c.first_seen), else_=start)
     ends = sa.case((last < end, last), else_=end)
     weight = sa.func.coalesce(table.c.avg_memory, table.c.max_memory, 0) * (ends - begins + 1)
+    place: sa.FromClause = table
+    where: sa.FromClause = table
+    if of == "process" and end - start <= LONGEST_BY_HOURS_S:
+        where = _about(start, end)
+        # The sum keeps SQLite from going through all that ever was on these GPUs.
+        same = sa.and_(table.c.process_id == where.c.process_id, table.c.gpu_id + 0 == where.c.gpu_id)
+        place = where.join(table, same)
     largest = (
         sa.select(
             table.c.gpu_id,
@@ -64,9 +73,10 @@ def lanes(
             (sa.null() if of == "process" else model_sessions.c.model).label("session_model"),
             sa.func.count().over().label("found"),
         )
-        .join(gpus, gpus.c.id == table.c.gpu_id)
+        .select_from(place)
+        .join(gpus, gpus.c.id == where.c.gpu_id)
         .join(hosts, hosts.c.id == gpus.c.host_id)
-        .where(table.c.gpu_id.in_(list(gpu_ids)), table.c.first_seen <= end, last >= start)
+        .where(where.c.gpu_id.in_(list(gpu_ids)), table.c.first_seen <= end, last >= start)
         # Of equals always the same, or bars would come and go with every drawing.
         .order_by(weight.desc(), table.c.first_seen, table.c.process_id, table.c.gpu_id)
         .limit(most)
@@ -89,9 +99,19 @@ def lanes(
     texts = ["name", "username", "workload", "model"]
     frame[texts] = frame[texts].astype("object").where(frame[texts].notna(), None)
     frame["share"] = (frame["max_memory"] / frame["memory_total_mib"]).clip(0, 1)
-    place = {gpu_id: position for position, gpu_id in enumerate(gpu_ids)}
-    frame = frame.assign(place=frame["gpu_id"].map(place)).sort_values(["place", "first", "process_id"])
-    return frame.drop(columns=["place", "memory_total_mib"]).reset_index(drop=True)
+    order = {gpu_id: position for position, gpu_id in enumerate(gpu_ids)}
+    frame = frame.assign(order=frame["gpu_id"].map(order)).sort_values(["order", "first", "process_id"])
+    return frame.drop(columns=["order", "memory_total_mib"]).reset_index(drop=True)
+
+
+def _about(start: int, end: int) -> sa.Subquery:
+    """The processes and GPUs that run, or have an hour about then. No index tells who was last seen when, but the
+    hours are in the order of time, and are kept as long as the processes."""
+    hours = process_hours.c
+    # What an hour's first tick charges belongs to the hour before.
+    within = sa.and_(hours.timestamp_epoch > start - 2 * HOUR_S, hours.timestamp_epoch <= end)
+    running = sa.select(process_gpus.c.process_id, process_gpus.c.gpu_id).where(process_gpus.c.active == 1)
+    return running.union(sa.select(hours.process_id, hours.gpu_id).where(within)).subquery()
 
 
 def _running(table: sa.Table) -> sa.ColumnElement[bool]:

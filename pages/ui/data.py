@@ -27,6 +27,7 @@ Tick = tuple[str, int | None]
 MINUTE_S = 60
 TREND_S = 900
 TREND_POINTS = 90
+TREND_STEP_S = TREND_S // TREND_POINTS
 
 
 def health() -> Health | None:
@@ -66,10 +67,18 @@ def overview_html(at: Tick) -> str:
     """The overview's machines and cards at a tick, drawn once for all viewers."""
     gpus = gpu_table(at)
     end = at[1] or int(time.time())
+    trend = _trend((at[0], end // TREND_STEP_S), tuple(gpus["id"]), end)
     span = (end - TREND_S, end)
-    trend = frames.history(runtime.engine(at[0]), gpus["id"].tolist(), cards.TREND_METRICS, *span, TREND_POINTS)
     shown = cards.overview(gpus, trend, active_processes(at), program_values(at, "workload"), span)
     return cards.host_line(host_table(at), gpus) + shown
+
+
+@st.cache_data(max_entries=4, show_spinner=False)
+def _trend(step: Tick, gpu_ids: Sequence[int], _end: int) -> pd.DataFrame:
+    """The cards' trends, read once for each of their steps."""
+    return frames.history(
+        runtime.engine(step[0]), gpu_ids, cards.TREND_METRICS, _end - TREND_S, _end, TREND_POINTS
+    )
 
 
 @st.cache_data(max_entries=16, show_spinner=False)

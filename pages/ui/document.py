@@ -22,8 +22,14 @@ _STATIC = Path(streamlit.__file__).parent / "static"
 _MODULES = _STATIC / "static" / "js"
 _IMPORT = re.compile(r'(?:from|import)"\./([^"/]+\.js)"')
 
-# Below a page's address Streamlit would look for its server first, and above it when nobody answers there.
-_SERVER = '<script>window.__streamlit = { BACKEND_BASE_URL: new URL(".", location.href).href }</script>'
+# Below a page's address Streamlit would look for its server first, and above it when nobody answers there. And it
+# would ask for its configuration before it connects: that no other site's page may steer this one.
+_SERVER = """<script>
+      window.__streamlit = {
+        BACKEND_BASE_URL: new URL(".", location.href).href,
+        HOST_CONFIG: { allowedOrigins: [location.origin], useExternalAuthToken: false },
+      }
+    </script>"""
 # Streamlit keeps the choice of light or dark for each page by itself: here one choice is for all.
 _THEME = """<script>
       {
@@ -37,7 +43,23 @@ _THEME = """<script>
         }
       }
     </script>"""
-_CHARTS = f'<script async src="{PLOTLY_URL}"></script>'
+# Plotly takes its time to start: it does so while the page waits for the server, not before it has asked. What is
+# drawn for the first time takes twice as long as later, so something is, where nobody looks.
+_CHARTS = f"""<link rel="preload" as="script" href="{PLOTLY_URL}" />
+    <script type="module">
+      requestIdleCallback(() => {{
+        if (document.querySelector(`script[src="{PLOTLY_URL}"]`)) return
+        const script = document.createElement("script")
+        script.src = "{PLOTLY_URL}"
+        script.onload = () => requestIdleCallback(() => {{
+          if (document.querySelector(".gm-plots")) return
+          const div = document.createElement("div")
+          const layout = {{ width: 600, height: 300, xaxis: {{ type: "date" }} }}
+          Plotly.newPlot(div, [{{ x: [1, 2], y: [1, 2] }}], layout).then(() => Plotly.purge(div))
+        }})
+        document.head.append(script)
+      }}, {{ timeout: 500 }})
+    </script>"""
 # The modules of what stands on each page.
 _FRAME = ("BidiComponent",)
 _SIDEBAR = ("TextInput", "ButtonGroup", "Multiselect", "Selectbox")

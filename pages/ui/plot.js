@@ -72,6 +72,10 @@ class Plots {
       figure.layout.uirevision = data.view
       // A narrow screen has no room for a legend at every chart; a touch names the lines.
       if (this.box.clientWidth < NARROW && "legend2" in figure.layout) figure.layout.showlegend = false
+      // Neither is measured then, which takes as long as drawing the lines.
+      for (const [name, axis] of Object.entries(figure.layout)) {
+        if (/^[xy]axis/.test(name)) Object.assign(axis, { tickangle: 0, ticklabeloverflow: "allow", ...axis })
+      }
       figure.layout.dragmode = data.zooms && !TOUCH ? "zoom" : false
       const isNew = place >= this.divs.length
       if (isNew) {
