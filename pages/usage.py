@@ -95,7 +95,8 @@ def used(at: data.Tick, chosen: Scope, totals: pd.DataFrame) -> None:
     tables.download(
         f"usage-{by}", lambda: export.ranking_table(prices).csv(whole, zone), whole.empty, zone, "usage_csv"
     )
-    notes = [f"Counted by the hour, from {fmt.moment(chosen.first_hour, zone)} ({chrome.zone_label()})."]
+    since = fmt.plain(f"{fmt.moment(chosen.first_hour, zone)} ({chrome.zone_label()})")
+    notes = [f"Counted by the hour, from {since}."]
     if ranked["Estimate"].any():
         notes.append(
             "Where the estimate is ticked, the driver does not tell processes apart: their GPU's use is split by "

@@ -45,6 +45,28 @@ def test_what_is_named_is_served(serve: Callable[..., Server]) -> None:
             assert "javascript" in answer.headers["Content-Type"], address
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_names_what_it_runs_and_nothing_else(
+    serve: Callable[..., Server], page: Page, name: str, texts: dict[str, str]
+) -> None:
+    # What stands on a page of which there is something to show.
+    server = serve(None, GPUMON_SOURCE="demo").ready()
+    session = page.context.new_cdp_session(page)
+    session.send("Profiler.enable")
+    session.send("Profiler.startPreciseCoverage", {"callCount": True, "detailed": False})
+    page.goto(f"{server.url}/{name}")
+    drawn = ".gm-plots[data-drawn]" if name in ("gpu", "history", "usage") else "[data-testid=data-grid-canvas]"
+    expect(page.locator(drawn).last).to_be_attached(timeout=20_000)
+    page.wait_for_timeout(1000)
+    ran = {
+        script["url"].rpartition("/")[2]
+        for script in session.send("Profiler.takePreciseCoverage")["result"]
+        if "/static/js/" in script["url"] and any(one["ranges"][0]["count"] for one in script["functions"])
+    }
+    named = set(re.findall(r'(?:href|src)="\./static/js/([^"]+\.js)"', texts[name]))
+    assert ran == named
+
+
 def test_below_a_page_nobody_looks_for_the_server(serve: Callable[..., Server], page: Page) -> None:
     server = serve(None).ready()
     failed: list[str] = []
@@ -66,16 +88,13 @@ def test_charts_are_loaded_once(serve: Callable[..., Server], page: Page) -> Non
     assert page.evaluate("document.querySelectorAll('.js-plotly-plot:not(.gm-plots *)').length") == 0
 
 
-def test_the_page_connects_before_it_asks_how_the_server_is_set_up(
-    serve: Callable[..., Server], page: Page
-) -> None:
+def test_the_page_does_not_wait_to_hear_how_the_server_is_set_up(serve: Callable[..., Server], page: Page) -> None:
     server = serve(None).ready()
-    order: list[str] = []
-    page.on("websocket", lambda _: order.append("connected"))
-    page.on("request", lambda request: order.append("asked") if "/_stcore/health" in request.url else None)
+    for asked in ("health", "host-config"):
+        # Neither is ever answered.
+        page.route(f"**/_stcore/{asked}", lambda route: None)
     page.goto(server.url)
     expect(page.locator(".gm-card").first).to_be_visible()
-    assert order[0] == "connected"
     # No other site's page may steer this one, whatever Streamlit allows by itself.
     assert page.evaluate("window.__streamlit.HOST_CONFIG.allowedOrigins") == [server.url]
 

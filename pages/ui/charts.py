@@ -10,6 +10,7 @@ from typing import Literal
 import pandas as pd
 import streamlit as st
 
+from gpumon_core import format as fmt
 from gpumon_core.health import Health
 from gpumon_core.metrics import GPU_METRICS, GPU_METRICS_BY_KEY, Group
 from pages.ui import chrome, data, drawings, filters, plot
@@ -139,9 +140,9 @@ def _show(
         on_zoom=lambda: filters.zoom(key),
     )
     until = datetime.fromtimestamp(end, chrome.zone()).strftime("%a %d %b %Y, %H:%M:%S")
-    notes.append(
-        f"Up to {until} ({chrome.zone_label()}). Drag across a chart to zoom in, double-click to go back."
-    )
+    # As it is, Streamlit would load its emoji for the colons.
+    when = fmt.plain(f"{until} ({chrome.zone_label()})")
+    notes.append(f"Up to {when}. Drag across a chart to zoom in, double-click to go back.")
     st.caption(" ".join(notes))
 
 

@@ -60,17 +60,15 @@ _CHARTS = f"""<link rel="preload" as="script" href="{PLOTLY_URL}" />
         document.head.append(script)
       }}, {{ timeout: 500 }})
     </script>"""
-# The modules of what stands on each page.
-_FRAME = ("BidiComponent",)
-_SIDEBAR = ("TextInput", "ButtonGroup", "Multiselect", "Selectbox")
-_GRID = ("DataFrame",)
+# The modules of what stands on each page, and whether charts do. What is named in vain costs as much as the rest.
+_CHOICES = ("BidiComponent", "ButtonGroup", "Multiselect")
 _PAGES: dict[str, tuple[tuple[str, ...], bool]] = {
-    "": ((*_FRAME, "TextInput", *_GRID), False),
-    "gpu": ((*_FRAME, *_SIDEBAR, *_GRID), True),
-    "history": ((*_FRAME, *_SIDEBAR), True),
-    "processes": ((*_FRAME, *_SIDEBAR, "NumberInput", *_GRID), False),
-    "usage": ((*_FRAME, *_SIDEBAR, *_GRID, "Metric"), True),
-    "system": ((*_FRAME, *_GRID, "Metric"), True),
+    "": (("BidiComponent", "Html", "TextInput", "DataFrame"), False),
+    "gpu": (("BidiComponent", "Html", "ButtonGroup", "Selectbox"), True),
+    "history": ((*_CHOICES, "Checkbox"), True),
+    "processes": ((*_CHOICES, "TextInput", "Selectbox", "NumberInput", "DataFrame"), False),
+    "usage": ((*_CHOICES, "NumberInput", "DataFrame", "DownloadButton", "Metric"), True),
+    "system": (("BidiComponent", "Html", "DataFrame", "Metric"), True),
 }
 
 
