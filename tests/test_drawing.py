@@ -292,7 +292,22 @@ def test_a_gpu_in_depth_has_a_chart_for_each_group_and_unit_and_leaves_out_what_
         ("PCIe replays", "y5"),
     ]
     assert list(figure.data[1].y) == [1, 2, 1], "in GiB"
-    assert len({line.legend for line in figure.data}) == 5
+    assert not any(line.showlegend for line in figure.data), "a single line is named by its chart's heading"
+
+
+def test_several_lines_of_a_gpus_chart_are_named_beside_it() -> None:
+    frame = pd.DataFrame({"gpu_id": 1, "timestamp_epoch": [0, 4, 8]})
+    keys = ("utilization", "encoder_utilization", "memory", "memory_utilization", "dram_activity")
+    for key in keys:
+        for suffix in ("", "_min", "_max"):
+            frame[key + suffix] = [1.0, 2.0, 3.0]
+    groups: dict[str, list[str]] = {}
+    for key in keys:
+        groups.setdefault(GPU_METRICS_BY_KEY[key].group, []).append(key)
+    figure = drawn(figures.device(frame, 1, groups, 0, 8, dark=False))
+    named = {line.name: line.legend for line in figure.data if line.showlegend}
+    assert len(named) == 4
+    assert named["Utilization"] == named["Encoder"] != named["Memory controller"] == named["DRAM active"]
 
 
 def test_a_time_on_the_viewers_clock_is_one_moment() -> None:

@@ -157,7 +157,9 @@ def over_time(
         }
         layout["annotations"].append(heading_of(chart.heading, top))
         legend = "legend"
-        if chart.own_legend:
+        # A single line is named by the heading.
+        own_legend = chart.own_legend and len(chart.lines) > 1
+        if own_legend:
             legend = "legend" if row == 0 else f"legend{row + 1}"
             layout[legend] = _legend(top + LEGEND_LINE * (len(chart.lines) > WORDY) / (ROW_HEIGHT * rows))
         for level, value in _thresholds([line.metric for line in chart.lines], wholes or {}):
@@ -170,7 +172,7 @@ def over_time(
                 data += _drawn(
                     line, mine, times[line.gpu_id], bands[line.gpu_id], dark, len(chart.lines) <= FEW, own
                 )
-                data[-1]["showlegend"] = row == 0 or chart.own_legend
+                data[-1]["showlegend"] = own_legend if chart.own_legend else row == 0
     layout["xaxis"]["anchor"] = "y" if rows == 1 else f"y{rows}"
     return {"data": data, "layout": layout}
 
