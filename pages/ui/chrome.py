@@ -168,6 +168,7 @@ def _first_minute(found: Health | None) -> None:
 
 _FACTS_CSS = """<style>
 .gm-facts { display: flex; flex-wrap: wrap; gap: .15rem 1.5rem; font-size: .86rem; }
+.gm-cards ~ .gm-facts { margin-top: 1rem; }
 .gm-facts span { color: light-dark(#5a6470, #9aa4b0); }
 .gm-facts b { color: light-dark(#1f2328, #e6edf3); font-weight: 600; overflow-wrap: anywhere; }
 .gm-groups { display: grid; grid-template-columns: repeat(auto-fill, minmax(17rem, 1fr)); gap: 1rem 2rem; }
