@@ -896,6 +896,33 @@ def test_where_there_are_several_gpus_it_lists_them_and_asks(
     assert gpumon(environ, "import", str(file.path), "--gpu", "1").returncode == 0
 
 
+def test_an_import_that_is_refused_makes_no_database(
+    environ: dict[str, str], fake: FakeNvml, tmp_path: Path
+) -> None:
+    fake.add_gpu()
+    file = Original(tmp_path / "gpu_metrics.db")
+    file.ticks(range(int(time.time()) - 400, int(time.time()) - 60, 4))
+    other = tmp_path / "other.db"
+    with closing(sqlite3.connect(other)) as connection:
+        connection.execute("CREATE TABLE things (a)")
+    text = tmp_path / "notes.txt"
+    text.write_text("no database")
+    folder = Path(environ["GPUMON_DATA_DIR"])
+    left = sorted(folder.rglob("*"))
+    for words in (
+        (other,),
+        (text,),
+        (tmp_path / "none.db",),
+        (file.path, "--gpu", "7"),
+        (file.path, "--gpu", "3=0"),
+    ):
+        done = gpumon(environ, "import", *map(str, words))
+        assert done.returncode in (1, 2), (words, done.stdout)
+        assert sorted(folder.rglob("*")) == left, words
+    assert gpumon(environ, "import", str(file.path), "--gpu", "0").returncode == 0
+    assert (folder / "gpumon.db").is_file()
+
+
 def test_a_killed_import_is_completed_by_the_next_while_a_recorder_works(
     serve: Callable[..., Server], environ: dict[str, str], fake: FakeNvml, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import SQLAlchemyError
 
 from gpumon_core.cli import terminal
-from gpumon_core.settings import Settings, check_data_dir
+from gpumon_core.settings import Settings
 
 if TYPE_CHECKING:
     from gpumon_core.importer import Report
@@ -52,8 +52,6 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
     from gpumon_core.original_file import OriginalError
 
     dry = arguments.dry_run
-    if not dry:
-        check_data_dir(settings)
     began = time.monotonic()
     bar = terminal.Bar("hours")
     try:
