@@ -25,7 +25,7 @@ from gpumon_core.original import (
 from gpumon_core.original_file import OriginalError
 from gpumon_core.original_folder import NamedGpu, named_gpus
 from gpumon_core.settings import Settings, check_data_dir, mask_password
-from gpumon_core.store import database
+from gpumon_core.store import database, naming
 from gpumon_core.store.accounts import longest_step
 from gpumon_core.store.lock import FileRecorderLock, Lock, ServerRecorderLock, recorder_lock
 from gpumon_core.store.placed import Host, Place, Source
@@ -152,18 +152,13 @@ def _same(name: str, other: str) -> bool:
 
 
 def _find(text: str, places: Sequence[Place], host: str) -> Place:
-    """The GPU with that index, UUID (or the beginning of one), or id of gpumon's (id:7)."""
-    if text.startswith("id:"):
-        found = [place for place in places if text == f"id:{place.id}"]
-    elif text.isdecimal() and len(text) < 10:
-        found = [place for place in places if place.index == int(text)]
-        found = found or [place for place in places if place.id == int(text)]
-    else:
-        found = [place for place in places if text and place.uuid.startswith(text)]
-    if len(found) != 1:
-        how = "means several GPUs" if found else "is no GPU"
-        raise ImportRefused(f"--gpu {text}: {how} of {host}, which has {_described(places)}", 2)
-    return found[0]
+    """The GPU of this host that is called that: see naming.find."""
+    named = [naming.Named(place.id, host, place.index, None, place.uuid, place.name) for place in places]
+    try:
+        found = naming.find(text, named, "index")
+    except (naming.UnknownGpu, naming.AmbiguousGpu) as error:
+        raise ImportRefused(str(error), 2) from error
+    return next(place for place in places if place.id == found.id)
 
 
 def _described(places: Sequence[Place]) -> str:

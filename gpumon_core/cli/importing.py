@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from gpumon_core.cli import terminal
+from gpumon_core.cli import stored, terminal
 from gpumon_core.settings import Settings
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[INDEX=]GPU",
-        help="which of this host's GPUs the file (or its GPU INDEX) is about: an index, a UUID or the beginning "
-        "of one, or id:N; may be given several times",
+        help=f"which of this host's GPUs the file (or its GPU INDEX) is about: {stored.SPELLINGS}; may be given "
+        "several times",
     )
 
 
