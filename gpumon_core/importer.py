@@ -14,6 +14,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.original import (
     METRICS,
     PROCESSES,
@@ -23,8 +24,8 @@ from gpumon_core.original import (
 )
 from gpumon_core.original_file import OriginalError
 from gpumon_core.original_folder import NamedGpu, named_gpus
-from gpumon_core.settings import Settings, mask_password
-from gpumon_core.store import database
+from gpumon_core.settings import Settings, check_data_dir, mask_password
+from gpumon_core.store import database, naming
 from gpumon_core.store.accounts import longest_step
 from gpumon_core.store.lock import FileRecorderLock, Lock, ServerRecorderLock, recorder_lock
 from gpumon_core.store.placed import Host, Place, Source
@@ -33,7 +34,7 @@ from gpumon_core.store.placing_processes import Before
 from gpumon_core.store.retention import Keep
 from gpumon_core.store.schema import gpu_metrics, gpus, hosts, imported_files
 from gpumon_core.store.writer import Writer
-from gpumon_core.telemetry.records import SourceUnavailable
+from gpumon_core.telemetry.records import Snapshot, SourceUnavailable
 
 HOUR_S = 3600
 # So long a transaction waits for the recorder's before it is tried again.
@@ -151,18 +152,13 @@ def _same(name: str, other: str) -> bool:
 
 
 def _find(text: str, places: Sequence[Place], host: str) -> Place:
-    """The GPU with that index, UUID (or the beginning of one), or id of gpumon's (id:7)."""
-    if text.startswith("id:"):
-        found = [place for place in places if text == f"id:{place.id}"]
-    elif text.isdecimal() and len(text) < 10:
-        found = [place for place in places if place.index == int(text)]
-        found = found or [place for place in places if place.id == int(text)]
-    else:
-        found = [place for place in places if text and place.uuid.startswith(text)]
-    if len(found) != 1:
-        how = "means several GPUs" if found else "is no GPU"
-        raise ImportRefused(f"--gpu {text}: {how} of {host}, which has {_described(places)}", 2)
-    return found[0]
+    """The GPU of this host that is called that: see naming.find."""
+    named = [naming.Named(place.id, host, place.index, None, place.uuid, place.name) for place in places]
+    try:
+        found = naming.find(text, named, "index")
+    except (naming.UnknownGpu, naming.AmbiguousGpu) as error:
+        raise ImportRefused(str(error), 2) from error
+    return next(place for place in places if place.id == found.id)
 
 
 def _described(places: Sequence[Place]) -> str:
@@ -184,42 +180,71 @@ def run(
     """Take the file into the history of this host; with `dry`, only find out what would come of it.
 
     `progress` is told the hours done and the hours in all. Raises ImportRefused, original_file.OriginalError,
-    database.DatabaseError, OSError, sqlalchemy.exc.SQLAlchemyError; what was committed before stays.
+    settings.SettingsError, database.DatabaseError, OSError, sqlalchemy.exc.SQLAlchemyError; what was committed
+    before stays, and what is refused where there was no database makes none.
     """
     at = int(time.time() if now is None else now)
     url = settings.real_database_url
-    with Original(path) as original, _alone(url, settings.host_name, dry), _engines(url, dry) as (reader, writer):
-        contents, indices = original.contents(), original.indices()
+    with Original(path) as original:
+        contents, indices, named = original.contents(), original.indices(), named_gpus(path)
         if not indices:
             return Report(contents, {})
-        host, places = _known_gpus(settings, reader, writer, url)
-        choice = choose(indices, contents.several, named_gpus(path), places, given, settings.host_name)
-        placer = Placer(
-            reader,
-            writer,
-            host,
-            list(choice.places.values()),
-            Keep(settings.retention_raw_days, settings.retention_minute_days, settings.retention_hour_days),
-            original.interval_s(),
-            Source(path.name, called(path), {place.id: index for index, place in choice.places.items()}),
-            at,
-            live=not dry and not recorder_lock(url, settings.host_name).is_free(),
-            idle_after_s=60 * settings.idle_minutes,
-        )
-        report = Report(contents, dict(choice.places))
-        unplaced: Counter[int] = Counter()
-        try:
-            _place(original, placer, choice, contents, at, unplaced, progress)
-        except OriginalError as error:
-            # What was read before it is sound.
-            report.problem = str(error)
-        # What is in the future now is not by the next run.
-        until = min(at, at if contents.last is None else contents.last)
-        placer.finish(until if report.problem is None else None)
-        times = original.bad_times(placer.oldest, at) if report.problem is None else Counter()
-        report.taken = {name: placer.counts[f"{name} taken"] for name, _ in COUNTED}
-        report.left_out = list(_left_out(original, placer, choice, times, unplaced))
-        return report
+
+        def chosen(places: Sequence[Place]) -> Choice:
+            return choose(indices, contents.several, named, places, given, settings.host_name)
+
+        look = None
+        if not _is_there(url):
+            # Before anything is made: what is refused leaves nothing behind.
+            look = _look(settings)
+            chosen(look.places)
+        if not dry:
+            check_data_dir(settings)
+        with _alone(url, settings.host_name, dry), _engines(url, dry) as (reader, writer):
+            host, places = _recorded_gpus(settings.host_name, reader)
+            if not places:
+                # The driver is read once: for a tick of our own, or in a dry run for a look.
+                look = look or _look(settings)
+                host, places = Host(host.id, settings.interval), look.places
+                if writer is not None:
+                    chosen(places)
+                    _write_first(settings, writer, look)
+                    host, places = _recorded_gpus(settings.host_name, reader)
+            choice = chosen(places)
+            keep = Keep(settings.retention_raw_days, settings.retention_minute_days, settings.retention_hour_days)
+            placer = Placer(
+                reader,
+                writer,
+                host,
+                list(choice.places.values()),
+                keep,
+                original.interval_s(),
+                Source(path.name, called(path), {place.id: index for index, place in choice.places.items()}),
+                at,
+                live=not dry and not recorder_lock(url, settings.host_name).is_free(),
+                idle_after_s=60 * settings.idle_minutes,
+            )
+            return _taken(original, placer, choice, contents, at, progress)
+
+
+def _taken(
+    original: Original, placer: Placer, choice: Choice, contents: Contents, now: int, progress: Progress
+) -> Report:
+    """Take what is in the file, and say what came of it."""
+    report = Report(contents, dict(choice.places))
+    unplaced: Counter[int] = Counter()
+    try:
+        _place(original, placer, choice, contents, now, unplaced, progress)
+    except OriginalError as error:
+        # What was read before it is sound.
+        report.problem = str(error)
+    # What is in the future now is not by the next run.
+    until = min(now, now if contents.last is None else contents.last)
+    placer.finish(until if report.problem is None else None)
+    times = original.bad_times(placer.oldest, now) if report.problem is None else Counter()
+    report.taken = {name: placer.counts[f"{name} taken"] for name, _ in COUNTED}
+    report.left_out = list(_left_out(original, placer, choice, times, unplaced))
+    return report
 
 
 def _place(
@@ -332,14 +357,24 @@ def _engines(url: str, dry: bool) -> Iterator[tuple[Engine | None, Engine | None
                 engine.dispose()
 
 
-def _known_gpus(
-    settings: Settings, reader: Engine | None, writer: Engine | None, url: str
-) -> tuple[Host, list[Place]]:
-    """This host's GPUs in the database. Where there are none yet the driver is read once: for a tick of our own,
-    or in a dry run for a look."""
-    host, places = _recorded_gpus(settings.host_name, reader)
-    if places:
-        return host, places
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the driver says where nothing is recorded yet: one tick, from `source`, and the GPUs in it."""
+
+    snapshot: Snapshot
+    identities: Mapping[int, ProcessIdentity]
+    source: str
+    places: list[Place]
+
+
+def _is_there(url: str) -> bool:
+    """Whether there is a database, be it damaged: opening one says that better than what follows from none."""
+    path = database.file_of(url)
+    return database.exists(url) if path is None else path.exists()
+
+
+def _look(settings: Settings) -> Look:
+    """Read the driver once. Raises ImportRefused."""
     from gpumon_core.observer import real
 
     try:
@@ -352,31 +387,32 @@ def _known_gpus(
         ) from error
     try:
         snapshot, identities = observer.observe()
-        if writer is not None:
-            lock = recorder_lock(url, settings.host_name)
-            if not lock.acquire():
-                raise ImportRefused("a recorder is about to take its first tick: try again in a few seconds")
-            try:
-                first = Writer(writer, settings.host_name, observer.source.name, settings.interval)
-                first.write(snapshot, identities)
-            finally:
-                lock.release()
-            host, places = _recorded_gpus(settings.host_name, reader)
-        else:
-            now = int(snapshot.timestamp)
-            places = [
-                Place(number, gpu.index, gpu.uuid, gpu.name, gpu.memory_total_mib, now, now)
-                for number, gpu in enumerate(snapshot.gpus, 1)
-                if gpu.parent_uuid is None
-            ]
     except SourceUnavailable as error:
         remedy = error.remedy.removesuffix(".")
         raise ImportRefused(f"the driver does not say which GPUs there are ({error}). {remedy}") from error
     finally:
         observer.close()
+    now = int(snapshot.timestamp)
+    places = [
+        Place(number, gpu.index, gpu.uuid, gpu.name, gpu.memory_total_mib, now, now)
+        for number, gpu in enumerate(snapshot.gpus, 1)
+        if gpu.parent_uuid is None
+    ]
     if not places:
         raise ImportRefused(f"{settings.host_name} has no GPU: compare with nvidia-smi -L")
-    return Host(host.id, settings.interval), places
+    return Look(snapshot, identities, observer.source.name, places)
+
+
+def _write_first(settings: Settings, writer: Engine, look: Look) -> None:
+    """Record the tick that was read, so that the database knows the GPUs. Raises ImportRefused."""
+    lock = recorder_lock(settings.real_database_url, settings.host_name)
+    if not lock.acquire():
+        raise ImportRefused("a recorder is about to take its first tick: try again in a few seconds")
+    try:
+        first = Writer(writer, settings.host_name, look.source, settings.interval)
+        first.write(look.snapshot, look.identities)
+    finally:
+        lock.release()
 
 
 def _recorded_gpus(name: str, reader: Engine | None) -> tuple[Host, list[Place]]:

@@ -129,7 +129,7 @@ TAKEN: list[tuple[list[tuple[str, object]], list[int]]] = [
     ([("to", "1970-01-01")], []),
     ([("gpu", 2)], [70, 7]),
     ([("gpu", 1), ("gpu", 3)], [9, 8, 7]),
-    ([("gpu", 4711)], []),
+    ([("gpu", "id:2"), ("gpu", "here/1")], [70, 7]),
     ([("user", "grace"), ("user", "nobody")], [70]),
     ([("container", "chat-0"), ("container", "ollama")], [9, 70]),
     ([("workload", "vLLM"), ("workload", "PyTorch")], [9, 7]),
@@ -177,11 +177,8 @@ REFUSED: list[tuple[list[tuple[str, object]], str]] = [
     ([("to", "9999-12-31T23:59:59-12:00")], "to"),
     ([("to", "nan")], "to"),
     ([("from", 200), ("to", 199)], "to"),
-    ([("gpu", 0)], "gpu"),
-    ([("gpu", "GPU-0")], "gpu"),
-    ([("gpu", 1), ("gpu", 2**31)], "gpu"),
-    ([("gpu", "١")], "gpu"),
-    ([("gpu", " 1")], "gpu"),
+    ([("gpu", "")], "gpu"),
+    ([("gpu", "1\0")], "gpu"),
     ([("gpu", 1)] * 1001, "gpu"),
     ([("user", "")], "user"),
     ([("user", "a" * 1001)], "user"),
@@ -280,7 +277,6 @@ def test_the_largest_values_are_no_error_in_any_database(
     for query in (
         [("from", last), ("to", last)],
         [("to", last), ("min_lifetime_s", last)],
-        [("gpu", number) for number in range(largest - 999, largest + 1)],
         [("user", f"{'ö' * 10}{number}") for number in range(1000)],
         [("min_memory_mib", largest)],
         [("q", "ö%_\\" * 250)],
@@ -291,6 +287,9 @@ def test_the_largest_values_are_no_error_in_any_database(
     ):
         assert ask(query).pids() == []
     assert ask([("cursor", api.cursor((last, largest)))]).pids() == [9, 8, 70, 7]
+    for number in (0, largest, largest + 1, "9" * 1000, "١"):
+        answer = ask([("gpu", 1), ("gpu", number)])
+        assert (answer.status, answer.json()["parameter"]) == (404, "gpu")
 
 
 def test_json_has_the_ledgers_values(ledger: sa.Engine, ask: Ask) -> None:
@@ -480,7 +479,7 @@ def test_without_a_database_the_service_is_unavailable_and_makes_none(
     assert (told["type"], told["title"], told["status"]) == ("about:blank", "Service Unavailable", 503)
     assert "parameter" not in told
     assert not path.exists()
-    assert ask([("format", kind), ("gpu", "x")]).status == 400, "what is wrong is told before"
+    assert ask([("format", kind), ("type", "x")]).status == 400, "what is wrong is told before"
 
 
 @pytest.mark.parametrize("content", [b"", b"this is not a database at all" * 100])

@@ -208,7 +208,7 @@ def test_gpus_have_every_metric_of_the_catalogue_with_its_unit(gpus: sa.Engine, 
         assert (row["state"], row["sampling"], row["host"]) == ("ok", "interval", "demo")
         assert row["last_seen"].endswith("+01:00")
         assert row["driver_version"]
-    assert [row["gpu_id"] for row in ask("/api/v1/gpus?gpu=2&gpu=99").json()["gpus"]] == [2]
+    assert [row["gpu_id"] for row in ask("/api/v1/gpus?gpu=2&gpu=id:2").json()["gpus"]] == [2]
     assert ask("/api/v1/gpus?host=elsewhere").json()["gpus"] == []
 
 
@@ -358,7 +358,7 @@ def test_a_gpu_that_is_gone_has_its_history(database_url: str, ask: Ask, monkeyp
         ("metric=utilization,power", "metric"),
         ("points=0", "points"),
         ("points=10001", "points"),
-        ("gpu=all", "gpu"),
+        ("gpu=", "gpu"),
         ("host=", "host"),
         ("limit=5", "limit"),
     ],
@@ -487,11 +487,30 @@ def test_where_ticks_are_forgotten_the_originals_history_has_each_mean_once(
     assert set(steps[steps > 1].index) <= spans, "no two rows of one bucket"
 
 
-def test_a_gpu_that_is_not_there_is_not_found(gpus: sa.Engine, ask: Ask) -> None:
-    for one in api.RESOURCES:
-        if one.replaces:
-            answer = ask(f"{one.path}?gpu=4711")
-            assert (answer.status, answer.json()["parameter"]) == (404, "gpu")
+def test_a_gpu_that_is_not_there_is_not_found_and_one_that_several_may_be_is_refused(
+    gpus: sa.Engine, ask: Ask
+) -> None:
+    asked = [one.path for one in api.RESOURCES if any(each.name == "gpu" for each in one.parameters)]
+    assert len(asked) == 9
+    for path in asked:
+        for name, status, says in (
+            ("4711", 404, "There is no GPU 4711; there are demo/0 ("),
+            ("elsewhere/0", 404, "There is no GPU elsewhere/0; "),
+            ("GPU-", 400, "GPU GPU- means several: name one of demo/0 ("),
+        ):
+            answer = ask(f"{path}?gpu={name}")
+            told = answer.json()
+            assert (answer.status, told["parameter"]) == (status, "gpu")
+            assert told["detail"].startswith(says)
+
+
+def test_every_route_takes_every_spelling_of_a_gpu(gpus: sa.Engine, ask: Ask) -> None:
+    second = frames.gpu_table(gpus).set_index("id").loc[2]
+    for name in ("2", "id:2", "index:1", "demo/1", second["uuid"], second["uuid"][:8], f"demo/{second['uuid']}"):
+        assert [row["gpu_id"] for row in ask(f"/api/v1/gpus?gpu={name}").json()["gpus"]] == [2], name
+        assert (
+            ask(f"/api/v1/original/processes?gpu={name}").json() == ask("/api/v1/original/processes?gpu=2").json()
+        )
 
 
 def test_the_reference_is_that_of_the_routes() -> None:

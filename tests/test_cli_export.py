@@ -102,7 +102,7 @@ def test_times_and_gpus_choose_rows(engine: sa.Engine) -> None:
     for since, due in ((NOON + 60, ["2025-11-24T11:00:00+00:00"]), (NOON + 61, [])):
         found = as_csv(written(engine, "csv", "--table", "imports", "--since", str(since)))
         assert [row["First"] for row in found] == due
-    with pytest.raises(terminal.Usage, match="no GPU 7; there are 0, 1"):
+    with pytest.raises(terminal.Usage, match=r"no GPU 7; there are box/0 \(.*, GPU-0\), box/1 \("):
         written(engine, "csv", "--table", "metrics", "--gpu", "7")
     with pytest.raises(terminal.Usage, match="programs has no times"):
         written(engine, "csv", "--table", "programs", "--since", "3d")

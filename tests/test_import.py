@@ -421,7 +421,8 @@ PLACES = [
         ([0], False, [], ["1"], {0: 5}),
         ([0], False, [], ["GPU-aa1"], {0: 3}),
         ([0], False, [], ["id:5"], {0: 5}),
-        ([0], False, [], ["5"], {0: 5}),
+        ([0], False, [], ["gpu-AA2"], {0: 5}),
+        ([0], False, [], ["here/1"], {0: 5}),
         ([0], False, [NamedGpu(0, "A100")], [], {0: 5}),
         ([0, 1], True, [], [], {0: 3, 1: 5}),
         ([0, 1], True, [], ["0=1", "1=GPU-aa1"], {0: 5, 1: 3}),
@@ -453,8 +454,8 @@ def test_the_right_gpu_is_chosen(
         ([0], False, [], [], "several that it may be"),
         ([0], False, [NamedGpu(0, "RTX 3090")], [], "'RTX 3090', which here does not have"),
         ([0], False, [], ["GPU-aa"], "means several"),
-        ([0], False, [], ["7"], "is no GPU of here, which has GPU 0, A6000, GPU-aa1; GPU 1"),
-        ([0], False, [], [""], "is no GPU"),
+        ([0], False, [], ["7"], "there is no GPU 7; there are here/0 (A6000, GPU-aa1), here/1 ("),
+        ([0], False, [], [""], "there is no GPU"),
         ([0, 1], True, [], ["1"], "say for each"),
         ([0, 1], True, [], ["4=1"], "tells of GPU 0, 1, not of 4"),
         ([0, 1], True, [], ["0=1"], "two GPUs of the file would be one"),
@@ -894,6 +895,33 @@ def test_where_there_are_several_gpus_it_lists_them_and_asks(
     assert "Choose with --gpu GPU-" in line
     assert ". (see" not in line
     assert gpumon(environ, "import", str(file.path), "--gpu", "1").returncode == 0
+
+
+def test_an_import_that_is_refused_makes_no_database(
+    environ: dict[str, str], fake: FakeNvml, tmp_path: Path
+) -> None:
+    fake.add_gpu()
+    file = Original(tmp_path / "gpu_metrics.db")
+    file.ticks(range(int(time.time()) - 400, int(time.time()) - 60, 4))
+    other = tmp_path / "other.db"
+    with closing(sqlite3.connect(other)) as connection:
+        connection.execute("CREATE TABLE things (a)")
+    text = tmp_path / "notes.txt"
+    text.write_text("no database")
+    folder = Path(environ["GPUMON_DATA_DIR"])
+    left = sorted(folder.rglob("*"))
+    for words in (
+        (other,),
+        (text,),
+        (tmp_path / "none.db",),
+        (file.path, "--gpu", "7"),
+        (file.path, "--gpu", "3=0"),
+    ):
+        done = gpumon(environ, "import", *map(str, words))
+        assert done.returncode in (1, 2), (words, done.stdout)
+        assert sorted(folder.rglob("*")) == left, words
+    assert gpumon(environ, "import", str(file.path), "--gpu", "0").returncode == 0
+    assert (folder / "gpumon.db").is_file()
 
 
 def test_a_killed_import_is_completed_by_the_next_while_a_recorder_works(

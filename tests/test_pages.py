@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -61,6 +62,17 @@ def texts(app: AppTest) -> str:
 
 
 PAGES = (None, "gpu", "history", "processes", "usage", "system")
+
+
+def test_utc_is_told_without_its_offset_and_other_zones_with_it(writer: Writer) -> None:
+    writer.write(tick(time.time(), {(0, 7): 100}), who(7))
+    app = open_page("processes")
+    assert re.search(r"Times in Europe/Berlin, UTC\+0[12]:00\.", texts(app))
+    for zone in ("UTC", "Etc/UTC", "no/zone"):
+        app.context = {"timezone": zone, "timezone_offset": 0}
+        assert "Times in UTC." in texts(app.run())
+    app.context = {"timezone": "Africa/Abidjan", "timezone_offset": 0}
+    assert "Times in Africa/Abidjan, UTC+00:00." in texts(app.run())
 
 
 @pytest.mark.parametrize("name", PAGES)

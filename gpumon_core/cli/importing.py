@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from gpumon_core.cli import terminal
-from gpumon_core.settings import Settings, check_data_dir
+from gpumon_core.cli import stored, terminal
+from gpumon_core.settings import Settings
 
 if TYPE_CHECKING:
     from gpumon_core.importer import Report
@@ -41,8 +41,8 @@ def add(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="[INDEX=]GPU",
-        help="which of this host's GPUs the file (or its GPU INDEX) is about: an index, a UUID or the beginning "
-        "of one, or id:N; may be given several times",
+        help=f"which of this host's GPUs the file (or its GPU INDEX) is about: {stored.SPELLINGS}; may be given "
+        "several times",
     )
 
 
@@ -52,8 +52,6 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
     from gpumon_core.original_file import OriginalError
 
     dry = arguments.dry_run
-    if not dry:
-        check_data_dir(settings)
     began = time.monotonic()
     bar = terminal.Bar("hours")
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,10 +10,8 @@ from typing import TYPE_CHECKING
 import sqlalchemy as sa
 
 from gpumon_core.cli import terminal
-from gpumon_core.format import gpu_label
 from gpumon_core.settings import Settings, mask_password
-from gpumon_core.store import database
-from gpumon_core.store.schema import gpus, hosts
+from gpumon_core.store import database, naming
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -71,14 +68,20 @@ def _named(url: str) -> str:
     return str(database.file_of(url) or mask_password(url))
 
 
+# How a GPU is told on a command line: see store.naming.
+SPELLINGS = (
+    "its index (3 or index:3), its UUID or the beginning of one, either with its host before it where that is "
+    "needed (rack1/3), or gpumon's id of it (id:7)"
+)
+
+
 def add_gpu(parser: argparse.ArgumentParser) -> None:
     """The argument --gpu."""
     parser.add_argument(
         "--gpu",
         metavar="GPU",
         action="append",
-        help="only this GPU: its index (3), that of a MIG instance (3:1), with its host (rack1/3), or its UUID; "
-        "may be given several times",
+        help=f"only this GPU or MIG instance (3:1): {SPELLINGS}; may be given several times",
     )
 
 
@@ -86,21 +89,8 @@ def gpu_ids(engine: Engine, wanted: Sequence[str] | None) -> tuple[int, ...] | N
     """The ids of the GPUs that --gpu names; None where it is not given. Raises Usage."""
     if not wanted:
         return None
-    query = sa.select(gpus.c.id, gpus.c.uuid, gpus.c.gpu_index, gpus.c.mig_index, hosts.c.name).join(
-        hosts, hosts.c.id == gpus.c.host_id
-    )
-    with engine.connect() as connection:
-        rows = connection.execute(query.order_by(hosts.c.name, gpus.c.gpu_index, gpus.c.mig_index)).all()
-    names: dict[str, list[int]] = {}
-    for row in rows:
-        label = gpu_label(row.gpu_index, row.mig_index)
-        for name in (label, f"{row.name}/{label}", row.uuid):
-            names.setdefault(name.lower(), []).append(row.id)
-    found: list[int] = []
-    for text in wanted:
-        ids = names.get(text.strip().lower())
-        if ids is None:
-            there = ", ".join(name for name in names if re.fullmatch(r"\d+(:\d+)?", name)) or "none yet"
-            raise terminal.Usage(f"there is no GPU {text}; there are {there}")
-        found += ids
-    return tuple(sorted(set(found)))
+    named = naming.known(engine)
+    try:
+        return tuple(sorted({naming.find(text, named, "index").id for text in wanted}))
+    except (naming.UnknownGpu, naming.AmbiguousGpu) as error:
+        raise terminal.Usage(str(error)) from error

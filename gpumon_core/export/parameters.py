@@ -154,6 +154,19 @@ LENGTH = Kind(
         "examples": ["15m", "7d", "1y", 900],
     },
 )
+_NAMES = words()
+# A GPU as store.naming knows it, where a number alone is an id. Whether there is one, the database says.
+GPU = Kind(
+    _NAMES.read,
+    {
+        "anyOf": [{"type": "integer", "minimum": 1, "maximum": LARGEST}, _NAMES.schema],
+        "examples": [1, "index:0", "rack1/0", "GPU-5f2c"],
+    },
+)
+GPU_SPELLINGS = (
+    "by gpumon's id of it (`gpu_id`: `7` or `id:7`), its index (`index:3`), that of a MIG instance (`3:1`), its "
+    "UUID or the beginning of one, each but the id with its host before it where that is needed (`rack1/3`)"
+)
 ZONE = Kind(_zone, {"type": "string", "examples": ["Europe/Berlin"]})
 UTC_ZONE = ZoneInfo("UTC")
 

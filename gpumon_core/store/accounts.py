@@ -23,6 +23,9 @@ GONE: tuple[None, ...] = (None,) * len(PROCESS_KEYS)
 UNKNOWN_PROGRAM = 0
 # A pause longer than this many intervals is a gap: nothing is known of it.
 GAP_INTERVALS = 3
+# A process that does nothing new gets a row in process_snapshots this often all the same, so that a
+# reader need not look back further, and retention may forget what is older.
+HEARTBEAT_S = 600
 
 
 def longest_step(interval_s: float) -> float:
@@ -108,6 +111,11 @@ class Work:
     last_busy: int = 0
 
 
+# The columns that a ledger and work have in the database, in the order in which they are written.
+LEDGER = ("last_seen", "max_memory", "avg_memory", "sample_count", "seconds")
+WORK = ("busy_s", "energy_j", "sm_percent_s", "sm_told_s", "max_sm", "estimated", "last_busy")
+
+
 @dataclass(slots=True)
 class ProcessHour:
     """A row of process_hours: what a process used within an hour."""
@@ -170,6 +178,11 @@ class Use:
             used = self.hours[hour, self.program_id] = ProcessHour(energy_j=self.rest_j)
             self.rest_j = 0.0
         return used
+
+
+def plus(total: int | None, more: int | None) -> int | None:
+    """A sum of what is known; None while nothing is."""
+    return total if more is None else (total or 0) + more
 
 
 def shares(gpu: Gpu, uses: list[Use]) -> tuple[list[float], bool]:

@@ -32,7 +32,7 @@ from gpumon_core.store.schema import (
 )
 
 PROCESS_KEYS = [metric.key for metric in PROCESS_METRICS]
-# A process's state is written at least this often, with some room for a late tick: writer.HEARTBEAT_S.
+# A process's state is written at least this often, with some room for a late tick: accounts.HEARTBEAT_S.
 LOOK_BACK_S = 900
 # What was on a GPU that does not answer now is not known to be there still.
 ANSWERS = gpus.c.last_seen == hosts.c.last_seen

@@ -21,6 +21,7 @@ from sqlalchemy.engine import Engine
 from gpumon_core.metrics import GPU_METRICS_BY_KEY
 from gpumon_core.store import database
 from gpumon_core.store.accounts import (
+    HEARTBEAT_S,
     HOUR_S,
     Gpu,
     GpuHour,
@@ -53,7 +54,7 @@ from gpumon_core.store.placing_processes import KIND, Before, Processes, Run, ke
 from gpumon_core.store.placing_rows import NO_MORE, Rows
 from gpumon_core.store.retention import Keep
 from gpumon_core.store.schema import gpu_metrics, imports, scale
-from gpumon_core.store.writer import HEARTBEAT_S, USAGE
+from gpumon_core.store.writer import USAGE
 
 DAY_S = 86400
 # How a reading is stored in a rollup.

@@ -9,10 +9,9 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from gpumon_core.store.accounts import Gpu, Ledger, Work
+from gpumon_core.store.accounts import LEDGER, WORK, Gpu, Ledger, Work
 from gpumon_core.store.placed import Batch, PlacedUse, Process
 from gpumon_core.store.schema import IMPORTED, gpu_processes, process_gpus
-from gpumon_core.store.writer import LEDGER, WORK
 
 # It lists processes that compute, and does not say of what kind they are.
 KIND = "C"

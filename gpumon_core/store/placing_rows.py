@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import OperationalError
 
 from gpumon_core.store import database, rollups
-from gpumon_core.store.accounts import PROCESS_KEYS, UNKNOWN_PROGRAM, Ledger
+from gpumon_core.store.accounts import LEDGER, PROCESS_KEYS, UNKNOWN_PROGRAM, WORK, Ledger
 from gpumon_core.store.bulk import Bulk, Row, adding, replacing, upsert
 from gpumon_core.store.placed import READINGS, SOURCES, Batch, Host, Level, Process, Source
 from gpumon_core.store.schema import (
@@ -23,7 +23,7 @@ from gpumon_core.store.schema import (
     process_gpus,
     process_snapshots,
 )
-from gpumon_core.store.writer import LEDGER, USAGE, WORK, hours_bulk
+from gpumon_core.store.writer import USAGE, hours_bulk
 
 # So long a lock that another program holds is waited for, all in all.
 LOCKED_S = 60.0

@@ -249,7 +249,7 @@ def for_postgresql() -> None:
 
 
 # What a process did on a GPU from this tick on, until its next row: a row is written when something
-# changes, and now and then besides (writer.HEARTBEAT_S). present is 0 at the first tick without it.
+# changes, and now and then besides (accounts.HEARTBEAT_S). present is 0 at the first tick without it.
 # Ordered by time first, so that a tick appends to one page.
 process_snapshots = Table(
     "process_snapshots",

@@ -15,10 +15,12 @@ from gpumon_core.attribution.records import NOTHING, ProcessIdentity, Program, i
 from gpumon_core.metrics import CHANGE_METRICS, TICK_COLUMNS
 from gpumon_core.store.accounts import (
     GONE,
+    HEARTBEAT_S,
     HOUR_S,
-    MEMORY,
+    LEDGER,
     PROCESS_KEYS,
     UNKNOWN_PROGRAM,
+    WORK,
     Gpu,
     GpuHour,
     Ledger,
@@ -27,9 +29,11 @@ from gpumon_core.store.accounts import (
     Work,
     account,
     longest_step,
+    plus,
     share_out,
 )
 from gpumon_core.store.bulk import Bulk, Row, adding, replacing, upsert
+from gpumon_core.store.resuming import known_ledger, known_use, resume
 from gpumon_core.store.schema import (
     PROGRAM_COLUMNS,
     gpu_changes,
@@ -48,9 +52,6 @@ from gpumon_core.telemetry.records import GpuReading, HostInfo, ProcessReading, 
 
 # A process whose start cannot be read is taken for the same one while it was seen this recently.
 UNKNOWN_START_GRACE_S = 60
-# A process that does nothing new gets a row in process_snapshots this often all the same, so that a
-# reader need not look back further, and retention may forget what is older.
-HEARTBEAT_S = 600
 # So many rows of processes that go on are brought up to date in the ledger with each tick, in turn: few
 # processes are exact at every tick, many cost no more than these. A row's last_seen tells up to where it
 # is; what came after is read from the ticks again when a recorder was killed in between.
@@ -64,8 +65,6 @@ LOADED_WITHIN_S = 120
 NOBODY = (NOTHING, UNKNOWN_PROGRAM)
 
 Attributed = tuple[Snapshot, Mapping[int, ProcessIdentity]]
-LEDGER = ("last_seen", "max_memory", "avg_memory", "sample_count", "seconds")
-WORK = ("busy_s", "energy_j", "sm_percent_s", "sm_told_s", "max_sm", "estimated", "last_busy")
 SUMS = ("seconds", "busy_s", "idle_s", "memory_mib_s", "energy_j")
 USAGE = tuple(field.name for field in fields(GpuHour))
 CHANGE_KEYS = tuple(metric.key for metric in CHANGE_METRICS)
@@ -559,7 +558,7 @@ class Writer:
                 use.session.ledger.add(now, dt, memory)
             process_id, ledger = use.known
             if process_id in totals:
-                memory = _sum(totals[process_id][1], memory)
+                memory = plus(totals[process_id][1], memory)
             totals[process_id] = (ledger, memory)
             uses = on.get(pair[1])
             if uses is None:
@@ -671,103 +670,11 @@ class Writer:
     def _resume(self, connection: Connection) -> None:
         """Take up the processes that were on the GPUs at the newest tick before this recorder's first."""
         self._resumed = True
-        by_id = {gpu.id: gpu for gpu in self._gpus.values()}
-        query = sa.select(process_gpus).where(process_gpus.c.active == 1, process_gpus.c.gpu_id.in_(list(by_id)))
-        for row in connection.execute(query):
-            use = _known_use(row, by_id[row.gpu_id])
-            self._live[use.pair] = use
-        if self._live:
-            ids = {process_id for process_id, _ in self._live}
-            for row in connection.execute(sa.select(gpu_processes).where(gpu_processes.c.id.in_(ids))):
-                self._processes[row.pid, row.start_key] = (row.id, _known_ledger(row))
-                self._running[row.id] = (NOTHING, row.program_id or UNKNOWN_PROGRAM)
-            for use in self._live.values():
-                use.program_id = self._running.get(use.process_id, NOBODY)[1]
-            self._resume_sessions(connection)
-            self._catch_up(connection, by_id)
-
-    def _resume_sessions(self, connection: Connection) -> None:
-        query = sa.select(model_sessions).where(
-            model_sessions.c.active == 1,
-            model_sessions.c.process_id.in_({process_id for process_id, _ in self._live}),
-        )
-        for row in connection.execute(query):
-            session = Session(row.id, row.model, _known_ledger(row))
-            use = self._live.get((row.process_id, row.gpu_id))
-            if use is None or use.session is not None:
-                self._unloaded.append(session)
-            else:
-                use.session, use.has_served = session, True
-
-    def _catch_up(self, connection: Connection, by_id: dict[int, Gpu]) -> None:
-        """Add the ticks that a killed recorder had written, and not settled, to the ledger."""
-        settled = min(use.ledger.last_seen for use in self._live.values())
-        if settled >= self._last_tick:
-            return
-        time = gpu_metrics.c.timestamp_epoch
-        ticks: dict[int, list[tuple[int, float | None, float | None, float | None]]] = {}
-        query = sa.select(
-            time, gpu_metrics.c.gpu_id, gpu_metrics.c.energy, gpu_metrics.c.power, gpu_metrics.c.utilization
-        ).where(gpu_metrics.c.gpu_id.in_(list(by_id)), time >= settled, time <= self._last_tick)
-        for now, gpu_id, *values in connection.execute(query):
-            ticks.setdefault(now, []).append((gpu_id, *values))
-        time = process_snapshots.c.timestamp_epoch
-        query = (
-            sa.select(process_snapshots)
-            .where(
-                time > settled - 2 * HEARTBEAT_S,
-                time <= self._last_tick,
-                process_snapshots.c.gpu_id.in_(list(by_id)),
-            )
-            .order_by(time)
-        )
-        states = list(connection.execute(query))
-        uses: dict[tuple[int, int], Use] = {}
-        ledgers = dict(self._processes.values())
-        energy: dict[int, float] = {}
-        place, before = 0, None
-        for now in sorted(ticks):
-            while place < len(states) and states[place].timestamp_epoch <= now:
-                row = states[place]
-                place += 1
-                pair = (row.process_id, row.gpu_id)
-                if not row.present:
-                    uses.pop(pair, None)
-                    continue
-                use = self._live.get(pair)
-                if use is None:
-                    # It has ended since, and is settled; but it had its part of the GPU.
-                    use = uses.get(pair) or Use(row.process_id, by_id[row.gpu_id], "", Ledger(now), Work())
-                use.now = tuple(getattr(row, key) for key in PROCESS_KEYS)
-                uses[pair] = use
-            dt = (
-                float(now - before)
-                if before and now - before <= longest_step(self.interval_s)
-                else self.interval_s
-            )
-            before = now
-            totals: dict[int, int | None] = {}
-            for gpu_id, joules, power, utilization in ticks[now]:
-                gpu = by_id[gpu_id]
-                gpu.utilization = utilization
-                known = energy.get(gpu_id)
-                gpu.tick_j = (power or 0.0) * dt if known is None or joules is None else joules - known
-                if joules is not None:
-                    energy[gpu_id] = joules
-                here = [use for use in uses.values() if use.gpu is gpu]
-                late = [
-                    use for use in here if use.ledger.last_seen < now and (use.process_id, gpu_id) in self._live
-                ]
-                share_out(gpu, here, now, dt, self.idle_after_s, only=late)
-                for use in late:
-                    memory = use.now[MEMORY]
-                    use.ledger.add(now, dt, memory)
-                    if use.session is not None:
-                        use.session.ledger.add(now, dt, memory)
-                    totals[use.process_id] = _sum(totals.get(use.process_id), memory)
-            for process_id, total in totals.items():
-                if ledgers[process_id].last_seen < now:
-                    ledgers[process_id].add(now, dt, total)
+        found = resume(connection, self._gpus.values(), self._last_tick, self.interval_s, self.idle_after_s)
+        self._live.update(found.live)
+        self._processes.update(found.processes)
+        self._running.update((process_id, (NOTHING, program)) for process_id, program in found.programs.items())
+        self._unloaded += found.unloaded
 
     def _find_or_add(
         self, connection: Connection, now: int, host_id: int, identity: ProcessIdentity
@@ -789,7 +696,7 @@ class Writer:
         if found is not None:
             if found.id not in self._running:
                 self._running[found.id] = (NOTHING, found.program_id or UNKNOWN_PROGRAM)
-            return int(found.id), self._ended.pop(found.id, None) or _known_ledger(found)
+            return int(found.id), self._ended.pop(found.id, None) or known_ledger(found)
         program_id = _program_id(connection, now, identity.program)
         row = {
             "host_id": host_id,
@@ -849,7 +756,7 @@ class Writer:
         if use is not None:
             use.kind = process.kind
             return use
-        found = _known_use(known, gpu)
+        found = known_use(known, gpu)
         found.kind = process.kind
         return found
 
@@ -882,16 +789,8 @@ def _newest_tick(connection: Connection, host_id: int) -> int:
     return max((int(found) for found in newest if found is not None), default=0)
 
 
-def _sum(total: int | None, more: int | None) -> int | None:
-    return total if more is None else (total or 0) + more
-
-
 def _ledger(ledger: Ledger) -> tuple[Any, ...]:
     return ledger.last_seen, ledger.max_memory, ledger.avg_memory, ledger.sample_count, ledger.seconds
-
-
-def _known_ledger(row: Any) -> Ledger:
-    return Ledger(row.last_seen, row.max_memory, row.avg_memory, row.sample_count, row.seconds or 0.0)
 
 
 def _work(work: Work) -> tuple[Any, ...]:
@@ -899,12 +798,6 @@ def _work(work: Work) -> tuple[Any, ...]:
         *(round(work.busy_s, 3), float(round(work.energy_j)), work.sm_percent_s, work.sm_told_s),
         *(work.max_sm, work.estimated, work.last_busy),
     )
-
-
-def _known_use(row: Any, gpu: Gpu) -> Use:
-    work = Work(**{name: getattr(row, name) for name in WORK})
-    work.last_busy = work.last_busy or row.last_seen
-    return Use(row.process_id, gpu, row.kind, _known_ledger(row), work, first_seen=row.first_seen)
 
 
 def _usage(gpu: Gpu) -> Row:

@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 # How often a page tries again that found no database.
 RETRY_S = 5.0
+# What browsers call the zone that needs no offset.
+UTC = ("UTC", "Etc/UTC")
 # What a whole page depends on: the recorder's state, whether there is anything to show, and how many GPUs.
 Situation = tuple[State, bool | None, int]
 
@@ -36,8 +38,10 @@ def zone() -> ZoneInfo:
 
 
 def zone_label() -> str:
-    """The viewer's time zone with its present offset: "Europe/Berlin, UTC+01:00"."""
+    """The viewer's time zone with its present offset: "Europe/Berlin, UTC+01:00"; UTC itself is "UTC" alone."""
     here = zone()
+    if here.key in UTC:
+        return "UTC"
     offset = datetime.now(here).strftime("%z")
     return f"{here.key}, UTC{offset[:3]}:{offset[3:]}"
 

@@ -9,6 +9,7 @@ from sqlalchemy.engine import Engine
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gpumon_core.export import parameters
 from gpumon_core.export.api.resource import (
     FORMAT,
     UNITS_SCHEMA,
@@ -19,13 +20,13 @@ from gpumon_core.export.api.resource import (
     file,
     object_schema,
 )
-from gpumon_core.export.parameters import LARGEST, TZ, Parameter, whole, words
+from gpumon_core.export.parameters import TZ, Parameter, words
 from gpumon_core.health import fresh_within_s
 
 if TYPE_CHECKING:
     import pandas as pd
 
-GPU = Parameter("gpu", "This GPU, by gpumon's id of it (`gpu_id`).", whole(1, LARGEST), many=True)
+GPU = Parameter("gpu", f"This GPU, {parameters.GPU_SPELLINGS}.", parameters.GPU, many=True)
 HOST = Parameter("host", "The GPUs of this machine.", words(), many=True)
 
 

@@ -37,7 +37,7 @@ def document(resources: Sequence[Resource]) -> dict[str, Any]:
 
 
 def _operation(resource: Resource) -> dict[str, Any]:
-    problems = {status: text for status, text in PROBLEMS.items() if status != "404" or resource.replaces}
+    problems = {status: text for status, text in PROBLEMS.items() if status != "404" or _names_gpus(resource)}
     return {
         "operationId": name(resource.path),
         "summary": resource.summary,
@@ -61,6 +61,11 @@ def _operation(resource: Resource) -> dict[str, Any]:
 def name(path: str) -> str:
     """What a route is called in programs: processes_history."""
     return path.removeprefix("/api/v1/").replace("/", "_").replace(".", "_")
+
+
+def _names_gpus(resource: Resource) -> bool:
+    """Whether its query can name a GPU that there is not."""
+    return any(one.name == "gpu" for one in resource.parameters)
 
 
 def _schema(resource: Resource, kind: str) -> Mapping[str, Any]:

@@ -13,6 +13,7 @@ from sqlalchemy.engine import Engine
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gpumon_core.export import parameters
 from gpumon_core.export.api import ranges
 from gpumon_core.export.api.resource import (
     HEADERS,
@@ -26,12 +27,12 @@ from gpumon_core.export.api.resource import (
     streamed,
     written,
 )
-from gpumon_core.export.parameters import LARGEST, TZ, Parameter, one_of, whole
+from gpumon_core.export.parameters import TZ, Parameter, one_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-GPU = Parameter("gpu", "This GPU, by gpumon's id of it; without it, the first one.", whole(1, LARGEST))
+GPU = Parameter("gpu", f"This GPU, {parameters.GPU_SPELLINGS}; without it, the first one.", parameters.GPU)
 SHAPE = Parameter(
     "shape",
     "`rows`, an object for each sample, or `columns`, as versions without processes wrote it.",
@@ -95,7 +96,7 @@ def _gpu(values: Values, engine: Engine) -> dict[Any, Any]:
     if values["gpu"] is not None:
         table = table[table["id"] == values["gpu"]]
         if table.empty:
-            raise NotThere(f"There is no GPU {values['gpu']}: /api/v1/gpus has the `gpu_id` of each.", "gpu")
+            raise NotThere(f"GPU {values['gpu']} is gone: /api/v1/gpus has those that are there.", "gpu")
     if table.empty:
         raise NotThere("No GPU has been recorded yet.")
     return table.head(1).to_dict("records")[0]

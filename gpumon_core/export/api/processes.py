@@ -8,6 +8,7 @@ from sqlalchemy.engine import Engine
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gpumon_core.export import parameters
 from gpumon_core.export.api.resource import (
     FORMAT,
     PAGING,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from gpumon_core.store.processes import ProcessFilter
 
-GPU = Parameter("gpu", "Processes that were on this GPU, by gpumon's id of it.", whole(1, LARGEST), many=True)
+GPU = Parameter("gpu", f"Processes that were on this GPU, {parameters.GPU_SPELLINGS}.", parameters.GPU, many=True)
 WHAT = (
     Parameter("user", "Processes of this user.", words(), many=True),
     Parameter(

@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from gpumon_core import runtime
 from gpumon_core.export import accept
 from gpumon_core.export.parameters import LARGEST, LAST_MOMENT, BadParameter, Parameter, one_of, read, whole, words
-from gpumon_core.store import database
+from gpumon_core.store import database, naming
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,7 +82,10 @@ class Resource:
             if FORMAT in self.parameters:
                 values["format"] = values["format"] or preferred(request.headers.getlist("accept"))
                 self._check(request, values["format"])
-            return self.answer(request, values, _engine() if self.reads else None)
+            engine = _engine() if self.reads else None
+            if engine is not None and values.get("gpu"):
+                values["gpu"] = _gpu_ids(engine, values["gpu"])
+            return self.answer(request, values, engine)
         except BadParameter as error:
             return problem(HTTPStatus.BAD_REQUEST, str(error), error.name)
         except NotThere as error:
@@ -122,6 +125,20 @@ def _engine() -> Engine:
     if path is not None and not path.is_file():
         raise NoDatabase("Nothing has been recorded yet: the database comes with the first sample.")
     return engine
+
+
+def _gpu_ids(engine: Engine, given: str | tuple[str, ...]) -> int | tuple[int, ...]:
+    """The ids of the GPUs that a query names, as many as it may name. Raises BadParameter, NotThere."""
+    named = naming.known(engine)
+    texts = (given,) if isinstance(given, str) else given
+    try:
+        ids = tuple(dict.fromkeys(naming.find(text, named, "id").id for text in texts))
+    except naming.AmbiguousGpu as error:
+        raise BadParameter("gpu", f"{error}.") from error
+    except naming.UnknownGpu as error:
+        sentence = str(error)
+        raise NotThere(f"{sentence[0].upper()}{sentence[1:]}.", "gpu") from error
+    return ids[0] if isinstance(given, str) else ids
 
 
 def problem(

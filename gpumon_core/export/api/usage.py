@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gpumon_core import runtime
+from gpumon_core.export import parameters
 from gpumon_core.export.api import ranges
 from gpumon_core.export.api.resource import (
     FORMAT,
@@ -23,7 +24,7 @@ from gpumon_core.export.api.resource import (
     file,
     page_schema,
 )
-from gpumon_core.export.parameters import LARGEST, TZ, Parameter, one_of, whole, words
+from gpumon_core.export.parameters import TZ, Parameter, one_of, words
 from gpumon_core.store.dimensions import DIMENSIONS, Dimension
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ BY = Parameter("by", "Whose use is added up.", one_of(*DIMENSIONS), default="use
 
 def _filters(what: str) -> tuple[Parameter, ...]:
     return (
-        Parameter("gpu", f"{what} on this GPU, by gpumon's id of it.", whole(1, LARGEST), many=True),
+        Parameter("gpu", f"{what} on this GPU, {parameters.GPU_SPELLINGS}.", parameters.GPU, many=True),
         Parameter("user", f"{what} of this user.", words(), many=True),
         Parameter("workload", f"{what} of this kind of workload, such as vLLM.", words(), many=True),
         Parameter("model", f"{what} with this model.", words(), many=True),
