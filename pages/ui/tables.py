@@ -12,8 +12,7 @@ import streamlit as st
 from streamlit.elements.lib.column_types import ColumnConfig
 
 from gpumon_core import format as fmt
-from gpumon_core.format import MIB_PER_GIB, MISSING, sortable_duration
-from gpumon_core.ledger import JOULES_PER_KWH
+from gpumon_core.format import JOULES_PER_KWH, MIB_PER_GIB, MISSING, sortable_duration
 from gpumon_core.store.frames import gpu_labels
 
 # Of every table that has them, the columns that stay where no row has a value.
