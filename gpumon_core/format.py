@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -13,6 +14,27 @@ from gpumon_core.metrics import Metric
 MISSING = "–"
 FIGURE_SPACE = "\u2007"
 MIB_PER_GIB = 1024
+JOULES_PER_KWH = 3.6e6
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How people read a number: multiplied by `scale`, between `before` and its `unit`. `form` is a format that
+    Python and Plotly both know."""
+
+    scale: float
+    form: str
+    unit: str
+    before: str = ""
+
+
+# What people read in another way than it is stored, by the catalogue's unit. A chart has the energy of one of its
+# steps, which may be seconds: watt-hours. The driver's documentation calls the performance states P0 to P15.
+_READINGS = {
+    "MiB": Reading(1 / MIB_PER_GIB, ".1f", "GiB"),
+    "J": Reading(1000 / JOULES_PER_KWH, ",.2f", "Wh"),
+    "P": Reading(1.0, ".0f", "", before="P"),
+}
 
 
 def missing(value: float | None) -> bool:
@@ -87,13 +109,28 @@ def memory(mib: float | None) -> str:
     return f"{mib:.0f} MiB" if abs(mib) < MIB_PER_GIB else f"{mib / MIB_PER_GIB:.1f} GiB"
 
 
+def energy(joules: float | None) -> str:
+    """An amount of energy: "0.004 kWh", "1,234.567 kWh"."""
+    return MISSING if joules is None or math.isnan(joules) else f"{joules / JOULES_PER_KWH:,.3f} kWh"
+
+
+# Amounts whose sizes differ too much for one unit, or that only grow.
+_WRITTEN = {"MiB": memory, "J": energy}
+
+
+def reading(metric: Metric) -> Reading:
+    """How a metric is read where all of its numbers are read alike, as in a chart."""
+    return _READINGS.get(metric.unit) or Reading(1.0, f".{metric.digits}f", metric.unit)
+
+
 def value(metric: Metric, number: float | None) -> str:
-    """A metric's number with its unit."""
+    """A metric's number with its unit: "97 %", "61.2 GiB", "34.167 kWh", "P8"."""
     if number is None or math.isnan(number):
         return MISSING
-    if metric.unit == "MiB":
-        return memory(number)
-    return f"{number:.{metric.digits}f} {metric.unit}"
+    if write := _WRITTEN.get(metric.unit):
+        return write(number)
+    how = reading(metric)
+    return f"{how.before}{number * how.scale:{how.form}} {how.unit}".rstrip()
 
 
 def value_of(metric: Metric, number: float | None, whole: float | None) -> tuple[str, str]:

@@ -9,11 +9,11 @@ from zoneinfo import ZoneInfo
 
 import pandas as pd
 
+from gpumon_core.format import JOULES_PER_KWH
 from gpumon_core.store.usage import OWN
 
 HOUR_S, DAY_S = 3600, 86400
 MIB_PER_GIB = 1024
-JOULES_PER_KWH = 3.6e6
 OTHERS = "Others"
 UNKNOWN = "unknown"
 # Ranges up to this are drawn hour by hour, longer ones day by day.

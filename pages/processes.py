@@ -94,6 +94,7 @@ def body(now: Health) -> None:
         "Processes seen on the GPUs, newest first; choose a row for its story",
         height=TALL if len(frame) > FEW else "auto",
         order=tables.ledger_order(frame, more),
+        asked=more,
         on_select=_choose,
         largest_gib=_largest_gib(),
     )

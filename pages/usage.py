@@ -73,11 +73,11 @@ def used(at: data.Tick, chosen: Scope, totals: pd.DataFrame) -> None:
     """Who had how much of the GPUs."""
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     by_title = left.segmented_control(
-        "By", list(TITLES), default="User", key="by", bind="query-params", required=True
+        "By", list(TITLES), default="User", key="by", bind="query-params", required=True, wrap=True
     )
     by = TITLES.get(by_title or "User", "user")
     measure = right.segmented_control(
-        "Drawn", MEASURES, default=MEASURES[0], key="measure", bind="query-params", required=True
+        "Drawn", MEASURES, default=MEASURES[0], key="measure", bind="query-params", required=True, wrap=True
     )
     measure = measure if measure in MEASURES else MEASURES[0]
     ranking = data.usage_ranking(at, by, chosen)
@@ -115,7 +115,7 @@ def headline(ranking: pd.DataFrame, totals: pd.DataFrame) -> None:
         ("GPU-hours", f"{sums['busy_s'] / 3600:,.1f} h", "Hours in which GPUs were busy, at full utilization"),
         ("Busy", f"{100 * sums['busy_s'] / seconds if seconds else 0:.0f} %", "Of all the time that was recorded"),
         ("Memory-hours", f"{sums['memory_mib_s'] / 1024 / 3600:,.0f} GiB·h", "GPU memory held, times how long"),
-        ("Energy", f"{sums['energy_j'] / 3.6e6:,.2f} kWh", "Of the GPUs alone, idle ones included"),
+        ("Energy", f"{sums['energy_j'] / fmt.JOULES_PER_KWH:,.2f} kWh", "Of the GPUs alone, idle ones included"),
     ]
     if prices.known:
         cost = ledger.measure(ranking, "Cost", prices).sum()

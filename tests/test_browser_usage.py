@@ -194,6 +194,20 @@ def test_what_is_asked_for_lives_in_the_address(page: Page, history: History, vi
     expect(page.get_by_text("Energy per hour")).to_be_visible()
 
 
+def test_every_choice_is_in_sight_on_a_phone(page: Page, history: History, view: Callable[..., Server]) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(view(GPUMON_PRICE_PER_KWH="0.5").url + "/usage?range=6h")
+    for label, last in (("By", "GPU"), ("Drawn", "Cost")):
+        group = page.get_by_test_id("stButtonGroup").filter(has_text=label)
+        expect(group.get_by_role("radio", name=last, exact=True)).to_be_visible()
+        inside = group.bounding_box()
+        assert inside is not None
+        for choice in group.get_by_role("radio").all():
+            box = choice.bounding_box()
+            assert box is not None
+            assert inside["x"] <= box["x"] < box["x"] + box["width"] <= min(390, inside["x"] + inside["width"] + 1)
+
+
 def test_filters_of_the_sidebar_leave_out_everything_else(
     page: Page, history: History, view: Callable[..., Server]
 ) -> None:

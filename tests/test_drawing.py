@@ -55,6 +55,38 @@ def test_memory_has_its_unit(mib: float | None, text: str) -> None:
     assert fmt.memory(mib) == text
 
 
+@pytest.mark.parametrize(
+    ("key", "number", "text"),
+    [
+        ("energy", 123_002_798.0, "34.167 kWh"),
+        ("energy", 4_444_444_444.0, "1,234.568 kWh"),
+        ("energy", NAN, "–"),
+        ("performance_state", 8.0, "P8"),
+        ("performance_state", 0, "P0"),
+        ("performance_state", None, "–"),
+        ("memory", 62_669.0, "61.2 GiB"),
+        ("sm_clock", 2520.0, "2520 MHz"),
+    ],
+)
+def test_a_value_reads_as_people_say_it(key: str, number: float | None, text: str) -> None:
+    assert fmt.value(GPU_METRICS_BY_KEY[key], number) == text
+
+
+def test_a_chart_tells_energy_in_watt_hours_and_performance_states_by_name() -> None:
+    frame = pd.DataFrame({"gpu_id": [1, 1], "timestamp_epoch": [0, 4]})
+    for key, values in (("energy", (3600.0, 7200.0)), ("performance_state", (0.0, 8.0))):
+        for end in ("", "_min", "_max"):
+            frame[key + end] = values
+    drawn = figures.history(frame, {1: "GPU 0"}, ["energy", "performance_state"], 0, 8, dark=False)
+    lines = [line for line in drawn["data"] if "hovertemplate" in line]
+    assert [line["hovertemplate"] for line in lines] == ["Energy %{y:,.2f} Wh", "Performance state P%{y:.0f}"]
+    assert [list(line["y"]) for line in lines] == [[1, 2], [0, 8]]
+    assert [note["text"] for note in drawn["layout"]["annotations"]] == [
+        "<b>Energy (Wh)</b>",
+        "<b>Performance state</b>",
+    ]
+
+
 def test_plain_text_cannot_become_markup() -> None:
     assert fmt.plain("**a** [b](c) $x$") == r"\*\*a\*\* \[b\]\(c\) \$x\$"
 

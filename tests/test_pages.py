@@ -125,6 +125,41 @@ def test_workload_model_and_command_stand_in_the_tables(writer: Writer) -> None:
         assert past.to_numpy().tolist() == [wanted]
 
 
+def columns(app: AppTest) -> list[str]:
+    """Those of the first table that are shown."""
+    return list(app.dataframe[0].proto.column_order)
+
+
+def test_columns_that_know_nothing_give_their_place_away(writer: Writer) -> None:
+    now = int(time.time())
+    writer.write(tick(now - 8, {(0, 7): None}), {7: ProcessIdentity(7)})
+    active, past = open_page(), open_page("processes", columns="Notebook")
+    kept = ["GPU", "PID", "Name"]
+    assert columns(active) == [*kept, "Type", "Memory", "First seen", "Lifetime"], "whatever else is not known"
+    assert columns(past) == [*kept, "State", "First seen", "Lifetime", "Energy", "Notebook"], "it was asked for"
+    writer.write(tick(now - 4, {(1, 8): 12288}), runs(8, Program(workload="vLLM")))
+    for app in (active, past):
+        app.run()
+        assert "Workload" in columns(app)
+        assert "Model" not in columns(app)
+
+
+def test_a_column_that_was_there_does_not_go_at_a_refresh_or_a_search(writer: Writer) -> None:
+    now = int(time.time())
+    writer.write(tick(now - 8, {(0, 7): 6144, (1, 8): 100}), runs(8, Program(workload="vLLM")) | who(7))
+    app = open_page()
+    before = columns(app)
+    assert "Workload" in before
+    app.text_input[0].set_value("7").run()
+    assert app.dataframe[0].value["PID"].tolist() == [7]
+    assert columns(app) == before
+    app.text_input[0].set_value("").run()
+    writer.write(tick(now - 4, {(0, 7): 6144}), who(7))
+    app.run()
+    assert app.dataframe[0].value["PID"].tolist() == [7]
+    assert columns(app) == before
+
+
 def test_processes_that_cannot_be_looked_at_are_explained(writer: Writer) -> None:
     writer.write(tick(time.time() - 2, {(0, 7): 6144, (1, 8): 100}), {7: ProcessIdentity(7)} | who(8))
     assert "1 of these processes" in texts(open_page())

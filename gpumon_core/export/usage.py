@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from gpumon_core.export.processes import GPU, HOUR_S, JOULES_PER_KWH
+from gpumon_core.export.processes import GPU, HOUR_S
 from gpumon_core.export.tables import FLAG, MOMENT, NUMBER, TEXT, WHOLE, Column, Table, plain, scaled
-from gpumon_core.format import MIB_PER_GIB
+from gpumon_core.format import JOULES_PER_KWH, MIB_PER_GIB
 from gpumon_core.ledger import Prices, called, shares
 
 

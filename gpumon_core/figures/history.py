@@ -150,6 +150,7 @@ def over_time(
         name = "y" if row == 0 else f"y{row + 1}"
         top = 1 - row * (height + gap)
         metric = chart.lines[0].metric if chart.lines else None
+        scale = fmt.reading(metric).scale if metric else 1.0
         layout[name.replace("y", "yaxis")] = {
             **_value_axis(dark, metric),
             "domain": [max(0.0, top - height), top],
@@ -163,7 +164,7 @@ def over_time(
             legend = "legend" if row == 0 else f"legend{row + 1}"
             layout[legend] = _legend(top + LEGEND_LINE * (len(chart.lines) > WORDY) / (ROW_HEIGHT * rows))
         for level, value in _thresholds([line.metric for line in chart.lines], wholes or {}):
-            layout["shapes"].append(_threshold(level, value * _reading(metric)[0], name, dark))
+            layout["shapes"].append(_threshold(level, value * scale, name, dark))
         for line in chart.lines:
             own = {"xaxis": "x", "yaxis": name, "legend": legend}
             own["legendgroup"] = f"{row} {line.name}" if chart.own_legend else str(line.gpu_id)
@@ -211,9 +212,9 @@ def _drawn(
     """A line, and its band below it where it has one."""
     key = line.metric.key
     ink = color(line.place % LINES, dark)
-    scale, unit, digits = _reading(line.metric)
+    how = fmt.reading(line.metric)
     drawn: list[Figure] = []
-    outline = bands.around(mine[f"{key}_min"] * scale, mine[f"{key}_max"] * scale)
+    outline = bands.around(mine[f"{key}_min"] * how.scale, mine[f"{key}_max"] * how.scale)
     if outline is not None:
         drawn.append(
             {
@@ -227,9 +228,9 @@ def _drawn(
         {
             **own,
             **{"type": "scatter", "mode": "lines", "name": escape(line.name, quote=False), "x": times},
-            "y": (mine[key] * scale).to_numpy("float32"),
+            "y": (mine[key] * how.scale).to_numpy("float32"),
             "connectgaps": False,
-            "hovertemplate": f"{line.metric.label} %{{y:.{digits}f}} {unit}".replace(f"{line.name} ", "", 1),
+            "hovertemplate": _hover(line.metric).replace(f"{line.name} ", "", 1),
             "line": {
                 "color": ink,
                 "width": 1.6,
@@ -242,17 +243,14 @@ def _drawn(
 
 
 def _heading(name: str, metric: Metric) -> str:
-    unit = _reading(metric)[1]
+    unit = fmt.reading(metric).unit
     return f"{name} ({unit})" if unit else name
 
 
-def _reading(metric: Metric | None) -> tuple[float, str, int]:
-    """What a metric is multiplied by to be read, its unit then, and its digits. The database keeps MiB."""
-    if metric is None:
-        return 1.0, "", 0
-    if metric.unit == "MiB":
-        return 1 / fmt.MIB_PER_GIB, "GiB", 1
-    return 1.0, metric.unit, metric.digits
+def _hover(metric: Metric) -> str:
+    """What a hover says of a line, as Plotly fills it in."""
+    how = fmt.reading(metric)
+    return f"{metric.label} {how.before}%{{y:{how.form}}} {how.unit}".rstrip()
 
 
 def _value_axis(dark: bool, metric: Metric | None) -> Figure:
@@ -260,6 +258,7 @@ def _value_axis(dark: bool, metric: Metric | None) -> Figure:
     return {
         "rangemode": "tozero",
         **({"range": [0, 1.04 * percent]} if percent else {}),
+        **({"tickprefix": before} if (before := metric and fmt.reading(metric).before) else {}),
         **{"gridcolor": ink_of(dark)[1], "zeroline": False, "fixedrange": True, "nticks": 5},
     }
 

@@ -57,7 +57,7 @@ def show(at: data.Tick, process_id: int) -> None:
         "SM, mean": _percent(process["sm_mean"]),
         "SM, maximum": _percent(process["max_sm"]),
         "GPU time": fmt.duration(process["busy_s"]) + (" (estimate)" if process["estimated"] else ""),
-        "Energy": f"{process['energy_j'] / 3.6e6:.3f} kWh",
+        "Energy": fmt.energy(process["energy_j"]),
         "Samples": f"{process['sample_count']:,}",
     }
     st.html(chrome.facts_html(used))

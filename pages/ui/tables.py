@@ -12,9 +12,11 @@ import streamlit as st
 from streamlit.elements.lib.column_types import ColumnConfig
 
 from gpumon_core import format as fmt
-from gpumon_core.format import MIB_PER_GIB, MISSING, sortable_duration
-from gpumon_core.ledger import JOULES_PER_KWH
+from gpumon_core.format import JOULES_PER_KWH, MIB_PER_GIB, MISSING, sortable_duration
 from gpumon_core.store.frames import gpu_labels
+
+# Of every table that has them, the columns that stay where no row has a value.
+ALWAYS = ("GPU", "PID", "Name", "Memory")
 
 
 def local_time(epoch: pd.Series, zone: ZoneInfo) -> pd.Series:
@@ -196,14 +198,17 @@ def show(
     height: int | Literal["auto"] = "auto",
     currency: str = "",
     order: Sequence[str] | None = None,
+    asked: Sequence[str] = (),
     on_select: Callable[[], None] | None = None,
     largest_gib: float | None = None,
 ) -> None:
     """Draw a table whose sorting, widths and scroll position survive a refresh under its `key`.
 
-    `order` names the columns that are shown. `on_select` is called when the reader has chosen a row. Where
-    `largest_gib` is given, the most memory is a bar that is full there.
+    `order` names the columns that are shown if they have something to show, `asked` those of them that are shown
+    anyhow. `on_select` is called when the reader has chosen a row. Where `largest_gib` is given, the most memory
+    is a bar that is full there.
     """
+    order = _with_values(shown, order or shown.columns.tolist(), asked, key)
     texts = shown.select_dtypes(["object", "string"]).columns
     shown = shown.assign(**{name: shown[name].fillna(MISSING) for name in texts})
     config = columns(currency)
@@ -223,6 +228,20 @@ def show(
         on_select=on_select or "ignore",
         selection_mode="single-row",
     )
+
+
+def _with_values(shown: pd.DataFrame, order: Sequence[str], asked: Sequence[str], key: str) -> list[str]:
+    """The columns of `order` without those of texts or numbers of which no row has a value: they would push what
+    is known over the right edge.
+
+    A column that has had a value stays for the reader's session, or it would come and go with every program that
+    starts or ends, and with every letter of a search. A moment stays too: that there is none yet says something.
+    """
+    seen: set[str] = st.session_state.setdefault(f"{key}_seen", set())
+    seen.update(name for name in order if shown[name].notna().any())
+    moments = shown.select_dtypes(["datetimetz"]).columns
+    stay = {*ALWAYS, *asked, *moments, *seen}
+    return [name for name in order if name in stay]
 
 
 def columns(currency: str) -> dict[str, ColumnConfig]:
