@@ -11,7 +11,7 @@ import streamlit as st
 from gpumon_core import format as fmt
 from gpumon_core.health import Health
 from gpumon_core.store.processes import ProcessFilter
-from pages.ui import chrome, data, download, filters, story, tables
+from pages.ui import chrome, data, download, filters, links, story, tables
 
 # A table this long gets a height of its own; a shorter one takes what it needs.
 FEW, TALL = 10, 560
@@ -33,6 +33,7 @@ if found is not None and found.latest is not None:
         bind="query-params",
         live=True,
         type="search",
+        on_change=links.forget,
     )
     window = filters.window(RANGES, "24h", found.latest, "Seen within")
     gpus = data.gpu_table(data.tick(found))
@@ -43,11 +44,26 @@ if found is not None and found.latest is not None:
     kinds = filters.choices("Types", list(KINDS), "type")
     states = filters.choices("States", STATES, "state")
     least_gib = st.sidebar.number_input(
-        "Held at least (GiB)", min_value=0.0, max_value=4096.0, step=1.0, key="memory", bind="query-params"
+        "Held at least (GiB)",
+        min_value=0.0,
+        max_value=4096.0,
+        step=1.0,
+        key="memory",
+        bind="query-params",
+        on_change=links.forget,
     )
-    lived = st.sidebar.selectbox("Lived at least", list(LIFETIMES), key="lifetime", bind="query-params")
+    links.check("lifetime", "lifetime", LIFETIMES.__contains__, "any lifetime")
+    lived = st.sidebar.selectbox(
+        "Lived at least", list(LIFETIMES), key="lifetime", bind="query-params", on_change=links.forget
+    )
+    links.check("columns", "column", tables.ON_DEMAND.__contains__, "the usual columns")
     more = st.sidebar.multiselect(
-        "More columns", tables.ON_DEMAND, placeholder="None", key="columns", bind="query-params"
+        "More columns",
+        tables.ON_DEMAND,
+        placeholder="None",
+        key="columns",
+        bind="query-params",
+        on_change=links.forget,
     )
 zone = chrome.zone()
 if "process_history" not in st.session_state:

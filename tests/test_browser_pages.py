@@ -271,6 +271,30 @@ def test_a_row_tells_its_story_and_stays_chosen(page: Page, stage: Stage) -> Non
     assert {trace["name"] for trace in traces(page)} <= {"GPU 0", "GPU 1"}
 
 
+def test_a_link_that_cannot_be_followed_says_so_until_the_reader_chooses(page: Page, stage: Stage) -> None:
+    page.goto(stage.url + "/gpu?gpu=GPU%2099&range=6H")
+    told = page.get_by_text("This link asks for what is not here, or not any more")
+    expect(told).to_have_text(
+        "This link asks for what is not here, or not any more: GPU “GPU 99”. Shown instead: GPU 0."
+    )
+    eventually(lambda: "range=6h" in address(page) and "gpu=" not in address(page))
+    drawn(page)
+    # The same sentence stands there through every refresh: the mark that this puts on it stays.
+    told.evaluate("sentence => { sentence.dataset.seen = 'yes' }")
+    ticks = stage.ask("SELECT count(DISTINCT timestamp_epoch) FROM gpu_metrics")[0][0]
+    eventually(lambda: stage.ask("SELECT count(DISTINCT timestamp_epoch) FROM gpu_metrics")[0][0] > ticks + 3)
+    expect(told).to_have_attribute("data-seen", "yes")
+    page.get_by_role("radio", name="12h").click()
+    expect(told).to_have_count(0)
+    eventually(lambda: "range=12h" in address(page))
+    # A beginning and an end are enough for a stretch; the address says what it is.
+    since, until = (datetime.now(UTC) + timedelta(hours=ahead) for ahead in (-2, 1))
+    page.goto(stage.url + f"/history?from={since:%Y-%m-%dT%H:%M}&to={until:%Y-%m-%dT%H:%M}")
+    eventually(lambda: "range=Custom" in address(page) and "from=" in address(page))
+    begin, end = shown_range(page)
+    assert end - begin == timedelta(hours=3)
+
+
 def test_a_half_typed_filter_survives_every_refresh(page: Page, stage: Stage) -> None:
     page.goto(stage.url)
     search = page.get_by_placeholder("Name or PID")
