@@ -36,7 +36,7 @@ prices = ledger.Prices(
     runtime.settings().price_per_kwh, runtime.settings().price_per_gpu_hour, runtime.settings().currency
 )
 MEASURES = [name for name in ledger.MEASURES if name != "Cost" or prices.known]
-links.check("by", "kind of user", TITLES.__contains__, "users")
+links.check("by", "grouping", TITLES.__contains__, "by user")
 links.check("measure", "measure", MEASURES.__contains__, MEASURES[0])
 # Downloads are made outside this script, where the viewer is not known any more.
 zone = chrome.zone()

@@ -190,14 +190,11 @@ def test_an_address_with_nonsense_in_it_opens_the_page_all_the_same(writer: Writ
 
 
 NOT_HERE = {
-    ("gpu", "gpu", "GPU 99"): "GPU “GPU 99”. Shown instead: GPU 0.",
     ("gpu", "range", "5m"): "time range “5m”. Shown instead: 1h.",
     ("history", "metrics", "Noise"): "metric “Noise”. Shown instead: the usual metrics.",
-    ("history", "lanes", "Swimming"): "lanes “Swimming”. Shown instead: processes.",
     ("processes", "user", "mallory"): "user “mallory”. Shown instead: all users.",
-    ("processes", "lifetime", "forever"): "lifetime “forever”. Shown instead: any lifetime.",
     ("usage", "workload", "[x](http://y)"): "workload “[x](http://y)”. Shown instead: all workloads.",
-    ("usage", "by", "Height"): "kind of user “Height”. Shown instead: users.",
+    ("usage", "by", "Height"): "grouping “Height”. Shown instead: by user.",
     ("usage", "gpu", "GPU 0,GPU 7"): "GPU “GPU 7”. Shown instead: GPU 0.",
 }
 
@@ -266,7 +263,7 @@ def test_a_chosen_process_tells_its_story_and_keeps_it_when_newer_ones_come(writ
         writer.write(tick(now - age, {(0, 7): 6144, (1, 8): 100}), runs(7, program) | who(8))
     app = open_page("processes")
     # The first process of the ledger, as choosing its row does.
-    app.session_state["process"] = 1
+    app.query_params["process"] = "1"
     app.run()
     shown = texts(app)
     for text in ("Qwen/Qwen3-8B", "6.0 GiB", "vLLM"):
@@ -278,7 +275,7 @@ def test_a_chosen_process_tells_its_story_and_keeps_it_when_newer_ones_come(writ
     writer.write(tick(now, {(0, 7): 6144, (1, 9): 100}), runs(7, program) | who(9))
     app.run()
     assert app.dataframe[0].value["PID"].tolist() == before, "rows stay where they are"
-    app.session_state["process"] = None
+    del app.query_params["process"]
     app.run()
     assert 9 in app.dataframe[0].value["PID"].tolist()
 
@@ -359,7 +356,7 @@ def test_what_has_no_name_is_shown_beside_what_has_one(writer: Writer) -> None:
         assert "nan" not in texts(open_page(name)).lower().split()
     assert "unknown model" in texts(open_page("gpu", gpu="GPU 1"))
     app = open_page("processes")
-    app.session_state["process"] = 2
+    app.query_params["process"] = "2"
     app.run()
     assert not app.exception
     assert [element.value for element in app.subheader] == ["PID 8"]
