@@ -8,7 +8,7 @@ import streamlit as st
 from gpumon_core import format as fmt
 from gpumon_core.health import Health
 from gpumon_core.metrics import GPU_METRICS, Group
-from pages.ui import charts, chrome, data, filters
+from pages.ui import charts, chrome, data, filters, links
 
 # What each group's charts show by default; the others are a click away.
 OPEN = (Group.COMPUTE, Group.MEMORY, Group.CLOCKS, Group.THERMALS)
@@ -17,8 +17,17 @@ found = chrome.ready()
 if found is not None and found.latest is not None:
     gpus = data.gpu_table(data.tick(found))
     named = filters.named_gpus(gpus)
-    chosen = st.sidebar.selectbox("GPU", list(named), key="gpu", bind="query-params", disabled=len(named) < 2)
+    links.check("gpu", "GPU", named.__contains__, next(iter(named), "nothing"))
+    chosen = st.sidebar.selectbox(
+        "GPU",
+        list(named),
+        key="gpu",
+        bind="query-params",
+        disabled=len(named) < 2,
+        on_change=links.forget,
+    )
     window = filters.window([name for name in filters.RANGES if name != "15m"], "1h", found.latest)
+    links.check("groups", "charts", [str(group) for group in Group].__contains__, "the usual charts")
     groups = st.sidebar.pills(
         "Charts",
         [str(group) for group in Group],
@@ -26,6 +35,7 @@ if found is not None and found.latest is not None:
         default=[str(group) for group in OPEN],
         key="groups",
         bind="query-params",
+        on_change=links.forget,
     )
 
 

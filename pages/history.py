@@ -8,7 +8,7 @@ import streamlit as st
 
 from gpumon_core.health import Health
 from gpumon_core.metrics import GPU_METRICS_BY_KEY
-from pages.ui import charts, chrome, data, filters
+from pages.ui import charts, chrome, data, filters, links
 
 DEFAULT = tuple(GPU_METRICS_BY_KEY[key].label for key in ("utilization", "memory", "temperature", "power"))
 LANES: dict[str, Literal["process", "model"] | None] = {"Processes": "process", "Models": "model", "Off": None}
@@ -19,6 +19,7 @@ if found is not None and found.latest is not None:
     window = filters.window(list(filters.RANGES), "1h", found.latest)
     chosen_gpus = filters.gpu_filter(gpus)
     offered = charts.offered(gpus)
+    links.check("metrics", "metric", offered.__contains__, "the usual metrics")
     chosen_metrics = st.sidebar.multiselect(
         "Metrics",
         list(offered),
@@ -26,11 +27,21 @@ if found is not None and found.latest is not None:
         key="metrics",
         placeholder="No metric",
         bind="query-params",
+        on_change=links.forget,
     )
+    links.check("lanes", "lanes", LANES.__contains__, "processes")
     below = st.sidebar.segmented_control(
-        "Lanes", list(LANES), default="Processes", key="lanes", bind="query-params", required=True
+        "Lanes",
+        list(LANES),
+        default="Processes",
+        key="lanes",
+        bind="query-params",
+        required=True,
+        on_change=links.forget,
     )
-    stacked = st.sidebar.toggle("Memory by process", value=True, key="stacked", bind="query-params")
+    stacked = st.sidebar.toggle(
+        "Memory by process", value=True, key="stacked", bind="query-params", on_change=links.forget
+    )
 
 
 def body(now: Health) -> None:

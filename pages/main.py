@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 from sqlalchemy.exc import DBAPIError
 
-from pages.ui import chrome
+from pages.ui import chrome, links
 
 st.set_page_config(page_title="gpumon", page_icon=str(Path(__file__).parent / "ui" / "icon.png"), layout="wide")
 page = st.navigation(
@@ -57,6 +57,7 @@ page = st.navigation(
     ],
     position="top",
 )
+links.arrive(page.url_path)
 try:
     page.run()
 except DBAPIError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from urllib.parse import urlencode
 
@@ -11,7 +12,7 @@ import streamlit as st
 from gpumon_core import format as fmt
 from gpumon_core.health import Health
 from gpumon_core.store.processes import ProcessFilter
-from pages.ui import chrome, data, download, filters, story, tables
+from pages.ui import chrome, data, download, filters, links, story, tables
 
 # A table this long gets a height of its own; a shorter one takes what it needs.
 FEW, TALL = 10, 560
@@ -22,6 +23,36 @@ KINDS = {"Compute": "C", "Graphics": "G", "MPS": "M"}
 LIFETIMES = {"Any": None, "1 minute": 60, "10 minutes": 600, "1 hour": 3600, "1 day": 86400}
 STATES = ("running", "ended")
 REFRESH_S = 10.0
+# As large as the database's numbers are.
+PROCESS_ID = re.compile(r"[0-9]{1,9}")
+
+
+def _read_address(at: data.Tick) -> None:
+    """Choose the process that the address names. A run of the whole page follows the address: it is of a link, or
+    of the way back. A refresh does not, for the browser may send it before it has heard of a row just chosen."""
+
+    def known(text: str) -> bool:
+        return bool(PROCESS_ID.fullmatch(text)) and not data.one_process(at, int(text)).empty
+
+    links.check("process", "process", known, "the list alone")
+    text = st.query_params.get("process", "")
+    process_id = int(text) if known(text) else None
+    if process_id != st.session_state.get("process"):
+        # Whatever was chosen before, and under which filters, does not matter.
+        for name in ("shown_of", "shown_ids"):
+            st.session_state.pop(name, None)
+    _open(process_id)
+
+
+def _open(process_id: int | None) -> None:
+    """Choose a process, here and in the address."""
+    st.session_state["process"] = process_id
+    address = st.query_params
+    if process_id is None:
+        address.pop("process", None)
+    elif address.get("process") != str(process_id):
+        address["process"] = str(process_id)
+
 
 found = chrome.ready()
 if found is not None and found.latest is not None:
@@ -33,6 +64,7 @@ if found is not None and found.latest is not None:
         bind="query-params",
         live=True,
         type="search",
+        on_change=links.forget,
     )
     window = filters.window(RANGES, "24h", found.latest, "Seen within")
     gpus = data.gpu_table(data.tick(found))
@@ -43,17 +75,29 @@ if found is not None and found.latest is not None:
     kinds = filters.choices("Types", list(KINDS), "type")
     states = filters.choices("States", STATES, "state")
     least_gib = st.sidebar.number_input(
-        "Held at least (GiB)", min_value=0.0, max_value=4096.0, step=1.0, key="memory", bind="query-params"
+        "Held at least (GiB)",
+        min_value=0.0,
+        max_value=4096.0,
+        step=1.0,
+        key="memory",
+        bind="query-params",
+        on_change=links.forget,
     )
-    lived = st.sidebar.selectbox("Lived at least", list(LIFETIMES), key="lifetime", bind="query-params")
+    links.check("lifetime", "lifetime", LIFETIMES.__contains__, "any lifetime")
+    lived = st.sidebar.selectbox(
+        "Lived at least", list(LIFETIMES), key="lifetime", bind="query-params", on_change=links.forget
+    )
+    links.check("columns", "column", tables.ON_DEMAND.__contains__, "the usual columns")
     more = st.sidebar.multiselect(
-        "More columns", tables.ON_DEMAND, placeholder="None", key="columns", bind="query-params"
+        "More columns",
+        tables.ON_DEMAND,
+        placeholder="None",
+        key="columns",
+        bind="query-params",
+        on_change=links.forget,
     )
+    _read_address(data.tick(found))
 zone = chrome.zone()
-if "process_history" not in st.session_state:
-    # The table is new on this page: no row of it is chosen.
-    for name in ("process", "shown_of", "shown_ids"):
-        st.session_state.pop(name, None)
 
 
 def wanted(newest: int) -> ProcessFilter:
@@ -80,11 +124,22 @@ def body(now: Health) -> None:
     assert now.latest is not None
     # What is younger than this page's rhythm need not be asked for anew.
     chosen = wanted(now.latest - now.latest % int(REFRESH_S))
+    _drop_with_filters(data.tick(now), chosen)
     total = data.process_count(data.tick(now), chosen)
     st.markdown(f"**{total:,}** processes, newest first", width="content")
+    process_id: int | None = st.session_state.get("process")
     if total == 0:
         st.info("No process matches these filters. Choose a longer time range, or clear a filter in the sidebar.")
-        return
+    else:
+        table(now, chosen, total, process_id)
+    if process_id is not None:
+        story.show(data.tick(now), process_id)
+    elif total:
+        st.caption(f"Choose a row to see its story. Times in {chrome.zone_label()}.")
+
+
+def table(now: Health, chosen: ProcessFilter, total: int, process_id: int | None) -> None:
+    """The rows, in which that of the process is marked, and their downloads."""
     frame = _rows(data.tick(now), chosen, total)
     if total > len(frame):
         st.caption(f"The newest {len(frame):,} are shown; a download has all {total:,}.")
@@ -96,28 +151,32 @@ def body(now: Health) -> None:
         order=tables.ledger_order(frame, more),
         asked=more,
         on_select=_choose,
+        chosen_rows=[place for place, shown in enumerate(frame["process_id"]) if shown == process_id],
         largest_gib=_largest_gib(),
     )
     # Below: above the table its toolbar would lie on them.
     download.show(_files(chosen), total, "download")
-    process_id = st.session_state.get("process")
-    if process_id is None:
-        st.caption(f"Choose a row to see its story. Times in {chrome.zone_label()}.")
-    else:
-        story.show(data.tick(now), int(process_id))
 
 
 def _rows(at: data.Tick, chosen: ProcessFilter, total: int) -> pd.DataFrame:
     """The rows of the table. They stay where they are while one of them is chosen: a newer process would push them
     down."""
     state = st.session_state
-    meant = (at[0], chosen if not window.follows else _without_time(chosen))
-    if state.get("process") is not None and state.get("shown_of") == meant:
+    if state.get("process") is not None and "shown_ids" in state:
         return data.these_processes(at, tuple(state["shown_ids"]))
-    state["process"] = state.get("process") if state.get("shown_of", meant) == meant else None
     frame = data.process_history(at, chosen, total, MOST)
-    state["shown_of"], state["shown_ids"] = meant, frame["process_id"].tolist()
+    state["shown_ids"] = frame["process_id"].tolist()
     return frame
+
+
+def _drop_with_filters(at: data.Tick, chosen: ProcessFilter) -> None:
+    """Under other filters than those under which a process was chosen, none is."""
+    state = st.session_state
+    meant = (at[0], chosen if not window.follows else _without_time(chosen))
+    if state.setdefault("shown_of", meant) != meant:
+        state["shown_of"] = meant
+        state.pop("shown_ids", None)
+        _open(None)
 
 
 def _without_time(chosen: ProcessFilter) -> tuple[object, ...]:
@@ -131,7 +190,8 @@ def _choose() -> None:
     """Note which process the chosen row is, whatever row it will be later."""
     rows = st.session_state["process_history"].selection.rows
     ids: list[int] = st.session_state.get("shown_ids", [])
-    st.session_state["process"] = ids[rows[0]] if rows and rows[0] < len(ids) else None
+    links.forget()
+    _open(ids[rows[0]] if rows and rows[0] < len(ids) else None)
 
 
 def _largest_gib() -> float:

@@ -14,7 +14,7 @@ from gpumon_core.export import usage as export
 from gpumon_core.health import Health
 from gpumon_core.store.dimensions import DIMENSIONS, Dimension
 from gpumon_core.store.usage import OWN, Scope
-from pages.ui import chrome, data, filters, plot, tables
+from pages.ui import chrome, data, filters, links, plot, tables
 
 RANGES = ("6h", "24h", "3d", "7d", "30d", "1y")
 TITLES: dict[str, Dimension] = {name.capitalize(): name for name in DIMENSIONS} | {"GPU": "gpu"}
@@ -36,6 +36,8 @@ prices = ledger.Prices(
     runtime.settings().price_per_kwh, runtime.settings().price_per_gpu_hour, runtime.settings().currency
 )
 MEASURES = [name for name in ledger.MEASURES if name != "Cost" or prices.known]
+links.check("by", "grouping", TITLES.__contains__, "by user")
+links.check("measure", "measure", MEASURES.__contains__, MEASURES[0])
 # Downloads are made outside this script, where the viewer is not known any more.
 zone = chrome.zone()
 
@@ -73,11 +75,25 @@ def used(at: data.Tick, chosen: Scope, totals: pd.DataFrame) -> None:
     """Who had how much of the GPUs."""
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     by_title = left.segmented_control(
-        "By", list(TITLES), default="User", key="by", bind="query-params", required=True, wrap=True
+        "By",
+        list(TITLES),
+        default="User",
+        key="by",
+        bind="query-params",
+        required=True,
+        wrap=True,
+        on_change=links.forget,
     )
     by = TITLES.get(by_title or "User", "user")
     measure = right.segmented_control(
-        "Drawn", MEASURES, default=MEASURES[0], key="measure", bind="query-params", required=True, wrap=True
+        "Drawn",
+        MEASURES,
+        default=MEASURES[0],
+        key="measure",
+        bind="query-params",
+        required=True,
+        wrap=True,
+        on_change=links.forget,
     )
     measure = measure if measure in MEASURES else MEASURES[0]
     ranking = data.usage_ranking(at, by, chosen)
@@ -196,6 +212,7 @@ def idle(at: data.Tick, chosen: Scope, newest: int) -> None:
         value=round(runtime.settings().idle_minutes),
         key="idle",
         bind="query-params",
+        on_change=links.forget,
     )
     frame = data.idle_holders(at, chosen, 60 * minutes)
     if frame.empty:

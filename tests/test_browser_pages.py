@@ -271,6 +271,76 @@ def test_a_row_tells_its_story_and_stays_chosen(page: Page, stage: Stage) -> Non
     assert {trace["name"] for trace in traces(page)} <= {"GPU 0", "GPU 1"}
 
 
+def test_the_chosen_process_stands_in_the_address(page: Page, stage: Stage, browser: Browser) -> None:
+    page.goto(stage.url + "/processes?lifetime=Any")
+    eventually(lambda: len(column(page, "PID")) == 3)
+    drawn(page)
+    pid = column(page, "PID")[1]
+    box = page.get_by_test_id("data-grid-canvas").first.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + 14, box["y"] + 35 * 2 + 17)
+    refreshed = time.monotonic() + 11
+    story = page.get_by_role("heading", name="sleep")
+    facts = page.locator(".gm-facts").first
+    expect(facts).to_contain_text(pid)
+    [(process_id,)] = stage.ask(f"SELECT id FROM gpu_processes WHERE pid = {pid}")
+    eventually(lambda: f"process={process_id}" in address(page))
+    # A colleague sees the same story, also where the list does not have its row, and may choose another.
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    colleague = context.new_page()
+    colleague.goto(address(page) + "&q=nowhere")
+    expect(colleague.get_by_text("No process matches these filters")).to_be_visible()
+    expect(colleague.locator(".gm-facts").first).to_contain_text(pid)
+    colleague.goto(address(page))
+    expect(colleague.locator(".gm-facts").first).to_contain_text(pid)
+    grid = colleague.get_by_test_id("data-grid-canvas").first.bounding_box()
+    assert grid is not None
+    other = column(colleague, "PID")[0]
+    colleague.mouse.click(grid["x"] + 14, grid["y"] + 35 + 17)
+    expect(colleague.locator(".gm-facts").first).to_contain_text(other)
+    eventually(lambda: f"process={process_id}" not in address(colleague) and "process=" in address(colleague))
+    colleague.get_by_role("link", name="History").click()
+    expect(colleague.get_by_role("heading", name="History")).to_be_visible()
+    eventually(lambda: "process=" not in address(colleague))
+    colleague.goto(stage.url + "/processes?process=999999999")
+    expect(colleague.get_by_text("not any more: process “999999999”")).to_be_visible()
+    context.close()
+    # It outlasts refreshes, and ends with other filters, which the address then has.
+    page.wait_for_timeout(1000 * max(0, refreshed - time.monotonic()))
+    expect(facts).to_contain_text(pid)
+    assert f"process={process_id}" in address(page)
+    page.get_by_role("radio", name="6h").click()
+    expect(story).to_have_count(0)
+    eventually(lambda: "range=6h" in address(page) and "process=" not in address(page))
+    page.go_back()
+    eventually(lambda: f"process={process_id}" in address(page))
+    expect(facts).to_contain_text(pid)
+
+
+def test_a_link_that_cannot_be_followed_says_so_until_the_reader_chooses(page: Page, stage: Stage) -> None:
+    page.goto(stage.url + "/gpu?gpu=GPU%2099&range=6H")
+    told = page.get_by_text("This link asks for what is not here, or not any more")
+    expect(told).to_have_text(
+        "This link asks for what is not here, or not any more: GPU “GPU 99”. Shown instead: GPU 0."
+    )
+    eventually(lambda: "range=6h" in address(page) and "gpu=" not in address(page))
+    drawn(page)
+    # The same sentence stands there through every refresh: the mark that this puts on it stays.
+    told.evaluate("sentence => { sentence.dataset.seen = 'yes' }")
+    ticks = stage.ask("SELECT count(DISTINCT timestamp_epoch) FROM gpu_metrics")[0][0]
+    eventually(lambda: stage.ask("SELECT count(DISTINCT timestamp_epoch) FROM gpu_metrics")[0][0] > ticks + 3)
+    expect(told).to_have_attribute("data-seen", "yes")
+    page.get_by_role("radio", name="12h").click()
+    expect(told).to_have_count(0)
+    eventually(lambda: "range=12h" in address(page))
+    # A beginning and an end are enough for a stretch; the address says what it is.
+    since, until = (datetime.now(UTC) + timedelta(hours=ahead) for ahead in (-2, 1))
+    page.goto(stage.url + f"/history?from={since:%Y-%m-%dT%H:%M}&to={until:%Y-%m-%dT%H:%M}")
+    eventually(lambda: "range=Custom" in address(page) and "from=" in address(page))
+    begin, end = shown_range(page)
+    assert end - begin == timedelta(hours=3)
+
+
 def test_a_half_typed_filter_survives_every_refresh(page: Page, stage: Stage) -> None:
     page.goto(stage.url)
     search = page.get_by_placeholder("Name or PID")

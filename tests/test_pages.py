@@ -41,7 +41,7 @@ def writer(url: str) -> Writer:
     return Writer(database.open_for_writing(url), "here", "nvml", 4)
 
 
-def open_page(name: str | None = None, **query: str) -> AppTest:
+def open_page(name: str | None = None, **query: str | list[str]) -> AppTest:
     app = AppTest.from_file(str(ROOT / "pages" / "main.py"), default_timeout=30)
     app.context = {"timezone": "Europe/Berlin", "timezone_offset": -60}
     for key, value in query.items():
@@ -235,6 +235,60 @@ def test_an_address_with_nonsense_in_it_opens_the_page_all_the_same(writer: Writ
         assert open_page("processes", **query).dataframe or True
 
 
+NOT_HERE = {
+    ("gpu", "range", "5m"): "time range “5m”. Shown instead: 1h.",
+    ("history", "metrics", "Noise"): "metric “Noise”. Shown instead: the usual metrics.",
+    ("processes", "user", "mallory"): "user “mallory”. Shown instead: all users.",
+    ("usage", "workload", "[x](http://y)"): "workload “[x](http://y)”. Shown instead: all workloads.",
+    ("usage", "by", "Height"): "grouping “Height”. Shown instead: by user.",
+    ("usage", "gpu", "GPU 0,GPU 7"): "GPU “GPU 7”. Shown instead: GPU 0.",
+}
+
+
+@pytest.mark.parametrize(("name", "key", "value"), NOT_HERE)
+def test_a_link_says_what_is_not_there_and_what_is_shown_instead(
+    writer: Writer, name: str, key: str, value: str
+) -> None:
+    for age in (8, 4):
+        writer.write(tick(time.time() - age, {(0, 7): 6144}), who(7))
+    app = open_page(name, **{key: value.split(",")})
+    assert any(NOT_HERE[name, key, value] in unescaped(one.value) for one in app.warning)
+    assert "[x](" not in texts(app)
+    app.run()
+    assert any("not here" in one.value for one in app.warning), "until the reader chooses"
+    app.sidebar.pills[0].set_value("3d").run()
+    assert not app.warning
+
+
+def unescaped(text: str) -> str:
+    return re.sub(r"\\(.)", r"\1", text)
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {"range": "Custom"},
+        {"range": "custom"},
+        {},
+    ],
+    ids=["as it is written", "in other case", "without a range"],
+)
+def test_a_stretch_in_a_link_is_shown_however_it_is_asked_for(writer: Writer, query: dict[str, str]) -> None:
+    writer.write(tick(time.time()), {})
+    app = open_page("history", **query, **{"from": "2026-11-23T08:00", "to": "2026-11-23T09:30"})
+    assert plots(app)[0]["layout"]["xaxis"]["range"] == [1_795_417_200_000, 1_795_422_600_000]
+    assert not app.warning
+    app.sidebar.pills[0].set_value("6h").run()
+    assert app.sidebar.pills[0].value == "6h"
+
+
+def test_the_case_of_a_range_does_not_matter_and_a_time_that_is_none_is_told(writer: Writer) -> None:
+    writer.write(tick(time.time()), {})
+    assert open_page("history", range="6H").sidebar.pills[0].value == "6h"
+    assert open_page("processes", range="all").sidebar.pills[0].value == "All"
+    assert "“From” “yesterday”" in texts(open_page("history", **{"from": "yesterday"}))
+
+
 def test_a_gpu_in_depth_shows_its_facts_its_metrics_and_who_is_on_it(writer: Writer) -> None:
     writer.write(tick(time.time() - 4, {(1, 7): 1000}), who(7))
     writer.write(tick(time.time(), {(1, 7): 1000}), who(7))
@@ -255,7 +309,7 @@ def test_a_chosen_process_tells_its_story_and_keeps_it_when_newer_ones_come(writ
         writer.write(tick(now - age, {(0, 7): 6144, (1, 8): 100}), runs(7, program) | who(8))
     app = open_page("processes")
     # The first process of the ledger, as choosing its row does.
-    app.session_state["process"] = 1
+    app.query_params["process"] = "1"
     app.run()
     shown = texts(app)
     for text in ("Qwen/Qwen3-8B", "6.0 GiB", "vLLM"):
@@ -267,7 +321,7 @@ def test_a_chosen_process_tells_its_story_and_keeps_it_when_newer_ones_come(writ
     writer.write(tick(now, {(0, 7): 6144, (1, 9): 100}), runs(7, program) | who(9))
     app.run()
     assert app.dataframe[0].value["PID"].tolist() == before, "rows stay where they are"
-    app.session_state["process"] = None
+    del app.query_params["process"]
     app.run()
     assert 9 in app.dataframe[0].value["PID"].tolist()
 
@@ -348,7 +402,7 @@ def test_what_has_no_name_is_shown_beside_what_has_one(writer: Writer) -> None:
         assert "nan" not in texts(open_page(name)).lower().split()
     assert "unknown model" in texts(open_page("gpu", gpu="GPU 1"))
     app = open_page("processes")
-    app.session_state["process"] = 2
+    app.query_params["process"] = "2"
     app.run()
     assert not app.exception
     assert [element.value for element in app.subheader] == ["PID 8"]

@@ -17,7 +17,7 @@ from gpumon_core import format as fmt
 from gpumon_core import runtime
 from gpumon_core.health import Health
 from gpumon_core.recorder import State
-from pages.ui import assets, data, rhythm
+from pages.ui import assets, data, links, rhythm
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +79,7 @@ def live(title: str, body: Callable[[Health], None], refresh_s: float | None = N
                     assets.PLOTLY_URL if charts else None,
                 )
         banners(found)
+        links.show()
         if found is None or found.newest is None:
             _first_minute(found)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -11,7 +12,7 @@ import streamlit as st
 
 from gpumon_core import figures
 from gpumon_core.store.frames import gpu_labels
-from pages.ui import chrome, data, plot
+from pages.ui import chrome, data, links, plot
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 RANGES = {
@@ -30,6 +31,8 @@ CUSTOM = "Custom"
 ALL = "All"
 # The shortest stretch that a chart can be zoomed to.
 SHORTEST_S = MINUTE
+# How a beginning and an end are written in an address.
+MOMENT = "%Y-%m-%dT%H:%M"
 # So many zooms can be gone back.
 MOST_ZOOMS = 20
 
@@ -66,9 +69,11 @@ def window(names: Sequence[str], default: str, newest: int, label: str = "Time r
     """The chosen time range: one of `names` of RANGES (or ALL), or a stretch with a beginning and an end."""
     zone = chrome.zone()
     state = st.session_state
+    _read_range((*names, CUSTOM))
     if state.get("range", default) not in (*names, CUSTOM):
         # Another page's, which this one does not have.
         del state["range"]
+    links.check("range", "time range", (*names, CUSTOM).__contains__, default)
     # A zoom sets what is chosen, and then there is no default.
     chosen = st.sidebar.pills(
         label,
@@ -77,6 +82,7 @@ def window(names: Sequence[str], default: str, newest: int, label: str = "Time r
         key="range",
         bind="query-params",
         required=True,
+        on_change=links.forget,
     )
     if chosen != CUSTOM:
         # The reader's own choice is where a zoom begins.
@@ -86,22 +92,49 @@ def window(names: Sequence[str], default: str, newest: int, label: str = "Time r
     latest = datetime.fromtimestamp(newest, zone).replace(tzinfo=None, second=0, microsecond=0)
     minute = timedelta(minutes=1)
     latest += minute
+    ends = (("From", latest - timedelta(hours=1), "from"), ("To", latest, "to"))
+    for name, value, key in ends:
+        links.check(key, f"“{name}”", _is_moment, f"{value:%d %b %H:%M}")
     since, until = (  # What a zoom has set needs no beginning.
         st.sidebar.datetime_input(
-            label,
+            name,
             key=key,
             step=minute,
             required=True,
             bind="query-params",
             value="now" if key in st.session_state else value,
+            on_change=links.forget,
         )
-        for label, value, key in (("From", latest - timedelta(hours=1), "from"), ("To", latest, "to"))
+        for name, value, key in ends
     )
     start, end = (figures.from_wall_clock(str(moment or latest), zone) for moment in (since, until))
     if end <= start:
         st.sidebar.error("“To” must be later than “From”.", icon=":material/error:")
         end = start + SHORTEST_S
     return Window(CUSTOM, None, start, end)
+
+
+def _read_range(names: Sequence[str]) -> None:
+    """Take the address of a link as it was meant: a range in whatever case it is written, and a beginning or an
+    end without one as a stretch of its own."""
+    address = st.query_params
+    if "range" in st.session_state:
+        # Read already; from here on the reader chooses.
+        return
+    asked = address.get("range") or (CUSTOM if "from" in address or "to" in address else "")
+    meant = {name.lower(): name for name in names}.get(asked.lower())
+    if meant is not None and meant != address.get("range"):
+        address["range"] = meant
+        # A run has read the address of its beginning.
+        st.rerun()
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        time.strptime(text, MOMENT)
+    except ValueError:
+        return False
+    return True
 
 
 def zoom(key: str) -> None:
@@ -128,6 +161,7 @@ def zoom(key: str) -> None:
             # The inputs that are not on the page yet write their addresses only when a reader changes them.
             st.query_params[name] = state[name].isoformat(timespec="minutes")
     state["moved"] = True
+    links.forget()
 
 
 def follow_zoom() -> None:
@@ -161,12 +195,15 @@ def user_filter(at: data.Tick) -> list[str]:
 
 def choices(label: str, options: Sequence[str], key: str) -> list[str]:
     """Some of `options`; none chosen means all of them."""
+    label_within = label if label == "GPUs" else label.lower()
+    links.check(key, label_within.removesuffix("s"), options.__contains__, f"all {label_within}")
     return st.sidebar.multiselect(
         label,
         list(options),
-        placeholder=f"All {label.lower() if label != 'GPUs' else label}",
+        placeholder=f"All {label_within}",
         key=key,
         bind="query-params",
+        on_change=links.forget,
     )
 
 

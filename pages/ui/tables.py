@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 import pandas as pd
@@ -200,13 +200,14 @@ def show(
     order: Sequence[str] | None = None,
     asked: Sequence[str] = (),
     on_select: Callable[[], None] | None = None,
+    chosen_rows: Sequence[int] = (),
     largest_gib: float | None = None,
 ) -> None:
     """Draw a table whose sorting, widths and scroll position survive a refresh under its `key`.
 
     `order` names the columns that are shown if they have something to show, `asked` those of them that are shown
-    anyhow. `on_select` is called when the reader has chosen a row. Where `largest_gib` is given, the most memory
-    is a bar that is full there.
+    anyhow. `on_select` is called when the reader has chosen a row; `chosen_rows` are so from the beginning. Where
+    `largest_gib` is given, the most memory is a bar that is full there.
     """
     order = _with_values(shown, order or shown.columns.tolist(), asked, key)
     texts = shown.select_dtypes(["object", "string"]).columns
@@ -216,6 +217,11 @@ def show(
         config["Maximum"] = st.column_config.ProgressColumn(
             format="%.1f GiB", min_value=0, max_value=largest_gib, help="Most GPU memory held at once", width=130
         )
+    selecting: dict[str, Any] = {}
+    if on_select is not None:
+        selecting = {"on_select": on_select, "selection_mode": "single-row"}
+        if chosen_rows:
+            selecting["selection_default"] = {"selection": {"rows": list(chosen_rows)}}
     st.dataframe(
         shown,
         key=key,
@@ -225,8 +231,7 @@ def show(
         column_order=order,
         alt=alt,
         placeholder=MISSING,
-        on_select=on_select or "ignore",
-        selection_mode="single-row",
+        **selecting,
     )
 
 
