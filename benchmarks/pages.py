@@ -190,7 +190,7 @@ def changing(launch: Callable[[], Browser], port: int, runs: int) -> None:
             page.wait_for_timeout(700)
             page.get_by_label("GPUs", exact=True).first.click()
             page.wait_for_timeout(300)
-            option = page.get_by_role("option", name=f"GPU {number % 4}", exact=True)
+            option = page.get_by_role("option", name=f"GPU {number % 8}", exact=True)
             times.setdefault(f"history of {name}, another GPU", []).append(redrawn(option.click))
             page.keyboard.press("Escape")
     page.goto(f"http://127.0.0.1:{port}/processes?range=1y")
