@@ -138,7 +138,7 @@ def headline(ranking: pd.DataFrame, totals: pd.DataFrame) -> None:
         numbers.append(
             ("Cost", f"{cost:,.2f} {prices.currency}", "Of energy, and of busy hours where they have a price")
         )
-    with st.container(horizontal=True, gap="large"):
+    with st.container(horizontal=True, gap="medium"):
         for label, value, hint in numbers:
             st.metric(label, value, help=hint)
 

@@ -59,7 +59,8 @@ def stacked(
             "orientation": "h",
             "x": 0,
             "xanchor": "left",
-            "y": -36 / max(1, height - 60),
+            # Below the labels of the axis, which have two lines where a year or a day begins.
+            "y": -48 / max(1, height - 60),
             "yanchor": "top",
         },
         "yaxis": {
