@@ -103,8 +103,8 @@ def ledger(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
 
 def ledger_order(frame: pd.DataFrame, more: Sequence[str]) -> list[str]:
     """The columns of the ledger that are shown: the usual ones, and those that were asked for."""
-    usual = ("GPU", "PID", "Name", "Workload", "Model", "User", "State", "First seen", "Lifetime")
-    figures = ("Maximum", "SM mean", "Energy")
+    usual = ("GPU", "PID", "Name", "Workload", "Model", "User", "State", "Maximum", "First seen", "Lifetime")
+    figures = ("SM mean", "Energy")
     host = ("Host",) if frame["host"].nunique() > 1 else ()
     return [*host, *usual, *figures, *(name for name in ON_DEMAND if name in more)]
 
@@ -258,11 +258,11 @@ def columns(currency: str) -> dict[str, ColumnConfig]:
         st.column_config.DatetimeColumn,
     )
     return {
-        "GPU": text(help="Index of the GPU; 0:1 is MIG instance 1 of GPU 0", width="small"),
-        "PID": number(format="%d", width="small"),
-        "Name": text(width=140),
-        "Workload": text(help="What kind of program it is", width=130),
-        "Model": text(help="The model that it serves or uses", width=170),
+        "GPU": text(help="Index of the GPU; 0:1 is MIG instance 1 of GPU 0", width=60),
+        "PID": number(format="%d", width=70),
+        "Name": text(width=130),
+        "Workload": text(help="What kind of program it is", width=120),
+        "Model": text(help="The model that it serves or uses", width=150),
         "Container": text(help="Pod or container in which it runs", width="small"),
         "Unit": text(help="Service or session of systemd", width="small"),
         "Job": text(help="Number of its Slurm job", width="small"),
@@ -270,7 +270,7 @@ def columns(currency: str) -> dict[str, ColumnConfig]:
         "Started by": text(help="Its parents, down from the session or service", width="medium"),
         "Folder": text(help="Its working directory", width="medium"),
         "Command": text(help="Its command line; see GPUMON_COMMANDS for how much of it is kept", width="large"),
-        "Type": text(help="C compute, G graphics, M client of the multi-process service (MPS)", width="small"),
+        "Type": text(help="C compute, G graphics, M client of the multi-process service (MPS)", width=55),
         "Memory": number(format=gib, help="GPU memory in use now"),
         "SM mean": number(format="%.0f%%", width="small", help="Of the GPU's SMs, over its life"),
         "SM maximum": number(format="%d%%", width="small", help="Of the GPU's SMs, in one tick"),
@@ -278,9 +278,7 @@ def columns(currency: str) -> dict[str, ColumnConfig]:
         "Share": st.column_config.ProgressColumn(
             format="%.0f%%", min_value=0, max_value=100, help="Of the GPU's whole memory"
         ),
-        "SM": number(
-            format="%d%%", width="small", help="Of the GPU's SMs, used by this process since the tick before"
-        ),
+        "SM": number(format="%d%%", width=60, help="Of the GPU's SMs, used by this process since the tick before"),
         "First seen": moment(format="D MMM HH:mm:ss"),
         "Last seen": moment(format="D MMM HH:mm:ss"),
         "Lifetime": text(alignment="right", width=110, help="From first to last seen on a GPU"),
