@@ -6,7 +6,6 @@ Start it with `streamlit run app.py`.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import secrets
 import sys
@@ -40,9 +39,6 @@ def _prepare_pages() -> None:
     import gpumon_core.store.frames  # noqa: F401
 
     assets.plotly_js()
-    # What is loaded now stays: Python's search for garbage, which takes longer than a refresh, leaves it out.
-    gc.collect()
-    gc.freeze()
 
 
 @asynccontextmanager
