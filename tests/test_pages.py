@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import streamlit as st
 from conftest import ROOT
@@ -22,6 +23,7 @@ from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.store import database
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, ProcessReading, Snapshot
+from pages.ui import data as reading
 
 
 @pytest.fixture
@@ -460,3 +462,16 @@ def test_a_database_that_is_away_is_said_so_and_tried_again(writer: Writer) -> N
         connection.exec_driver_sql("ALTER TABLE mislaid RENAME TO programs")
     app.run()
     assert not app.error
+
+
+def test_the_trends_are_read_once_for_each_of_their_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+
+    def history(_: object, __: object, ___: object, start: int, end: int, ____: int) -> pd.DataFrame:
+        asked.append((start, end))
+        return pd.DataFrame({"gpu_id": []})
+
+    monkeypatch.setattr(reading.frames, "history", history)
+    for end in (1000, 1004, 1009, 1010):
+        reading._trend(("sqlite://", end // reading.TREND_STEP_S), (1, 2), end)
+    assert asked == [(100, 1000), (110, 1010)]
