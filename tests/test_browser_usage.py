@@ -316,7 +316,7 @@ def test_the_charts_draw_what_the_tables_say(page: Page, history: History, view:
         assert len(hours) == (latest - history.start) // HOUR + 1
         assert sum(hours) == pytest.approx(history.used("p.username")[area["name"]][0], abs=0.001)
     assert {area["name"] for area in areas} == {"ada", "grace", "linus"}
-    assert week["type"] == "heatmap"
+    assert week["type"] == "bar"
     assert [bar["name"] for bar in split] == ["busy", "held idle", "free", "not recorded"]
     times = history.ask(
         "SELECT sum(busy_s), sum(held_s), sum(seconds) FROM gpu_usage GROUP BY gpu_id ORDER BY gpu_id"

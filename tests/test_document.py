@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 
+import plotly
 import pytest
 from conftest import Server
 from playwright.sync_api import Page, expect
 
-from pages.ui import document
+from pages.ui import assets, document
 
 PAGES = ["", "gpu", "history", "processes", "usage", "system"]
 
@@ -27,6 +29,17 @@ def test_every_page_names_more_than_streamlit_does_and_nothing_twice(texts: dict
         assert any("/BidiComponent." in one for one in named)
         assert text.index("window.__streamlit") < text.index("</head>")
         assert ("plotly-" in text) == (page in ("gpu", "history", "usage", "system")), page
+
+
+def test_the_library_that_draws_is_of_the_version_whose_schema_the_figures_are_tested_with() -> None:
+    whole = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+    versions = []
+    for library in (assets.PLOTLY_JS, whole):
+        with library.open(encoding="utf-8") as file:
+            versions += re.findall(r"plotly\.js.* v(\d+\.\d+\.\d+)", file.read(200))
+    assert len(versions) == 2
+    assert versions[0] == versions[1]
+    assert versions[0] in assets.PLOTLY_URL
 
 
 def test_what_is_named_is_served(serve: Callable[..., Server]) -> None:

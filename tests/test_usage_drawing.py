@@ -14,6 +14,7 @@ from drawn import drawn
 from gpumon_core import figures, ledger
 from gpumon_core.export.csv import PROGRAM, TIME_UNITS, idle_csv, plain_csv
 from gpumon_core.export.usage import SESSIONS, named, ranking_table
+from gpumon_core.figures.usage import DAYS
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NOON = 1_795_431_600  # 2026-11-23 12:00 in Berlin.
@@ -48,12 +49,17 @@ def test_areas_stand_on_each_other_to_the_end_of_the_last_step() -> None:
 @pytest.mark.parametrize("dark", [True, False])
 def test_the_week_has_every_hour_and_what_was_never_recorded_is_empty(dark: bool) -> None:
     frame = pd.DataFrame({"weekday": [0, 6], "hour": [9, 23], "share": [25.0, 100.0]})
-    [heat] = drawn(figures.week(frame, dark)).data
-    assert (len(heat.z), len(heat.z[0])) == (7, 24)
-    assert (heat.z[0][9], heat.z[6][23]) == (25.0, 100.0)
-    assert sum(not math.isnan(share) for row in heat.z for share in row) == 2
-    assert (heat.zmin, heat.zmax) == (0, 100)
-    assert (heat.y[0], heat.y[6], heat.x[9]) == ("Mon", "Sun", "09")
+    figure = drawn(figures.week(frame, dark))
+    [fields] = figure.data
+    shares = zip(fields.base, fields.x, fields.marker.color, strict=True)
+    assert sorted(shares) == [(0, 9, 25.0), (6, 23, 100.0)]
+    assert list(fields.customdata) == ["Mon 09:00", "Sun 23:00"]
+    assert (fields.marker.cmin, fields.marker.cmax) == (0, 100)
+    days, hours = figure.layout.yaxis, figure.layout.xaxis
+    assert (round(days.range[0]), round(days.range[1])) == (7, 0), "all seven days, Monday on top"
+    assert hours.range == (-0.5, 23.5)
+    for day, name in zip(days.tickvals, days.ticktext, strict=True):
+        assert DAYS[int(day)] == name
 
 
 def test_a_gpus_bar_is_its_whole_time_and_parts_are_told_by_more_than_colour() -> None:

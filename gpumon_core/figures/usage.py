@@ -78,6 +78,8 @@ def stacked(
     return {"data": data, "layout": layout}
 
 
+# The share of a field of the week that stays free beside the next one.
+FIELD_GAP = 0.08
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 
@@ -86,33 +88,49 @@ def week(frame: pd.DataFrame, dark: bool) -> Figure:
 
     frame: weekday (0 is Monday), hour and share (percent busy); what was never recorded is left empty.
     """
-    table = frame.pivot_table(index="weekday", columns="hour", values="share", aggfunc="mean")
-    table = table.reindex(index=range(7), columns=range(24))
+    shares = frame.dropna(subset=["share"])
     low, high = ("#161b22", "#56B4E9") if dark else ("#eef3f8", "#0072B2")
+    # A bar for each field: Plotly's own heat map is not in the part of its library that the pages load.
     data = {
-        "type": "heatmap",
-        "x": [f"{hour:02d}" for hour in range(24)],
-        "y": list(DAYS),
-        "z": table.to_numpy("float64"),
-        "zmin": 0,
-        "zmax": 100,
-        "xgap": 2,
-        "ygap": 2,
-        "colorscale": [[0, low], [1, high]],
-        "colorbar": {"title": {"text": "busy"}, "ticksuffix": "%", "thickness": 12, "outlinewidth": 0},
-        "hovertemplate": "%{y} %{x}:00<br>%{z:.0f}% busy<extra></extra>",
-        "hoverongaps": False,
+        "type": "bar",
+        "x": shares["hour"],
+        "base": shares["weekday"],
+        "y": [1 - FIELD_GAP] * len(shares),
+        "customdata": [
+            f"{DAYS[day]} {hour:02d}:00" for day, hour in zip(shares["weekday"], shares["hour"], strict=True)
+        ],
+        "marker": {
+            "color": shares["share"],
+            "cmin": 0,
+            "cmax": 100,
+            "colorscale": [[0, low], [1, high]],
+            "showscale": True,
+            "colorbar": {"title": {"text": "busy"}, "ticksuffix": "%", "thickness": 12, "outlinewidth": 0},
+        },
+        "hovertemplate": "%{customdata}<br>%{marker.color:.0f}% busy<extra></extra>",
     }
+    hours = list(range(0, 24, 3))
     layout = layout_of(dark, 280) | {
         "hovermode": "closest",
+        "barmode": "overlay",
+        "bargap": FIELD_GAP,
         "xaxis": {
             "fixedrange": True,
             "showgrid": False,
-            "type": "category",
-            "dtick": 3,
+            "zeroline": False,
+            "range": [-0.5, 23.5],
+            "tickvals": hours,
+            "ticktext": [f"{hour:02d}" for hour in hours],
             "title": {"text": "hour"},
         },
-        "yaxis": {"fixedrange": True, "showgrid": False, "autorange": "reversed", "type": "category"},
+        "yaxis": {
+            "fixedrange": True,
+            "showgrid": False,
+            "zeroline": False,
+            "range": [7 - FIELD_GAP / 2, -FIELD_GAP / 2],
+            "tickvals": [day + (1 - FIELD_GAP) / 2 for day in range(7)],
+            "ticktext": list(DAYS),
+        },
     }
     layout["margin"] = {"l": 44, "r": 12, "t": 12, "b": 44}
     return {"data": [data], "layout": layout}
