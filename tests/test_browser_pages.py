@@ -198,6 +198,58 @@ def test_a_hover_shows_every_series_under_one_line_through_all_charts(page: Page
     assert drawn_line["x"] == pytest.approx(box["x"] + 600, abs=2)
 
 
+def shown_lines(page: Page) -> set[str]:
+    """The names of the lines of the upper chart that are not hidden."""
+    found: list[str] = chart(page).evaluate(
+        "plot => plot._fullData.filter(t => t.visible === true && t.hoverinfo !== 'skip').map(t => t.name)"
+    )
+    return set(found)
+
+
+def test_a_legends_lines_are_hidden_by_pointer_and_key_and_stay_hidden(page: Page, demo: Server) -> None:
+    page.goto(demo.url + "/history?range=1h")
+    everything = {trace["name"] for trace in traces(page)}
+    assert len(everything) > 1
+    name = sorted(everything)[1]
+    button = page.get_by_role("group", name="Legend").first.get_by_role("button", name=name, exact=True)
+    expect(button).to_have_attribute("aria-pressed", "true")
+    button.click()
+    expect(button).to_have_attribute("aria-pressed", "false")
+    eventually(lambda: shown_lines(page) == everything - {name})
+    # It stays so when newer samples are drawn.
+    before = int(chart(page).get_attribute("data-drawn") or 0)
+    eventually(lambda: int(chart(page).get_attribute("data-drawn") or 0) > before + 1)
+    assert shown_lines(page) == everything - {name}
+    expect(button).to_have_attribute("aria-pressed", "false")
+    button.focus()
+    page.keyboard.press("Enter")
+    eventually(lambda: shown_lines(page) == everything)
+    page.wait_for_timeout(600)  # What follows is no third click.
+    button.dblclick()
+    eventually(lambda: shown_lines(page) == {name})
+    page.wait_for_timeout(600)
+    button.dblclick()
+    eventually(lambda: shown_lines(page) == everything)
+
+
+def test_a_long_legend_has_room_on_a_phone(page: Page, demo: Server) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.goto(demo.url + "/history?range=1h")
+    traces(page)
+    for place in range(2):
+        figure = page.locator(".gm-figure").nth(place)
+        words, legend = figure.locator(".gm-heading").first, figure.get_by_role("group", name="Legend")
+        above, top = legend.bounding_box(), words.bounding_box()
+        frame = figure.bounding_box()
+        assert above is not None
+        assert top is not None
+        assert frame is not None
+        assert frame["y"] <= above["y"] + 1
+        assert above["y"] + above["height"] <= top["y"] + 2
+        assert above["x"] >= frame["x"]
+        assert above["x"] + above["width"] <= frame["x"] + frame["width"]
+
+
 def test_processes_stand_under_the_charts_on_the_same_axis(page: Page, demo: Server) -> None:
     page.goto(demo.url + "/history?range=1h")
     edges = {
@@ -216,7 +268,7 @@ def test_processes_stand_under_the_charts_on_the_same_axis(page: Page, demo: Ser
     assert "GiB at most" in stories or "MiB at most" in stories
     page.get_by_role("radio", name="Models").click()
     eventually(lambda: "lanes=Models" in address(page))
-    expect(chart(page, 1).get_by_text("Models", exact=True)).to_be_visible()
+    expect(page.locator(".gm-heading").get_by_text("Models", exact=True)).to_be_visible()
     assert begin < end
 
 

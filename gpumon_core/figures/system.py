@@ -51,7 +51,8 @@ def growth(frame: pd.DataFrame, dark: bool) -> Figure:
         "line": {"color": color(0, dark), "width": 1.6},
         "hovertemplate": "%{y:,.1f} MiB",
     }
-    return {"data": [line], "layout": _over_minutes(frame, dark, "Size of the database (MiB)", 200)}
+    layout = _over_minutes(frame, dark, "Size of the database (MiB)", 200)
+    return {"data": [line], "layout": layout | {"showlegend": False}}
 
 
 def _over_minutes(frame: pd.DataFrame, dark: bool, heading: str, height: int = 230) -> Figure:

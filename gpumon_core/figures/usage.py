@@ -62,6 +62,7 @@ def stacked(
             # Below the labels of the axis, which have two lines where a year or a day begins.
             "y": -48 / max(1, height - 60),
             "yanchor": "top",
+            "traceorder": "reversed",
         },
         "yaxis": {
             **{"gridcolor": ink_of(dark)[1], "zeroline": False, "fixedrange": True},

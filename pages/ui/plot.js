@@ -42,6 +42,7 @@ class Plots {
     this.box = root.querySelector(".gm-plots")
     this.line = root.querySelector(".gm-line")
     this.divs = []
+    this.words = []
     this.turn = Promise.resolve()
     this.box.onmousemove = event => this.point(event)
     this.box.onmouseleave = () => (this.line.hidden = true)
@@ -65,24 +66,24 @@ class Plots {
     while (this.divs.length > data.figures.length) {
       const gone = this.divs.pop()
       Plotly.purge(gone)
-      gone.remove()
+      gone.parentElement.remove()
+      this.words.pop()
     }
     for (const [place, text] of data.figures.entries()) {
       const figure = whole(JSON.parse(text))
       figure.layout.uirevision = data.view
       // A narrow screen has no room for a legend at every chart; a touch names the lines.
-      if (this.box.clientWidth < NARROW && "legend2" in figure.layout) figure.layout.showlegend = false
+      const isNarrow = this.box.clientWidth < NARROW && Object.keys(figure.layout).some(name => /^legend\d/.test(name))
       // Neither is measured then, which takes as long as drawing the lines.
       for (const [name, axis] of Object.entries(figure.layout)) {
         if (/^[xy]axis/.test(name)) Object.assign(axis, { tickangle: 0, ticklabeloverflow: "allow", ...axis })
       }
       figure.layout.dragmode = data.zooms && !TOUCH ? "zoom" : false
       const isNew = place >= this.divs.length
-      if (isNew) {
-        this.divs.push(document.createElement("div"))
-        this.box.append(this.divs[place])
-      }
+      if (isNew) this.add()
       const div = this.divs[place]
+      this.words[place].take(figure, data.view, isNarrow)
+      div.setAttribute("aria-label", this.words[place].headings.join(", ") || data.alt)
       div.style.height = `${figure.layout.height}px`
       await Plotly.react(div, figure.data, figure.layout, CONFIG)
       if (this.ended) return Plotly.purge(div)
@@ -93,6 +94,18 @@ class Plots {
     this.zooms = data.zooms
     this.box.dataset.view = data.view
     this.box.dataset.drawn = Number(this.box.dataset.drawn ?? 0) + 1
+  }
+
+  add() {
+    const div = element("div", { role: "img" })
+    const words = element("div", { class: "gm-words" })
+    this.divs.push(div)
+    this.words.push(
+      new Words(words, visible => {
+        this.turn = this.turn.then(() => window.Plotly.restyle(div, { visible }))
+      })
+    )
+    this.box.append(element("div", { class: "gm-figure" }, div, words))
   }
 
   listen(div) {
@@ -140,8 +153,7 @@ class Plots {
 export default function ({ data, parentElement, setTriggerValue }) {
   let plots = known.get(parentElement)
   if (!plots) known.set(parentElement, (plots = new Plots(parentElement)))
-  const box = parentElement.querySelector(".gm-plots")
-  box.setAttribute("aria-label", data.alt)
+  plots.box.setAttribute("aria-label", data.alt)
   plots.take(data, zoom => setTriggerValue("zoom", zoom))
   return () => {
     plots.end()
