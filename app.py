@@ -6,6 +6,7 @@ Start it with `streamlit run app.py`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import secrets
 import sys
@@ -39,6 +40,12 @@ def _prepare_pages() -> None:
     import gpumon_core.store.frames  # noqa: F401
 
     assets.plotly_js()
+    # What is there by now stays: Python need not go through it in each of its full searches for garbage. What is
+    # none of it is given back before; the search after tells Python how few objects remain, from which it decides
+    # when the next full one is due.
+    gc.collect()
+    gc.freeze()
+    gc.collect()
 
 
 @asynccontextmanager
