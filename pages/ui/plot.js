@@ -1,6 +1,7 @@
 // Draws Plotly figures under each other that share their time axis: one hover line through all of them, and a zoom of
 // one is the zoom of all. The library comes from this server; `LIBRARY` is put in by plot.py.
-const CONFIG = { displaylogo: false, displayModeBar: false, doubleClick: false }
+// The ends of an axis are no handles: a drag across the chart zooms.
+const CONFIG = { displaylogo: false, displayModeBar: false, doubleClick: false, showAxisDragHandles: false }
 const NARROW = 560
 const TOUCH = matchMedia("(pointer: coarse)").matches
 
@@ -102,7 +103,7 @@ class Plots {
     this.divs.push(div)
     this.words.push(
       new Words(words, visible => {
-        this.turn = this.turn.then(() => window.Plotly.restyle(div, { visible }))
+        this.turn = this.turn.then(() => (this.ended ? null : window.Plotly.restyle(div, { visible })))
       })
     )
     this.box.append(element("div", { class: "gm-figure" }, div, words))

@@ -60,8 +60,10 @@ class Words {
     if (revision !== this.revision) this.hidden.clear()
     this.revision = revision
     this.groups = data.map((trace, number) => trace.legendgroup ?? String(number))
+    const legends = Object.entries(layout).filter(([name]) => /^legend\d*$/.test(name))
     const looks = data.map(({ name, showlegend, line, marker, fillcolor }) => [name, showlegend, line, marker?.color, fillcolor])
-    const written = JSON.stringify([narrow, this.groups, looks, { ...layout, xaxis: null, shapes: null }])
+    const around = [annotations, margin, height, layout.yaxis?.range, layout.showlegend, legends]
+    const written = JSON.stringify([narrow, this.groups, looks, around])
     if (written !== this.written) {
       this.written = written
       this.place.replaceChildren()
@@ -81,7 +83,7 @@ class Words {
         layout.height += more
       }
     }
-    for (const name of Object.keys(layout)) if (/^legend\d*$/.test(name)) delete layout[name]
+    for (const [name] of legends) delete layout[name]
     delete layout.annotations
     layout.showlegend = false
   }
