@@ -50,7 +50,7 @@ DRAWN = {
     "/gpu": PLOT,
     "/history": PLOT,
     "/processes": GRID,
-    "/usage": PLOT,
+    "/usage": ", ".join(f".st-key-{key} {PLOT}" for key in ("trend", "week", "split")),
     "/system": f"{PLOT}, {GRID}",
     "bare": ".js-plotly-plot .scatterlayer .trace path",
 }

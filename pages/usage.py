@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 import streamlit as st
 
-from gpumon_core import figures, ledger, runtime
 from gpumon_core import format as fmt
+from gpumon_core import ledger, runtime
 from gpumon_core.export import csv
 from gpumon_core.export import usage as export
 from gpumon_core.health import Health
 from gpumon_core.store.dimensions import DIMENSIONS, Dimension
-from gpumon_core.store.usage import OWN, Scope
-from pages.ui import chrome, data, filters, links, plot, tables
+from gpumon_core.store.usage import Scope
+from pages.ui import chrome, data, drawings, filters, links, plot, sheets, tables
 
 RANGES = ("6h", "24h", "3d", "7d", "30d", "1y")
 TITLES: dict[str, Dimension] = {name.capitalize(): name for name in DIMENSIONS} | {"GPU": "gpu"}
 TITLES.pop("Gpu")
-# So many parts are drawn apart from each other.
-TOP = 7
 # The ledger counts by the hour: nothing on this page changes from one tick to the next.
 REFRESH_S = 60
 
@@ -32,9 +28,7 @@ if found is not None and found.latest is not None:
     chosen_gpus = filters.gpu_filter(gpus)
     users = filters.user_filter(at)
     programs_with = filters.program_filters(at, ("workload", "model"))
-prices = ledger.Prices(
-    runtime.settings().price_per_kwh, runtime.settings().price_per_gpu_hour, runtime.settings().currency
-)
+prices = data.prices()
 MEASURES = [name for name in ledger.MEASURES if name != "Cost" or prices.known]
 links.check("by", "grouping", TITLES.__contains__, "by user")
 links.check("measure", "measure", MEASURES.__contains__, MEASURES[0])
@@ -65,16 +59,20 @@ def body(now: Health) -> None:
     if totals.empty:
         st.info("Nothing was recorded in this time range. Choose a longer one.")
         return
-    used(at, chosen, totals)
-    when(at, chosen, totals)
+    title = used(at, chosen, totals)
+    # A browser draws in the order in which it is told: the charts first, of which this page has most to say.
+    below = st.container()
+    when(at, chosen)
+    with below:
+        ranked(at, chosen, title)
     idle(at, chosen, now.latest)
     models(at, chosen)
 
 
-def used(at: data.Tick, chosen: Scope, totals: pd.DataFrame) -> None:
-    """Who had how much of the GPUs."""
+def used(at: data.Tick, chosen: Scope, totals: pd.DataFrame) -> str:
+    """How much of the GPUs was used, and by whom: which of TITLES the reader wants to know."""
     left, right = st.columns([3, 2], vertical_alignment="bottom")
-    by_title = left.segmented_control(
+    title = left.segmented_control(
         "By",
         list(TITLES),
         default="User",
@@ -84,7 +82,7 @@ def used(at: data.Tick, chosen: Scope, totals: pd.DataFrame) -> None:
         wrap=True,
         on_change=links.forget,
     )
-    by = TITLES.get(by_title or "User", "user")
+    title = title or "User"
     measure = right.segmented_control(
         "Drawn",
         MEASURES,
@@ -96,24 +94,36 @@ def used(at: data.Tick, chosen: Scope, totals: pd.DataFrame) -> None:
         on_change=links.forget,
     )
     measure = measure if measure in MEASURES else MEASURES[0]
-    ranking = data.usage_ranking(at, by, chosen)
-    headline(ranking, totals)
-    parts = ranking[ranking["kind"] == "part"]
-    names = data.usage_labels(at, by, ranking)
-    if parts.empty:
+    by = TITLES[title]
+    headline(data.usage_ranking(at, by, chosen), totals)
+    trend = drawings.ledger_trend(at, by, chosen, measure, drawings.look())
+    if trend is None:
         st.info("No process was on these GPUs in this time range with these filters.")
     else:
-        top = parts.assign(value=ledger.measure(parts, measure, prices)).nlargest(TOP, "value")["key"].tolist()
-        over_time(at, by, chosen, top, names, measure)
-    ranked = ledger.ranked(ranking, names, by_title or "User", prices)
-    tables.show(tables.usage(ranked), f"usage_{by}", f"Use of the GPUs by {by}", currency=prices.currency)
-    whole = export.named(ranking, names)
-    tables.download(
-        f"usage-{by}", lambda: export.ranking_table(prices).csv(whole, zone), whole.empty, zone, "usage_csv"
-    )
+        plot.show(
+            [trend],
+            key="trend",
+            alt=f"{measure} by {by} over {window.says()}, stacked",
+            view=f"{by} {measure} {chosen.identity}",
+        )
+    return title
+
+
+def ranked(at: data.Tick, chosen: Scope, title: str) -> None:
+    """Who had how much of the GPUs."""
+    by = TITLES[title]
+    ranking = data.usage_ranking(at, by, chosen)
+    shown = sheets.ranked(at, by, title, chosen)
+    tables.show(shown, f"usage_{by}", f"Use of the GPUs by {by}", currency=prices.currency)
+
+    def content() -> bytes:
+        whole = export.named(ranking, data.usage_labels(at, by, ranking))
+        return export.ranking_table(prices).csv(whole, zone)
+
+    tables.download(f"usage-{by}", content, ranking.empty, zone, "usage_csv")
     since = fmt.plain(f"{fmt.moment(chosen.first_hour, zone)} ({chrome.zone_label()})")
     notes = [f"Counted by the hour, from {since}."]
-    if ranked["Estimate"].any():
+    if "Estimate" in shown:
         notes.append(
             "Where the estimate is ticked, the driver does not tell processes apart: their GPU's use is split by "
             "the memory that they held."
@@ -143,61 +153,18 @@ def headline(ranking: pd.DataFrame, totals: pd.DataFrame) -> None:
             st.metric(label, value, help=hint)
 
 
-def over_time(
-    at: data.Tick, by: Dimension, chosen: Scope, top: list[Any], names: dict[Any, str], measure: str
-) -> None:
-    """The trend as stacked areas."""
-    span_s = 3600 if chosen.end - chosen.start <= ledger.HOURLY_UP_TO_S else 86400
-    trend = data.usage_trend(at, by, chosen, tuple(top) if by == "process" else None)
-    own = data.gpu_hours(at, chosen)
-    frame = ledger.over_time(
-        trend, own if not chosen.chooses else own.head(0), top, names, measure, prices, chrome.zone(), span_s
-    )
-    dark = chrome.is_dark()
-    rest, unknown, nobody = figures.GREYS[dark]
-    grey = {ledger.OTHERS: rest, ledger.UNKNOWN: unknown, OWN["idle"]: nobody}
-    parts = [part for part in frame.columns if part != "timestamp_epoch"]
-    colors = {part: grey.get(part) or figures.color(number, dark) for number, part in enumerate(parts)}
-    unit = ledger.MEASURES[measure] or prices.currency
-    figure = figures.stacked(
-        frame,
-        colors,
-        unit,
-        dark,
-        span_s,
-        within=(chosen.first_hour, chosen.end),
-        heading=f"{measure} per {'hour' if span_s == 3600 else 'day'} ({unit})",
-    )
-    plot.show(
-        [figures.as_json(figure)],
-        key="trend",
-        alt=f"{measure} by {by} over {window.says()}, stacked",
-        view=f"{by} {measure} {chosen.identity}",
-    )
-
-
-def when(at: data.Tick, chosen: Scope, totals: pd.DataFrame) -> None:
+def when(at: data.Tick, chosen: Scope) -> None:
     """The hours of the week, and where each GPU's time went."""
     left, right = st.columns(2)
-    own = data.gpu_hours(at, chosen)
-    mine = data.usage_trend(at, "gpu", chosen, None) if chosen.chooses else own
-    dark = chrome.is_dark()
+    look = drawings.look()
     with left:
         st.subheader("Hours of the week", anchor=False)
-        week = figures.week(ledger.by_week(mine, own, zone), dark)
-        plot.show([figures.as_json(week)], key="week", alt="How busy the GPUs were, by day of the week and hour")
+        week = drawings.week(at, chosen, look)
+        plot.show([week], key="week", alt="How busy the GPUs were, by day of the week and hour")
     with right:
         st.subheader("Where each GPU's time went", anchor=False)
-        begins = totals["first_seen"].clip(lower=chosen.first_hour)
-        missed = (chosen.end - begins - totals["seconds"]).clip(lower=0)
-        # A few ticks at both ends are no gap.
-        split = totals.assign(unrecorded_s=missed.where(missed > 60, 0.0))
-        labels = list(filters.named_gpus(totals.assign(id=totals["gpu_id"])))
-        figure = figures.time_split(split, labels, dark)
-        plot.show(
-            [figures.as_json(figure)], key="split", alt="Each GPU's time: busy, held idle, free, not recorded"
-        )
-        table = tables.time_split(split, labels)
+        split, table = drawings.time_split(at, chosen, look)
+        plot.show([split], key="split", alt="Each GPU's time: busy, held idle, free, not recorded")
         tables.download("gpu-time", lambda: csv.plain_csv(table, csv.TIME_UNITS), False, zone, "split_csv")
 
 
@@ -218,7 +185,7 @@ def idle(at: data.Tick, chosen: Scope, newest: int) -> None:
     if frame.empty:
         st.caption("No process has kept GPU memory in this time range without using it for so long.")
         return
-    shown = tables.idle_holders(frame, zone, newest)
+    shown = sheets.idle_holders(at, chosen, 60 * minutes, zone.key, newest)
     tables.show(shown, "idle_holders", "Processes that kept memory and did nothing")
     tables.download("idle", lambda: csv.idle_csv(frame, zone), False, zone, "idle_csv")
 
@@ -230,7 +197,7 @@ def models(at: data.Tick, chosen: Scope) -> None:
     if frame.empty:
         st.caption("No model server had a model loaded in this time range, or none could be asked.")
         return
-    shown = tables.sessions(frame, zone)
+    shown = sheets.model_sessions(at, chosen, zone.key)
     tables.show(shown, "sessions", "Models and when they were loaded", height=420 if len(frame) > 10 else "auto")
     tables.download("models", lambda: export.SESSIONS.csv(frame, zone), False, zone, "sessions_csv")
 

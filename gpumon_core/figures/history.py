@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -23,14 +23,17 @@ from gpumon_core.figures.base import (
 )
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, PROCESS_METRICS, Aggregate, Metric
 
+Array = np.ndarray[Any, Any]
+
 ROW_HEIGHT = 170
 CHROME_HEIGHT = 84
 # Between two charts, in pixels, where a legend of up to WORDY lines has its place.
 GAP, LEGEND_LINE, WORDY = 34, 20, 5
 # Beyond so many lines a hover names those of its own chart alone, or the list would not fit a screen.
 MOST_HOVERED = 40
-# The bands of more GPUs than this are paler, for they lie above each other.
-FEW = 3
+# The bands of more lines than this are paler, for they lie above each other, and coarser: so many steps of a line
+# are one of its band. An outline has twice the points of its line, and nobody sees that much in what is so pale.
+FEW, COARSE = 3, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +141,8 @@ def over_time(
     """Charts under each other: each line is a mean, in a band from the lowest to the highest value."""
     rows = max(1, len(charts))
     frames = dict(tuple(frame.groupby("gpu_id")))
-    times = {gpu_id: milliseconds(of["timestamp_epoch"]) for gpu_id, of in frames.items()}
-    bands = {gpu_id: _Band(of) for gpu_id, of in times.items()}
+    times = _shared({gpu_id: milliseconds(of["timestamp_epoch"]) for gpu_id, of in frames.items()})
+    bands = _Bands()
     layout = _layout(dark, charts, start, end)
     # A long legend takes two lines.
     wordy = any(chart.own_legend and len(chart.lines) > WORDY for chart in charts)
@@ -170,12 +173,16 @@ def over_time(
             own["legendgroup"] = f"{row} {line.name}" if chart.own_legend else str(line.gpu_id)
             mine = frames.get(line.gpu_id)
             if mine is not None:
-                data += _drawn(
-                    line, mine, times[line.gpu_id], bands[line.gpu_id], dark, len(chart.lines) <= FEW, own
-                )
+                data += _drawn(line, mine, times[line.gpu_id], bands, dark, len(chart.lines) <= FEW, own)
                 data[-1]["showlegend"] = own_legend if chart.own_legend else row == 0
     layout["xaxis"]["anchor"] = "y" if rows == 1 else f"y{rows}"
     return {"data": data, "layout": layout}
+
+
+def _shared(times: Mapping[Any, Array]) -> dict[Any, Array]:
+    """One array in place of those that are equal: the GPUs of a machine are read together."""
+    known: dict[bytes, Array] = {}
+    return {gpu_id: known.setdefault(of.tobytes(), of) for gpu_id, of in times.items()}
 
 
 def _layout(dark: bool, charts: Sequence[Chart], start: int, end: int) -> Figure:
@@ -203,8 +210,8 @@ def _legend(bottom: float) -> Figure:
 def _drawn(
     line: Line,
     mine: pd.DataFrame,
-    times: np.ndarray[Any, Any],
-    bands: _Band,
+    times: Array,
+    bands: _Bands,
     dark: bool,
     few: bool,
     own: Figure,
@@ -214,7 +221,8 @@ def _drawn(
     ink = color(line.place % LINES, dark)
     how = fmt.reading(line.metric)
     drawn: list[Figure] = []
-    outline = bands.around(mine[f"{key}_min"] * how.scale, mine[f"{key}_max"] * how.scale)
+    low, high = (mine[f"{key}_{edge}"] * how.scale for edge in ("min", "max"))
+    outline = bands.around(times, low, high, 1 if few else COARSE)
     if outline is not None:
         drawn.append(
             {
@@ -282,31 +290,47 @@ def _threshold(level: str, value: float, axis: str, dark: bool) -> Figure:
     }
 
 
-class _Band:
-    """Outlines of a GPU's bands. Metrics that were there at the same times share theirs."""
+class _Bands:
+    """Outlines of bands. Those that were there at the same times share their times."""
 
-    def __init__(self, times: np.ndarray[Any, Any]) -> None:
-        self._times = times
-        self._known: dict[bytes, np.ndarray[Any, Any]] = {}
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, int, bytes], Array] = {}
 
-    def around(self, low: pd.Series, high: pd.Series) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]] | None:
-        """The outline, piece by piece; None where the band is nowhere wider than its line."""
+    def around(self, times: Array, low: pd.Series, high: pd.Series, width: int) -> tuple[Array, Array] | None:
+        """The outline, piece by piece, with a corner at every `width`th of the times; None where the band is
+        nowhere wider than its line."""
         bottom, top = low.to_numpy("float64"), high.to_numpy("float64")
         there = ~(np.isnan(bottom) | np.isnan(top))
         if not (there & (top > bottom)).any():
             return None
-        key = there.tobytes()
+        edges = np.flatnonzero(np.diff(np.concatenate(([0], there.astype("int8"), [0]))))
+        pieces = [slice(first, last) for first, last in zip(edges[::2], edges[1::2], strict=True)]
+        key = id(times), width, there.tobytes()
         if key not in self._known:
-            self._known[key] = _outline(there, self._times, self._times)
-        return self._known[key], _outline(there, top, bottom).astype("float32")
+            corners = [_corners(times[piece], width) for piece in pieces]
+            self._known[key] = _outline(zip(corners, corners, strict=True))
+        hulls = (
+            (_hull(top[piece], width, np.maximum), _hull(bottom[piece], width, np.minimum)) for piece in pieces
+        )
+        return self._known[key], _outline(hulls).astype("float32")
 
 
-def _outline(
-    there: np.ndarray[Any, Any], upper: np.ndarray[Any, Any], lower: np.ndarray[Any, Any]
-) -> np.ndarray[Any, Any]:
+def _corners(times: Array, width: int) -> Array:
+    """The times at which the band of an unbroken piece has corners."""
+    return times if width == 1 else np.append(times[::width], times[-1])
+
+
+def _hull(values: Array, width: int, outer: np.ufunc) -> Array:
+    """The extremes at the corners, so far out that nothing between two of them is beyond."""
+    if width == 1:
+        return values
+    steps = np.asarray(outer.reduceat(values, np.arange(0, len(values), width)))
+    return np.asarray(outer(np.append(steps, steps[-1]), np.append(steps[0], steps)))
+
+
+def _outline(pieces: Iterable[tuple[Array, Array]]) -> Array:
     """There along the upper edge and back along the lower, for each unbroken piece, with NaN between them."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([0], there.astype("int8"), [0]))))
-    parts: list[np.ndarray[Any, Any]] = []
-    for first, last in zip(edges[::2], edges[1::2], strict=True):
-        parts += [upper[first:last], lower[first:last][::-1], np.array([np.nan])]
+    parts: list[Array] = []
+    for upper, lower in pieces:
+        parts += [upper, lower[::-1], np.array([np.nan])]
     return np.concatenate(parts[:-1])

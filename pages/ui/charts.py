@@ -54,7 +54,7 @@ def refresh_s(window: filters.Window) -> float:
 def over_time(now: Health, window: filters.Window, chosen: Chosen, key: str) -> None:
     """Draw what is chosen within the window."""
     at, start, end = _when(now, window)
-    look = drawings.Look(chrome.zone().key, chrome.is_dark())
+    look = drawings.look()
     drawn: list[str] = []
     notes: list[str] = []
     labels = tuple(chosen.labels.items())
@@ -74,7 +74,7 @@ def device(
 ) -> None:
     """Draw one GPU's metrics by groups, why its clocks are not higher, and who was on it."""
     at, start, end = _when(now, window)
-    look = drawings.Look(chrome.zone().key, chrome.is_dark())
+    look = drawings.look()
     drawn: list[str] = []
     notes: list[str] = []
     keys = {

@@ -13,7 +13,7 @@ import pandas as pd
 import streamlit as st
 from sqlalchemy.exc import DBAPIError
 
-from gpumon_core import cards, importer, original, original_file, original_folder, runtime
+from gpumon_core import cards, importer, ledger, original, original_file, original_folder, runtime
 from gpumon_core.health import Health
 from gpumon_core.original import Contents
 from gpumon_core.store import database, frames, processes, usage
@@ -48,6 +48,12 @@ def minute(found: Health) -> Tick:
     """What a result is good for that need not follow every tick."""
     url, newest = tick(found)
     return url, None if newest is None else newest - newest % MINUTE_S
+
+
+def prices() -> ledger.Prices:
+    """What energy and busy GPUs cost here."""
+    settings = runtime.settings()
+    return ledger.Prices(settings.price_per_kwh, settings.price_per_gpu_hour, settings.currency)
 
 
 @st.cache_data(max_entries=4, show_spinner=False)

@@ -7,19 +7,24 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
+import pandas as pd
 import streamlit as st
 
-from gpumon_core import figures, runtime
+from gpumon_core import figures, ledger, runtime
 from gpumon_core import format as fmt
 from gpumon_core.figures.lanes import UNKNOWN, pack
 from gpumon_core.metrics import CLOCKS_EVENT_REASONS, GPU_METRICS_BY_KEY
 from gpumon_core.store import timeline, usage
-from pages.ui import data
+from gpumon_core.store.dimensions import Dimension
+from gpumon_core.store.usage import OWN, Scope
+from pages.ui import chrome, data, filters, tables
 
 # So many bars of processes, and areas of memory, at most.
 MOST_LANES = 300
 MOST_AREAS = 8
 POINTS_OF_A_LIFE = 600
+# So many parts of the ledger are drawn apart from each other.
+TOP_PARTS = 7
 # Ids and names, in order, as a value that a cache can compare.
 Labels = tuple[tuple[int, str], ...]
 
@@ -37,7 +42,13 @@ class Look:
         return ZoneInfo(self.zone_name)
 
 
+def look() -> Look:
+    """How the viewer of this run sees figures."""
+    return Look(chrome.zone().key, chrome.is_dark())
+
+
 _LOOKS: dict[str | type[Any], Any] = {Look: lambda look: (look.zone_name, look.dark)}
+_SCOPED_LOOKS = _LOOKS | data.SCOPES
 
 
 @st.cache_data(max_entries=24, show_spinner=False, hash_funcs=_LOOKS)
@@ -162,3 +173,57 @@ def life(at: data.Tick, process_id: int, look: Look) -> tuple[str | None, bool]:
     start, end = int(frame["timestamp_epoch"].min()), int(frame["timestamp_epoch"].max())
     figure = figures.life(frame, labels, start, max(end, start + 1), look.dark)
     return figures.as_json(figure), by_hour
+
+
+@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=_SCOPED_LOOKS)
+def ledger_trend(at: data.Tick, by: Dimension, scope: Scope, measure: str, look: Look) -> str | None:
+    """A measure (of ledger.MEASURES) by a dimension, hour by hour or day by day; None where nobody was there."""
+    ranking = data.usage_ranking(at, by, scope)
+    parts = ranking[ranking["kind"] == "part"]
+    if parts.empty:
+        return None
+    prices = data.prices()
+    names = data.usage_labels(at, by, ranking)
+    value = ledger.measure(parts, measure, prices)
+    top = parts.assign(value=value).nlargest(TOP_PARTS, "value")["key"].tolist()
+    span_s = ledger.HOUR_S if scope.end - scope.start <= ledger.HOURLY_UP_TO_S else ledger.DAY_S
+    trend = data.usage_trend(at, by, scope, tuple(top) if by == "process" else None)
+    own = data.gpu_hours(at, scope)
+    frame = ledger.over_time(
+        trend, own if not scope.chooses else own.head(0), top, names, measure, prices, look.zone, span_s
+    )
+    rest, unknown, nobody = figures.GREYS[look.dark]
+    grey = {ledger.OTHERS: rest, ledger.UNKNOWN: unknown, OWN["idle"]: nobody}
+    drawn = [part for part in frame.columns if part != "timestamp_epoch"]
+    colors = {part: grey.get(part) or figures.color(number, look.dark) for number, part in enumerate(drawn)}
+    unit = ledger.MEASURES[measure] or prices.currency
+    figure = figures.stacked(
+        frame,
+        colors,
+        unit,
+        look.dark,
+        span_s,
+        within=(scope.first_hour, scope.end),
+        heading=f"{measure} per {'hour' if span_s == ledger.HOUR_S else 'day'} ({unit})",
+    )
+    return figures.as_json(figure)
+
+
+@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=_SCOPED_LOOKS)
+def week(at: data.Tick, scope: Scope, look: Look) -> str:
+    """How busy the GPUs were at each hour of the week."""
+    own = data.gpu_hours(at, scope)
+    mine = data.usage_trend(at, "gpu", scope, None) if scope.chooses else own
+    return figures.as_json(figures.week(ledger.by_week(mine, own, look.zone), look.dark))
+
+
+@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=_SCOPED_LOOKS)
+def time_split(at: data.Tick, scope: Scope, look: Look) -> tuple[str, pd.DataFrame]:
+    """Where each GPU's time went, drawn, and as tables.time_split."""
+    totals = data.gpu_totals(at, scope)
+    begins = totals["first_seen"].clip(lower=scope.first_hour)
+    missed = (scope.end - begins - totals["seconds"]).clip(lower=0)
+    # A few ticks at both ends are no gap.
+    split = totals.assign(unrecorded_s=missed.where(missed > 60, 0.0))
+    labels = list(filters.named_gpus(totals.assign(id=totals["gpu_id"])))
+    return figures.as_json(figures.time_split(split, labels, look.dark)), tables.time_split(split, labels)

@@ -63,7 +63,7 @@ def show(at: data.Tick, process_id: int) -> None:
     st.html(chrome.facts_html(used))
     if process["command"]:
         st.code(process["command"], language=None, wrap_lines=True)
-    look = drawings.Look(zone.key, chrome.is_dark())
+    look = drawings.look()
     text, by_hour = drawings.life(at, process_id, look)
     if text is not None:
         plot.show(
