@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import pandas as pd
 import streamlit as st
@@ -21,13 +21,24 @@ from gpumon_core.store.dimensions import Dimension
 from gpumon_core.store.processes import ProcessFilter
 from gpumon_core.store.usage import Scope
 
+P = ParamSpec("P")
+R = TypeVar("R")
 # A database and the time of its newest sample.
 Tick = tuple[str, int | None]
 
 MINUTE_S = 60
+# How long a result is kept that nobody needs any more: one of another tick or minute than the present.
+KEPT_S = 2 * MINUTE_S
 TREND_S = 900
 TREND_POINTS = 90
 TREND_STEP_S = TREND_S // TREND_POINTS
+
+
+def shared(
+    max_entries: int, ttl: float = KEPT_S, hash_funcs: dict[str | type[Any], Callable[[Any], Any]] | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Of a function that gets a tick: its results are kept, and all viewers share them."""
+    return st.cache_data(max_entries=max_entries, ttl=ttl, show_spinner=False, hash_funcs=hash_funcs)
 
 
 def health() -> Health | None:
@@ -56,19 +67,19 @@ def prices() -> ledger.Prices:
     return ledger.Prices(settings.price_per_kwh, settings.price_per_gpu_hour, settings.currency)
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
+@shared(max_entries=4)
 def gpu_table(at: Tick) -> pd.DataFrame:
     """frames.gpu_table at a tick."""
     return frames.gpu_table(runtime.engine(at[0]))
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
+@shared(max_entries=4)
 def host_table(at: Tick) -> pd.DataFrame:
     """frames.host_table at a tick."""
     return frames.host_table(runtime.engine(at[0]))
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
+@shared(max_entries=4)
 def overview_html(at: Tick) -> str:
     """The overview's machines and cards at a tick, drawn once for all viewers."""
     gpus = gpu_table(at)
@@ -79,7 +90,7 @@ def overview_html(at: Tick) -> str:
     return cards.host_line(host_table(at), gpus) + shown
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
+@shared(max_entries=4)
 def _trend(step: Tick, gpu_ids: Sequence[int], _end: int) -> pd.DataFrame:
     """The cards' trends, read once for each of their steps."""
     return frames.history(
@@ -87,7 +98,7 @@ def _trend(step: Tick, gpu_ids: Sequence[int], _end: int) -> pd.DataFrame:
     )
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
+@shared(max_entries=16)
 def gpu_card_html(at: Tick, gpu_id: int) -> str:
     """One GPU's card, with its MIG instances."""
     gpus = gpu_table(at)
@@ -99,13 +110,13 @@ def gpu_card_html(at: Tick, gpu_id: int) -> str:
     return cards.overview(mine, trend, active_processes(at), program_values(at, "workload"), span, several)
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
+@shared(max_entries=4)
 def active_processes(at: Tick) -> pd.DataFrame:
     """frames.active_processes at a tick."""
     return frames.active_processes(runtime.engine(at[0]))
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
+@shared(max_entries=4)
 def history(
     at: Tick, gpu_ids: Sequence[int], metrics: Sequence[str], start: int, end: int, points: int
 ) -> pd.DataFrame:
@@ -113,32 +124,32 @@ def history(
     return frames.history(runtime.engine(at[0]), gpu_ids, metrics, start, end, points)
 
 
-@st.cache_data(max_entries=32, show_spinner=False)
+@shared(max_entries=32)
 def process_count(at: Tick, wanted: ProcessFilter) -> int:
     """processes.count at a tick."""
     return processes.count(runtime.engine(at[0]), wanted)
 
 
-@st.cache_data(max_entries=8, show_spinner=False)
+@shared(max_entries=8)
 def process_history(at: Tick, wanted: ProcessFilter, total: int, most: int) -> pd.DataFrame:
     """The newest `most` rows of processes.process_history at a tick, of which there are `total`."""
     # A few rows are found fastest by what they are, many by when they were.
     return processes.process_history(runtime.engine(at[0]), wanted, most if total > most else None)
 
 
-@st.cache_data(max_entries=8, show_spinner=False)
+@shared(max_entries=8)
 def these_processes(at: Tick, process_ids: tuple[int, ...]) -> pd.DataFrame:
     """Some rows of processes.process_history at a tick, as far as they are still there."""
     return processes.process_history(runtime.engine(at[0]), ProcessFilter(process_ids=process_ids))
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
+@shared(max_entries=16)
 def one_process(at: Tick, process_id: int) -> pd.DataFrame:
     """One row of processes.process_history at a tick; none where it is forgotten."""
     return processes.process_history(runtime.engine(at[0]), ProcessFilter(process_ids=(process_id,)))
 
 
-@st.cache_data(max_entries=16, show_spinner=False)
+@shared(max_entries=16)
 def sessions_of(at: Tick, process_id: int) -> pd.DataFrame:
     """usage.sessions of one process at a tick."""
     return usage.sessions_of(runtime.engine(at[0]), process_id)
@@ -148,13 +159,13 @@ def sessions_of(at: Tick, process_id: int) -> pd.DataFrame:
 SCOPES: dict[str | type[Any], Callable[[Any], Any]] = {Scope: lambda scope: scope.identity}
 
 
-@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=SCOPES)
+@shared(max_entries=24, hash_funcs=SCOPES)
 def usage_ranking(at: Tick, by: Dimension, scope: Scope) -> pd.DataFrame:
     """usage.ranking at a minute."""
     return usage.ranking(runtime.engine(at[0]), by, scope)
 
 
-@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=SCOPES)
+@shared(max_entries=24, hash_funcs=SCOPES)
 def usage_trend(at: Tick, by: Dimension, scope: Scope, keys: Sequence[Any] | None) -> pd.DataFrame:
     """usage.trend at a minute."""
     return usage.trend(runtime.engine(at[0]), by, scope, keys)
@@ -166,66 +177,66 @@ def usage_labels(at: Tick, by: Dimension, ranking: pd.DataFrame) -> dict[Any, st
     return _usage_labels(at, by, tuple(keys))
 
 
-@st.cache_data(max_entries=24, show_spinner=False)
+@shared(max_entries=24)
 def _usage_labels(at: Tick, by: Dimension, keys: Sequence[Any]) -> dict[Any, str]:
     return usage.labels(runtime.engine(at[0]), by, keys)
 
 
-@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=SCOPES)
+@shared(max_entries=24, hash_funcs=SCOPES)
 def gpu_totals(at: Tick, scope: Scope) -> pd.DataFrame:
     """usage.gpu_totals at a minute."""
     return usage.gpu_totals(runtime.engine(at[0]), scope)
 
 
-@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=SCOPES)
+@shared(max_entries=24, hash_funcs=SCOPES)
 def gpu_hours(at: Tick, scope: Scope) -> pd.DataFrame:
     """usage.gpu_hours at a minute."""
     return usage.gpu_hours(runtime.engine(at[0]), scope)
 
 
-@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=SCOPES)
+@shared(max_entries=24, hash_funcs=SCOPES)
 def idle_holders(at: Tick, scope: Scope, idle_s: float) -> pd.DataFrame:
     """usage.idle_holders at a minute."""
     return usage.idle_holders(runtime.engine(at[0]), scope, idle_s)
 
 
-@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=SCOPES)
+@shared(max_entries=24, hash_funcs=SCOPES)
 def model_sessions(at: Tick, scope: Scope) -> pd.DataFrame:
     """usage.sessions at a minute."""
     return usage.sessions(runtime.engine(at[0]), scope)
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
+@shared(max_entries=4)
 def recorder_history(at: Tick, host: str, start: int, end: int) -> pd.DataFrame:
     """frames.health_history at a tick."""
     return frames.health_history(runtime.engine(at[0]), host, start, end)
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
+@shared(max_entries=4)
 def resolutions(at: Tick) -> pd.DataFrame:
     """frames.resolutions at a tick."""
     return frames.resolutions(runtime.engine(at[0]))
 
 
-@st.cache_data(max_entries=4, show_spinner=False, ttl=60)
+@shared(max_entries=4, ttl=60)
 def database_bytes(url: str) -> int | None:
     """What the database takes on disk."""
     return database.size_bytes(runtime.engine(url))
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
+@shared(max_entries=4)
 def usernames(at: Tick) -> list[str]:
     """processes.usernames at a tick."""
     return processes.usernames(runtime.engine(at[0]))
 
 
-@st.cache_data(max_entries=4, show_spinner=False)
+@shared(max_entries=4)
 def containers(at: Tick) -> list[str]:
     """processes.containers at a tick."""
     return processes.containers(runtime.engine(at[0]))
 
 
-@st.cache_data(max_entries=8, show_spinner=False)
+@shared(max_entries=8)
 def program_values(at: Tick, column: str) -> list[str]:
     """processes.program_values at a tick."""
     return processes.program_values(runtime.engine(at[0]), column)
@@ -240,7 +251,7 @@ class Found:
     standing: importer.Standing
 
 
-@st.cache_data(max_entries=2, show_spinner=False, ttl=60)
+@shared(max_entries=2, ttl=60)
 def originals(folder: Path, url: str, demo_url: str, host: str) -> list[Found]:
     """What lies in the data directory for an import into a database; a file that cannot be read is none."""
     found = []

@@ -8,7 +8,6 @@ from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 import pandas as pd
-import streamlit as st
 
 from gpumon_core import figures, ledger, runtime
 from gpumon_core import format as fmt
@@ -51,7 +50,7 @@ _LOOKS: dict[str | type[Any], Any] = {Look: lambda look: (look.zone_name, look.d
 _SCOPED_LOOKS = _LOOKS | data.SCOPES
 
 
-@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=_LOOKS)
+@data.shared(max_entries=24, hash_funcs=_LOOKS)
 def history(
     at: data.Tick,
     gpu_ids: tuple[int, ...],
@@ -69,7 +68,7 @@ def history(
     return figures.as_json(figure), frame.empty
 
 
-@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=_LOOKS)
+@data.shared(max_entries=24, hash_funcs=_LOOKS)
 def device(
     at: data.Tick,
     gpu_id: int,
@@ -100,7 +99,7 @@ def _wholes(at: data.Tick, gpu_ids: tuple[int, ...]) -> dict[str, float]:
     return found
 
 
-@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=_LOOKS)
+@data.shared(max_entries=24, hash_funcs=_LOOKS)
 def lanes(
     at: data.Tick,
     gpu_ids: tuple[int, ...],
@@ -121,7 +120,7 @@ def lanes(
     return figures.as_json(figure), len(packed), 0 if frame.empty else int(frame["found"].iloc[0])
 
 
-@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=_LOOKS)
+@data.shared(max_entries=24, hash_funcs=_LOOKS)
 def memory(at: data.Tick, gpu_ids: tuple[int, ...], start: int, end: int, points: int, look: Look) -> str | None:
     """figures.stacked of timeline.memory_by_process, in GiB; None where no process held any."""
     frame = timeline.memory_by_process(runtime.engine(at[0]), gpu_ids, start, end, points // 2, MOST_AREAS)
@@ -152,7 +151,7 @@ def memory(at: data.Tick, gpu_ids: tuple[int, ...], start: int, end: int, points
     return figures.as_json(figure)
 
 
-@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=_LOOKS)
+@data.shared(max_entries=24, hash_funcs=_LOOKS)
 def throttling(at: data.Tick, gpu_id: int, start: int, end: int, look: Look) -> tuple[str, bool]:
     """figures.reasons, and whether there is nothing in it."""
     frame = timeline.throttling(runtime.engine(at[0]), gpu_id, start, end)
@@ -163,7 +162,7 @@ def throttling(at: data.Tick, gpu_id: int, start: int, end: int, look: Look) -> 
     return figures.as_json(figure), frame.empty
 
 
-@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=_LOOKS)
+@data.shared(max_entries=24, hash_funcs=_LOOKS)
 def life(at: data.Tick, process_id: int, look: Look) -> tuple[str | None, bool]:
     """figures.life of one process, None where nothing of it is kept; and whether its points are means of hours."""
     frame, by_hour = timeline.life(runtime.engine(at[0]), process_id, POINTS_OF_A_LIFE)
@@ -175,7 +174,7 @@ def life(at: data.Tick, process_id: int, look: Look) -> tuple[str | None, bool]:
     return figures.as_json(figure), by_hour
 
 
-@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=_SCOPED_LOOKS)
+@data.shared(max_entries=24, hash_funcs=_SCOPED_LOOKS)
 def ledger_trend(at: data.Tick, by: Dimension, scope: Scope, measure: str, look: Look) -> str | None:
     """A measure (of ledger.MEASURES) by a dimension, hour by hour or day by day; None where nobody was there."""
     ranking = data.usage_ranking(at, by, scope)
@@ -209,7 +208,7 @@ def ledger_trend(at: data.Tick, by: Dimension, scope: Scope, measure: str, look:
     return figures.as_json(figure)
 
 
-@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=_SCOPED_LOOKS)
+@data.shared(max_entries=24, hash_funcs=_SCOPED_LOOKS)
 def week(at: data.Tick, scope: Scope, look: Look) -> str:
     """How busy the GPUs were at each hour of the week."""
     own = data.gpu_hours(at, scope)
@@ -217,7 +216,7 @@ def week(at: data.Tick, scope: Scope, look: Look) -> str:
     return figures.as_json(figures.week(ledger.by_week(mine, own, look.zone), look.dark))
 
 
-@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=_SCOPED_LOOKS)
+@data.shared(max_entries=24, hash_funcs=_SCOPED_LOOKS)
 def time_split(at: data.Tick, scope: Scope, look: Look) -> tuple[str, pd.DataFrame]:
     """Where each GPU's time went, drawn, and as tables.time_split."""
     totals = data.gpu_totals(at, scope)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from zoneinfo import ZoneInfo
 
 import pandas as pd
-import streamlit as st
 
 from gpumon_core import ledger
 from gpumon_core.store.dimensions import Dimension
@@ -13,7 +12,7 @@ from gpumon_core.store.usage import Scope
 from pages.ui import data, tables
 
 
-@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=data.SCOPES)
+@data.shared(max_entries=24, hash_funcs=data.SCOPES)
 def ranked(at: data.Tick, by: Dimension, title: str, scope: Scope) -> pd.DataFrame:
     """tables.usage of data.usage_ranking."""
     ranking = data.usage_ranking(at, by, scope)
@@ -21,13 +20,13 @@ def ranked(at: data.Tick, by: Dimension, title: str, scope: Scope) -> pd.DataFra
     return tables.usage(ledger.ranked(ranking, names, title, data.prices()))
 
 
-@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=data.SCOPES)
+@data.shared(max_entries=24, hash_funcs=data.SCOPES)
 def idle_holders(at: data.Tick, scope: Scope, idle_s: float, zone_name: str, _newest: int) -> pd.DataFrame:
     """tables.idle_holders of data.idle_holders."""
     return tables.idle_holders(data.idle_holders(at, scope, idle_s), ZoneInfo(zone_name), _newest)
 
 
-@st.cache_data(max_entries=24, show_spinner=False, hash_funcs=data.SCOPES)
+@data.shared(max_entries=24, hash_funcs=data.SCOPES)
 def model_sessions(at: data.Tick, scope: Scope, zone_name: str) -> pd.DataFrame:
     """tables.sessions of data.model_sessions."""
     return tables.sessions(data.model_sessions(at, scope), ZoneInfo(zone_name))
