@@ -266,11 +266,11 @@ def memory(folder: Path, refreshes: int) -> None:
     port = free_port()
     with gpumon(folder, port, 1) as server:
         pages = ["", "history", "gpu", "processes", "usage"]
-        follow(port, server.pid, pages, refreshes / 5, 1)
-        early = resident_mb(server.pid)
-        follow(port, server.pid, pages, 4 * refreshes / 5, 1)
-        late = resident_mb(server.pid)
-    say("resident", late, "MB", LIMITS["memory"], f"  ({late - early:+.1f} MB since a fifth of the way)")
+        sizes = []
+        for _ in range(5):
+            follow(port, server.pid, pages, refreshes / 5, 1)
+            sizes.append(resident_mb(server.pid))
+    say("resident", sizes[-1], "MB", LIMITS["memory"], f"  (by fifths: {', '.join(f'{mb:.0f}' for mb in sizes)})")
 
 
 PARTS = ("opening", "changing", "refresh", "many", "memory")
