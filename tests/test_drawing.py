@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import re
 from zoneinfo import ZoneInfo
 
+import numpy as np
 import pandas as pd
 import pytest
 from drawn import drawn
@@ -278,6 +280,47 @@ def test_a_mean_stands_in_the_band_of_its_extremes_which_breaks_where_it_does() 
     assert math.isnan(band.y[4])
     assert math.isnan(band.x[4])
     assert len(band.y) == 4 + 1 + 4
+
+
+@pytest.mark.parametrize("gpus", [3, 4])
+def test_no_extreme_is_outside_its_band_however_coarse(gpus: int) -> None:
+    rng = random.Random(5)
+    rows = []
+    for gpu_id in range(1, gpus + 1):
+        for step in range(40):
+            low, high = sorted(rng.uniform(100, 300) for _ in range(2))
+            rows.append((gpu_id, 1000 + 4 * step, (low + high) / 2, low, high))
+    names = ["gpu_id", "timestamp_epoch", "power", "power_min", "power_max"]
+    frame = pd.DataFrame(rows, columns=names).astype({"power_min": "float32", "power_max": "float32"})
+    # A gap after seven steps, one lone step, and another gap.
+    frame.loc[frame["timestamp_epoch"].isin([1028, 1036]), names[2:]] = NAN
+    labels = {gpu_id: f"GPU {gpu_id}" for gpu_id in range(1, gpus + 1)}
+    figure = drawn(figures.history(frame, labels, ["power"], 1000, 1160, dark=False))
+    bands = [trace for trace in figure.data if trace.fill == "toself"]
+    assert len(bands) == gpus
+    for gpu_id, band in enumerate(bands, start=1):
+        mine = frame[frame["gpu_id"] == gpu_id].set_index(frame["timestamp_epoch"][frame["gpu_id"] == gpu_id])
+        breaks = [-1, *np.flatnonzero(np.isnan(band.x)), len(band.x)]
+        pieces = [slice(a + 1, b) for a, b in itertools.pairwise(breaks)]
+        assert len(pieces) == 3
+        covered = []
+        for piece in pieces:
+            half = len(band.x[piece]) // 2
+            times, upper = band.x[piece][:half] / 1000, band.y[piece][:half]
+            lower = band.y[piece][half:][::-1]
+            assert list(band.x[piece][half:][::-1] / 1000) == list(times)
+            steps = [at for at in mine.index if times[0] <= at <= times[-1]]
+            assert (np.interp(steps, times, upper) >= mine.loc[steps, "power_max"] - 1e-3).all()
+            assert (np.interp(steps, times, lower) <= mine.loc[steps, "power_min"] + 1e-3).all()
+            covered += steps
+        assert covered == mine.index[mine["power"].notna()].tolist(), "every step has its band, and no gap has"
+        corners = len(band.x)
+        assert corners == (2 * 38 + 2 if gpus == 3 else 2 * (4 + 2 + 11) + 2), "coarse only where there are many"
+
+
+def test_gpus_that_were_read_together_share_their_times() -> None:
+    made = figures.history(history_frame(), {1: "GPU 0", 2: "GPU 1"}, ["temperature", "power"], 1000, 1016, False)
+    assert figures.as_json(made).count('"f8"') == 1
 
 
 def test_what_stands_in_a_figure_several_times_is_sent_once_and_nothing_else_is() -> None:

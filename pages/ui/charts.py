@@ -11,12 +11,13 @@ import pandas as pd
 import streamlit as st
 
 from gpumon_core import format as fmt
+from gpumon_core.figures.history import FEW
 from gpumon_core.health import Health
 from gpumon_core.metrics import GPU_METRICS, GPU_METRICS_BY_KEY, Group
 from pages.ui import chrome, data, drawings, filters, plot
 
-# Steps of a line: about one for every second pixel of a wide screen.
-POINTS = 600
+# Steps of a line: about one for every second pixel of a wide screen, and of many GPUs' lines for every third.
+POINTS, POINTS_OF_MANY = 600, 400
 SELDOM_S = 60.0
 # Memory by process is added up from the hours, of which a year has too many.
 LONGEST_STACK_S = 31 * filters.DAY
@@ -59,7 +60,8 @@ def over_time(now: Health, window: filters.Window, chosen: Chosen, key: str) -> 
     notes: list[str] = []
     labels = tuple(chosen.labels.items())
     if chosen.metrics:
-        text, empty = drawings.history(at, chosen.gpu_ids, labels, chosen.metrics, start, end, POINTS, look)
+        points = POINTS if len(chosen.gpu_ids) <= FEW else POINTS_OF_MANY
+        text, empty = drawings.history(at, chosen.gpu_ids, labels, chosen.metrics, start, end, points, look)
         if empty:
             notes.append("These GPUs have no samples in this time range: choose a longer one.")
         drawn.append(text)

@@ -36,7 +36,7 @@ function whole(figure) {
   if (layout.xaxis?.type === "date") {
     const known = new Map()
     for (const trace of data) {
-      if (trace.type !== "scatter" || !trace.x?.bdata) continue
+      if (trace.type !== "scatter" || trace.x?.dtype !== "f8") continue
       if (!known.has(trace.x)) known.set(trace.x, moments(trace.x.bdata))
       trace.x = known.get(trace.x)
     }
