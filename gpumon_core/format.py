@@ -34,6 +34,7 @@ _READINGS = {
     "MiB": Reading(1 / MIB_PER_GIB, ".1f", "GiB"),
     "J": Reading(1000 / JOULES_PER_KWH, ",.2f", "Wh"),
     "P": Reading(1.0, ".0f", "", before="P"),
+    "MiB/s": Reading(1.0, ",.0f", "MiB/s"),
 }
 
 

@@ -65,8 +65,8 @@ def sampling(gpus: pd.DataFrame) -> None:
             "GPU": list(names),
             "Name": gpus["name"],
             "State": gpus["state"],
-            "Utilization": gpus["sampling"].map(SAMPLING),
-            "Energy": gpus["energy_from"].map(ENERGY),
+            "Utilization": gpus["sampling"].map(SAMPLING).fillna(fmt.MISSING),
+            "Energy": gpus["energy_from"].map(ENERGY).fillna(fmt.MISSING),
             "UUID": gpus["uuid"],
         }
     )

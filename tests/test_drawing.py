@@ -68,6 +68,7 @@ def test_memory_has_its_unit(mib: float | None, text: str) -> None:
         ("performance_state", None, "–"),
         ("memory", 62_669.0, "61.2 GiB"),
         ("sm_clock", 2520.0, "2520 MHz"),
+        ("pcie_tx", 12345.6, "12,346 MiB/s"),
     ],
 )
 def test_a_value_reads_as_people_say_it(key: str, number: float | None, text: str) -> None:
@@ -84,7 +85,7 @@ def test_a_chart_tells_energy_in_watt_hours_and_performance_states_by_name() -> 
     assert [line["hovertemplate"] for line in lines] == ["Energy %{y:,.2f} Wh", "Performance state P%{y:.0f}"]
     assert [list(line["y"]) for line in lines] == [[1, 2], [0, 8]]
     assert [note["text"] for note in drawn["layout"]["annotations"]] == [
-        "<b>Energy (Wh)</b>",
+        "<b>Energy per 4s (Wh)</b>",
         "<b>Performance state</b>",
     ]
 

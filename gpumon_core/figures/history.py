@@ -78,7 +78,7 @@ def history(
             for place, (gpu_id, name) in enumerate(labels.items())
             if gpu_id in there
         ]
-        charts.append(Chart(_heading(metric.label, metric), lines))
+        charts.append(Chart(_heading(_called(metric, frame), metric), lines))
     return over_time(frame, charts, start, end, dark, wholes)
 
 
@@ -248,6 +248,16 @@ def _drawn(
         }
     )
     return drawn
+
+
+def _called(metric: Metric, frame: pd.DataFrame) -> str:
+    """A metric's name above its chart: of what adds up the chart has as much as came with each step, however long
+    that is."""
+    if metric.aggregate is not Aggregate.COUNTER or metric.kept != "tick":
+        return metric.label
+    lengths = frame["timestamp_epoch"].diff()
+    lengths = lengths[lengths > 0]
+    return metric.label if lengths.empty else f"{metric.label} per {fmt.duration(float(lengths.median()))}"
 
 
 def _heading(name: str, metric: Metric) -> str:
