@@ -272,6 +272,20 @@ def test_processes_stand_under_the_charts_on_the_same_axis(page: Page, demo: Ser
     assert begin < end
 
 
+@pytest.mark.parametrize(("width", "past"), [(1440, "24h"), (390, "1h")])
+def test_the_name_of_a_bar_ends_where_the_bar_does(page: Page, demo: Server, width: int, past: str) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    page.goto(f"{demo.url}/history?range={past}")
+    names = chart(page, 1).evaluate(
+        """plot => [...plot.querySelectorAll(".bars .point")].flatMap(point => {
+          const text = point.querySelector("text"), bar = point.querySelector("path")
+          return text ? [[text.textContent, text.getBBox().width, bar.getBBox().width]] : []
+        })"""
+    )
+    assert names
+    assert all(written <= bar for _, written, bar in names)
+
+
 def test_a_paused_page_stands_still_until_it_is_resumed(page: Page, stage: Stage) -> None:
     page.goto(stage.url)
     expect(tile(page, 0, "utilization")).to_contain_text("42 %")

@@ -43,6 +43,10 @@ _THEME = """<script>
         }
       }
     </script>"""
+# Streamlit leaves 5 rem free on both sides, where a table has room for one more column.
+_ROOM = """<style>
+      @media (min-width: 768px) { .stMain .stMainBlockContainer { padding-inline: 2.5rem } }
+    </style>"""
 # Plotly takes its time to start: it does so while the page waits for the server, not before it has asked. What is
 # drawn for the first time takes twice as long as later, so something is, where nobody looks.
 _CHARTS = f"""<link rel="preload" as="script" href="{PLOTLY_URL}" />
@@ -77,7 +81,7 @@ def document(page: str) -> str:
     """The HTML of one page, by its path."""
     text = (_STATIC / "index.html").read_text(encoding="utf-8")
     names, charts = _PAGES[page]
-    lines = [_SERVER, _THEME, *([_CHARTS] if charts else [])]
+    lines = [_SERVER, _THEME, _ROOM, *([_CHARTS] if charts else [])]
     for module in _with_imports(names):
         address = f"./static/js/{module}"
         if address not in text:

@@ -3,6 +3,8 @@
 // The ends of an axis are no handles: a drag across the chart zooms.
 const CONFIG = { displaylogo: false, displayModeBar: false, doubleClick: false, showAxisDragHandles: false }
 const NARROW = 560
+// About how wide a letter of a bar's name is, in pixels.
+const LETTER = 6
 const TOUCH = matchMedia("(pointer: coarse)").matches
 
 let loading
@@ -37,20 +39,32 @@ function whole(figure) {
     const known = new Map()
     for (const trace of data) {
       if (trace.type !== "scatter" || trace.x?.dtype !== "f8") continue
-      if (!known.has(trace.x)) known.set(trace.x, moments(trace.x.bdata))
+      // Of a number Plotly asks first whether it is a date in words.
+      if (!known.has(trace.x)) known.set(trace.x, Array.from(numbers(trace.x), value => new Date(value)))
       trace.x = known.get(trace.x)
     }
   }
   return { data, layout }
 }
 
-// Milliseconds (doubles in base64) as moments: of a number Plotly asks first whether it is a date in words.
-function moments(text) {
-  const bytes = atob(text)
+// Doubles that came in base64.
+function numbers({ bdata }) {
+  const bytes = atob(bdata)
   const values = new Float64Array(bytes.length / 8)
   const into = new Uint8Array(values.buffer)
   for (let place = 0; place < bytes.length; place++) into[place] = bytes.charCodeAt(place)
-  return Array.from(values, value => new Date(value))
+  return values
+}
+
+// Names of bars that end with their bars: Plotly would write on, in the bar's ink on the page's ground.
+function fitting(trace, width, [from, to]) {
+  const lengths = trace.x?.dtype === "f8" ? numbers(trace.x) : trace.x
+  return trace.text.map((name, place) => {
+    const room = Math.floor((lengths[place] / (to - from)) * (width / LETTER))
+    if (name.length <= room) return name
+    // Nor is a character cut that is written as an entity.
+    return room < 4 ? "" : `${name.slice(0, room - 1).replace(/&[^;]*$/, "")}…`
+  })
 }
 
 const known = new WeakMap()
@@ -96,6 +110,11 @@ class Plots {
       // Neither is measured then, which takes as long as drawing the lines.
       for (const [name, axis] of Object.entries(figure.layout)) {
         if (/^[xy]axis/.test(name)) Object.assign(axis, { tickangle: 0, ticklabeloverflow: "allow", ...axis })
+      }
+      const { margin, xaxis } = figure.layout
+      for (const trace of figure.data) {
+        if (trace.constraintext !== "none") continue
+        trace.text = fitting(trace, this.box.clientWidth - margin.l - margin.r, xaxis.range)
       }
       figure.layout.dragmode = data.zooms && !TOUCH ? "zoom" : false
       const isNew = place >= this.divs.length
