@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from gpumon_core import logs, runtime
+from gpumon_core import allocator, logs, runtime
 from gpumon_core.export import api, prometheus
 from gpumon_core.settings import SettingsError, check_data_dir, unknown_variables
 from pages.ui import assets, document
@@ -107,6 +107,8 @@ def _configure() -> None:
         log.warning("%s", sentence)
 
 
+# Before there are threads, each of which would get an arena of its own.
+allocator.settle()
 _configure()
 app = st.App(
     "pages/main.py",
