@@ -16,7 +16,8 @@ from gpumon_core import allocator
 if sys.argv[1] == "settled":
     assert allocator.settle()
 libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
 
 def work(together):
     blocks = [libc.malloc(100_000 + 10_000 * number) for number in range(60)]
