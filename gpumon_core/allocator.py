@@ -8,7 +8,7 @@ import platform
 # malloc.h of the GNU C library. What is set stays, where else the threshold would rise with what is freed.
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 ARENAS = 2
-MMAP_FROM_BYTES = 256 * 1024
+MMAP_FROM_BYTES = 1024 * 1024
 
 
 def settle() -> bool:
