@@ -319,6 +319,16 @@ def test_no_extreme_is_outside_its_band_however_coarse(gpus: int) -> None:
         assert corners == (2 * 38 + 2 if gpus == 3 else 2 * (4 + 2 + 11) + 2), "coarse only where there are many"
 
 
+def test_the_bands_of_one_gpu_in_depth_are_exact_however_many() -> None:
+    keys = [metric.key for metric in GPU_METRICS if metric.unit == "%" and metric.kept == "tick"][:5]
+    frame = pd.DataFrame({"gpu_id": 1, "timestamp_epoch": range(1000, 1040, 4)})
+    for number, key in enumerate(keys):
+        frame[key] = 10.0 + number
+        frame[f"{key}_min"], frame[f"{key}_max"] = 5.0, 20.0
+    figure = drawn(figures.device(frame, 1, {"Compute": keys}, 1000, 1040, dark=True))
+    assert [len(trace.x) for trace in figure.data if trace.fill == "toself"] == [20] * 5
+
+
 def test_gpus_that_were_read_together_share_their_times() -> None:
     made = figures.history(history_frame(), {1: "GPU 0", 2: "GPU 1"}, ["temperature", "power"], 1000, 1016, False)
     assert figures.as_json(made).count('"f8"') == 1

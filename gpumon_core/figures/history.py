@@ -31,8 +31,9 @@ CHROME_HEIGHT = 84
 GAP, LEGEND_LINE, WORDY = 34, 20, 5
 # Beyond so many lines a hover names those of its own chart alone, or the list would not fit a screen.
 MOST_HOVERED = 40
-# The bands of more lines than this are paler, for they lie above each other, and coarser: so many steps of a line
-# are one of its band. An outline has twice the points of its line, and nobody sees that much in what is so pale.
+# The bands of more lines than this are paler, for they lie above each other. Those of more GPUs are coarser, too:
+# so many steps of a line are one of its band. An outline has twice the points of its line, and each GPU has one in
+# each chart.
 FEW, COARSE = 3, 3
 
 
@@ -173,7 +174,10 @@ def over_time(
             own["legendgroup"] = f"{row} {line.name}" if chart.own_legend else str(line.gpu_id)
             mine = frames.get(line.gpu_id)
             if mine is not None:
-                data += _drawn(line, mine, times[line.gpu_id], bands, dark, len(chart.lines) <= FEW, own)
+                few = len(chart.lines) <= FEW
+                width = 1 if few or chart.own_legend else COARSE
+                outline = bands.around(times[line.gpu_id], *_edges(line.metric, mine), width)
+                data += _drawn(line, mine, times[line.gpu_id], outline, dark, few, own)
                 data[-1]["showlegend"] = own_legend if chart.own_legend else row == 0
     layout["xaxis"]["anchor"] = "y" if rows == 1 else f"y{rows}"
     return {"data": data, "layout": layout}
@@ -207,11 +211,17 @@ def _legend(bottom: float) -> Figure:
     }
 
 
+def _edges(metric: Metric, mine: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """The lowest and highest values of a metric's steps, as they are read."""
+    low, high = (mine[f"{metric.key}_{edge}"] * fmt.reading(metric).scale for edge in ("min", "max"))
+    return low, high
+
+
 def _drawn(
     line: Line,
     mine: pd.DataFrame,
     times: Array,
-    bands: _Bands,
+    outline: tuple[Array, Array] | None,
     dark: bool,
     few: bool,
     own: Figure,
@@ -221,8 +231,6 @@ def _drawn(
     ink = color(line.place % LINES, dark)
     how = fmt.reading(line.metric)
     drawn: list[Figure] = []
-    low, high = (mine[f"{key}_{edge}"] * how.scale for edge in ("min", "max"))
-    outline = bands.around(times, low, high, 1 if few else COARSE)
     if outline is not None:
         drawn.append(
             {
