@@ -240,6 +240,21 @@ def test_any_range_has_at_least_half_of_the_points_and_hardly_more(
     assert found["utilization_max"].max() >= 99
 
 
+@pytest.mark.parametrize("rolled", [False, True])
+@pytest.mark.parametrize("span", [HOUR, 6 * HOUR, DAY])
+def test_ticks_from_before_the_interval_was_raised_are_not_drawn_one_by_one(
+    engine: sa.Engine, reader: sa.Engine, span: int, rolled: bool
+) -> None:
+    end = DAWN + DAY
+    write(engine, range(DAWN, end, 4), wave, interval=4)
+    if rolled:
+        rollups.roll_up(engine, "here")
+    write(engine, [end], wave, interval=300)
+    found = frames.history(reader, [1], ["temperature"], end - span, end, 200)
+    assert 100 <= len(found.dropna()) <= 230
+    assert found["temperature_max"].max() == 46
+
+
 def test_a_spike_is_in_a_chart_of_any_length(engine: sa.Engine, reader: sa.Engine) -> None:
     spike = DAWN + 31 * HOUR + 4 * 123
     write(engine, range(DAWN, DAWN + 2 * DAY, 4), lambda now: {"power": 900.0 if now == spike else 50.0})

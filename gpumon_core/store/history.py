@@ -8,7 +8,7 @@ forgotten, or not been made yet) the next coarser or finer one stands in.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -25,6 +25,8 @@ GAP_STEPS = 3
 GAP_BUCKETS = 1.9
 # So many rows of a GPU tell well enough how much of a range was recorded.
 COUNTED = 60
+# Ticks that lie so many times closer than the interval says are from a time when it was shorter.
+DENSER = 1.5
 # Marks a point that was measured; a gap has NaN there.
 THERE = "there"
 
@@ -88,6 +90,9 @@ def read(
         resolutions = _resolutions(connection, ids)
         told = _told(connection, resolutions, ids, start, end)
         chosen = _choose(resolutions, told, points)
+        if resolutions[chosen].raw:
+            resolutions[chosen] = _as_dense_as_they_are(connection, resolutions[chosen], ids, start, end, told)
+            chosen = _choose(resolutions, told, points)
         parts = []
         for stretch in _stretches(resolutions, chosen, start, end):
             step = _step(stretch.resolution, told, points)
@@ -179,6 +184,18 @@ def _choose(resolutions: list[_Resolution], span: int, points: int) -> int:
         if (place == 0 or resolution.seconds > interval) and 2 * span >= points * resolution.seconds
     ]
     return max(fitting, default=0)
+
+
+def _as_dense_as_they_are(
+    connection: Connection, ticks: _Resolution, ids: list[int], start: int, end: int, told: int
+) -> _Resolution:
+    """The ticks as they lie in the range: they were taken more often than now where the interval was shorter."""
+    time = gpu_metrics.c.timestamp_epoch
+    rows = sa.select(sa.func.count().label("rows")).where(gpu_metrics.c.gpu_id.in_(ids), time.between(start, end))
+    by_gpu = rows.group_by(gpu_metrics.c.gpu_id).subquery()
+    most = connection.execute(sa.select(sa.func.max(by_gpu.c.rows))).scalar() or 0
+    seconds = told / max(1, most)
+    return replace(ticks, seconds=seconds) if DENSER * seconds < ticks.seconds else ticks
 
 
 def _stretches(resolutions: list[_Resolution], chosen: int, start: int, end: int) -> list[_Stretch]:
