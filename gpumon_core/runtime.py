@@ -49,6 +49,8 @@ def stop() -> None:
     """Stop it, with its last tick committed."""
     global _recorder  # noqa: PLW0603
     with _guard:
+        with _opening:
+            _close_all_but(0)
         if _recorder is not None:
             _recorder.stop()
             _recorder = None
@@ -82,9 +84,23 @@ def engine(url: str | None = None) -> Engine:
     return _engine(url or state().database_url)
 
 
-@lru_cache(maxsize=4)
+# One shows real GPUs, another simulated ones.
+MOST_ENGINES = 2
+_opening = threading.Lock()
+_engines: dict[str, Engine] = {}
+
+
 def _engine(url: str) -> Engine:
-    return database.open_for_reading(url)
+    with _opening:
+        if url not in _engines:
+            _close_all_but(MOST_ENGINES - 1)
+            _engines[url] = database.open_for_reading(url, often=True)
+        return _engines[url]
+
+
+def _close_all_but(newest: int) -> None:
+    while len(_engines) > newest:
+        _engines.pop(next(iter(_engines))).dispose()
 
 
 # Of a recorder that is not this process's nothing tells when it has written: the database is asked so often.

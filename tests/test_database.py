@@ -170,3 +170,48 @@ def test_one_lock_one_holder_who_signs(tmp_path: Path) -> None:
     assert second.is_free()
     assert second.acquire()
     second.release()
+
+
+_HOST = "INSERT INTO hosts (name, source, interval_s, first_seen, last_seen) VALUES (?, 'nvml', 5, 1, 1)"
+
+
+def test_who_reads_often_keeps_a_connection_and_sees_what_is_written(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'often.db'}"
+    writer, reader = database.open_for_writing(url), database.open_for_reading(url, often=True)
+    opened: list[object] = []
+    sa.event.listen(reader, "connect", lambda connection, _: opened.append(connection))
+    for count in range(3):
+        with reader.connect() as connection:
+            assert connection.exec_driver_sql("SELECT count(*) FROM hosts").scalar() == count
+        with writer.begin() as connection:
+            connection.exec_driver_sql(_HOST, (f"host {count}",))
+    assert len(opened) == 1
+    with pytest.raises(sa.exc.OperationalError, match="readonly"), reader.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM hosts")
+
+
+@pytest.mark.parametrize("kind", ["replaced", "removed"])
+def test_who_reads_often_shows_nothing_of_a_file_that_is_gone(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "often.db"
+    writer = database.open_for_writing(f"sqlite:///{path}")
+    with writer.begin() as connection:
+        connection.exec_driver_sql(_HOST, ("old",))
+    writer.dispose()
+    reader = database.open_for_reading(f"sqlite:///{path}", often=True)
+    names = sa.text("SELECT name FROM hosts")
+    with reader.connect() as connection:
+        assert connection.scalars(names).all() == ["old"]
+    if kind == "replaced":
+        other = database.open_for_writing(f"sqlite:///{tmp_path / 'other.db'}")
+        with other.begin() as connection:
+            connection.exec_driver_sql(_HOST, ("new",))
+        other.dispose()
+        os.replace(tmp_path / "other.db", path)
+        for log in ("-wal", "-shm"):
+            Path(f"{path}{log}").unlink(missing_ok=True)
+        with reader.connect() as connection:
+            assert connection.scalars(names).all() == ["new"]
+    else:
+        path.unlink()
+        with pytest.raises(sa.exc.OperationalError, match="no such table"), reader.connect() as connection:
+            connection.execute(names)

@@ -54,6 +54,8 @@ def test_a_stopped_server_ends_cleanly_with_its_last_tick_committed(
     assert "recorder stopped" in log
     assert "Traceback" not in log
     database = server.data_dir / "gpumon.db"
+    # All of it is in the one file, however many connections pages had to it.
+    assert not Path(f"{database}-wal").exists()
     assert rows(database, "PRAGMA integrity_check") == [("ok",)]
     assert rows(database, "SELECT last_seen - (SELECT max(timestamp_epoch) FROM gpu_metrics) FROM hosts") == [(0,)]
     assert newest["status"] == "ok"

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from gpumon_core.settings import mask_password
 from gpumon_core.store.schema import for_postgresql, metadata
@@ -131,9 +131,13 @@ def size_bytes(engine: Engine) -> int | None:
     return sum(part.stat().st_size for part in parts if part.exists())
 
 
-def open_for_reading(url: str) -> Engine:
-    """An engine that cannot write. It may name a database that does not exist yet: see `exists`."""
-    return _engine(url, write=False)
+def open_for_reading(url: str, often: bool = False) -> Engine:
+    """An engine that cannot write. It may name a database that does not exist yet: see `exists`.
+
+    Read `often`, it keeps connections to a file open: opening one takes 0.7 ms, as long as many a query. Whoever
+    asks for that disposes of the engine before the recorder stops, whose last connection tidies up the file.
+    """
+    return _engine(url, write=False, often=often)
 
 
 def exists(url: str) -> bool:
@@ -171,15 +175,19 @@ def head() -> str:
     return max(path.name for path in (MIGRATIONS / "versions").glob("[0-9]*.py")).split("_", 1)[0]
 
 
-def _engine(url: str, write: bool, patience_s: float = BUSY_TIMEOUT_S) -> Engine:
+def _engine(url: str, write: bool, patience_s: float = BUSY_TIMEOUT_S, often: bool = False) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
         for_postgresql()
         return _server_engine(parsed, write)
     options: dict[str, Any] = {"timeout": patience_s, "check_same_thread": False}
-    # The recorder keeps its one connection; a reader's is made per query, which costs less than a
-    # millisecond and never holds an old state of the file.
-    engine = sa.create_engine(parsed, connect_args=options, **({} if write else {"poolclass": NullPool}))
+    # The recorder keeps its one connection, and who reads often keeps two; another reader's is made per query.
+    pool: dict[str, Any] = {"poolclass": NullPool}
+    if often:
+        pool = {"pool_size": 2, "max_overflow": -1, "pool_use_lifo": True}
+    engine = sa.create_engine(parsed, connect_args=options, **({} if write else pool))
+    if often:
+        _follow_file(engine, url)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: sqlite3.Connection, _: object) -> None:
@@ -205,6 +213,27 @@ def _engine(url: str, write: bool, patience_s: float = BUSY_TIMEOUT_S) -> Engine
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
     return engine
+
+
+def _follow_file(engine: Engine, url: str) -> None:
+    """Let no connection be used whose file was replaced since: it would show what is not there any more."""
+    path = file_of(url)
+
+    def identity() -> tuple[int, int] | None:
+        try:
+            found = path.stat() if path else None
+        except OSError:
+            found = None
+        return found and (found.st_dev, found.st_ino)
+
+    @event.listens_for(engine, "connect")
+    def _remember(_: object, record: ConnectionPoolEntry) -> None:
+        record.info["file"] = identity()
+
+    @event.listens_for(engine, "checkout")
+    def _compare(_: object, record: ConnectionPoolEntry, __: object) -> None:
+        if record.info["file"] != identity():
+            raise sa.exc.DisconnectionError(f"{path} was replaced")
 
 
 def _server_engine(url: sa.URL, write: bool) -> Engine:
