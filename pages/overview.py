@@ -5,7 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from gpumon_core.health import Health
-from pages.ui import chrome, data, tables
+from pages.ui import chrome, data, sheets, tables
 
 
 def body(now: Health) -> None:
@@ -31,7 +31,7 @@ def processes(at: data.Tick) -> None:
         live=True,
         type="search",
     )
-    shown = tables.active(frame, chrome.zone())
+    shown = sheets.active(at, chrome.zone().key)
     if text.strip():
         wanted = text.strip().lower()
         matches = shown["Name"].str.lower().str.contains(wanted, regex=False, na=False)

@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.pool import ConnectionPoolEntry, NullPool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 
 from gpumon_core.settings import mask_password
 from gpumon_core.store.schema import for_postgresql, metadata
@@ -184,7 +184,7 @@ def _engine(url: str, write: bool, patience_s: float = BUSY_TIMEOUT_S, often: bo
     # The recorder keeps its one connection, and who reads often keeps two; another reader's is made per query.
     pool: dict[str, Any] = {"poolclass": NullPool}
     if often:
-        pool = {"pool_size": 2, "max_overflow": -1, "pool_use_lifo": True}
+        pool = {"poolclass": QueuePool, "pool_size": 2, "max_overflow": -1, "pool_use_lifo": True}
     engine = sa.create_engine(parsed, connect_args=options, **({} if write else pool))
     if often:
         _follow_file(engine, url)

@@ -1,4 +1,4 @@
-"""The ledger's tables as its page shows them. Each is made once per minute and view, for all viewers."""
+"""Tables as pages show them. Each is made once per tick or minute and view, for all viewers."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from gpumon_core import ledger
 from gpumon_core.store.dimensions import Dimension
 from gpumon_core.store.usage import Scope
 from pages.ui import data, tables
+
+
+@data.shared(max_entries=8)
+def active(at: data.Tick, zone_name: str) -> pd.DataFrame:
+    """tables.active of data.active_processes."""
+    return tables.active(data.active_processes(at), ZoneInfo(zone_name))
 
 
 @data.shared(max_entries=24, hash_funcs=data.SCOPES)

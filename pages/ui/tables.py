@@ -212,7 +212,7 @@ def show(
     order = _with_values(shown, order or shown.columns.tolist(), asked, key)
     texts = shown.select_dtypes(["object", "string"]).columns
     shown = shown.assign(**{name: shown[name].fillna(MISSING) for name in texts})
-    config = columns(currency)
+    config = {name: how for name, how in columns(currency).items() if name in shown}
     if largest_gib is not None:
         config["Maximum"] = st.column_config.ProgressColumn(
             format="%.1f GiB", min_value=0, max_value=largest_gib, help="Most GPU memory held at once", width=130
@@ -243,7 +243,7 @@ def _with_values(shown: pd.DataFrame, order: Sequence[str], asked: Sequence[str]
     starts or ends, and with every letter of a search. A moment stays too: that there is none yet says something.
     """
     seen: set[str] = st.session_state.setdefault(f"{key}_seen", set())
-    seen.update(name for name in order if shown[name].notna().any())
+    seen.update(name for name in order if name not in seen and shown[name].notna().any())
     moments = shown.select_dtypes(["datetimetz"]).columns
     stay = {*ALWAYS, *asked, *moments, *seen}
     return [name for name in order if name in stay]
