@@ -255,6 +255,13 @@ def test_ticks_from_before_the_interval_was_raised_are_not_drawn_one_by_one(
     assert found["temperature_max"].max() == 46
 
 
+def test_a_range_of_one_moment_is_its_tick(engine: sa.Engine, reader: sa.Engine) -> None:
+    write(engine, range(DAWN, DAWN + 60, 4), wave)
+    found = frames.history(reader, [1], ["temperature"], DAWN + 8, DAWN + 8, 200)
+    assert found["timestamp_epoch"].tolist() == [DAWN + 8]
+    assert frames.history(reader, [1], ["temperature"], DAWN + 9, DAWN + 9, 200).empty
+
+
 def test_a_spike_is_in_a_chart_of_any_length(engine: sa.Engine, reader: sa.Engine) -> None:
     spike = DAWN + 31 * HOUR + 4 * 123
     write(engine, range(DAWN, DAWN + 2 * DAY, 4), lambda now: {"power": 900.0 if now == spike else 50.0})

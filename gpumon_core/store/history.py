@@ -194,7 +194,8 @@ def _as_dense_as_they_are(
     rows = sa.select(sa.func.count().label("rows")).where(gpu_metrics.c.gpu_id.in_(ids), time.between(start, end))
     by_gpu = rows.group_by(gpu_metrics.c.gpu_id).subquery()
     most = connection.execute(sa.select(sa.func.max(by_gpu.c.rows))).scalar() or 0
-    seconds = told / max(1, most)
+    # Ticks are written by the second.
+    seconds = max(1.0, told / max(1, most))
     return replace(ticks, seconds=seconds) if DENSER * seconds < ticks.seconds else ticks
 
 
