@@ -41,6 +41,7 @@ def _read_address(at: data.Tick) -> None:
         # Whatever was chosen before, and under which filters, does not matter.
         for name in ("shown_of", "shown_ids"):
             st.session_state.pop(name, None)
+        st.session_state["mark_anew"] = True
     _open(process_id)
 
 
@@ -124,23 +125,27 @@ def body(now: Health) -> None:
     assert now.latest is not None
     # What is younger than this page's rhythm need not be asked for anew.
     chosen = wanted(now.latest - now.latest % int(REFRESH_S))
-    _drop_with_filters(data.tick(now), chosen)
+    _follow_filters(data.tick(now), chosen)
     total = data.process_count(data.tick(now), chosen)
     st.markdown(f"**{total:,}** processes, newest first", width="content")
-    process_id: int | None = st.session_state.get("process")
     if total == 0:
         st.info("No process matches these filters. Choose a longer time range, or clear a filter in the sidebar.")
+        if "rows_changed" in st.session_state:
+            _open(None)
     else:
-        table(now, chosen, total, process_id)
+        table(now, chosen, total)
+    process_id: int | None = st.session_state.get("process")
     if process_id is not None:
         story.show(data.tick(now), process_id)
     elif total:
         st.caption(f"Choose a row to see its story. Times in {chrome.zone_label()}.")
 
 
-def table(now: Health, chosen: ProcessFilter, total: int, process_id: int | None) -> None:
+def table(now: Health, chosen: ProcessFilter, total: int) -> None:
     """The rows, in which that of the process is marked, and their downloads."""
     frame = _rows(data.tick(now), chosen, total)
+    ids = frame["process_id"].tolist()
+    places = _keep_if_among(ids)
     if total > len(frame):
         st.caption(f"The newest {len(frame):,} are shown; a download has all {total:,}.")
     tables.show(
@@ -151,7 +156,7 @@ def table(now: Health, chosen: ProcessFilter, total: int, process_id: int | None
         order=tables.ledger_order(frame, more),
         asked=more,
         on_select=_choose,
-        chosen_rows=[place for place, shown in enumerate(frame["process_id"]) if shown == process_id],
+        chosen_rows=places,
         largest_gib=_largest_gib(),
     )
     # Below: above the table its toolbar would lie on them.
@@ -169,14 +174,29 @@ def _rows(at: data.Tick, chosen: ProcessFilter, total: int) -> pd.DataFrame:
     return frame
 
 
-def _drop_with_filters(at: data.Tick, chosen: ProcessFilter) -> None:
-    """Under other filters than those under which a process was chosen, none is."""
+def _follow_filters(at: data.Tick, chosen: ProcessFilter) -> None:
+    """Under other filters the rows are others, too."""
     state = st.session_state
     meant = (at[0], chosen if not window.follows else _without_time(chosen))
     if state.setdefault("shown_of", meant) != meant:
         state["shown_of"] = meant
         state.pop("shown_ids", None)
+        state["rows_changed"] = True
+
+
+def _keep_if_among(ids: list[int]) -> list[int]:
+    """The row of the chosen process. Where other filters have brought these rows, the mark goes with it, and it is
+    not chosen any more where it has none."""
+    state = st.session_state
+    process_id = state.get("process")
+    places = [place for place, shown in enumerate(ids) if shown == process_id]
+    are_others, anew = state.pop("rows_changed", False), state.pop("mark_anew", False)
+    if are_others and not places:
         _open(None)
+    if are_others or (anew and "process_history" in state):
+        # The browser marks a row by its number.
+        state["process_history"] = {"selection": {"rows": places, "columns": [], "cells": []}}
+    return places
 
 
 def _without_time(chosen: ProcessFilter) -> tuple[object, ...]:

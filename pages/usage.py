@@ -165,6 +165,10 @@ def when(at: data.Tick, chosen: Scope) -> None:
         st.subheader("Where each GPU's time went", anchor=False)
         split, table = drawings.time_split(at, chosen, look)
         plot.show([split], key="split", alt="Each GPU's time: busy, held idle, free, not recorded")
+        st.caption(
+            "Held idle here is all time in which memory was held and nothing computed; of who used the GPUs, only "
+            f"what lasted {runtime.settings().idle_minutes:g} minutes or longer."
+        )
         tables.download("gpu-time", lambda: csv.plain_csv(table, csv.TIME_UNITS), False, zone, "split_csv")
 
 

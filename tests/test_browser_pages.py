@@ -320,6 +320,13 @@ def test_a_hidden_tab_asks_for_nothing_and_catches_up_when_it_is_seen(page: Page
     expect(tile(page, 0, "utilization")).to_contain_text("88 %", timeout=4000)
 
 
+def marked(page: Page) -> list[str]:
+    """The PIDs of the rows that have a mark."""
+    rows = page.locator("[role=grid]").first.locator("tbody tr")
+    chosen = rows.evaluate_all("rows => rows.map(row => row.getAttribute('aria-selected') === 'true')")
+    return [pid for pid, is_chosen in zip(column(page, "PID"), chosen, strict=True) if is_chosen]
+
+
 def test_a_row_tells_its_story_and_stays_chosen(page: Page, stage: Stage) -> None:
     page.goto(stage.url + "/processes")
     eventually(lambda: len(column(page, "PID")) == 3)
@@ -373,16 +380,92 @@ def test_the_chosen_process_stands_in_the_address(page: Page, stage: Stage, brow
     colleague.goto(stage.url + "/processes?process=999999999")
     expect(colleague.get_by_text("not any more: process “999999999”")).to_be_visible()
     context.close()
-    # It outlasts refreshes, and ends with other filters, which the address then has.
+    # It outlasts refreshes, and other filters that it matches.
     page.wait_for_timeout(1000 * max(0, refreshed - time.monotonic()))
     expect(facts).to_contain_text(pid)
     assert f"process={process_id}" in address(page)
     page.get_by_role("radio", name="6h").click()
-    expect(story).to_have_count(0)
-    eventually(lambda: "range=6h" in address(page) and "process=" not in address(page))
-    page.go_back()
-    eventually(lambda: f"process={process_id}" in address(page))
+    eventually(lambda: "range=6h" in address(page))
+    search = page.get_by_placeholder("train.py or 4711")
+    search.fill(pid)
+    expect(page.get_by_text("1 processes, newest first")).to_be_visible()
+    # The mark is where the process now is.
+    eventually(lambda: marked(page) == [pid])
     expect(facts).to_contain_text(pid)
+    # With others it ends, and no other row is marked for it.
+    search.fill(other)
+    expect(story).to_have_count(0)
+    eventually(lambda: column(page, "PID") == [other])
+    page.wait_for_timeout(1000)
+    assert marked(page) == []
+    eventually(lambda: "process=" not in address(page))
+    search.fill("")
+    eventually(lambda: len(column(page, "PID")) == 3)
+    assert marked(page) == []
+    # The way back leads out of a story, and forward into it again.
+    page.wait_for_timeout(1500)
+    page.mouse.click(box["x"] + 14, box["y"] + 35 * 2 + 17)
+    eventually(lambda: "process=" in address(page) and len(marked(page)) == 1)
+    [again] = marked(page)
+    page.go_back()
+    expect(story).to_have_count(0)
+    eventually(lambda: "process=" not in address(page) and marked(page) == [])
+    page.go_forward()
+    eventually(lambda: "process=" in address(page) and marked(page) == [again])
+    expect(facts).to_contain_text(again)
+
+
+def test_a_story_comes_into_sight(page: Page, stage: Stage) -> None:
+    page.set_viewport_size({"width": 1440, "height": 500})
+    page.goto(stage.url + "/processes")
+    eventually(lambda: len(column(page, "PID")) == 3)
+    box = page.get_by_test_id("data-grid-canvas").first.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + 14, box["y"] + 35 * 2 + 17)
+    expect(page.get_by_role("heading", name="sleep")).to_be_in_viewport()
+    eventually(lambda: page.get_by_test_id("stMain").evaluate("main => main.scrollTop") > 0)
+    # The reader may go back to the list: no refresh takes him away.
+    page.get_by_role("heading", name="Processes").scroll_into_view_if_needed()
+    page.wait_for_timeout(11_000)
+    expect(page.get_by_role("heading", name="Processes")).to_be_in_viewport()
+
+
+def test_one_way_back_undoes_one_choice_of_time(page: Page, demo: Server) -> None:
+    page.goto(demo.url + "/history?range=6h")
+    drawn(page)
+    page.wait_for_timeout(1500)
+    drag(page, chart(page), 0.9, 0.97)
+    eventually(lambda: "range=Custom" in address(page) and "to=" in address(page))
+    drawn(page)
+    page.wait_for_timeout(1500)
+    once = address(page)
+    drag(page, chart(page), 0.3, 0.6)
+    eventually(lambda: address(page) != once)
+    drawn(page)
+    page.wait_for_timeout(1500)
+    page.go_back()
+    eventually(lambda: address(page) == once)
+    page.wait_for_timeout(1500)
+    page.go_back()
+    eventually(lambda: "range=6h" in address(page) and "from=" not in address(page))
+
+
+def test_a_stretch_of_ones_own_is_in_the_address_as_soon_as_it_is_shown(page: Page, stage: Stage) -> None:
+    page.goto(stage.url + "/processes")
+    eventually(lambda: len(column(page, "PID")) == 3)
+    page.get_by_role("radio", name="Custom").click()
+    eventually(lambda: all(part in address(page) for part in ("range=Custom", "from=", "to=")))
+    chosen = address(page)
+    page.wait_for_timeout(1500)
+    box = page.get_by_test_id("data-grid-canvas").first.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + 14, box["y"] + 35 + 17)
+    eventually(lambda: "process=" in address(page))
+    page.go_back()
+    eventually(lambda: address(page) == chosen)
+    page.wait_for_timeout(1000)
+    expect(page.get_by_text("must be later than")).to_have_count(0)
+    eventually(lambda: len(column(page, "PID")) == 3)
 
 
 def test_a_link_that_cannot_be_followed_says_so_until_the_reader_chooses(page: Page, stage: Stage) -> None:

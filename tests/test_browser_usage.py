@@ -167,7 +167,7 @@ def test_the_page_says_what_the_database_says_of_everybody(
     assert (sum(hours), sum(kwh)) == pytest.approx((busy_h, energy), rel=0.01)
     expect(metric(page, "GPU-hours")).to_have_text(f"{busy_h:,.1f} h")
     expect(metric(page, "Energy")).to_have_text(f"{energy:,.2f} kWh")
-    assert sum(numbers(page, "Share")) == pytest.approx(100, abs=0.5)
+    assert sum(numbers(page, "Share of energy")) == pytest.approx(100, abs=0.5)
     expect(page.get_by_text("GPUMON_PRICE_PER_KWH")).to_be_visible()
     assert "Cost" not in page.locator("[role=grid]").first.inner_text()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from test_writer import GPUS, HOST, ask
 
+from gpumon_core.metrics import GPU_METRICS
 from gpumon_core.store import database, frames, retention, rollups
 from gpumon_core.store.schema import TIERS
 from gpumon_core.store.writer import Writer
@@ -336,6 +338,15 @@ def test_what_is_kept_when_it_changes_holds_until_it_does(engine: sa.Engine, rea
     assert coarse["performance_state"].iloc[0] == 0
     assert coarse["performance_state"].iloc[-1] == 2
     assert coarse["performance_state_max"].max() == 8, "no change disappears"
+
+
+def test_pandas_has_nothing_to_say_of_all_metrics_together(engine: sa.Engine, reader: sa.Engine) -> None:
+    write(engine, range(DAWN, DAWN + HOUR, 4), lambda _: {metric.key: 1.0 for metric in GPU_METRICS})
+    rollups.roll_up(engine, "here")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = frames.history(reader, [1], [metric.key for metric in GPU_METRICS], DAWN, DAWN + HOUR, 60)
+    assert len(found) == 60
 
 
 def test_gpus_are_told_apart_and_in_order(engine: sa.Engine, reader: sa.Engine) -> None:

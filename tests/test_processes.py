@@ -219,3 +219,11 @@ def test_filters_offer_what_the_ledger_has(ledger: sa.Engine) -> None:
     assert processes.containers(ledger) == ["0123456789ab", "chat-0", "ollama"]
     assert processes.program_values(ledger, "workload") == ["Ollama", "PyTorch", "vLLM"]
     assert processes.program_values(ledger, "model") == ["llama3", "qwen3"]
+
+
+def test_a_new_workload_moves_no_other(writer: Writer, ledger: sa.Engine) -> None:
+    before = processes.workloads(ledger)
+    assert before == ["PyTorch", "Ollama", "vLLM"]
+    blender = ProcessIdentity(5, "b:5", 1.0, "blender", "ada", Program(workload="Blender"))
+    writer.write(tick(500, {(0, 5): 10}), {5: blender})
+    assert processes.workloads(ledger) == [*before, "Blender"]

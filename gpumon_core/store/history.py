@@ -391,7 +391,8 @@ def _with_changes(
                 result[:, mine] = _held(np.array(times), np.array(values), moments[mine], half)
         result[:, ~known] = np.nan
         columns |= {key + suffix: row for row, suffix in zip(result, ("", "_min", "_max"), strict=True)}
-    return frame.assign(**columns)
+    # Put in one by one, many columns would leave a frame in pieces, of which pandas warns.
+    return pd.concat([frame, pd.DataFrame(columns, index=frame.index)], axis=1)
 
 
 def _held(

@@ -246,6 +246,14 @@ def program_values(engine: Engine, column: str) -> list[str]:
     return _values(engine, programs.c[column])
 
 
+def workloads(engine: Engine) -> list[str]:
+    """Every workload in the ledger in the order in which they were first seen: a new one moves no other."""
+    name = programs.c.workload
+    query = sa.select(name).where(name.is_not(None)).group_by(name).order_by(sa.func.min(programs.c.id))
+    with engine.connect() as connection:
+        return list(connection.execute(query).scalars())
+
+
 def _values(engine: Engine, value: sa.ColumnElement[Any]) -> list[str]:
     with engine.connect() as connection:
         return sorted(connection.execute(sa.select(value).where(value.is_not(None)).distinct()).scalars())

@@ -144,7 +144,7 @@ def _show(
     until = datetime.fromtimestamp(end, chrome.zone()).strftime("%a %d %b %Y, %H:%M:%S")
     # As it is, Streamlit would load its emoji for the colons.
     when = fmt.plain(f"{until} ({chrome.zone_label()})")
-    notes.append(f"Up to {when}. Drag across a chart to zoom in, double-click to go back.")
+    notes.append(f"Up to {when}. Drag across a chart with the mouse to zoom in, double-click to go back.")
     st.caption(" ".join(notes))
 
 

@@ -86,7 +86,7 @@ def overview_html(at: Tick) -> str:
     end = at[1] or int(time.time())
     trend = _trend((at[0], end // TREND_STEP_S), tuple(gpus["id"]), end)
     span = (end - TREND_S, end)
-    shown = cards.overview(gpus, trend, active_processes(at), program_values(at, "workload"), span)
+    shown = cards.overview(gpus, trend, active_processes(at), workloads(at), span)
     return cards.host_line(host_table(at), gpus) + shown
 
 
@@ -107,7 +107,7 @@ def gpu_card_html(at: Tick, gpu_id: int) -> str:
     span = (end - TREND_S, end)
     trend = frames.history(runtime.engine(at[0]), [gpu_id], cards.TREND_METRICS, *span, 2 * TREND_POINTS)
     several = gpus["host"].nunique() > 1
-    return cards.overview(mine, trend, active_processes(at), program_values(at, "workload"), span, several)
+    return cards.overview(mine, trend, active_processes(at), workloads(at), span, several)
 
 
 @shared(max_entries=4)
@@ -240,6 +240,12 @@ def containers(at: Tick) -> list[str]:
 def program_values(at: Tick, column: str) -> list[str]:
     """processes.program_values at a tick."""
     return processes.program_values(runtime.engine(at[0]), column)
+
+
+@shared(max_entries=4)
+def workloads(at: Tick) -> list[str]:
+    """processes.workloads at a tick."""
+    return processes.workloads(runtime.engine(at[0]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,9 @@ _STATIC = Path(streamlit.__file__).parent / "static"
 _MODULES = _STATIC / "static" / "js"
 _IMPORT = re.compile(r'(?:from|import)"\./([^"/]+\.js)"')
 
+# What changes in an address within this time belongs to the same choice of its reader.
+ONE_CHOICE_MS = 1000
+
 # Below a page's address Streamlit would look for its server first, and above it when nobody answers there. And it
 # would ask for its configuration before it connects: that no other site's page may steer this one.
 _SERVER = """<script>
@@ -42,6 +45,23 @@ _THEME = """<script>
           if (this === localStorage && key.startsWith("stActiveTheme-")) set.call(this, ours, value)
         }
       }
+    </script>"""
+# Of one choice Streamlit tells the address in several steps, each of which would be one for the way back, too.
+_HISTORY = f"""<script>
+      {{
+        const {{ pushState, replaceState }} = history
+        let changed = -Infinity
+        history.replaceState = function (...step) {{
+          changed = performance.now()
+          replaceState.apply(this, step)
+        }}
+        history.pushState = function (...step) {{
+          const isSamePage = new URL(step[2], location.href).pathname === location.pathname
+          const isMore = isSamePage && performance.now() - changed < {ONE_CHOICE_MS}
+          changed = performance.now()
+          ;(isMore ? replaceState : pushState).apply(this, step)
+        }}
+      }}
     </script>"""
 # Streamlit leaves 5 rem free on both sides, where a table has room for one more column.
 _ROOM = """<style>
@@ -81,7 +101,7 @@ def document(page: str) -> str:
     """The HTML of one page, by its path."""
     text = (_STATIC / "index.html").read_text(encoding="utf-8")
     names, charts = _PAGES[page]
-    lines = [_SERVER, _THEME, _ROOM, *([_CHARTS] if charts else [])]
+    lines = [_SERVER, _THEME, _HISTORY, _ROOM, *([_CHARTS] if charts else [])]
     for module in _with_imports(names):
         address = f"./static/js/{module}"
         if address not in text:

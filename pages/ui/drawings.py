@@ -113,7 +113,7 @@ def lanes(
     frame = timeline.lanes(runtime.engine(at[0]), gpu_ids, start, end, of, MOST_LANES)
     packed = pack(frame, start, end)
     # All workloads that were ever seen, so that each keeps its colour.
-    colors = figures.colors_of(data.program_values(at, "workload"), look.dark)
+    colors = figures.colors_of(data.workloads(at), look.dark)
     colors[UNKNOWN] = figures.GREYS[look.dark][0]
     heading = "Processes" if of == "process" else "Models"
     figure = figures.lanes(packed, dict(labels), colors, start, end, look.zone, look.dark, heading)
@@ -194,7 +194,10 @@ def ledger_trend(at: data.Tick, by: Dimension, scope: Scope, measure: str, look:
     rest, unknown, nobody = figures.GREYS[look.dark]
     grey = {ledger.OTHERS: rest, ledger.UNKNOWN: unknown, OWN["idle"]: nobody}
     drawn = [part for part in frame.columns if part != "timestamp_epoch"]
-    colors = {part: grey.get(part) or figures.color(number, look.dark) for number, part in enumerate(drawn)}
+    # A workload has the colour that it has on the other pages.
+    known = figures.colors_of(data.workloads(at), look.dark) if by == "workload" else {}
+    known |= grey
+    colors = {part: known.get(part) or figures.color(number, look.dark) for number, part in enumerate(drawn)}
     unit = ledger.MEASURES[measure] or prices.currency
     figure = figures.stacked(
         frame,

@@ -93,6 +93,11 @@ def window(names: Sequence[str], default: str, newest: int, label: str = "Time r
     minute = timedelta(minutes=1)
     latest += minute
     ends = (("From", latest - timedelta(hours=1), "from"), ("To", latest, "to"))
+    address = st.query_params
+    # A link to this page, and the way back to it, must find the stretch that is shown now.
+    unsaid = {key: value.strftime(MOMENT) for _, value, key in ends if key not in address and key not in state}
+    if unsaid:
+        address.update(unsaid)
     for name, value, key in ends:
         links.check(key, f"“{name}”", _is_moment, f"{value:%d %b %H:%M}")
     since, until = (  # What a zoom has set needs no beginning.

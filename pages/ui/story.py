@@ -35,6 +35,24 @@ IDENTITY = {
 }
 
 
+# A story begins below its table, where a reader would not see that it has come.
+_reveal = st.components.v2.component(
+    "gpumon_reveal",
+    js="""
+let revealed
+export default function ({ data, parentElement }) {
+  if (data.of !== revealed && parentElement.getBoundingClientRect().top > innerHeight - 200) {
+    const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth"
+    parentElement.scrollIntoView({ behavior, block: "center" })
+  }
+  revealed = data.of
+  return () => (revealed = undefined)
+}
+""",
+    isolate_styles=False,
+)
+
+
 def show(at: data.Tick, process_id: int) -> None:
     """Draw it."""
     frame = data.one_process(at, process_id)
@@ -45,6 +63,7 @@ def show(at: data.Tick, process_id: int) -> None:
     name = process["name"] or f"PID {process['pid']}"
     zone = chrome.zone()
     st.subheader(fmt.plain(name), anchor=False)
+    _reveal(key="reveal", data={"of": process_id})
     known = {title: process.get(column) for title, column in IDENTITY.items()}
     known["State"] = "running" if process["running"] else "ended"
     st.html(chrome.facts_html({title: value for title, value in known.items() if value}))

@@ -114,7 +114,7 @@ def usage(ranked: pd.DataFrame) -> pd.DataFrame:
     estimates = ranked["Estimate"].any()
     shown = ranked.assign(
         **{name: ranked[name].map(sortable_duration) for name in ("On GPU", "Held idle")},
-    )
+    ).rename(columns={"Share": "Share of energy"})
     return shown if estimates else shown.drop(columns="Estimate")
 
 
@@ -277,6 +277,9 @@ def columns(currency: str) -> dict[str, ColumnConfig]:
         "GPU time": text(alignment="right", help="Its part of the GPUs' busy time, at full utilization"),
         "Share": st.column_config.ProgressColumn(
             format="%.0f%%", min_value=0, max_value=100, help="Of the GPU's whole memory"
+        ),
+        "Share of energy": st.column_config.ProgressColumn(
+            format="%.0f%%", min_value=0, max_value=100, help="Of what is in this table"
         ),
         "SM": number(format="%d%%", width=60, help="Of the GPU's SMs, used by this process since the tick before"),
         "First seen": moment(format="D MMM HH:mm:ss"),
