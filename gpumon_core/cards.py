@@ -330,7 +330,7 @@ def _ink(process: Mapping[Any, Any], scene: Scene) -> str:
     place = scene.workloads.get(process["workload"] or "")
     if place is None:
         return f"light-dark({figures.GREYS[False][0]},{figures.GREYS[True][0]})"
-    return f"light-dark({figures.color(place, False)},{figures.color(place, True)})"
+    return f"light-dark({figures.hue(place, False)},{figures.hue(place, True)})"
 
 
 def sparkline(trend: Trend, metric: Metric, whole: float | None, span: tuple[int, int]) -> str:

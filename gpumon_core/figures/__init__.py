@@ -1,6 +1,6 @@
 """DataFrames in, Plotly figures out."""
 
-from gpumon_core.figures.base import GREYS, Figure, as_json, color, colors_of, from_wall_clock, milliseconds
+from gpumon_core.figures.base import GREYS, Figure, as_json, color, colors_of, from_wall_clock, hue, milliseconds
 from gpumon_core.figures.history import device, history, life
 from gpumon_core.figures.lanes import lanes, reasons
 from gpumon_core.figures.system import growth, pulse
@@ -16,6 +16,7 @@ __all__ = [
     "from_wall_clock",
     "growth",
     "history",
+    "hue",
     "lanes",
     "life",
     "milliseconds",

@@ -26,6 +26,8 @@ PALETTE_DARK = (
     *("#56B4E9", "#FF8A4C", "#2FD6A3", "#E091C4", "#F0C541", "#9AD9FF"),
     *("#B39DFF", "#BBBBBB", "#7BC67E", "#D9738F", "#C3D86B", "#F4B6D2"),
 )
+# The place of a grey in them, which only lines may have.
+GREY_LINE = 7
 # GPUs are lines, whose dashes tell more of them apart than colours alone would.
 LINES = 8
 DASHES = ("solid", "dash", "dot", "dashdot")
@@ -75,9 +77,16 @@ def color(position: int, dark: bool) -> str:
     return palette[position % len(palette)]
 
 
+def hue(position: int, dark: bool) -> str:
+    """The colour of what stands beside the rest and the unknown, which are grey, at a position in its list."""
+    palette = PALETTE_DARK if dark else PALETTE_LIGHT
+    hues = [ink for place, ink in enumerate(palette) if place != GREY_LINE]
+    return hues[position % len(hues)]
+
+
 def colors_of(names: Iterable[str], dark: bool) -> dict[str, str]:
     """A colour for each name, by its place; the same names in the same order always have the same."""
-    return {name: color(position, dark) for position, name in enumerate(dict.fromkeys(names))}
+    return {name: hue(position, dark) for position, name in enumerate(dict.fromkeys(names))}
 
 
 def milliseconds(

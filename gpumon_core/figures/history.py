@@ -31,10 +31,11 @@ CHROME_HEIGHT = 84
 GAP, LEGEND_LINE, WORDY = 34, 20, 5
 # Beyond so many lines a hover names those of its own chart alone, or the list would not fit a screen.
 MOST_HOVERED = 40
-# The bands of more lines than this are paler, for they lie above each other. Those of more GPUs are coarser, too:
-# so many steps of a line are one of its band. An outline has twice the points of its line, and each GPU has one in
-# each chart.
-FEW, COARSE = 3, 3
+# The bands of more lines than this are paler, for they lie above each other.
+FEW = 3
+# Those of more GPUs than this are coarser, too: so many steps of a line are one of its band. An outline has twice
+# the points of its line, and each GPU has one in each chart.
+SEVERAL, COARSE = 6, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +176,7 @@ def over_time(
             mine = frames.get(line.gpu_id)
             if mine is not None:
                 few = len(chart.lines) <= FEW
-                width = 1 if few or chart.own_legend else COARSE
+                width = 1 if len(chart.lines) <= SEVERAL or chart.own_legend else COARSE
                 outline = bands.around(times[line.gpu_id], *_edges(line.metric, mine), width)
                 data += _drawn(line, mine, times[line.gpu_id], outline, dark, few, own)
                 data[-1]["showlegend"] = own_legend if chart.own_legend else row == 0

@@ -175,5 +175,6 @@ def time_split(frame: pd.DataFrame, labels: Sequence[str], dark: bool) -> Figure
         "yaxis": {"autorange": "reversed", "fixedrange": True, "type": "category", "automargin": True},
         "bargap": 0.35,
     }
-    layout["margin"] = {"l": 12, "r": 12, "t": 36, "b": 32}
+    # Half of the last "100%" stands beyond the plot.
+    layout["margin"] = {"l": 12, "r": 24, "t": 36, "b": 32}
     return {"data": data, "layout": layout}

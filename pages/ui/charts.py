@@ -11,7 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from gpumon_core import format as fmt
-from gpumon_core.figures.history import FEW
+from gpumon_core.figures.history import SEVERAL
 from gpumon_core.health import Health
 from gpumon_core.metrics import GPU_METRICS, GPU_METRICS_BY_KEY, Group
 from pages.ui import chrome, data, drawings, filters, plot
@@ -60,7 +60,7 @@ def over_time(now: Health, window: filters.Window, chosen: Chosen, key: str) -> 
     notes: list[str] = []
     labels = tuple(chosen.labels.items())
     if chosen.metrics:
-        points = POINTS if len(chosen.gpu_ids) <= FEW else POINTS_OF_MANY
+        points = POINTS if len(chosen.gpu_ids) <= SEVERAL else POINTS_OF_MANY
         text, empty = drawings.history(at, chosen.gpu_ids, labels, chosen.metrics, start, end, points, look)
         if empty:
             notes.append("These GPUs have no samples in this time range: choose a longer one.")

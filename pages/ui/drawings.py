@@ -197,7 +197,7 @@ def ledger_trend(at: data.Tick, by: Dimension, scope: Scope, measure: str, look:
     # A workload has the colour that it has on the other pages.
     known = figures.colors_of(data.workloads(at), look.dark) if by == "workload" else {}
     known |= grey
-    colors = {part: known.get(part) or figures.color(number, look.dark) for number, part in enumerate(drawn)}
+    colors = {part: known.get(part) or figures.hue(number, look.dark) for number, part in enumerate(drawn)}
     unit = ledger.MEASURES[measure] or prices.currency
     figure = figures.stacked(
         frame,
