@@ -461,3 +461,27 @@ def test_why_clocks_are_not_higher_is_a_lane_a_reason() -> None:
     figure = drawn(figures.reasons(frame, names, 0, 10, BERLIN, False, "Why"))
     assert [(bar.name, len(bar.x)) for bar in figure.data] == [("Idle", 1), ("Power cap", 2)]
     assert [note.text for note in figure.layout.annotations[1:]] == ["Idle", "Power cap"]
+
+
+def test_what_is_of_one_group_has_its_colour_each_paler_than_the_one_before() -> None:
+    groups = {"a": "vLLM", "b": "Ollama", "c": "vLLM", "d": None, "e": "vLLM"} | {
+        f"f{n}": "Ollama" for n in range(9)
+    }
+    colors = figures.colors_of(["Ollama", "vLLM"], False)
+    found = figures.shades(groups, colors, False)
+    assert list(found) == list(groups)
+    assert (found["a"], found["b"]) == (colors["vLLM"], colors["Ollama"])
+    assert found["d"] == figures.GREYS[False][0]
+    paler = [found[name].removeprefix(colors["vLLM"]) for name in ("a", "c", "e")]
+    assert [int(part or "ff", 16) for part in paler] == sorted(
+        {int(part or "ff", 16) for part in paler}, reverse=True
+    )
+    assert all(found[f"f{n}"].startswith(colors["Ollama"]) for n in range(9))
+
+
+def test_no_group_is_grey() -> None:
+    names = [str(number) for number in range(24)]
+    for dark in (False, True):
+        for ink in figures.colors_of(names, dark).values():
+            channels = [int(ink[place : place + 2], 16) for place in (1, 3, 5)]
+            assert max(channels) - min(channels) > 40, ink

@@ -1,6 +1,16 @@
 """DataFrames in, Plotly figures out."""
 
-from gpumon_core.figures.base import GREYS, Figure, as_json, color, colors_of, from_wall_clock, hue, milliseconds
+from gpumon_core.figures.base import (
+    GREYS,
+    Figure,
+    as_json,
+    color,
+    colors_of,
+    from_wall_clock,
+    hue,
+    milliseconds,
+    shades,
+)
 from gpumon_core.figures.history import device, history, life
 from gpumon_core.figures.lanes import lanes, reasons
 from gpumon_core.figures.system import growth, pulse
@@ -22,6 +32,7 @@ __all__ = [
     "milliseconds",
     "pulse",
     "reasons",
+    "shades",
     "stacked",
     "time_split",
     "week",

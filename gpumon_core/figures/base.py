@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -26,6 +27,8 @@ PALETTE_DARK = (
     *("#56B4E9", "#FF8A4C", "#2FD6A3", "#E091C4", "#F0C541", "#9AD9FF"),
     *("#B39DFF", "#BBBBBB", "#7BC67E", "#D9738F", "#C3D86B", "#F4B6D2"),
 )
+# What makes a colour paler, step by step: how much of the ground it covers, as CSS writes it.
+PALER = ("", "b8", "80", "58", "40")
 # The place of a grey in them, which only lines may have.
 GREY_LINE = 7
 # GPUs are lines, whose dashes tell more of them apart than colours alone would.
@@ -87,6 +90,18 @@ def hue(position: int, dark: bool) -> str:
 def colors_of(names: Iterable[str], dark: bool) -> dict[str, str]:
     """A colour for each name, by its place; the same names in the same order always have the same."""
     return {name: hue(position, dark) for position, name in enumerate(dict.fromkeys(names))}
+
+
+def shades(groups: Mapping[str, str | None], colors: Mapping[str, str], dark: bool) -> dict[str, str]:
+    """For each name the colour of its group, the paler the more of that group came before it; grey where `colors`
+    has none for the group."""
+    before: Counter[str] = Counter()
+    found = {}
+    for name, group in groups.items():
+        ink = colors.get(group or "", GREYS[dark][0])
+        found[name] = ink + PALER[min(before[ink], len(PALER) - 1)]
+        before[ink] += 1
+    return found
 
 
 def milliseconds(

@@ -133,9 +133,11 @@ def memory(at: data.Tick, gpu_ids: tuple[int, ...], start: int, end: int, points
     # Two processes of one name and number are told apart by nothing here, and drawn as one.
     wide = wide.T.groupby(level=0, sort=False).sum().T
     parts = [name for name in wide.columns if name != "timestamp_epoch"]
-    colors = figures.colors_of(parts, look.dark)
-    if "Others" in colors:
-        colors["Others"] = figures.GREYS[look.dark][0]
+    # As in the lanes above it, where each workload has its colour.
+    rows = data.these_processes(at, tuple(map(int, ids)))
+    runs = dict(zip(rows["process_id"].map(called), rows["workload"], strict=True))
+    known = figures.colors_of(data.workloads(at), look.dark)
+    colors = figures.shades({part: runs.get(part) for part in parts}, known, look.dark)
     wide[parts] /= fmt.MIB_PER_GIB
     step = int(frame["timestamp_epoch"].diff().iloc[1]) if len(frame) > 1 else 1
     figure = figures.stacked(
