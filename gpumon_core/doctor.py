@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,21 +45,23 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield Finding("ok", "gpumon", f"{__version__} on Python {sys.version.split()[0]}, as user {_user()}")
     for sentence in unknown_variables():
         yield Finding("warning", "settings", sentence, "Correct or remove it.")
-    yield from _driver(settings)
+    has_driver = yield from _driver(settings)
     yield from _devices()
     yield _pid_namespace()
-    url = settings.demo_database_url if settings.source == "demo" else settings.real_database_url
-    yield from _database(url, settings)
+    # As the recorder does it.
+    simulates = settings.source == "demo" or (settings.source == "auto" and not has_driver)
+    yield from _database(settings, simulates)
 
 
 def _user() -> str:
     return user_name(os.getuid())
 
 
-def _driver(settings: Settings) -> Iterator[Finding]:
+def _driver(settings: Settings) -> Generator[Finding, None, bool]:
+    """Returns whether there is one to record from."""
     if settings.source == "demo":
         yield Finding("ok", "source", "demo: GPUs are simulated, the driver is not asked")
-        return
+        return False
     from gpumon_core.telemetry.nvml import NvmlSource
 
     try:
@@ -67,7 +69,7 @@ def _driver(settings: Settings) -> Iterator[Finding]:
     except SourceUnavailable as error:
         fallback = "; GPUs are simulated meanwhile" if settings.source == "auto" else ""
         yield Finding("problem", "NVML", f"{error}{fallback}", error.remedy)
-        return
+        return False
     try:
         host = source.host
         yield Finding(
@@ -107,6 +109,7 @@ def _driver(settings: Settings) -> Iterator[Finding]:
         yield Finding("problem", "NVML", str(error), error.remedy)
     finally:
         source.close()
+    return True
 
 
 def _devices() -> Iterator[Finding]:
@@ -131,7 +134,8 @@ def _pid_namespace() -> Finding:
     )
 
 
-def _database(url: str, settings: Settings) -> Iterator[Finding]:
+def _database(settings: Settings, simulates: bool) -> Iterator[Finding]:
+    url = settings.demo_database_url if simulates else settings.real_database_url
     path = database.file_of(url)
     if path is not None:
         folder = next(parent for parent in path.absolute().parents if parent.exists())
@@ -154,7 +158,7 @@ def _database(url: str, settings: Settings) -> Iterator[Finding]:
         yield Finding("ok", "database", f"{mask_password(url)} does not exist yet; the recorder makes it")
         return
     engine = database.open_for_reading(url)
-    state = State("viewing", "demo" if settings.source == "demo" else "nvml", url)
+    state = State("viewing", "demo" if simulates else "nvml", url)
     try:
         found = health.check(engine, state, settings.host_name, settings.interval)
         with engine.connect() as connection:

@@ -189,6 +189,15 @@ def test_doctor_names_what_is_there_and_what_is_wrong(
     assert "modprobe nvidia" in none.stdout
 
 
+@pytest.mark.parametrize(("source", "recorded"), [("auto", "demo.db"), ("demo", "demo.db"), ("nvml", "gpumon.db")])
+def test_doctor_looks_at_the_database_that_the_recorder_writes(
+    environ: dict[str, str], fake: FakeNvml, tmp_path: Path, source: str, recorded: str
+) -> None:
+    fake.driver_loaded = False
+    done = gpumon(environ | {"GPUMON_SOURCE": source}, "doctor")
+    assert f"{tmp_path / 'history' / recorded} does not exist yet" in done.stdout
+
+
 def test_doctor_tells_a_database_of_a_newer_gpumon(
     environ: dict[str, str], fake: FakeNvml, tmp_path: Path
 ) -> None:
