@@ -59,6 +59,22 @@ def sideways(page: Page) -> int:
     return found
 
 
+def covered(page: Page) -> list[str]:
+    """What stands beneath the tools that tables always show where nothing hovers."""
+    found: list[str] = page.evaluate(
+        """() => [...document.querySelectorAll('[data-testid=stElementToolbar]')]
+            .filter(tools => matchMedia('(hover: none)').matches)
+            .map(tools => [tools, tools.closest('.stElementContainer').previousElementSibling])
+            .filter(([, above]) => above)
+            .filter(([tools, above]) => {
+              const [top, bottom] = [tools.getBoundingClientRect().top, above.getBoundingClientRect().bottom]
+              return bottom > top + 1
+            })
+            .map(([, above]) => above.innerText)"""
+    )
+    return found
+
+
 def brightness(page: Page) -> float:
     """Of the page's ground, 0 to 255."""
     colour = page.get_by_test_id("stApp").evaluate("app => getComputedStyle(app).backgroundColor")
@@ -75,6 +91,7 @@ def test_every_page_fits_every_screen_in_both_themes(stage: Stage, viewer: tuple
         drawn(page)
         page.screenshot(path=ARTIFACTS / f"{title}-{name}.png")
         assert sideways(page) <= 0, title
+        assert covered(page) == [], title
         assert (brightness(page) < 60) == name.endswith("dark"), title
         expect(page.get_by_text("could not be drawn")).to_have_count(0)
 
