@@ -12,7 +12,7 @@ from gpumon_core.export import usage as export
 from gpumon_core.health import Health
 from gpumon_core.store.dimensions import DIMENSIONS, Dimension
 from gpumon_core.store.usage import Scope
-from pages.ui import chrome, data, drawings, filters, links, plot, sheets, tables
+from pages.ui import chrome, data, drawings, filters, links, plot, sheets, tables, turns
 
 RANGES = ("6h", "24h", "3d", "7d", "30d", "1y")
 TITLES: dict[str, Dimension] = {name.capitalize(): name for name in DIMENSIONS} | {"GPU": "gpu"}
@@ -60,7 +60,7 @@ def body(now: Health) -> None:
         st.info("Nothing was recorded in this time range. Choose a longer one.")
         return
     title = used(at, chosen, totals)
-    # A browser draws in the order in which it is told: the charts first, of which this page has most to say.
+    # The charts first, of which this page has most to say.
     below = st.container()
     when(at, chosen)
     with below:
@@ -165,6 +165,7 @@ def when(at: data.Tick, chosen: Scope) -> None:
         st.subheader("Where each GPU's time went", anchor=False)
         split, table = drawings.time_split(at, chosen, look)
         plot.show([split], key="split", alt="Each GPU's time: busy, held idle, free, not recorded")
+        turns.rest()
         st.caption(
             "Held idle here is all time in which memory was held and nothing computed; of who used the GPUs, only "
             f"what lasted {runtime.settings().idle_minutes:g} minutes or longer."

@@ -52,9 +52,14 @@ def is_dark() -> bool:
 
 
 def ready() -> Health | None:
-    """How the recording stands; None before the first sample, when a page has nothing to offer."""
+    """How the recording stands, where a page has filters; None before the first sample, when it has nothing to
+    offer."""
     found = data.health()
-    return None if found is None or found.newest is None else found
+    if found is None or found.newest is None:
+        return None
+    # The sidebar takes its room: later, with the filters, it would move the charts.
+    st.sidebar.empty()
+    return found
 
 
 def live(title: str, body: Callable[[Health], None], refresh_s: float | None = None, charts: bool = True) -> None:

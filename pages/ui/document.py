@@ -63,8 +63,8 @@ _HISTORY = f"""<script>
         }}
       }}
     </script>"""
-# Streamlit leaves 5 rem free on both sides, where a table has room for one more column. And where nothing hovers it
-# always shows the tools of a table, over whatever stands above.
+# Streamlit leaves 5 rem free on both sides, where a table has room for one more column. And where nothing hovers
+# it always shows the tools of a table, over whatever stands above.
 _ROOM = """<style>
       @media (min-width: 768px) { .stMain .stMainBlockContainer { padding-inline: 2.5rem } }
       @media (hover: none) { .stElementContainer:has(.stDataFrame) { padding-top: 1.75rem } }
