@@ -35,18 +35,35 @@ IDENTITY = {
 }
 
 
-# A story begins below its table, where a reader would not see that it has come.
+# A story begins below its table, where a reader would not see that it has come. It comes in pieces, and only with
+# them there is room to scroll: it is brought into sight until it has settled, or the reader goes elsewhere.
 _reveal = st.components.v2.component(
     "gpumon_reveal",
     js="""
+const SETTLED_MS = 2000
+const ELSEWHERE = ["wheel", "touchstart", "pointerdown", "keydown"]
 let revealed
-export default function ({ data, parentElement }) {
-  if (data.of !== revealed && parentElement.getBoundingClientRect().top > innerHeight - 200) {
-    const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth"
-    parentElement.scrollIntoView({ behavior, block: "center" })
+function bring(element) {
+  const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth"
+  const sizes = new ResizeObserver(() => element.scrollIntoView({ behavior, block: "center" }))
+  const end = () => {
+    sizes.disconnect()
+    clearTimeout(timer)
+    for (const kind of ELSEWHERE) removeEventListener(kind, end)
   }
+  const timer = setTimeout(end, SETTLED_MS)
+  for (const kind of ELSEWHERE) addEventListener(kind, end, { passive: true })
+  sizes.observe(element.closest("[data-testid=stMainBlockContainer]"))
+  return end
+}
+export default function ({ data, parentElement }) {
+  const isOutOfSight = parentElement.getBoundingClientRect().top > innerHeight - 200
+  const end = data.of !== revealed && isOutOfSight ? bring(parentElement) : undefined
   revealed = data.of
-  return () => (revealed = undefined)
+  return () => {
+    end?.()
+    revealed = undefined
+  }
 }
 """,
     isolate_styles=False,
