@@ -56,6 +56,8 @@ DRAWN = {
 }
 # The rollups of what was not recorded lately come first.
 SETTLED_S = 20.0
+# What the recorder does once a minute must fall into every round, or what a refresh costs drowns in it.
+ROUND_S = 60.0
 LIMITS = {"opening": 1.4, "changing": 0.7, "one": 40.0, "ten": 250.0, "p95": 1.0, "memory": 350.0}
 
 
@@ -297,7 +299,7 @@ def main() -> None:
             with gpumon(folder, port) as server:
                 time.sleep(SETTLED_S)
                 if "refresh" in wanted:
-                    refresh(port, server.pid, 40, options.runs)
+                    refresh(port, server.pid, ROUND_S, options.runs)
                 if "many" in wanted:
                     many(port, server.pid, options.viewers, 60 * options.minutes)
         if "memory" in wanted:
