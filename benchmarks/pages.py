@@ -41,6 +41,18 @@ import streamlit as st
 st.title("bare")
 st.plotly_chart(go.Figure(go.Scatter(x=list(range(1000)), y=list(range(1000)))))
 """
+# As much as the overview has on it, and nothing to find out first.
+BARE_FRAGMENT = """
+import pandas as pd
+import streamlit as st
+table = pd.DataFrame({f"column {number}": [f"value {row}" for row in range(64)] for number in range(12)})
+@st.fragment
+def frame():
+    st.title("bare")
+    st.html("<div>" + "<span>text of a card</span>" * 1500 + "</div>")
+    st.dataframe(table)
+frame()
+"""
 PLOT = ".gm-plots[data-drawn]"
 # The table beside it, for screen readers, comes half a second after the drawn one.
 GRID = "[data-testid=data-grid-canvas]"
@@ -78,15 +90,15 @@ def gpumon(folder: Path, port: int, interval_s: float = 4) -> Iterator[subproces
 
 
 @contextmanager
-def bare(folder: Path, port: int) -> Iterator[None]:
-    """A Streamlit server with nothing but one chart."""
-    (folder / "bare.py").write_text(BARE)
+def bare(folder: Path, port: int, script: str = BARE) -> Iterator[subprocess.Popen[bytes]]:
+    """A Streamlit server with nothing but one page."""
+    (folder / "bare.py").write_text(script)
     options = ["--server.headless", "true", "--server.address", "127.0.0.1", "--browser.gatherUsageStats", "false"]
     command = [sys.executable, "-m", "streamlit", "run", "bare.py", "--server.port", str(port), *options]
     server = subprocess.Popen(command, cwd=folder)
     try:
         wait_for_server(port, "/_stcore/health")
-        yield
+        yield server
     finally:
         server.terminate()
         server.wait()
@@ -224,27 +236,34 @@ def follow(port: int, pid: int, pages: list[str], seconds: float, refresh_s: flo
     return cpu_s(pid) - before[0], viewers
 
 
-def refresh(port: int, pid: int, seconds: float, runs: int) -> None:
-    """The CPU time of one automatic refresh of the overview: what nobody's watching costs, measured just before,
-    is taken off."""
+def refresh(servers: dict[str, tuple[int, int]], seconds: float, runs: int) -> None:
+    """The CPU time of one automatic refresh of the overview, and of a bare page with as much on it: what nobody's
+    watching costs, measured just before, is taken off. `servers` has their ports and process ids."""
     print(f"one automatic refresh of the overview, medians of {runs} times {seconds:.0f} s")
-    found: dict[int, list[float]] = {1: [], 10: []}
+    rounds = (("gpumon", 1), ("gpumon", 10), ("bare", 1))
+    found: dict[tuple[str, int], list[float]] = {round_: [] for round_ in rounds}
     # The first viewer pays for what all later ones find ready.
-    follow(port, pid, [""], 10, 4)
+    for port, pid in servers.values():
+        follow(port, pid, [""], 10, 4)
     for _ in range(runs):
-        began, before = time.monotonic(), cpu_s(pid)
+        began, before = time.monotonic(), {name: cpu_s(pid) for name, (_, pid) in servers.items()}
         time.sleep(seconds)
-        alone = (cpu_s(pid) - before) / (time.monotonic() - began)
-        for count, figures in found.items():
-            used, viewers = follow(port, pid, [""] * count, seconds, 4)
+        lasted = time.monotonic() - began
+        alone = {name: (cpu_s(pid) - before[name]) / lasted for name, (_, pid) in servers.items()}
+        for name, count in rounds:
+            used, viewers = follow(*servers[name], [""] * count, seconds, 4)
             refreshes = max(len(viewer.waits_s) for viewer in viewers)
             for viewer in viewers:
                 assert not viewer.failures, viewer.failures
-            figures.append(1000 * (used - alone * seconds) / refreshes)
-    for name, count in (("one", 1), ("ten", 10)):
-        what = f"CPU, {name} viewer{'s together' * (count > 1)}"
-        figures = found[count]
-        say(what, statistics.median(figures), "ms", LIMITS[name], f"  ({min(figures):.0f} to {max(figures):.0f})")
+            found[name, count].append(1000 * (used - alone[name] * seconds) / refreshes)
+    beside = statistics.median(found["bare", 1])
+    for number, (name, count) in (("one", rounds[0]), ("ten", rounds[1])):
+        what = f"CPU, {number} viewer{'s together' * (count > 1)}"
+        figures = found[name, count]
+        middle = statistics.median(figures)
+        more = f"  ({min(figures):.0f} to {max(figures):.0f}; {middle / beside:.2f} times a bare page's)"
+        say(what, middle, "ms", LIMITS[number], more)
+    print(f"  {'CPU, a bare page':<44} {beside:8.2f} ms")
 
 
 def many(port: int, pid: int, count: int, seconds: float) -> None:
@@ -299,7 +318,10 @@ def main() -> None:
             with gpumon(folder, port) as server:
                 time.sleep(SETTLED_S)
                 if "refresh" in wanted:
-                    refresh(port, server.pid, ROUND_S, options.runs)
+                    beside = free_port()
+                    with bare(Path(name), beside, BARE_FRAGMENT) as other:
+                        servers = {"gpumon": (port, server.pid), "bare": (beside, other.pid)}
+                        refresh(servers, ROUND_S, options.runs)
                 if "many" in wanted:
                     many(port, server.pid, options.viewers, 60 * options.minutes)
         if "memory" in wanted:
