@@ -96,6 +96,11 @@ class Context:
 
     def __init__(self) -> None:
         self.sent: list[str] = []
+        # What had been sent when the rest began to wait.
+        self.sent_first: list[str] | None = None
+
+    def sleep(self, _: float) -> None:
+        self.sent_first = list(self.sent)
 
     def _enqueue(self, message: ForwardMsg) -> None:
         self.sent.append(message.delta.new_element.markdown.body)
@@ -106,7 +111,7 @@ def context(monkeypatch: pytest.MonkeyPatch) -> Context:
     context = Context()
     monkeypatch.setattr(turns, "get_script_run_ctx", lambda: context)
     monkeypatch.setattr(turns.st, "session_state", {})
-    monkeypatch.setattr(turns, "LEAD_S", 0)
+    monkeypatch.setattr(turns.time, "sleep", context.sleep)
     return context
 
 
@@ -135,9 +140,12 @@ def failing_page_of(context: Context) -> None:
 
 def test_a_sidebar_takes_its_room_at_once_and_only_the_first_run_is_in_turns(context: Context) -> None:
     page_of(context)
+    assert context.sent_first == ["room", "chart"]
     assert context.sent == ["room", "chart", "filter", "another filter", "table"]
     context.sent.clear()
+    context.sent_first = None
     page_of(context)
+    assert context.sent_first is None
     assert context.sent == ["room", "filter", "another filter", "chart", "table"]
 
 
@@ -145,6 +153,7 @@ def test_what_a_run_that_ends_early_has_told_is_sent_and_the_next_is_the_first(c
     with pytest.raises(RuntimeError):
         failing_page_of(context)
     assert context.sent == ["room", "filter"]
+    assert context.sent_first is None
     context.sent.clear()
     page_of(context)
     assert context.sent == ["room", "chart", "filter", "another filter", "table"]
