@@ -354,6 +354,30 @@ def test_where_processes_are_not_told_apart_memory_splits_the_use(engine: sa.Eng
     assert ask(engine, query) == [(0.0, 0), (2.0, 1)]
 
 
+def test_what_the_mps_server_did_is_its_clients_work(engine: sa.Engine, writer: Writer) -> None:
+    # As on an H100: the server (C) is said to have done everything, its clients (M+C) nothing.
+    def mps(pid: int, memory: int, sm: int = 0) -> ProcessReading:
+        return replace(busy(pid, memory, sm), kind="M+C")
+
+    server = busy(7, 66, 50)
+    identities = who(8, 9, 10) | {7: replace(who(7)[7], name="nvidia-cuda-mps-server")}
+    query = "SELECT busy_s, energy_j, estimated FROM process_hours WHERE timestamp_epoch = {} ORDER BY process_id"
+
+    writer.write(
+        measured(3600, processes=(server, mps(8, 1000)), power=100.0, utilization=50.0),
+        {pid: identities[pid] for pid in (7, 8)},
+    )
+    assert ask(engine, query.format(3600)) == [(0.0, 0.0, 0), (2.0, 200.0, 0)]
+    # Two share it by their memory, beside one that needs no server.
+    processes = (server, mps(8, 1000), mps(9, 3000), busy(10, 500, 30))
+    writer.write(measured(7200, processes=processes, power=100.0, utilization=80.0), identities)
+    assert ask(engine, query.format(7200)) == [(0.0, 0.0, 0), (0.5, 50.0, 1), (1.5, 150.0, 1), (1.2, 120.0, 0)]
+    # With its last client gone, the work was still done.
+    writer.write(measured(10800, processes=(server,), power=100.0, utilization=50.0), {7: identities[7]})
+    assert ask(engine, query.format(10800)) == [(2.0, 200.0, 0)]
+    assert ask(engine, "SELECT unattributed_s FROM gpu_usage") == [(0.0,)] * 3
+
+
 def test_a_gpus_hour_is_busy_held_or_free_and_its_energy_all_accounted_for(
     engine: sa.Engine, writer: Writer
 ) -> None:

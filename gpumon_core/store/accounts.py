@@ -4,12 +4,12 @@ A GPU's busy time in a tick is its utilization times the tick's length. It is sp
 their SM utilization, so that the parts add up to the whole; where the driver does not tell processes
 apart, by the memory that they hold, which is an estimate and marked as one. Energy follows the same
 shares, and what is left over is the GPU's own: idle (nothing ran) or unattributed (something ran that is no
-known process's).
+known process's). What the server of NVIDIA's Multi-Process Service (MPS) did is its clients' work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from gpumon_core.attribution.records import ProcessIdentity
@@ -21,6 +21,8 @@ PROCESS_KEYS = tuple(metric.key for metric in PROCESS_METRICS)
 MEMORY, SM = PROCESS_KEYS.index("memory"), PROCESS_KEYS.index("sm_utilization")
 GONE: tuple[None, ...] = (None,) * len(PROCESS_KEYS)
 UNKNOWN_PROGRAM = 0
+# NVML counts the work of MPS clients as this process's, and tells of no client that it did anything.
+MPS_SERVER = "nvidia-cuda-mps-server"
 # A pause longer than this many intervals is a gap: nothing is known of it.
 GAP_INTERVALS = 3
 # A process that does nothing new gets a row in process_snapshots this often all the same, so that a
@@ -185,23 +187,48 @@ def plus(total: int | None, more: int | None) -> int | None:
     return total if more is None else (total or 0) + more
 
 
-def shares(gpu: Gpu, uses: list[Use]) -> tuple[list[float], bool]:
-    """Of a tick, the part in which each process kept the GPU busy, and whether that is an estimate."""
+def shares(gpu: Gpu, uses: list[Use]) -> tuple[list[float], Collection[int]]:
+    """Of a tick, the part in which each process kept the GPU busy, and the places of those whose part is an
+    estimate."""
     told = [use.now[SM] for use in uses]
     whole = sum(share or 0 for share in told)
     if whole:
         busy = min(1.0, whole / 100) if gpu.utilization is None else gpu.utilization / 100
-        return [busy * (share or 0) / whole for share in told], False
+        parts = [busy * (share or 0) / whole for share in told]
+        clients = [place for place, use in enumerate(uses) if "M" in use.kind]
+        return parts, _hand_on(parts, uses, clients) if clients else ()
     if not gpu.utilization or None not in told:
-        return [0.0] * len(uses), False
+        return [0.0] * len(uses), ()
     # The driver does not tell these processes apart: by the memory that they hold, or evenly.
-    held = [
-        0.0 if share is not None else float(use.now[MEMORY] or 0) for use, share in zip(uses, told, strict=True)
-    ]
+    split = _split(gpu.utilization / 100, [use for use, share in zip(uses, told, strict=True) if share is None])
+    return [0.0 if share is not None else next(split) for share in told], range(len(uses))
+
+
+def _split(part: float, among: list[Use]) -> Iterator[float]:
+    """A part for each process, by the memory that it holds, or evenly where nobody's is known."""
+    held = [float(use.now[MEMORY] or 0) for use in among]
     if not any(held):
-        held = [float(share is None) for share in told]
-    each = gpu.utilization / 100 / sum(held)
-    return [each * part for part in held], True
+        held = [1.0] * len(among)
+    whole = sum(held)
+    return (part * memory / whole for memory in held)
+
+
+def _hand_on(parts: list[float], uses: list[Use], clients: list[int]) -> Collection[int]:
+    """Give what MPS servers did to the MPS clients, by memory; the places of those whose part is a guess now."""
+    servers = [
+        place
+        for place, use in enumerate(uses)
+        if parts[place] and use.identity is not None and use.identity.name == MPS_SERVER
+    ]
+    done = sum(parts[place] for place in servers)
+    if not done:
+        return ()
+    for place in servers:
+        parts[place] = 0.0
+    for place, part in zip(clients, _split(done, [uses[place] for place in clients]), strict=True):
+        parts[place] += part
+    # A single client is nobody's guess.
+    return clients if len(clients) > 1 else ()
 
 
 def share_out(
@@ -217,7 +244,7 @@ def share_out(
     the part of it that went to all of them together, 0 to 1."""
     parts, estimated = shares(gpu, uses)
     hour = now - now % HOUR_S
-    for use, part in zip(uses, parts, strict=True):
+    for place, (use, part) in enumerate(zip(uses, parts, strict=True)):
         if only is not None and use not in only:
             continue
         memory, sm, *others = use.now
@@ -229,7 +256,7 @@ def share_out(
             used.energy_j += joules
             work.busy_s += part * dt
             work.energy_j += joules
-            if estimated:
+            if place in estimated:
                 used.estimated = work.estimated = 1
         if sm is not None:
             work.sm_told_s += dt
