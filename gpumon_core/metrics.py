@@ -63,10 +63,14 @@ class NvmlField:
 
 @dataclass(frozen=True, slots=True)
 class NvmlGpm:
-    """A third way: a GPU performance-monitoring metric (Hopper and newer), measured between two ticks."""
+    """A third way: a GPU performance-monitoring metric (Hopper and newer), measured between two ticks.
+
+    `by_nvlink` marks what a GPU without NVLink has at 0 all the same.
+    """
 
     name: str
     scale: float = 1.0
+    by_nvlink: bool = False
 
 
 Way = NvmlCall | NvmlField | NvmlGpm
@@ -445,7 +449,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         "nvlink_tx",
         "NVLink sent",
         (
-            NvmlGpm("NVML_GPM_METRIC_NVLINK_TOTAL_TX_PER_SEC"),
+            NvmlGpm("NVML_GPM_METRIC_NVLINK_TOTAL_TX_PER_SEC", by_nvlink=True),
             NvmlField("NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_TX", ALL_LINKS, scale=1 / 1024, rate=True),
         ),
         "DCGM_FI_PROF_NVLINK_TX_BYTES",
@@ -455,7 +459,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         "nvlink_rx",
         "NVLink received",
         (
-            NvmlGpm("NVML_GPM_METRIC_NVLINK_TOTAL_RX_PER_SEC"),
+            NvmlGpm("NVML_GPM_METRIC_NVLINK_TOTAL_RX_PER_SEC", by_nvlink=True),
             NvmlField("NVML_FI_DEV_NVLINK_THROUGHPUT_DATA_RX", ALL_LINKS, scale=1 / 1024, rate=True),
         ),
         "DCGM_FI_PROF_NVLINK_RX_BYTES",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
@@ -12,6 +13,9 @@ from gpumon_core.telemetry.records import Snapshot, Source, SourceUnavailable
 
 if TYPE_CHECKING:
     from gpumon_core.attribution.inquirer import Inquirer
+
+# The driver samples the use of processes five times a second.
+BETWEEN_S = 1.0
 
 Attributed = tuple[Snapshot, dict[int, ProcessIdentity]]
 
@@ -57,8 +61,12 @@ class Observer:
         return snapshot, self._learned(snapshot, identities)
 
     def observe_once(self, patience_s: float) -> Attributed:
-        """One snapshot for somebody who looks only once: what others say of its processes is waited for."""
+        """One snapshot for somebody who looks only once: what others say of its processes is waited for, and where
+        something is measured between two readings, this is the second."""
         snapshot, identities = self.observe()
+        if self.source.compares:
+            time.sleep(BETWEEN_S)
+            snapshot, identities = self.observe()
         if self._inquirer is not None:
             self._inquirer.wait(patience_s)
         return snapshot, self._learned(snapshot, identities)

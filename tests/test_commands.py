@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import pynvml
 import pytest
 from conftest import ROOT
 from fake_nvml import FakeNvml, environment
@@ -55,6 +56,16 @@ def test_snapshot_prints_one_tick_as_json(environ: dict[str, str], fake: FakeNvm
     assert process["name"]
     assert process["user"]
     assert abs(tick["timestamp_epoch"] - time.time()) < 30
+
+
+def test_snapshot_has_what_is_measured_between_two_readings(environ: dict[str, str], fake: FakeNvml) -> None:
+    fake.add_gpu(name="NVIDIA RTX A6000")
+    assert gpumon(environ, "snapshot").returncode == 0
+    assert fake.calls("nvmlDeviceGetPowerUsage") == 1
+    hopper = fake.add_gpu(name="NVIDIA H100 80GB HBM3", gpm_supported=1)
+    hopper.set_gpm(pynvml.NVML_GPM_METRIC_SM_UTIL, 82.5)
+    tick = json.loads(gpumon(environ, "snapshot", "--json").stdout)
+    assert [gpu["sm_activity"] for gpu in tick["gpus"]] == [None, 82.5]
 
 
 def test_snapshot_for_people_is_aligned_text(environ: dict[str, str], fake: FakeNvml) -> None:

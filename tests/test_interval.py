@@ -969,6 +969,28 @@ def test_a_gpm_metric_that_the_gpu_lacks_is_asked_once_and_the_others_stay(
     assert not set(lacking) & set(GPM) - {key}
 
 
+def test_a_board_without_nvlink_sends_nothing_over_it_rather_than_0(
+    fake: FakeNvml, hopper: FakeGpu, begin: Callable[[], NvmlSource]
+) -> None:
+    # As an H100 of a virtual machine answers: GPM says 0, and of every link NVML says that there is none.
+    hopper.set_gpm(metric_id("nvlink_tx"), 0.0)
+    hopper.set_gpm(metric_id("nvlink_rx"), 0.0)
+    source = begin()
+    tick(source)
+    assert nvlink(tick(source)) == nvlink(tick(source)) == (None, None)
+    assert fake.calls("nvmlDeviceGetNvLinkState") == 1
+    (lacking,) = (lacking for _, _, _, lacking in source.offers())
+    assert {"nvlink_tx", "nvlink_rx"} <= set(lacking)
+
+
+def test_a_board_whose_links_are_quiet_or_down_sends_0(hopper: FakeGpu, begin: Callable[[], NvmlSource]) -> None:
+    hopper.set_nvlink(0, active=False)
+    hopper.set_gpm(metric_id("nvlink_rx"), 0.0)
+    source = begin()
+    tick(source)
+    assert nvlink(tick(source)) == (400_000, 0)
+
+
 @pytest.mark.parametrize(
     "absent", ["nvmlGpmQueryDeviceSupport", "nvmlGpmSampleAlloc", "nvmlGpmSampleGet", "nvmlGpmMetricsGet", None]
 )

@@ -1,6 +1,7 @@
 """Read every GPU once and print it: a table for people, or everything as JSON.
 
-The driver is asked, whether a recorder runs or not.
+The driver is asked, whether a recorder runs or not: twice, a second apart, where a GPU measures something
+between two readings (Hopper and newer do).
 """
 
 from __future__ import annotations

@@ -294,6 +294,11 @@ class NvmlSource:
             lacking = [metric.key for metric in GPU_METRICS if plan.lacks(metric.key)]
             yield device.info, plan.by_interval, plan.energy_counter, lacking
 
+    @property
+    def compares(self) -> bool:
+        """Whether some values tell what happened between two readings, so that the first lacks them."""
+        return any(device.plan.compares for device in self._devices if device.answers)
+
     def process_name(self, pid: int) -> str | None:
         """The executable's base name as the driver knows it."""
         if not self._open:

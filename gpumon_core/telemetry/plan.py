@@ -35,7 +35,7 @@ _SAMPLED = tuple((metric, metric.peak) for metric in GPU_METRICS if metric.peak)
 class _Target:
     """Where a number goes, and what becomes of it on the way."""
 
-    __slots__ = ("count", "field", "highest", "key", "rate", "scale", "whole")
+    __slots__ = ("by_nvlink", "count", "field", "highest", "key", "rate", "scale", "whole")
 
     def __init__(self, metric: Metric, way: Way) -> None:
         self.key = metric.key
@@ -45,6 +45,7 @@ class _Target:
         self.whole = metric.column == "integer"
         self.highest = metric.highest
         self.rate = isinstance(way, NvmlField) and way.rate
+        self.by_nvlink = isinstance(way, NvmlGpm) and way.by_nvlink
 
     def put(self, values: Values, result: Any) -> None:
         field = self.field
@@ -115,6 +116,7 @@ class Plan:
         # Counters as they were, and when: (value, monotonic seconds).
         self._before: dict[str, tuple[float, float]] = {}
         self._rare_at = 0.0
+        self._has_nvlink: bool | None = None
         # Whether ways were given up since everything was put together.
         self._outdated = False
         self._arrange()
@@ -129,6 +131,13 @@ class Plan:
     def energy_counter(self) -> bool:
         """Whether the device counts the energy it takes."""
         return bool(self._ways["energy"])
+
+    @property
+    def compares(self) -> bool:
+        """Whether some of its values tell what happened between two readings."""
+        return bool(self._gpm and self._gpm_ids) or any(
+            target.rate and target.key in self._before for target in self._fields.targets
+        )
 
     def lacks(self, key: str) -> bool:
         """Whether the device has been found not to offer a metric."""
@@ -295,12 +304,25 @@ class Plan:
             lacking = []
             for metric, target in self._gpm_targets.items():
                 number = found.get(metric)
-                if number is not None:
-                    target.put(values, number)
-                elif metric in found:
+                if number is None:
+                    if metric in found:
+                        lacking.append(target)
+                elif number == 0 and target.by_nvlink and not self._nvlink():
                     lacking.append(target)
+                else:
+                    target.put(values, number)
         if lacking:
             self._give_up(target.key for target in lacking)
+
+    def _nvlink(self) -> bool:
+        """Whether the GPU has NVLink, though nothing may go over it now."""
+        if self._has_nvlink is None:
+            try:
+                self._gate.ask(self._subject, pynvml.nvmlDeviceGetNvLinkState, self._parent, 0)
+                self._has_nvlink = True
+            except Unsupported:
+                self._has_nvlink = False
+        return self._has_nvlink
 
     def _derive(self, values: Values) -> None:
         """Mean power from the energy counter, and peaks that are never below their means."""

@@ -117,6 +117,11 @@ class Source(Protocol):
         """Take one snapshot now. Raises SourceUnavailable when the whole source is gone."""
         ...
 
+    @property
+    def compares(self) -> bool:
+        """Whether some values tell what happened between two readings, so that the first lacks them."""
+        ...
+
     def process_name(self, pid: int) -> str | None:
         """The executable's name as the source itself knows it, or None."""
         ...

@@ -147,6 +147,7 @@ class SimulatedSource:
     """
 
     name = "demo"
+    compares = False
 
     def __init__(
         self,
