@@ -125,7 +125,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "sm_percent_s": "SM utilization times seconds: divided by `sm_told_s` it is the mean in %",
         "sm_told_s": "seconds for which the driver told it",
         "max_sm": "highest SM utilization, %",
-        "estimated": "1 where busy time and energy are split by memory: the driver does not tell processes apart",
+        "estimated": "1 where busy time and energy are split by memory: the driver does not tell whose they are",
         "last_busy": "when it last did something, or came",
     },
     "process_snapshots": {

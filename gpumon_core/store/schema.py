@@ -266,8 +266,8 @@ process_snapshots = Table(
 # What a process used of a GPU in each hour (its first second) while it ran that program (0 where that is
 # unknown). seconds it was there; busy_s, its part of the GPU's busy time (a GPU at 100 % for a second is 1),
 # split by SM utilization; idle_s, time in which it did nothing for longer than GPUMON_IDLE_MINUTES; memory held,
-# in MiB times seconds; its part of the GPU's energy. Where the driver does not tell processes apart, the GPU's
-# use is split by memory: estimated is 1.
+# in MiB times seconds; its part of the GPU's energy. Where the driver does not tell processes apart, nor the
+# clients of MPS, the GPU's use is split by memory: estimated is 1.
 process_hours = Table(
     "process_hours",
     metadata,
