@@ -135,7 +135,7 @@ def _pid_namespace() -> Finding:
 
 
 def _database(settings: Settings, simulates: bool) -> Iterator[Finding]:
-    url = settings.demo_database_url if simulates else settings.real_database_url
+    url = settings.database_of("demo" if simulates else "nvml")
     path = database.file_of(url)
     if path is not None:
         folder = next(parent for parent in path.absolute().parents if parent.exists())

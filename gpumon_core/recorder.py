@@ -177,11 +177,10 @@ class Recorder:
         self._awaited: Lock | None = None
         self._failing: str | None = None
         self._scheduler: BackgroundScheduler | None = None
-        demo = settings.source == "demo"
         self._state = State(
             role="recording" if settings.record else "viewing",
-            source="demo" if demo else "nvml",
-            database_url=settings.demo_database_url if demo else settings.real_database_url,
+            source="demo" if settings.source == "demo" else "nvml",
+            database_url=settings.database_of(settings.source),
         )
         self._stopping = threading.Event()
         self._pulse = Pulse()

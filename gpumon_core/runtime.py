@@ -61,11 +61,10 @@ def state() -> State:
     if _recorder is not None:
         return _recorder.state
     chosen = settings()
-    demo = chosen.source == "demo"
     return State(
         role="stopped",
-        source="demo" if demo else "nvml",
-        database_url=chosen.demo_database_url if demo else chosen.real_database_url,
+        source="demo" if chosen.source == "demo" else "nvml",
+        database_url=chosen.database_of(chosen.source),
     )
 
 

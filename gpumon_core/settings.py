@@ -196,6 +196,10 @@ class Settings(BaseSettings):
         """Where simulated readings are kept, always apart from the real ones."""
         return f"sqlite:///{self.data_dir / 'demo.db'}"
 
+    def database_of(self, source: str) -> str:
+        """Where the readings of a source are kept; `auto` means real GPUs."""
+        return self.demo_database_url if source == "demo" else self.real_database_url
+
 
 def variable(field: str) -> str:
     """The environment variable that sets `field`."""

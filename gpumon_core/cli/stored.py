@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
 def url_of(settings: Settings) -> str:
     """The database that is meant. Raises Failure where nothing has been recorded."""
-    real, demo = settings.real_database_url, settings.demo_database_url
-    url = demo if settings.source == "demo" else real
+    url, demo = settings.database_of(settings.source), settings.demo_database_url
     path = database.file_of(url)
     if path is not None and not path.is_file():
         if settings.source == "auto" and database.exists(demo):

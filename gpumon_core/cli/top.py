@@ -101,7 +101,7 @@ class Looking:
         """Raises SourceUnavailable."""
         settings = self._settings
         demo = settings.source == "demo"
-        recorded = self._recorded(settings.demo_database_url if demo else settings.real_database_url)
+        recorded = self._recorded(settings.database_of(settings.source))
         if recorded is not None:
             self._rest()
             return recorded
