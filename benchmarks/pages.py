@@ -228,34 +228,45 @@ def changing(launch: Callable[[], Browser], port: int, runs: int) -> None:
         say(name, statistics.median(seconds), "s", LIMITS["changing"])
 
 
-def follow(port: int, pid: int, pages: list[str], seconds: float, refresh_s: float) -> tuple[float, list[Viewer]]:
-    """CPU seconds of the server while so many watch, and the viewers."""
+def follow(
+    port: int, pid: int, pages: list[str], seconds: float, refresh_s: float
+) -> tuple[float, float, list[Viewer]]:
+    """CPU seconds of the server while so many watch, how long that was (to the end of the last refresh), and the
+    viewers."""
     viewers = [Viewer(port, page, refresh_s) for page in pages]
-    before: list[float] = []
-    asyncio.run(watch(viewers, seconds, lambda: before.append(cpu_s(pid))))
-    return cpu_s(pid) - before[0], viewers
+    before: list[tuple[float, float]] = []
+    asyncio.run(watch(viewers, seconds, lambda: before.append((cpu_s(pid), time.monotonic()))))
+    (used, began), *_ = before
+    return cpu_s(pid) - used, time.monotonic() - began, viewers
 
 
 def refresh(servers: dict[str, tuple[int, int]], seconds: float, runs: int) -> None:
     """The CPU time of one automatic refresh of the overview, and of a bare page with as much on it: what nobody's
-    watching costs, measured just before, is taken off. `servers` has their ports and process ids."""
+    watching costs, measured before and after, is taken off. `servers` has their ports and process ids."""
     print(f"one automatic refresh of the overview, medians of {runs} times {seconds:.0f} s")
     rounds = (("gpumon", 1), ("gpumon", 10), ("bare", 1))
     found: dict[tuple[str, int], list[float]] = {round_: [] for round_ in rounds}
-    # The first viewer pays for what all later ones find ready.
-    for port, pid in servers.values():
-        follow(port, pid, [""], 10, 4)
-    for _ in range(runs):
+
+    def alone() -> dict[str, float]:
         began, before = time.monotonic(), {name: cpu_s(pid) for name, (_, pid) in servers.items()}
         time.sleep(seconds)
         lasted = time.monotonic() - began
-        alone = {name: (cpu_s(pid) - before[name]) / lasted for name, (_, pid) in servers.items()}
-        for name, count in rounds:
-            used, viewers = follow(*servers[name], [""] * count, seconds, 4)
+        return {name: (cpu_s(pid) - before[name]) / lasted for name, (_, pid) in servers.items()}
+
+    # The first viewer pays for what all later ones find ready.
+    for port, pid in servers.values():
+        follow(port, pid, [""], 10, 4)
+    before = alone()
+    for _ in range(runs):
+        taken = {(name, count): follow(*servers[name], [""] * count, seconds, 4) for name, count in rounds}
+        after = alone()
+        for round_, (used, lasted, viewers) in taken.items():
             refreshes = max(len(viewer.waits_s) for viewer in viewers)
             for viewer in viewers:
                 assert not viewer.failures, viewer.failures
-            found[name, count].append(1000 * (used - alone[name] * seconds) / refreshes)
+            unwatched = (before[round_[0]] + after[round_[0]]) / 2
+            found[round_].append(1000 * (used - unwatched * lasted) / refreshes)
+        before = after
     beside = statistics.median(found["bare", 1])
     for number, (name, count) in (("one", rounds[0]), ("ten", rounds[1])):
         what = f"CPU, {number} viewer{'s together' * (count > 1)}"
