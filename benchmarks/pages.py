@@ -281,14 +281,14 @@ def many(port: int, pid: int, count: int, seconds: float) -> None:
     """Many viewers on two pages: whether ticks are missed, and how long a refresh takes."""
     print(f"{count} viewers on Overview and History for {seconds / 60:.0f} minutes")
     before = recorder(port)
-    used, viewers = follow(port, pid, [("", "history")[number % 2] for number in range(count)], seconds, 4)
+    used, lasted, viewers = follow(port, pid, [("", "history")[number % 2] for number in range(count)], seconds, 4)
     after = recorder(port)
     waits = sorted(wait for viewer in viewers for wait in viewer.waits_s)
     failures = [failure for viewer in viewers for failure in viewer.failures]
     missed = sum(after[name] - before[name] for name in ("skipped", "failed", "dropped"))
     say("ticks missed", missed, "", 0)
     say("refresh, 95th percentile", waits[int(0.95 * len(waits))], "s", LIMITS["p95"], f"  (of {len(waits):,})")
-    print(f"  {'CPU of the server':<44} {100 * used / seconds:8.0f} % of one core")
+    print(f"  {'CPU of the server':<44} {100 * used / lasted:8.0f} % of one core")
     print(f"  {'failures':<44} {failures[:3] or 'none'}")
 
 
