@@ -111,8 +111,16 @@ def memory(mib: float | None) -> str:
 
 
 def energy(joules: float | None) -> str:
-    """An amount of energy: "0.004 kWh", "1,234.567 kWh"."""
-    return MISSING if joules is None or math.isnan(joules) else f"{joules / JOULES_PER_KWH:,.3f} kWh"
+    """An amount of energy: "4.2 Wh", "1,234.567 kWh"."""
+    if joules is None or math.isnan(joules):
+        return MISSING
+    kwh = joules / JOULES_PER_KWH
+    return f"{1000 * kwh:.1f} Wh" if abs(kwh) < 1 else f"{kwh:,.3f} kWh"
+
+
+def amount(number: float, digits: int) -> str:
+    """A sum that may be small, with so many decimals, and one more below 10."""
+    return f"{number:,.{digits + (abs(number) < 10)}f}"
 
 
 # Amounts whose sizes differ too much for one unit, or that only grow.

@@ -138,9 +138,17 @@ def headline(ranking: pd.DataFrame, totals: pd.DataFrame) -> None:
     sums = ranking[["busy_s", "energy_j", "memory_mib_s"]].sum()
     seconds = totals["seconds"].sum()
     numbers = [
-        ("GPU-hours", f"{sums['busy_s'] / 3600:,.1f} h", "Hours in which GPUs were busy, at full utilization"),
+        (
+            "GPU-hours",
+            f"{fmt.amount(sums['busy_s'] / 3600, 1)} h",
+            "Hours in which GPUs were busy, at full utilization",
+        ),
         ("Busy", f"{100 * sums['busy_s'] / seconds if seconds else 0:.0f} %", "Of all the time that was recorded"),
-        ("Memory-hours", f"{sums['memory_mib_s'] / 1024 / 3600:,.0f} GiB·h", "GPU memory held, times how long"),
+        (
+            "Memory-hours",
+            f"{fmt.amount(sums['memory_mib_s'] / 1024 / 3600, 0)} GiB·h",
+            "GPU memory held, times how long",
+        ),
         ("Energy", f"{sums['energy_j'] / fmt.JOULES_PER_KWH:,.2f} kWh", "Of the GPUs alone, idle ones included"),
     ]
     if prices.known:

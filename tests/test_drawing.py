@@ -58,10 +58,27 @@ def test_memory_has_its_unit(mib: float | None, text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("number", "digits", "text"),
+    [
+        (0.027, 1, "0.03"),
+        (9.94, 1, "9.94"),
+        (12.34, 1, "12.3"),
+        (1234.4, 0, "1,234"),
+        (1.2, 0, "1.2"),
+        (0, 1, "0.00"),
+    ],
+)
+def test_a_small_sum_has_one_decimal_more(number: float, digits: int, text: str) -> None:
+    assert fmt.amount(number, digits) == text
+
+
+@pytest.mark.parametrize(
     ("key", "number", "text"),
     [
         ("energy", 123_002_798.0, "34.167 kWh"),
         ("energy", 4_444_444_444.0, "1,234.568 kWh"),
+        ("energy", 15_120.0, "4.2 Wh"),
+        ("energy", 0.0, "0.0 Wh"),
         ("energy", NAN, "–"),
         ("performance_state", 8.0, "P8"),
         ("performance_state", 0, "P0"),

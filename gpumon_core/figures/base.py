@@ -38,7 +38,8 @@ DASHES = ("solid", "dash", "dot", "dashdot")
 GREYS = {False: ("#8a94a0", "#a9b1ba", "#cfd6dd"), True: ("#8a94a0", "#a9b1ba", "#4a535e")}
 
 # Figures under each other share these, so that their time axes stand above each other.
-LEFT, RIGHT = 60, 14
+# Right of the plot is room for half of the last time, such as 18:24:00.
+LEFT, RIGHT = 60, 28
 
 
 def as_json(figure: Figure) -> str:
@@ -134,12 +135,14 @@ def time_layout(dark: bool, height: int, start: int, end: int) -> Figure:
     grid = ink_of(dark)[1]
     return {
         **layout_of(dark, height),
-        "margin": {"l": LEFT, "r": RIGHT, "t": 28, "b": 34},
+        "margin": {"l": LEFT, "r": RIGHT, "t": 28, "b": 38},
         "xaxis": {
             "range": milliseconds([start, end]).tolist(),
             "type": "date",
             "gridcolor": grid,
             "zeroline": False,
+            # The first time may stand below the 0 of the other axis.
+            "ticklabelstandoff": 4,
             "hoverformat": "%a %d %b %H:%M:%S",
             "spikecolor": ink_of(dark)[0],
             "spikethickness": 1,
