@@ -129,7 +129,7 @@ def _pid_namespace() -> Finding:
     return Finding(
         "warning",
         "PID namespace",
-        "a container's own: the driver's PIDs cannot be named here",
+        "a container's own: the driver tells of no process outside it, and none can be named",
         "Start the container with --pid=host.",
     )
 

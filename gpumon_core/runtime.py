@@ -13,6 +13,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
 from gpumon_core import health
+from gpumon_core.attribution.local import sees_host_processes
 from gpumon_core.newest import Newest
 from gpumon_core.recorder import Recorder, State
 from gpumon_core.settings import Settings, load
@@ -66,6 +67,13 @@ def state() -> State:
         source="demo" if chosen.source == "demo" else "nvml",
         database_url=chosen.database_of(chosen.source),
     )
+
+
+def sees_processes() -> bool:
+    """Whether this process's recorder is told of all processes: in a container with PIDs of its own, a driver
+    tells of none outside it. True where it does not record."""
+    now = state()
+    return now.role != "recording" or now.source == "demo" or sees_host_processes()
 
 
 def vitals() -> Vitals | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
+from gpumon_core import runtime
 from gpumon_core.health import Health
 from pages.ui import chrome, data, sheets, tables
 
@@ -37,7 +38,12 @@ def processes(at: data.Tick) -> None:
         matches = shown["Name"].str.lower().str.contains(wanted, regex=False, na=False)
         shown = shown[matches | shown["PID"].astype(str).str.contains(wanted, regex=False)]
     if shown.empty:
-        if frame.empty:
+        if frame.empty and not runtime.sees_processes():
+            st.caption(
+                "The driver tells a container of no process outside it: start it with `--pid=host` to see who is "
+                "on the GPUs."
+            )
+        elif frame.empty:
             st.caption("No process is using a GPU right now.")
         else:
             st.caption(f"None of the {len(frame)} active processes matches. Clear the search to see them.")

@@ -170,6 +170,28 @@ def test_processes_that_cannot_be_looked_at_are_explained(writer: Writer) -> Non
     assert "--pid=host" not in texts(open_page())
 
 
+@pytest.mark.parametrize(
+    ("role", "source", "sees", "hinted"),
+    [
+        ("recording", "nvml", False, True),
+        ("recording", "nvml", True, False),
+        ("recording", "demo", False, False),
+        ("viewing", "nvml", False, False),
+    ],
+)
+def test_a_container_that_is_told_of_no_process_says_so(
+    writer: Writer, monkeypatch: pytest.MonkeyPatch, role: str, source: str, sees: bool, hinted: bool
+) -> None:
+    # As a driver answers one with PIDs of its own: memory is held, and nobody holds it.
+    writer.write(tick(time.time() - 2, {}), {})
+    state = replace(runtime.state(), role=role, source=source)
+    monkeypatch.setattr(runtime, "state", lambda: state)
+    monkeypatch.setattr(runtime, "sees_host_processes", lambda: sees)
+    said = texts(open_page())
+    assert ("--pid=host" in said) == hinted
+    assert ("No process is using a GPU right now." in said) != hinted
+
+
 def test_hostile_names_stay_text(writer: Writer) -> None:
     evil = "<img src=x onerror=alert(1)>\"'&"
     info = GpuInfo(0, "GPU-0", evil, 24576, 300.0)
