@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
-from test_writer import tick, who
+from test_writer import busy, measured, tick, who
 
 from gpumon_core.attribution.records import Program
 from gpumon_core.store import database
@@ -68,3 +68,33 @@ def test_on_gpus_that_nobody_was_on_there_is_nothing_to_take_up(killed: tuple[sa
     third = list(recorder._gpus.values())[2]
     with engine.connect() as connection:
         assert not resume(connection, [Gpu(third.id, "ok")], 112, 4, 600).live
+
+
+@pytest.mark.parametrize("settled", [0, 1, 2, 3])
+@pytest.mark.parametrize("place", [0, 2], ids=["server first", "server last"])
+@pytest.mark.parametrize("name", ["nvidia-cuda-mps-server", "nvidia-cuda-mps"])
+@pytest.mark.parametrize("leaves", [False, True], ids=["stay", "one leaves"])
+def test_what_the_mps_server_did_is_handed_on_once(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, settled: int, place: int, name: str, leaves: bool
+) -> None:
+    engine = database.open_for_writing(database_url)
+    clients = [replace(busy(pid, memory, 0), kind="M+C") for pid, memory in ((8, 1000), (9, 3000))]
+    identities = who(7, 8, 9)
+    identities[7] = replace(identities[7], name=name)
+    monkeypatch.setattr(writer_module, "SETTLED_PER_TICK", settled)
+    for number in range(8):
+        if number in (0, 5):
+            # The one before was killed.
+            recorder = Writer(engine, "here", "nvml", 4)
+        processes = clients[: 1 if leaves and number >= 4 else 2]
+        processes.insert(place, busy(7, 66, 50))
+        seen = {process.pid: identities[process.pid] for process in processes}
+        recorder.write(
+            measured(3600 + 4 * number, processes=tuple(processes), power=100.0, utilization=50.0), seen
+        )
+    recorder.settle()
+    query = "SELECT pid, sum(busy_s) FROM process_hours JOIN gpu_processes ON id = process_id GROUP BY pid"
+    with engine.connect() as connection:
+        used = {pid: round(busy_s, 3) for pid, busy_s in connection.execute(sa.text(query))}
+    # Half of the GPU for 32 seconds: by memory, and while the second is gone all of it the first one's.
+    assert used == ({7: 0, 8: 10, 9: 6} if leaves else {7: 0, 8: 4, 9: 12})

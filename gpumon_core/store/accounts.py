@@ -21,8 +21,9 @@ PROCESS_KEYS = tuple(metric.key for metric in PROCESS_METRICS)
 MEMORY, SM = PROCESS_KEYS.index("memory"), PROCESS_KEYS.index("sm_utilization")
 GONE: tuple[None, ...] = (None,) * len(PROCESS_KEYS)
 UNKNOWN_PROGRAM = 0
-# NVML counts the work of MPS clients as this process's, and tells of no client that it did anything.
-MPS_SERVER = "nvidia-cuda-mps-server"
+# NVML counts the work of MPS clients as that of nvidia-cuda-mps-server, and tells of no client that it did
+# anything. Where its arguments are not kept, the kernel's name for it ends here.
+MPS_SERVER = "nvidia-cuda-mps"
 # A pause longer than this many intervals is a gap: nothing is known of it.
 GAP_INTERVALS = 3
 # A process that does nothing new gets a row in process_snapshots this often all the same, so that a
@@ -154,6 +155,8 @@ class Use:
     program_id: int = UNKNOWN_PROGRAM
     session: Session | None = None
     has_served: bool = False
+    # Whether it is a server of MPS, which works for its clients.
+    serves_mps: bool = False
     # Who it is in this run of the program, and its row of the ledger.
     identity: ProcessIdentity | None = None
     key: tuple[int, str | None] = (0, None)
@@ -195,13 +198,14 @@ def shares(gpu: Gpu, uses: list[Use]) -> tuple[list[float], Collection[int]]:
     if whole:
         busy = min(1.0, whole / 100) if gpu.utilization is None else gpu.utilization / 100
         parts = [busy * (share or 0) / whole for share in told]
-        clients = [place for place, use in enumerate(uses) if "M" in use.kind]
-        return parts, _hand_on(parts, uses, clients) if clients else ()
+        return parts, _hand_on(parts, uses)
     if not gpu.utilization or None not in told:
         return [0.0] * len(uses), ()
     # The driver does not tell these processes apart: by the memory that they hold, or evenly.
     split = _split(gpu.utilization / 100, [use for use, share in zip(uses, told, strict=True) if share is None])
-    return [0.0 if share is not None else next(split) for share in told], range(len(uses))
+    parts = [0.0 if share is not None else next(split) for share in told]
+    _hand_on(parts, uses)
+    return parts, range(len(uses))
 
 
 def _split(part: float, among: list[Use]) -> Iterator[float]:
@@ -213,22 +217,26 @@ def _split(part: float, among: list[Use]) -> Iterator[float]:
     return (part * memory / whole for memory in held)
 
 
-def _hand_on(parts: list[float], uses: list[Use], clients: list[int]) -> Collection[int]:
+def _hand_on(parts: list[float], uses: list[Use]) -> Collection[int]:
     """Give what MPS servers did to the MPS clients, by memory; the places of those whose part is a guess now."""
-    servers = [
-        place
-        for place, use in enumerate(uses)
-        if parts[place] and use.identity is not None and use.identity.name == MPS_SERVER
-    ]
-    done = sum(parts[place] for place in servers)
-    if not done:
+    servers = [place for place, use in enumerate(uses) if use.serves_mps and parts[place]]
+    if not servers:
         return ()
+    clients = [place for place, use in enumerate(uses) if "M" in use.kind and not use.serves_mps]
+    if not clients:
+        return ()
+    done = sum(parts[place] for place in servers)
     for place in servers:
         parts[place] = 0.0
     for place, part in zip(clients, _split(done, [uses[place] for place in clients]), strict=True):
         parts[place] += part
-    # A single client is nobody's guess.
-    return clients if len(clients) > 1 else ()
+    # Of one server, a single client is nobody's guess.
+    return clients if len(clients) > 1 or len(servers) > 1 else ()
+
+
+def is_mps_server(name: str | None) -> bool:
+    """Whether a process of that name works for the clients of MPS."""
+    return name is not None and name.startswith(MPS_SERVER)
 
 
 def share_out(

@@ -24,6 +24,7 @@ from gpumon_core.store.accounts import (
     Session,
     Use,
     Work,
+    is_mps_server,
     longest_step,
     plus,
     share_out,
@@ -61,11 +62,14 @@ def resume(
         found.live[use.pair] = use
     if found.live:
         ids = {process_id for process_id, _ in found.live}
+        names: dict[int, str | None] = {}
         for row in connection.execute(sa.select(gpu_processes).where(gpu_processes.c.id.in_(ids))):
             found.processes[row.pid, row.start_key] = (row.id, known_ledger(row))
             found.programs[row.id] = row.program_id or UNKNOWN_PROGRAM
+            names[row.id] = row.name
         for use in found.live.values():
             use.program_id = found.programs.get(use.process_id, UNKNOWN_PROGRAM)
+            use.serves_mps = is_mps_server(names.get(use.process_id))
         _resume_sessions(connection, found, ids)
         _catch_up(connection, found, by_id, newest, interval_s, idle_after_s)
     return found
@@ -123,7 +127,7 @@ def _catch_up(
             use = found.live.get(pair)
             if use is None:
                 # It has ended since, and is settled; but it had its part of the GPU.
-                use = uses.get(pair) or Use(row.process_id, by_id[row.gpu_id], "", Ledger(now), Work())
+                use = uses.get(pair) or _ended(connection, row.process_id, by_id[row.gpu_id], now)
             use.now = tuple(getattr(row, key) for key in PROCESS_KEYS)
             uses[pair] = use
         dt = float(now - before) if before and now - before <= longest_step(interval_s) else interval_s
@@ -148,6 +152,17 @@ def _catch_up(
         for process_id, total in totals.items():
             if ledgers[process_id].last_seen < now:
                 ledgers[process_id].add(now, dt, total)
+
+
+def _ended(connection: Connection, process_id: int, gpu: Gpu, now: int) -> Use:
+    """One that is there no more."""
+    query = (
+        sa.select(process_gpus.c.kind, gpu_processes.c.name)
+        .join(gpu_processes, gpu_processes.c.id == process_gpus.c.process_id)
+        .where(process_gpus.c.process_id == process_id, process_gpus.c.gpu_id == gpu.id)
+    )
+    kind, name = connection.execute(query).one_or_none() or ("", None)
+    return Use(process_id, gpu, kind, Ledger(now), Work(), serves_mps=is_mps_server(name))
 
 
 def _ticks(connection: Connection, gpu_ids: Sequence[int], first: int, last: int) -> dict[int, list[GpuTick]]:

@@ -28,6 +28,7 @@ from gpumon_core.store.accounts import (
     Use,
     Work,
     account,
+    is_mps_server,
     longest_step,
     plus,
     share_out,
@@ -635,6 +636,8 @@ class Writer:
         if program is not NOTHING and not who.pending:
             self._know_model(connection, now, use, program)
         use.identity, use.key, use.known = identity, key, known
+        if who.name is not None:
+            use.serves_mps = is_mps_server(who.name)
         return use
 
     def _know_model(self, connection: Connection, now: int, use: Use, program: Program) -> None:
