@@ -248,6 +248,8 @@ def refresh(servers: dict[str, tuple[int, int]], seconds: float, runs: int) -> N
     found: dict[tuple[str, int], list[float]] = {round_: [] for round_ in rounds}
 
     def alone() -> dict[str, float]:
+        # What viewers leave behind comes first.
+        time.sleep(SETTLED_S)
         began, before = time.monotonic(), {name: cpu_s(pid) for name, (_, pid) in servers.items()}
         time.sleep(seconds)
         lasted = time.monotonic() - began

@@ -115,7 +115,7 @@ def energy(joules: float | None) -> str:
     if joules is None or math.isnan(joules):
         return MISSING
     kwh = joules / JOULES_PER_KWH
-    return f"{1000 * kwh:.1f} Wh" if abs(kwh) < 1 else f"{kwh:,.3f} kWh"
+    return f"{kwh:,.3f} kWh" if abs(round(kwh, 4)) >= 1 else f"{1000 * kwh:.1f} Wh"
 
 
 def amount(number: float, digits: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 # The driver samples the use of processes five times a second.
 BETWEEN_S = 1.0
+
+log = logging.getLogger(__name__)
 
 Attributed = tuple[Snapshot, dict[int, ProcessIdentity]]
 
@@ -66,7 +69,10 @@ class Observer:
         snapshot, identities = self.observe()
         if self.source.compares:
             time.sleep(BETWEEN_S)
-            snapshot, identities = self.observe()
+            try:
+                snapshot, identities = self.observe()
+            except SourceUnavailable as error:
+                log.warning("%s; this is what it said a second ago", error)
         if self._inquirer is not None:
             self._inquirer.wait(patience_s)
         return snapshot, self._learned(snapshot, identities)

@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import Engine
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from gpumon_core.doctor import Finding
 
 log = logging.getLogger(__name__)
+
+# The device of a GPU that Windows shares with its Linux.
+WSL = Path("/dev/dxg")
 
 _guard = threading.Lock()
 _recorder: Recorder | None = None
@@ -71,9 +75,9 @@ def state() -> State:
 
 def sees_processes() -> bool:
     """Whether this process's recorder is told of all processes: in a container with PIDs of its own, a driver
-    tells of none outside it. True where it does not record."""
+    tells of none outside it. True where it does not record, and under WSL, whose driver tells of none anyway."""
     now = state()
-    return now.role != "recording" or now.source == "demo" or sees_host_processes()
+    return now.role != "recording" or now.source == "demo" or WSL.exists() or sees_host_processes()
 
 
 def vitals() -> Vitals | None:

@@ -40,8 +40,8 @@ def processes(at: data.Tick) -> None:
     if shown.empty:
         if frame.empty and not runtime.sees_processes():
             st.caption(
-                "The driver tells a container of no process outside it: start it with `--pid=host` to see who is "
-                "on the GPUs."
+                "gpumon has PIDs of its own here, and the driver names no process outside: start its container "
+                "with `--pid=host` to see who is on the GPUs."
             )
         elif frame.empty:
             st.caption("No process is using a GPU right now.")

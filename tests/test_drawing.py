@@ -79,6 +79,8 @@ def test_a_small_sum_has_one_decimal_more(number: float, digits: int, text: str)
         ("energy", 4_444_444_444.0, "1,234.568 kWh"),
         ("energy", 15_120.0, "4.2 Wh"),
         ("energy", 0.0, "0.0 Wh"),
+        ("energy", 3_599_000.0, "999.7 Wh"),
+        ("energy", 3_599_900.0, "1.000 kWh"),
         ("energy", NAN, "–"),
         ("performance_state", 8.0, "P8"),
         ("performance_state", 0, "P0"),

@@ -134,10 +134,8 @@ class Plan:
 
     @property
     def compares(self) -> bool:
-        """Whether some of its values tell what happened between two readings."""
-        return bool(self._gpm and self._gpm_ids) or any(
-            target.rate and target.key in self._before for target in self._fields.targets
-        )
+        """Whether GPM measures some of its values between two readings."""
+        return bool(self._gpm and self._gpm_ids)
 
     def lacks(self, key: str) -> bool:
         """Whether the device has been found not to offer a metric."""
