@@ -20,6 +20,7 @@ from fake_nvml import FakeNvml
 from playwright.sync_api import Locator, Page, expect
 from test_browser import column, eventually
 
+from gpumon_core import format as fmt
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.store import database
 from gpumon_core.store.writer import Writer
@@ -165,7 +166,7 @@ def test_the_page_says_what_the_database_says_of_everybody(
             assert (shown_hours, shown_kwh) == pytest.approx(used[name], rel=0.01, abs=0.001), name
     [(busy_h, energy)] = history.ask("SELECT sum(busy_s) / 3600, sum(energy_j) / 3.6e6 FROM gpu_usage")
     assert (sum(hours), sum(kwh)) == pytest.approx((busy_h, energy), rel=0.01)
-    expect(metric(page, "GPU-hours")).to_have_text(f"{busy_h:,.1f} h")
+    expect(metric(page, "GPU-hours")).to_have_text(f"{fmt.amount(busy_h, 1)} h")
     expect(metric(page, "Energy")).to_have_text(f"{energy:,.2f} kWh")
     assert sum(numbers(page, "Share of energy")) == pytest.approx(100, abs=0.5)
     expect(page.get_by_text("GPUMON_PRICE_PER_KWH")).to_be_visible()

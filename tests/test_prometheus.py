@@ -17,6 +17,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -625,9 +626,9 @@ def test_a_real_prometheus_scrapes_it_and_answers_what_boards_ask(
             try:
                 with urllib.request.urlopen(url, timeout=5) as answer:
                     return list(json.load(answer)["data"]["result"])
-            except urllib.error.HTTPError:
-                raise
-            except OSError:
+            except OSError as error:
+                if isinstance(error, urllib.error.HTTPError) and error.code != HTTPStatus.SERVICE_UNAVAILABLE:
+                    raise
                 # It is still starting.
                 return []
 
