@@ -26,6 +26,12 @@ class _File(RotatingFileHandler):
             print(f"gpumon: {self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)  # noqa: T201
 
 
+def _is_failure(record: logging.LogRecord) -> bool:
+    """Ctrl-C or SIGTERM while a connection is being closed is none, though SQLAlchemy logs it as one."""
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or issubclass(kind, Exception)
+
+
 def configure(level: str, file: Path | None = None) -> None:
     """Send gpumon's log to stderr, and to `file`, at `level`, and other libraries' only where they warn.
     Raises SettingsError where the file cannot be written."""
@@ -40,10 +46,14 @@ def configure(level: str, file: Path | None = None) -> None:
             ) from None
     for handler in handlers:
         handler.setFormatter(logging.Formatter(FORMAT))
+        handler.addFilter(_is_failure)
     ours = logging.getLogger("gpumon_core")
     ours.handlers[:] = handlers
     ours.setLevel(level)
     ours.propagate = False
+    pool = logging.getLogger("sqlalchemy.pool")
+    pool.handlers[:] = handlers
+    pool.propagate = False
     # The scheduler warns about every late run, which would be a line per tick on a slow machine.
     scheduler = logging.getLogger("apscheduler")
     scheduler.handlers[:] = handlers

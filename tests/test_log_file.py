@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from conftest import Server
 from fake_nvml import FakeNvml
 
@@ -20,7 +21,7 @@ log = logging.getLogger("gpumon_core.test")
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("gpumon_core", "apscheduler")]
+    loggers = [logging.getLogger(name) for name in ("gpumon_core", "apscheduler", "sqlalchemy.pool")]
     before = [(one, list(one.handlers), one.level, one.propagate) for one in loggers]
     yield
     for one, handlers, level, propagate in before:
@@ -69,6 +70,25 @@ def test_a_full_disk_costs_the_file_lines_and_is_told_once(capsys: pytest.Captur
     assert "second" in said
     assert said.count("/dev/full cannot be written: [Errno 28] No space left on device") == 1
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(("error", "told"), [(KeyboardInterrupt, False), (SystemExit, False), (OSError, True)])
+def test_a_ctrl_c_while_a_connection_closes_is_not_logged_as_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: type[BaseException], told: bool
+) -> None:
+    logs.configure("INFO")
+    engine = sa.create_engine("sqlite://", poolclass=sa.NullPool)
+
+    def close(connection: object) -> None:
+        raise error
+
+    with monkeypatch.context() as patch, suppress(error):
+        patch.setattr(engine.dialect, "do_close", close)
+        with engine.connect():
+            pass
+    shown = capsys.readouterr().err
+    assert ("Exception closing connection" in shown) == told
+    assert ("Traceback" in shown) == told
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
