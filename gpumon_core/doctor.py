@@ -14,7 +14,7 @@ from typing import Literal
 import sqlalchemy as sa
 
 from gpumon_core import __version__, health
-from gpumon_core.attribution.local import sees_host_processes, user_name
+from gpumon_core.attribution.local import is_wsl, sees_host_processes, user_name
 from gpumon_core.format import duration, memory
 from gpumon_core.recorder import State
 from gpumon_core.settings import Settings, mask_password, unknown_variables
@@ -126,6 +126,8 @@ def _devices() -> Iterator[Finding]:
 def _pid_namespace() -> Finding:
     if sees_host_processes():
         return Finding("ok", "PID namespace", "the host's: processes can be named")
+    if is_wsl():
+        return Finding("ok", "PID namespace", "WSL's own: Windows' driver names few processes or none, in any")
     return Finding(
         "warning",
         "PID namespace",

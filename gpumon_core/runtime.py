@@ -7,14 +7,13 @@ import threading
 import time
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
 from gpumon_core import health
-from gpumon_core.attribution.local import sees_host_processes
+from gpumon_core.attribution import local
 from gpumon_core.newest import Newest
 from gpumon_core.recorder import Recorder, State
 from gpumon_core.settings import Settings, load
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
     from gpumon_core.doctor import Finding
 
 log = logging.getLogger(__name__)
-
-# The device of a GPU that Windows shares with its Linux.
-WSL = Path("/dev/dxg")
 
 _guard = threading.Lock()
 _recorder: Recorder | None = None
@@ -77,7 +73,7 @@ def sees_processes() -> bool:
     """Whether this process's recorder is told of all processes: in a container with PIDs of its own, a driver
     tells of none outside it. True where it does not record, and under WSL, whose driver tells of none anyway."""
     now = state()
-    return now.role != "recording" or now.source == "demo" or WSL.exists() or sees_host_processes()
+    return now.role != "recording" or now.source == "demo" or local.is_wsl() or local.sees_host_processes()
 
 
 def vitals() -> Vitals | None:

@@ -133,11 +133,6 @@ def ranked(at: data.Tick, chosen: Scope, title: str) -> None:
     st.caption(" ".join(notes))
 
 
-def _energy(joules: float) -> str:
-    kwh = joules / fmt.JOULES_PER_KWH
-    return f"{kwh:,.2f} kWh" if kwh >= 1 else fmt.energy(joules)
-
-
 def headline(ranking: pd.DataFrame, totals: pd.DataFrame) -> None:
     """The range in a few numbers."""
     sums = ranking[["busy_s", "energy_j", "memory_mib_s"]].sum()
@@ -154,7 +149,7 @@ def headline(ranking: pd.DataFrame, totals: pd.DataFrame) -> None:
             f"{fmt.amount(sums['memory_mib_s'] / 1024 / 3600, 0)} GiB·h",
             "GPU memory held, times how long",
         ),
-        ("Energy", _energy(sums["energy_j"]), "Of the GPUs alone, idle ones included"),
+        ("Energy", fmt.energy(sums["energy_j"]), "Of the GPUs alone, idle ones included"),
     ]
     if prices.known:
         cost = ledger.measure(ranking, "Cost", prices).sum()

@@ -11,12 +11,15 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from conftest import ROOT, Server
 from fake_nvml import FakeNvml
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
 from test_browser import Stage, chart, column, eventually, stage, tile, traces
+
+from gpumon_core.figures.base import LEFT, RIGHT
 
 __all__ = ["stage"]
 
@@ -133,7 +136,7 @@ def drag(page: Page, plot: Locator, begin: float, end: float) -> None:
     page.wait_for_timeout(1000)
     box = plot.bounding_box()
     assert box is not None
-    left, width = box["x"] + 60, box["width"] - 74
+    left, width = box["x"] + LEFT, box["width"] - LEFT - RIGHT
     height = box["y"] + min(140, box["height"] / 2)
     page.mouse.move(left + begin * width, height)
     page.mouse.down()
@@ -161,6 +164,28 @@ def shown_range(page: Page, place: int = 0) -> tuple[datetime, datetime]:
 def demo(serve: Callable[..., Server]) -> Server:
     """Simulated GPUs with an hour behind them."""
     return serve(None, GPUMON_DEMO_GPUS="2").ready()
+
+
+def test_the_first_and_the_last_time_of_an_axis_are_whole_and_stand_clear(page: Page, demo: Server) -> None:
+    end = datetime.now(ZoneInfo("Europe/Berlin")).replace(second=0, microsecond=0)
+    edges = [f"{moment:%Y-%m-%dT%H:%M}" for moment in (end - timedelta(minutes=4), end)]
+    page.goto(f"{demo.url}/history?range=Custom&from={edges[0]}&to={edges[1]}")
+    assert traces(page)
+    figure = chart(page).bounding_box()
+    assert figure is not None
+    times, values = (
+        [
+            box
+            for label in chart(page).locator(f"[class^={name}][class$=tick] text").all()
+            if (box := label.bounding_box())
+        ]
+        for name in "xy"
+    )
+    last = max(times, key=lambda box: box["x"])
+    assert last["x"] + last["width"] <= figure["x"] + figure["width"]
+    assert last["x"] > figure["x"] + figure["width"] - 80, "one stands at the very end"
+    # A line of text is so much higher than its digits.
+    assert max(box["y"] + box["height"] for box in values) <= min(box["y"] for box in times) + 5
 
 
 def test_a_zoom_in_one_chart_is_that_of_all_with_finer_data_and_stands_in_the_address(

@@ -167,7 +167,7 @@ def test_the_page_says_what_the_database_says_of_everybody(
     [(busy_h, energy)] = history.ask("SELECT sum(busy_s) / 3600, sum(energy_j) / 3.6e6 FROM gpu_usage")
     assert (sum(hours), sum(kwh)) == pytest.approx((busy_h, energy), rel=0.01)
     expect(metric(page, "GPU-hours")).to_have_text(f"{fmt.amount(busy_h, 1)} h")
-    expect(metric(page, "Energy")).to_have_text(f"{energy:,.2f} kWh")
+    expect(metric(page, "Energy")).to_have_text(fmt.energy(3.6e6 * energy))
     assert sum(numbers(page, "Share of energy")) == pytest.approx(100, abs=0.5)
     expect(page.get_by_text("GPUMON_PRICE_PER_KWH")).to_be_visible()
     assert "Cost" not in page.locator("[role=grid]").first.inner_text()

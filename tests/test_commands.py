@@ -19,6 +19,7 @@ import pytest
 from conftest import ROOT
 from fake_nvml import FakeNvml, environment
 
+from gpumon_core import doctor
 from gpumon_core.settings import SettingsError, load, mask_password
 from gpumon_core.store import database
 
@@ -198,6 +199,19 @@ def test_doctor_names_what_is_there_and_what_is_wrong(
     none = gpumon(environ, "doctor")
     assert none.returncode == 1
     assert "modprobe nvidia" in none.stdout
+
+
+@pytest.mark.parametrize(
+    ("sees", "wsl", "verdict"), [(True, False, "ok"), (False, True, "ok"), (False, False, "warning")]
+)
+def test_doctor_names_the_hosts_pids_as_a_remedy_where_they_are_one(
+    monkeypatch: pytest.MonkeyPatch, sees: bool, wsl: bool, verdict: str
+) -> None:
+    monkeypatch.setattr(doctor, "sees_host_processes", lambda: sees)
+    monkeypatch.setattr(doctor, "is_wsl", lambda: wsl)
+    found = doctor._pid_namespace()
+    assert found.verdict == verdict
+    assert ("--pid=host" in found.remedy) == (verdict == "warning")
 
 
 @pytest.mark.parametrize(("source", "recorded"), [("auto", "demo.db"), ("demo", "demo.db"), ("nvml", "gpumon.db")])

@@ -15,10 +15,13 @@ import pynvml
 import pytest
 from fake_nvml import GIB, FakeGpu, FakeNvml
 
+from gpumon_core import observer
+from gpumon_core.attribution.local import LocalAttribution
 from gpumon_core.metrics import GPU_METRICS, RARELY_S
+from gpumon_core.observer import Observer
 from gpumon_core.telemetry import plan
 from gpumon_core.telemetry.nvml import NvmlSource
-from gpumon_core.telemetry.records import GpuReading, ProcessReading, Snapshot
+from gpumon_core.telemetry.records import GpuReading, ProcessReading, Snapshot, SourceUnavailable
 from gpumon_core.telemetry.samples import DOUBTFUL_AFTER, weighted
 from gpumon_core.telemetry.usage import DOUBTFUL_AFTER as QUIET_READS
 
@@ -967,6 +970,22 @@ def test_a_gpm_metric_that_the_gpu_lacks_is_asked_once_and_the_others_stay(
     # NVLink has its counters as a second way, which this board does not have.
     assert (key in lacking) == (not key.startswith("pcie"))
     assert not set(lacking) & set(GPM) - {key}
+
+
+def test_a_second_look_that_fails_does_not_cost_the_first(
+    fake: FakeNvml, hopper: FakeGpu, begin: Callable[[], NvmlSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = begin()
+    looks = Observer(source, LocalAttribution())
+
+    def meanwhile(_: float) -> None:
+        fake.fail("nvmlGpmSampleGet", pynvml.NVML_ERROR_UNINITIALIZED)
+
+    monkeypatch.setattr(observer, "time", SimpleNamespace(sleep=meanwhile))
+    snapshot, _ = looks.observe_once(0)
+    assert snapshot.readings[0].values["temperature"] is not None
+    with pytest.raises(SourceUnavailable):
+        source.read()
 
 
 def test_a_board_without_nvlink_sends_nothing_over_it_rather_than_0(

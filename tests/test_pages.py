@@ -19,6 +19,7 @@ from streamlit.testing.v1 import AppTest
 from test_writer import GPUS, runs, tick, who
 
 from gpumon_core import runtime
+from gpumon_core.attribution import local
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.store import database
 from gpumon_core.store.writer import Writer
@@ -171,22 +172,24 @@ def test_processes_that_cannot_be_looked_at_are_explained(writer: Writer) -> Non
 
 
 @pytest.mark.parametrize(
-    ("role", "source", "sees", "hinted"),
+    ("role", "source", "sees", "wsl", "hinted"),
     [
-        ("recording", "nvml", False, True),
-        ("recording", "nvml", True, False),
-        ("recording", "demo", False, False),
-        ("viewing", "nvml", False, False),
+        ("recording", "nvml", False, False, True),
+        ("recording", "nvml", True, False, False),
+        ("recording", "nvml", False, True, False),
+        ("recording", "demo", False, False, False),
+        ("viewing", "nvml", False, False, False),
     ],
 )
 def test_a_container_that_is_told_of_no_process_says_so(
-    writer: Writer, monkeypatch: pytest.MonkeyPatch, role: str, source: str, sees: bool, hinted: bool
+    writer: Writer, monkeypatch: pytest.MonkeyPatch, role: str, source: str, sees: bool, wsl: bool, hinted: bool
 ) -> None:
     # As a driver answers one with PIDs of its own: memory is held, and nobody holds it.
     writer.write(tick(time.time() - 2, {}), {})
     state = replace(runtime.state(), role=role, source=source)
     monkeypatch.setattr(runtime, "state", lambda: state)
-    monkeypatch.setattr(runtime, "sees_host_processes", lambda: sees)
+    monkeypatch.setattr(local, "sees_host_processes", lambda: sees)
+    monkeypatch.setattr(local, "is_wsl", lambda: wsl)
     said = texts(open_page())
     assert ("--pid=host" in said) == hinted
     assert ("No process is using a GPU right now." in said) != hinted

@@ -15,6 +15,9 @@ from gpumon_core.attribution.records import ProcessIdentity
 # Inode of the first PID namespace: PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h.
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 
+# The device of a GPU that Windows shares with its Linux.
+WSL = Path("/dev/dxg")
+
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -24,6 +27,11 @@ def sees_host_processes() -> bool:
         return os.stat("/proc/self/ns/pid").st_ino == INITIAL_PID_NAMESPACE
     except OSError:
         return False
+
+
+def is_wsl() -> bool:
+    """Whether this is the Linux of a Windows, whose driver names few processes or none, in any PID namespace."""
+    return WSL.exists()
 
 
 class LocalAttribution:
