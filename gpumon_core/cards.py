@@ -1,4 +1,4 @@
-"""The overview's cards, as HTML: a table of GPUs and one of processes in, text out.
+"""The overview's cards, as HTML: rows of GPUs and of processes in, text out.
 
 Colours follow the page's light or dark scheme through CSS light-dark(); a level or state is never told by colour
 alone, but by a sign and a word as well. Everything that comes from outside is escaped.
@@ -7,6 +7,7 @@ alone, but by a sign and a word as well. Everything that comes from outside is e
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import numpy as np
 import pandas as pd
 
 from gpumon_core import figures
@@ -26,15 +26,6 @@ from gpumon_core.metrics import GPU_METRICS_BY_KEY, Level, Metric, throttled_by
 TRENDS = ("utilization", "temperature", "power")
 DETAIL = ("fan_speed", "sm_clock", "memory_clock")
 TREND_METRICS: Sequence[str] = TRENDS
-CARD_METRICS = tuple(GPU_METRICS_BY_KEY[key] for key in (*TRENDS, "memory", *DETAIL, "clocks_event_reasons"))
-# Of a GPU and of a process, what stands on a card beside the metrics.
-FACTS = (
-    *("id", "parent_id", "host", "gpu_index", "mig_index", "name", "uuid", "state"),
-    *("last_seen", "host_last_seen", "host_interval_s"),
-    *("memory_total_mib", "power_limit_w"),
-)
-WHO = ("gpu_id", "pid", "name", "username", "workload", "model", "memory")
-
 SIGNS = {Level.WARNING: ("▲", "warning"), Level.CRITICAL: ("◆", "critical")}
 # A GPU counts as busy from this utilization on, and as held when idle with this share of memory used.
 BUSY_PERCENT = 5.0
@@ -55,7 +46,8 @@ SPARK = quote(
     'stroke="#000" stroke-width="1.5" stroke-linejoin="round" vector-effect="non-scaling-stroke"/></svg>',
     safe=" =:/.,-{}",
 )
-# The columns of frames.history of one GPU.
+# A row of store.now, and the columns of frames.history of one GPU.
+Row = Mapping[str, Any]
 Trend = Mapping[str, Any]
 
 STYLE = f"<style>{Path(__file__).with_suffix('.css').read_text(encoding='utf-8')}</style>"
@@ -63,45 +55,40 @@ STYLE = f"<style>{Path(__file__).with_suffix('.css').read_text(encoding='utf-8')
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What cards have beside their GPU: trends and processes by GPU id, the time from and to which trends reach,
-    the place of each workload's colour, whether there are several hosts, and the time of the newest sample of
-    any."""
+    """What cards have beside their GPU: `sparks` and processes by GPU id, the place of each workload's colour,
+    whether there are several hosts, and the time of the newest sample of any."""
 
-    trends: Mapping[int, Trend] = field(default_factory=dict)
-    processes: Mapping[int, Sequence[Mapping[Any, Any]]] = field(default_factory=dict)
-    span: tuple[int, int] = (0, 1)
+    sparks: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    processes: Mapping[int, Sequence[Row]] = field(default_factory=dict)
     workloads: Mapping[str, int] = field(default_factory=dict)
     with_host: bool = False
     latest: float = 0.0
 
 
 def overview(
-    gpus: pd.DataFrame,
-    trend: pd.DataFrame,
-    processes: pd.DataFrame,
+    gpus: Sequence[Row],
+    sparks: Mapping[int, Mapping[str, str]],
+    processes: Sequence[Row],
     workloads: Sequence[str],
-    span: tuple[int, int],
+    latest: float,
     with_host: bool | None = None,
 ) -> str:
-    """All cards. `gpus` as from frames.gpu_table, `trend` as from frames.history of TREND_METRICS over `span` (UTC
-    seconds), `processes` as from frames.active_processes, `workloads` in the order that gives them their
-    colours."""
+    """All cards. `gpus` and `processes` as from store.now, `sparks` as from `sparks` below, `workloads` in the
+    order that gives them their colours, `latest` the time of the newest sample in UTC seconds."""
     scene = Scene(
-        _trends(trend),
+        sparks,
         _by_gpu(processes),
-        span,
         {name: place for place, name in enumerate(workloads)},
-        gpus["host"].nunique() > 1 if with_host is None else with_host,
-        span[1],
+        len({row["host"] for row in gpus}) > 1 if with_host is None else with_host,
+        latest,
     )
-    rows = _records(gpus, [*FACTS, *(metric.key for metric in CARD_METRICS)])
-    instances: dict[int, list[Mapping[Any, Any]]] = {}
-    for row in rows:
-        if not fmt.missing(row["parent_id"]):
-            instances.setdefault(int(row["parent_id"]), []).append(row)
-    known = {row["id"] for row in rows}
+    instances: dict[int, list[Row]] = {}
+    for row in gpus:
+        if row["parent_id"] is not None:
+            instances.setdefault(row["parent_id"], []).append(row)
+    known = {row["id"] for row in gpus}
     # An instance whose GPU is gone stands for itself.
-    whole = [row for row in rows if fmt.missing(row["parent_id"]) or row["parent_id"] not in known]
+    whole = [row for row in gpus if row["parent_id"] not in known]
     cards = [card(row, scene, instances.get(row["id"], ())) for row in whole]
     columns = next(count for most, count in COLUMNS if len(cards) <= most)
     return (
@@ -110,46 +97,41 @@ def overview(
     )
 
 
-def _records(frame: pd.DataFrame, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Some columns of a frame as dicts, a row each."""
-    columns = [frame[name].tolist() for name in names]
-    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def _trends(trend: pd.DataFrame) -> dict[int, Trend]:
-    """The trends of each GPU, whose rows stand together."""
-    if trend.empty:
-        return {}
-    columns = {name: trend[name].to_numpy() for name in trend.columns}
-    owners = columns["gpu_id"]
-    return {
-        int(gpu_id): {name: values[owners == gpu_id] for name, values in columns.items()}
-        for gpu_id in np.unique(owners)
-    }
-
-
-def _by_gpu(processes: pd.DataFrame) -> dict[int, list[dict[str, Any]]]:
-    """Who is on each GPU, most memory first; what is not known is None."""
-    found: dict[int, list[dict[str, Any]]] = {}
-    for row in _records(processes, WHO):
-        known = {name: None if value != value else value for name, value in row.items()}  # noqa: PLR0124 - NaN
-        found.setdefault(row["gpu_id"], []).append(known)
-    for mine in found.values():
-        mine.sort(key=lambda row: -(row["memory"] or 0))
+def _by_gpu(processes: Sequence[Row]) -> dict[int, list[Row]]:
+    """Who is on each GPU, most memory first, as they come."""
+    found: dict[int, list[Row]] = {}
+    for row in processes:
+        found.setdefault(row["gpu_id"], []).append(row)
     return found
 
 
-def host_line(hosts: pd.DataFrame, gpus: pd.DataFrame) -> str:
-    """Each machine with its driver and CUDA versions and its GPUs. `hosts` as from frames.host_table."""
+def sparks(gpus: Sequence[Row], trend: pd.DataFrame, span: tuple[int, int]) -> dict[int, dict[str, str]]:
+    """The drawings of the cards' trends, by GPU id and metric. `gpus` as from store.now, `trend` as from
+    frames.history of TREND_METRICS over `span` (UTC seconds)."""
+    drawn = {}
+    for row in gpus:
+        mine = trend["gpu_id"].to_numpy() == row["id"]
+        if mine.any():
+            columns = {name: trend[name].to_numpy()[mine] for name in trend.columns}
+            metrics = (GPU_METRICS_BY_KEY[key] for key in TREND_METRICS)
+            drawn[row["id"]] = {
+                metric.key: sparkline(columns, metric, row[metric.share_of] if metric.share_of else None, span)
+                for metric in metrics
+            }
+    return drawn
+
+
+def host_line(hosts: Sequence[Row], gpus: Sequence[Row]) -> str:
+    """Each machine with its driver and CUDA versions and its GPUs, all as from store.now."""
     lines = []
-    for host in hosts.to_dict("records"):
-        mine = gpus[(gpus["host"] == host["name"]) & gpus["parent_id"].isna()]
-        models = mine["name"].fillna("unknown model").value_counts(sort=False)
+    for host in hosts:
+        mine = (gpu for gpu in gpus if gpu["host"] == host["name"] and gpu["parent_id"] is None)
+        models = Counter(gpu["name"] or "unknown model" for gpu in mine)
         facts = {
             "Host": host["name"],
             "Driver": host["driver_version"],
             "CUDA": host["cuda_version"],
-            "GPUs": ", ".join(f"{count} × {name}" if count > 1 else str(name) for name, count in models.items()),
+            "GPUs": ", ".join(f"{count} × {name}" if count > 1 else name for name, count in models.items()),
         }
         lines.append(
             '<div class="gm-host">'
@@ -161,7 +143,7 @@ def host_line(hosts: pd.DataFrame, gpus: pd.DataFrame) -> str:
     return "".join(lines)
 
 
-def card(gpu: Mapping[Any, Any], scene: Scene, instances: Sequence[Mapping[Any, Any]] = ()) -> str:
+def card(gpu: Row, scene: Scene, instances: Sequence[Row] = ()) -> str:
     """One GPU's card, with its MIG instances on it."""
     word, css, why = state(gpu, scene.latest)
     title = _title(gpu, scene.with_host)
@@ -181,15 +163,15 @@ def card(gpu: Mapping[Any, Any], scene: Scene, instances: Sequence[Mapping[Any, 
     )
 
 
-def _title(gpu: Mapping[Any, Any], with_host: bool) -> str:
+def _title(gpu: Row, with_host: bool) -> str:
     mig = gpu["mig_index"]
     title = f"GPU {gpu['gpu_index']}" + ("" if fmt.missing(mig) else f":{int(mig)}")
     return f"{gpu['host']} · {title}" if with_host else title
 
 
-def _body(gpu: Mapping[Any, Any], scene: Scene, instances: Sequence[Mapping[Any, Any]]) -> str:
-    trend = scene.trends.get(gpu["id"])
-    utilization, temperature, power = (_tile(GPU_METRICS_BY_KEY[key], gpu, trend, scene.span) for key in TRENDS)
+def _body(gpu: Row, scene: Scene, instances: Sequence[Row]) -> str:
+    drawn = scene.sparks.get(gpu["id"], {})
+    utilization, temperature, power = (_tile(GPU_METRICS_BY_KEY[key], gpu, drawn.get(key)) for key in TRENDS)
     detail = "".join(
         f'<span data-metric="{key}">{escape(GPU_METRICS_BY_KEY[key].label)} '
         f"<b>{escape(fmt.value(GPU_METRICS_BY_KEY[key], gpu[key]))}</b></span>"
@@ -207,7 +189,7 @@ def _body(gpu: Mapping[Any, Any], scene: Scene, instances: Sequence[Mapping[Any,
     )
 
 
-def _instance(gpu: Mapping[Any, Any], scene: Scene) -> str:
+def _instance(gpu: Row, scene: Scene) -> str:
     """A MIG instance on its GPU's card."""
     mine = scene.processes.get(gpu["id"], ())
     word, css, _ = state(gpu, scene.latest)
@@ -220,7 +202,7 @@ def _instance(gpu: Mapping[Any, Any], scene: Scene) -> str:
     )
 
 
-def state(gpu: Mapping[Any, Any], latest: float = 0.0) -> tuple[str, str, str]:  # noqa: PLR0911 - one for each state
+def state(gpu: Row, latest: float = 0.0) -> tuple[str, str, str]:  # noqa: PLR0911 - one for each state
     """What a GPU is doing in a word, the CSS class of that word, and a sentence about it."""
     since = fmt.duration(gpu["host_last_seen"] - gpu["last_seen"])
     if latest - gpu["host_last_seen"] > fresh_within_s(gpu["host_interval_s"]):
@@ -253,7 +235,7 @@ def state(gpu: Mapping[Any, Any], latest: float = 0.0) -> tuple[str, str, str]: 
     return "Idle", "idle", "Nothing is computed, and next to no memory held"
 
 
-def _tile(metric: Metric, gpu: Mapping[Any, Any], trend: Trend | None, span: tuple[int, int]) -> str:
+def _tile(metric: Metric, gpu: Row, spark: str | None) -> str:
     value = gpu[metric.key]
     whole = gpu[metric.share_of] if metric.share_of else None
     known = None if fmt.missing(value) else float(value)
@@ -262,7 +244,7 @@ def _tile(metric: Metric, gpu: Mapping[Any, Any], trend: Trend | None, span: tup
     bar = ""
     if metric.key == "power" and known is not None and whole and not fmt.missing(whole):
         bar = f'<div class="gm-bar"><i style="width:{min(100.0, 100 * known / whole):.1f}%"></i></div>'
-    drawing = NO_SPARK if known is None or trend is None else sparkline(trend, metric, whole, span)
+    drawing = NO_SPARK if known is None or spark is None else spark
     return (
         f'<div class="gm-tile gm-{level}" data-metric="{metric.key}">'
         f'<div class="gm-label">{escape(metric.label)}</div>'
@@ -275,7 +257,7 @@ def _mark(level: Level) -> str:
     return f' <small class="gm-sign" title="{word}" aria-label="{word}">{sign}</small>' if sign else ""
 
 
-def _memory(gpu: Mapping[Any, Any], scene: Scene, processes: Sequence[Mapping[Any, Any]]) -> str:
+def _memory(gpu: Row, scene: Scene, processes: Sequence[Row]) -> str:
     """The memory in use, in a bar of the processes that hold it."""
     metric = GPU_METRICS_BY_KEY["memory"]
     used, whole = gpu["memory"], gpu["memory_total_mib"]
@@ -304,7 +286,7 @@ def _memory(gpu: Mapping[Any, Any], scene: Scene, processes: Sequence[Mapping[An
     )
 
 
-def _who(processes: Sequence[Mapping[Any, Any]], scene: Scene, most: int = NAMED) -> str:
+def _who(processes: Sequence[Row], scene: Scene, most: int = NAMED) -> str:
     """Who holds most of it, and with which model."""
     lines = []
     more = len(processes) - most
@@ -320,12 +302,12 @@ def _who(processes: Sequence[Mapping[Any, Any]], scene: Scene, most: int = NAMED
     return f'<ul class="gm-who">{"".join(lines)}</ul>'
 
 
-def _called(process: Mapping[Any, Any]) -> str:
+def _called(process: Row) -> str:
     name = process["workload"] or process["name"] or f"PID {process['pid']}"
     return f"{name} · {process['model']}" if process["model"] else str(name)
 
 
-def _ink(process: Mapping[Any, Any], scene: Scene) -> str:
+def _ink(process: Row, scene: Scene) -> str:
     """The workload's colour, which charts give it too."""
     place = scene.workloads.get(process["workload"] or "")
     if place is None:

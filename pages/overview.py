@@ -13,7 +13,7 @@ def body(now: Health) -> None:
     """One card per GPU, and the processes of the newest tick."""
     at = data.tick(now)
     chrome.stale_warning(now)
-    if data.gpu_table(at).empty:
+    if not data.gpus(at):
         st.info("The driver answers, but lists no GPU. `nvidia-smi -L` shows what it sees.")
     st.html(data.overview_html(at))
     processes(at)
@@ -21,7 +21,7 @@ def body(now: Health) -> None:
 
 def processes(at: data.Tick) -> None:
     """Who is on the GPUs."""
-    frame = data.active_processes(at)
+    found = data.active_processes(at)
     left, right = st.columns([3, 1], vertical_alignment="bottom")
     left.subheader("Active processes", anchor=False)
     text = right.text_input(
@@ -34,22 +34,20 @@ def processes(at: data.Tick) -> None:
     )
     shown = sheets.active(at, chrome.zone().key)
     if text.strip():
-        wanted = text.strip().lower()
-        matches = shown["Name"].str.lower().str.contains(wanted, regex=False, na=False)
-        shown = shown[matches | shown["PID"].astype(str).str.contains(wanted, regex=False)]
-    if shown.empty:
-        if frame.empty and not runtime.sees_processes():
+        shown = tables.matching(shown, text)
+    if not len(shown):
+        if not found and not runtime.sees_processes():
             st.caption(
                 "gpumon has PIDs of its own here, and the driver names no process outside: start its container "
                 "with `--pid=host` to see who is on the GPUs."
             )
-        elif frame.empty:
+        elif not found:
             st.caption("No process is using a GPU right now.")
         else:
-            st.caption(f"None of the {len(frame)} active processes matches. Clear the search to see them.")
+            st.caption(f"None of the {len(found)} active processes matches. Clear the search to see them.")
         return
     tables.show(shown, "active_processes", "Processes on the GPUs in the newest sample")
-    unread = frame.loc[frame["start_time"].isna(), "process_id"].nunique()
+    unread = len({row["process_id"] for row in found if row["start_time"] is None})
     if unread:
         st.caption(
             f"{unread} of these processes cannot be looked at from here, so only what the driver says of them is "

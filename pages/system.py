@@ -14,6 +14,7 @@ from gpumon_core import __version__, figures, importer, runtime, settings
 from gpumon_core import format as fmt
 from gpumon_core.health import Health
 from gpumon_core.settings import mask_password
+from gpumon_core.store.now import Row
 from pages.ui import chrome, data, filters, plot, tables
 
 DAY = 86400
@@ -192,7 +193,7 @@ def doctor() -> None:
         st.caption("This machine is being examined.")
 
 
-def in_force(hosts: pd.DataFrame) -> None:
+def in_force(hosts: list[Row]) -> None:
     """The settings, and the versions of what runs."""
     st.subheader("Settings in force", anchor=False)
     rows = [
@@ -208,13 +209,14 @@ def in_force(hosts: pd.DataFrame) -> None:
     versions = {"gpumon": __version__, "Python": platform.python_version()}
     versions |= {name: metadata.version(name) for name in ("streamlit", "pandas", "plotly", "sqlalchemy")}
     st.html(chrome.facts_html(versions))
-    machines = {
-        "Host": hosts["name"],
-        "Driver": hosts["driver_version"],
-        "CUDA": hosts["cuda_version"],
-        "NVML": hosts["nvml_version"],
-        "Every (s)": hosts["interval_s"],
+    columns = {
+        "Host": "name",
+        "Driver": "driver_version",
+        "CUDA": "cuda_version",
+        "NVML": "nvml_version",
+        "Every (s)": "interval_s",
     }
+    machines = {title: [host[name] for host in hosts] for title, name in columns.items()}
     st.dataframe(pd.DataFrame(machines), key="hosts", hide_index=True, alt="The machines that are recorded")
     st.caption(f"Times in {chrome.zone_label()}.")
 
@@ -232,7 +234,7 @@ def body(now: Health) -> None:
     database(data.minute(now), frame)
     originals()
     doctor()
-    in_force(data.host_table(data.minute(now)))
+    in_force(data.hosts(data.minute(now)))
 
 
 chrome.live("System", body)

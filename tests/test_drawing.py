@@ -141,7 +141,7 @@ def test_levels(key: str, value: float | None, whole: float | None, level: Level
 
 def gpu(**changes: object) -> dict[str, object]:
     values: dict[str, object] = {metric.key: 10.0 for metric in GPU_METRICS}
-    values |= {"id": 1, "parent_id": NAN, "gpu_index": 0, "mig_index": NAN, "clocks_event_reasons": 0.0}
+    values |= {"id": 1, "parent_id": None, "gpu_index": 0, "mig_index": None, "clocks_event_reasons": 0.0}
     values |= {"name": "Board", "uuid": "GPU-1", "host": "box", "state": "ok"}
     values |= {"host_interval_s": 4.0}
     values |= {"memory_total_mib": 24576.0, "power_limit_w": 300.0, "host_last_seen": 100, "last_seen": 100}
@@ -149,7 +149,8 @@ def gpu(**changes: object) -> dict[str, object]:
 
 
 def scene(of: pd.DataFrame | None = None, **changes: object) -> cards.Scene:
-    return cards.Scene(trends={} if of is None else {1: of}, span=(1000, 1008), **changes)  # type: ignore[arg-type]
+    drawn = {} if of is None else cards.sparks([gpu()], of.assign(gpu_id=1), (1000, 1008))
+    return cards.Scene(sparks=drawn, **changes)  # type: ignore[arg-type]
 
 
 def process(**changes: object) -> dict[str, object]:
@@ -163,7 +164,7 @@ def trend(*values: float) -> pd.DataFrame:
 
 
 def test_a_missing_value_is_a_dash_without_a_trend() -> None:
-    html = cards.card(gpu(fan_speed=NAN, temperature=NAN), scene(trend(1, 2, 3)))
+    html = cards.card(gpu(fan_speed=None, temperature=None), scene(trend(1, 2, 3)))
     temperature = html.split('data-metric="temperature"')[1].split("data-metric=")[0]
     assert "–" in temperature
     assert "--drawing" not in temperature
@@ -203,10 +204,10 @@ def test_text_from_outside_stays_text(evil: str) -> None:
         ({"utilization": 60.0}, "Busy"),
         ({"utilization": 0.0, "memory": 100.0}, "Idle"),
         ({"utilization": 0.0, "memory": 20000.0}, "Held idle"),
-        ({"utilization": NAN, "memory": 20000.0}, "In use"),
+        ({"utilization": None, "memory": 20000.0}, "In use"),
         ({"utilization": 60.0, "clocks_event_reasons": float(0x40)}, "Throttled"),
         ({"utilization": 60.0, "clocks_event_reasons": float(0x4)}, "Busy"),
-        ({"utilization": 60.0, "clocks_event_reasons": NAN}, "Busy"),
+        ({"utilization": 60.0, "clocks_event_reasons": None}, "Busy"),
         ({"state": "lost", "host_last_seen": 172}, "Lost"),
         ({"state": "hung", "host_last_seen": 172}, "Hung"),
     ],
@@ -229,7 +230,7 @@ def test_memory_is_told_by_who_holds_it() -> None:
     mine = [
         process(workload="vLLM", model="Qwen3", memory=12288.0),
         process(pid=8, memory=6144.0),
-        process(pid=9, memory=NAN),
+        process(pid=9, memory=None),
     ]
     html = cards.card(gpu(memory=20480.0), scene(workloads={"vLLM": 0}, processes={1: mine}))
     bar = html.split('class="gm-bar gm-thick"')[1].split("</div>")[0]
@@ -248,11 +249,10 @@ def test_more_held_than_used_is_no_bar_beyond_its_end() -> None:
 def test_instances_stand_on_their_gpus_card_and_orphans_for_themselves() -> None:
     rows = [
         gpu(),
-        gpu(id=2, uuid="MIG-1", parent_id=1.0, mig_index=3.0, name="Board MIG 1g.10gb"),
-        gpu(id=3, uuid="MIG-2", parent_id=99.0, mig_index=0.0),
+        gpu(id=2, uuid="MIG-1", parent_id=1, mig_index=3, name="Board MIG 1g.10gb"),
+        gpu(id=3, uuid="MIG-2", parent_id=99, mig_index=0),
     ]
-    nobody = pd.DataFrame(columns=list(cards.WHO))
-    html = cards.overview(pd.DataFrame(rows), pd.DataFrame(), nobody, [], (0, 1))
+    html = cards.overview(rows, {}, [], [], 1)
     assert html.count('role="listitem"') == 2
     first = html.split('role="listitem"')[1]
     assert "MIG 3" in first

@@ -1076,7 +1076,7 @@ def test_the_system_page_offers_a_file_in_the_data_directory_and_never_touches_i
     file.ticks(range(now - 4000, now - 3000, 4))
     file.seen(7, "train", range(now - 4000, now - 3000, 4))
     before = digest(tmp_path)["gpu metrics.db"]
-    st.cache_data.clear()
+    st.cache_resource.clear()
     app = open_page("system")
     [command] = [block.value for block in app.code if "import" in block.value]
     assert command == f"{sys.executable} -m gpumon_core import '{tmp_path / 'gpu metrics.db'}'"
@@ -1087,7 +1087,7 @@ def test_the_system_page_offers_a_file_in_the_data_directory_and_never_touches_i
     assert ask(database.open_for_reading(url), "SELECT count(*) FROM imports") == [(0,)]
     done = importer.run(load(data_dir=tmp_path, host_name="here"), file.path)
     assert done.taken["ticks"] == 250
-    st.cache_data.clear()
+    st.cache_resource.clear()
     app = open_page("system")
     shown = texts(app) + " ".join(str(element.value) for element in app.markdown)
     assert "Imported." in shown

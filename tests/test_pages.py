@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 import streamlit as st
 from conftest import ROOT
 from sqlalchemy import event
+from streamlit.runtime.caching.cache_utils import CachedFunc
 from streamlit.testing.v1 import AppTest
 from test_writer import GPUS, runs, tick, who
 
@@ -25,6 +27,7 @@ from gpumon_core.store import database
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, ProcessReading, Snapshot
 from pages.ui import data as reading
+from pages.ui import drawings, sheets
 
 
 @pytest.fixture
@@ -480,7 +483,7 @@ def test_a_database_that_is_away_is_said_so_and_tried_again(writer: Writer) -> N
     open_page("processes")
     with writer._engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE programs RENAME TO mislaid")
-    st.cache_data.clear()
+    st.cache_resource.clear()
     app = open_page("processes")
     assert any("cannot be read right now" in error.value for error in app.error)
     with writer._engine.begin() as connection:
@@ -497,6 +500,34 @@ def test_the_trends_are_read_once_for_each_of_their_steps(monkeypatch: pytest.Mo
         return pd.DataFrame({"gpu_id": []})
 
     monkeypatch.setattr(reading.frames, "history", history)
-    for end in (1000, 1004, 1009, 1010):
-        reading._trend(("sqlite://", end // reading.TREND_STEP_S), (1, 2), end)
-    assert asked == [(100, 1000), (110, 1010)]
+    for end in (1000, 1004, 1019, 1020):
+        reading._sparks(("sqlite://", end // reading.TREND_EVERY_S), (1, 2), 90, end, [])
+    assert asked == [(100, 1000), (120, 1020)]
+
+
+def test_nobody_changes_what_all_viewers_share(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are kept as they are, not copied for each reader."""
+    got: dict[str, list[tuple[object, bytes]]] = {}
+
+    def watched(name: str, function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            result = function(*args)
+            got.setdefault(name, []).append((result, pickle.dumps(result)))
+            return result
+
+        return call
+
+    for module in (reading, sheets, drawings):
+        for name, function in list(vars(module).items()):
+            if isinstance(function, CachedFunc):
+                monkeypatch.setattr(module, name, watched(name, function))
+    now = time.time()
+    for ago in (8, 4, 0):
+        writer.write(tick(now - ago, {(0, 7): 6144, (1, 8): 12288}), runs(7, Program(command="a b")) | who(8))
+    for name in (*PAGES, *PAGES):
+        open_page(name)
+    open_page("processes", process="1")
+    assert {"gpus", "active", "process_history", "usage_ranking", "ranked", "lanes"} <= set(got)
+    for name, results in got.items():
+        for result, before in results:
+            assert pickle.dumps(result) == before, name

@@ -103,24 +103,24 @@ def of_recorder(engine: Engine, host: str, now: float, simulated: bool) -> View 
     """The newest tick that a recorder wrote of this machine; None where nobody records it. Raises
     sqlalchemy.exc.DBAPIError."""
     from gpumon_core.health import fresh_within_s
-    from gpumon_core.store import frames
+    from gpumon_core.store import now as newest
 
-    machines = {row["name"]: row for row in frames.host_table(engine).to_dict("records")}
+    machines = {row["name"]: row for row in newest.hosts(engine)}
     machine = machines.get(host)
     if machine is None or now - machine["last_seen"] > fresh_within_s(machine["interval_s"]):
         return None
     gpus, processes = [], []
-    for row in frames.gpu_table(engine).to_dict("records"):
+    for row in newest.gpus(engine):
         if row["host"] == host:
-            values = {key: _known(row[key]) for key in METRICS}
-            whole = (_known(row["memory_total_mib"]), _known(row["power_limit_w"]))
+            values = {key: row[key] for key in METRICS}
+            whole = (row["memory_total_mib"], row["power_limit_w"])
             label = fmt.gpu_label(row["gpu_index"], row["mig_index"])
             gpus.append(Gpu(label, _short(row["name"]), row["state"], values, *whole))
-    for row in frames.active_processes(engine).to_dict("records"):
+    for row in newest.processes(engine):
         if row["host"] == host:
             container = fmt.container(row["pod"], row["container_name"], row["container_id"])
             texts = (row["username"], container, row["workload"], row["model"], row["name"])
-            numbers = (_known(row["memory"]), _known(row["sm_utilization"]))
+            numbers = (row["memory"], row["sm_utilization"])
             label = fmt.gpu_label(row["gpu_index"], row["mig_index"])
             processes.append(Process(label, row["pid"], row["kind"], *numbers, *(text or "" for text in texts)))
     age = max(0, round(now - machine["last_seen"]))
@@ -141,10 +141,6 @@ def _ranked(processes: Sequence[Process]) -> tuple[Process, ...]:
 def _short(name: str | None) -> str:
     # All of them are NVIDIA's.
     return fmt.printable(name or fmt.MISSING).removeprefix("NVIDIA ")
-
-
-def _known(number: float | None) -> float | None:
-    return None if fmt.missing(number) else number
 
 
 # ---- How it is drawn ---------------------------------------------------------------------------------

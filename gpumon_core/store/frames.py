@@ -15,27 +15,24 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from gpumon_core.format import gpu_label
-from gpumon_core.metrics import CHANGE_METRICS, PROCESS_METRICS, TICK_COLUMNS
+from gpumon_core.metrics import TICK_COLUMNS
+from gpumon_core.store import now
+from gpumon_core.store.accounts import PROCESS_KEYS
 from gpumon_core.store.history import read as read_history
 from gpumon_core.store.schema import (
     PROGRAM_COLUMNS,
     TIERS,
-    gpu_changes,
     gpu_metrics,
     gpu_processes,
     gpus,
     hosts,
-    process_gpus,
     process_snapshots,
     programs,
     recorder_health,
 )
 
-PROCESS_KEYS = [metric.key for metric in PROCESS_METRICS]
 # A process's state is written at least this often, with some room for a late tick: accounts.HEARTBEAT_S.
 LOOK_BACK_S = 900
-# What was on a GPU that does not answer now is not known to be there still.
-ANSWERS = gpus.c.last_seen == hosts.c.last_seen
 # So many programs are named one by one; for more, all are read.
 FEW = 5000
 
@@ -51,89 +48,18 @@ def fetch(source: Engine | Connection, query: sa.Select[Any]) -> pd.DataFrame:
 
 
 def host_table(engine: Engine) -> pd.DataFrame:
-    """One row per host, by name: the columns of `hosts`."""
-    with engine.connect() as connection:
-        result = connection.execute(sa.select(hosts).order_by(hosts.c.name))
-        names = list(result.keys())
-        return pd.DataFrame(_columns(names, result.all(), ()))
-
-
-# What pages ask for with every tick is put together once, and without pandas, whose joins of a few rows take
-# longer than all the queries.
-_GPUS_NOW = (
-    sa.select(
-        gpus,
-        hosts.c.name.label("host"),
-        hosts.c.last_seen.label("host_last_seen"),
-        hosts.c.interval_s.label("host_interval_s"),
-        *(gpu_metrics.c[key] for key in TICK_COLUMNS),
-    )
-    .join(hosts, hosts.c.id == gpus.c.host_id)
-    .outerjoin(
-        gpu_metrics,
-        sa.and_(gpu_metrics.c.gpu_id == gpus.c.id, gpu_metrics.c.timestamp_epoch == gpus.c.last_seen),
-    )
-    .order_by(hosts.c.name, gpus.c.gpu_index, sa.func.coalesce(gpus.c.mig_index, -1))
-)
-_GPUS_LISTED = _GPUS_NOW.where(gpus.c.state != "gone")
-_KEYS = sa.union_all(*(sa.select(sa.literal(metric.key).label("metric")) for metric in CHANGE_METRICS)).subquery()
-# A look into the index for each: what has changed in years need not be read.
-_CHANGES_NOW = sa.select(
-    gpus.c.id,
-    _KEYS.c.metric,
-    sa.select(gpu_changes.c.value)
-    .where(gpu_changes.c.gpu_id == gpus.c.id, gpu_changes.c.metric == _KEYS.c.metric)
-    .order_by(gpu_changes.c.timestamp_epoch.desc())
-    .limit(1)
-    .scalar_subquery(),
-).join(_KEYS, sa.true())
-_PROCESSES_NOW = (
-    sa.select(
-        process_gpus.c.process_id,
-        process_gpus.c.gpu_id,
-        hosts.c.name.label("host"),
-        gpus.c.gpu_index,
-        gpus.c.mig_index,
-        gpus.c.name.label("gpu_name"),
-        gpus.c.memory_total_mib,
-        gpu_processes.c.pid,
-        gpu_processes.c.name,
-        gpu_processes.c.username,
-        gpu_processes.c.start_time,
-        process_gpus.c.kind,
-        *(process_gpus.c[key] for key in PROCESS_KEYS),
-        process_gpus.c.first_seen,
-        hosts.c.last_seen,
-        process_gpus.c.max_memory,
-        process_gpus.c.avg_memory,
-        process_gpus.c.sample_count,
-        *(programs.c[name] for name in PROGRAM_COLUMNS),
-        process_gpus.c.last_seen.label("settled"),
-    )
-    .select_from(process_gpus)
-    .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
-    .join(hosts, hosts.c.id == gpus.c.host_id)
-    .join(gpu_processes, gpu_processes.c.id == process_gpus.c.process_id)
-    .outerjoin(programs, programs.c.id == gpu_processes.c.program_id)
-    .where(process_gpus.c.active == 1, ANSWERS)
-)
-_PROCESS_NUMBERS = (*PROCESS_KEYS, "max_memory", "avg_memory", "memory_total_mib", "mig_index", "start_time")
+    """now.hosts as a frame."""
+    return pd.DataFrame(_columns(now.HOST_COLUMNS, now.hosts(engine), ()))
 
 
 def gpu_table(engine: Engine, gone: bool = False) -> pd.DataFrame:
-    """One row per GPU, in the driver's order, those that are gone only on demand: the columns of `gpus`, `host`,
-    `host_last_seen`, `host_interval_s`, and the catalogue's metrics as they are now (NaN where not offered)."""
-    with engine.connect() as connection:
-        result = connection.execute(_GPUS_NOW if gone else _GPUS_LISTED)
-        names = list(result.keys())
-        rows = result.all()
-        changes = {(gpu_id, metric): value for gpu_id, metric, value in connection.execute(_CHANGES_NOW)}
-    table = _columns(names, rows, TICK_COLUMNS)
-    ids = table["id"]
-    for metric in CHANGE_METRICS:
-        values = [changes.get((gpu_id, metric.key)) for gpu_id in ids]
-        table[metric.key] = np.array(values, dtype="float64")
-    return pd.DataFrame(table)
+    """now.gpus as a frame, whose metrics are float64 with NaN."""
+    return as_gpu_table(now.gpus(engine, gone))
+
+
+def as_gpu_table(rows: Sequence[now.Row]) -> pd.DataFrame:
+    """Rows of now.gpus as gpu_table has them."""
+    return pd.DataFrame(_columns(now.GPU_COLUMNS, rows, (*TICK_COLUMNS, *now.CHANGE_KEYS)))
 
 
 def gpu_ids(engine: Engine) -> list[int]:
@@ -142,13 +68,13 @@ def gpu_ids(engine: Engine) -> list[int]:
         return list(connection.execute(sa.select(gpus.c.id).order_by(gpus.c.id)).scalars())
 
 
-def _columns(names: Sequence[str], rows: Sequence[Any], numbers: Iterable[str]) -> dict[str, Any]:
+def _columns(names: Sequence[str], rows: Sequence[now.Row], numbers: Iterable[str]) -> dict[str, Any]:
     """Rows as columns by name, of which `numbers` are float64 with NaN."""
     wanted = set(numbers)
-    values = zip(*rows, strict=True) if rows else ((),) * len(names)
     return {
-        name: np.array(column, dtype="float64") if name in wanted else _plain(column)
-        for name, column in zip(names, values, strict=True)
+        name: np.array(values, dtype="float64") if name in wanted else _plain(values)
+        for name in names
+        for values in ([row[name] for row in rows],)
     }
 
 
@@ -173,54 +99,11 @@ def history(
 
 
 def active_processes(engine: Engine) -> pd.DataFrame:
-    """The processes of every host's newest tick, one row per process and GPU, most memory first.
-
-    Columns: process_id, gpu_id, host, gpu_index, mig_index, gpu_name, memory_total_mib, pid, name,
-    username, start_time, kind, memory (MiB), sm_utilization, memory_utilization, encoder_utilization,
-    decoder_utilization (%), first_seen, last_seen, max_memory, avg_memory (MiB), sample_count, and those of
-    `programs` (None where not known).
-    """
-    with engine.connect() as connection:
-        result = connection.execute(_PROCESSES_NOW)
-        names = list(result.keys())
-        rows = [list(row) for row in result]
-        place = {name: position for position, name in enumerate(names)}
-        newest = _newest_snapshots(connection, rows, place)
-    first = place[PROCESS_KEYS[0]]
-    for row in rows:
-        changed = newest.get((row[0], row[1]))
-        if changed is not None:
-            row[first : first + len(PROCESS_KEYS)] = changed
-        known = [memory for memory in (row[place["max_memory"]], row[place["memory"]]) if memory is not None]
-        row[place["max_memory"]] = max(known, default=None)
-    rows.sort(key=lambda row: (-(row[place["memory"]] or 0), row[place["pid"]]))
-    table = _columns(names, rows, _PROCESS_NUMBERS)
-    del table["settled"]
+    """now.processes as a frame: numbers that may be missing are float64 with NaN, texts None."""
+    table = _columns(now.PROCESS_COLUMNS, now.processes(engine), now.PROCESS_NUMBERS)
     for name in PROGRAM_COLUMNS:
         table[name] = pd.Series(table[name], dtype="object")
     return pd.DataFrame(table)
-
-
-def _newest_snapshots(
-    connection: Connection, rows: Sequence[Sequence[Any]], place: dict[str, int]
-) -> dict[tuple[int, int], tuple[Any, ...]]:
-    """What has changed since the processes' rows were last brought up to date, by process and GPU."""
-    if not rows:
-        return {}
-    time = process_snapshots.c.timestamp_epoch
-    query = (
-        sa.select(
-            process_snapshots.c.process_id,
-            process_snapshots.c.gpu_id,
-            *(process_snapshots.c[key] for key in PROCESS_KEYS),
-        )
-        .where(
-            time > min(row[place["settled"]] for row in rows),
-            process_snapshots.c.gpu_id.in_({row[1] for row in rows}),
-        )
-        .order_by(time)
-    )
-    return {(process_id, gpu_id): tuple(values) for process_id, gpu_id, *values in connection.execute(query)}
 
 
 def process_life(

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from gpumon_core.format import gpu_label
-from gpumon_core.store.frames import ANSWERS
+from gpumon_core.store.now import ANSWERS
 from gpumon_core.store.schema import PROGRAM_COLUMNS, gpu_processes, gpus, hosts, process_gpus, programs
 
 Kind = Literal["C", "G", "M"]

@@ -11,8 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from gpumon_core.metrics import CLOCKS_EVENT_REASONS, PROCESS_METRICS
-from gpumon_core.store.frames import ANSWERS, LOOK_BACK_S, fetch, process_life
+from gpumon_core.store.frames import LOOK_BACK_S, fetch, process_life
 from gpumon_core.store.history import GAP_STEPS
+from gpumon_core.store.now import ANSWERS
 from gpumon_core.store.schema import (
     gpu_changes,
     gpu_metrics,

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from gpumon_core import cards, importer, ledger, original, original_file, original_folder, runtime
 from gpumon_core.health import Health
 from gpumon_core.original import Contents
-from gpumon_core.store import database, frames, processes, usage
+from gpumon_core.store import database, frames, now, processes, usage
 from gpumon_core.store.dimensions import Dimension
 from gpumon_core.store.processes import ProcessFilter
 from gpumon_core.store.usage import Scope
@@ -31,14 +31,16 @@ MINUTE_S = 60
 KEPT_S = 2 * MINUTE_S
 TREND_S = 900
 TREND_POINTS = 90
-TREND_STEP_S = TREND_S // TREND_POINTS
+# How often they are drawn anew: a line of 15 minutes does not show less.
+TREND_EVERY_S = 20
 
 
 def shared(
     max_entries: int, ttl: float = KEPT_S, hash_funcs: dict[str | type[Any], Callable[[Any], Any]] | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Of a function that gets a tick: its results are kept, and all viewers share them."""
-    return st.cache_data(max_entries=max_entries, ttl=ttl, show_spinner=False, hash_funcs=hash_funcs)
+    """Of a function that gets a tick: its results are kept, and all viewers share them. They are not copied for
+    each of them, so nobody may change what he gets."""
+    return st.cache_resource(max_entries=max_entries, ttl=ttl, show_spinner=False, hash_funcs=hash_funcs)
 
 
 def health() -> Health | None:
@@ -68,52 +70,59 @@ def prices() -> ledger.Prices:
 
 
 @shared(max_entries=4)
-def gpu_table(at: Tick) -> pd.DataFrame:
-    """frames.gpu_table at a tick."""
-    return frames.gpu_table(runtime.engine(at[0]))
+def hosts(at: Tick) -> list[now.Row]:
+    """store.now.hosts at a tick."""
+    return now.hosts(runtime.engine(at[0]))
 
 
 @shared(max_entries=4)
-def host_table(at: Tick) -> pd.DataFrame:
-    """frames.host_table at a tick."""
-    return frames.host_table(runtime.engine(at[0]))
+def gpus(at: Tick) -> list[now.Row]:
+    """store.now.gpus at a tick."""
+    return now.gpus(runtime.engine(at[0]))
+
+
+@shared(max_entries=4)
+def gpu_table(at: Tick) -> pd.DataFrame:
+    """frames.gpu_table at a tick."""
+    return frames.as_gpu_table(gpus(at))
+
+
+@shared(max_entries=4)
+def active_processes(at: Tick) -> list[now.Row]:
+    """store.now.processes at a tick."""
+    return now.processes(runtime.engine(at[0]))
 
 
 @shared(max_entries=4)
 def overview_html(at: Tick) -> str:
     """The overview's machines and cards at a tick, drawn once for all viewers."""
-    gpus = gpu_table(at)
-    end = at[1] or int(time.time())
-    trend = _trend((at[0], end // TREND_STEP_S), tuple(gpus["id"]), end)
-    span = (end - TREND_S, end)
-    shown = cards.overview(gpus, trend, active_processes(at), workloads(at), span)
-    return cards.host_line(host_table(at), gpus) + shown
-
-
-@shared(max_entries=4)
-def _trend(step: Tick, gpu_ids: Sequence[int], _end: int) -> pd.DataFrame:
-    """The cards' trends, read once for each of their steps."""
-    return frames.history(
-        runtime.engine(step[0]), gpu_ids, cards.TREND_METRICS, _end - TREND_S, _end, TREND_POINTS
-    )
+    shown = gpus(at)
+    return cards.host_line(hosts(at), shown) + _cards(at, shown, TREND_POINTS)
 
 
 @shared(max_entries=16)
 def gpu_card_html(at: Tick, gpu_id: int) -> str:
     """One GPU's card, with its MIG instances."""
-    gpus = gpu_table(at)
-    mine = gpus[(gpus["id"] == gpu_id) | (gpus["parent_id"] == gpu_id)]
+    several = len({row["host"] for row in gpus(at)}) > 1
+    mine = [row for row in gpus(at) if gpu_id in (row["id"], row["parent_id"])]
+    return _cards(at, mine, 2 * TREND_POINTS, several)
+
+
+def _cards(at: Tick, shown: list[now.Row], points: int, with_host: bool | None = None) -> str:
     end = at[1] or int(time.time())
-    span = (end - TREND_S, end)
-    trend = frames.history(runtime.engine(at[0]), [gpu_id], cards.TREND_METRICS, *span, 2 * TREND_POINTS)
-    several = gpus["host"].nunique() > 1
-    return cards.overview(mine, trend, active_processes(at), workloads(at), span, several)
+    ids = tuple(row["id"] for row in shown)
+    sparks = _sparks((at[0], end // TREND_EVERY_S), ids, points, end, shown)
+    return cards.overview(shown, sparks, active_processes(at), workloads(at), end, with_host)
 
 
-@shared(max_entries=4)
-def active_processes(at: Tick) -> pd.DataFrame:
-    """frames.active_processes at a tick."""
-    return frames.active_processes(runtime.engine(at[0]))
+@shared(max_entries=16)
+def _sparks(
+    step: Tick, gpu_ids: tuple[int, ...], points: int, _end: int, _gpus: list[now.Row]
+) -> dict[int, dict[str, str]]:
+    """The cards' trends, read and drawn once for each of their steps."""
+    span = (_end - TREND_S, _end)
+    trend = frames.history(runtime.engine(step[0]), gpu_ids, cards.TREND_METRICS, *span, points)
+    return cards.sparks(_gpus, trend, span)
 
 
 @shared(max_entries=4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from zoneinfo import ZoneInfo
 
 import pandas as pd
+import pyarrow as pa
 
 from gpumon_core import ledger
 from gpumon_core.store.dimensions import Dimension
@@ -13,7 +14,7 @@ from pages.ui import data, tables
 
 
 @data.shared(max_entries=8)
-def active(at: data.Tick, zone_name: str) -> pd.DataFrame:
+def active(at: data.Tick, zone_name: str) -> pa.Table:
     """tables.active of data.active_processes."""
     return tables.active(data.active_processes(at), ZoneInfo(zone_name))
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 import pandas as pd
+import pyarrow as pa
 import streamlit as st
 from streamlit.elements.lib.column_types import ColumnConfig
 
 from gpumon_core import format as fmt
 from gpumon_core.format import JOULES_PER_KWH, MIB_PER_GIB, MISSING, sortable_duration
 from gpumon_core.store.frames import gpu_labels
+from gpumon_core.store.now import Row
 
 # Of every table that has them, the columns that stay where no row has a value.
 ALWAYS = ("GPU", "PID", "Name", "Memory")
@@ -24,31 +27,55 @@ def local_time(epoch: pd.Series, zone: ZoneInfo) -> pd.Series:
     return pd.to_datetime(epoch, unit="s", utc=True).dt.tz_convert(zone)
 
 
-def active(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
-    """frames.active_processes as it is shown, in the order of its columns."""
-    shown = pd.DataFrame(
-        {
-            "GPU": gpu_labels(frame["gpu_index"], frame["mig_index"]),
-            "PID": frame["pid"],
-            "Name": frame["name"],
-            "Workload": frame["workload"],
-            "Model": frame["model"],
-            "User": frame["username"],
-            "Type": frame["kind"],
-            "Memory": frame["memory"] / MIB_PER_GIB,
-            "Share": 100 * frame["memory"] / frame["memory_total_mib"],
-            "SM": frame["sm_utilization"],
-            "First seen": local_time(frame["first_seen"], zone),
-            "Lifetime": (frame["last_seen"] - frame["first_seen"]).map(sortable_duration),
-            "Maximum": frame["max_memory"] / MIB_PER_GIB,
-            "Average": frame["avg_memory"] / MIB_PER_GIB,
-            "Container": container(frame),
-            "Command": frame["command"],
-        }
+def active(rows: Sequence[Row], zone: ZoneInfo) -> pa.Table:
+    """Rows of store.now.processes as they are shown, in the order of their columns. Made for every tick, and so
+    without pandas."""
+
+    def column(name: str, kind: pa.DataType | None = None, scale: float = 1) -> pa.Array:
+        if scale == 1:
+            return pa.array([row[name] for row in rows], kind)
+        return pa.array([None if row[name] is None else row[name] / scale for row in rows], pa.float64())
+
+    text = pa.string()
+    columns = {
+        "GPU": pa.array([fmt.gpu_label(row["gpu_index"], row["mig_index"]) for row in rows], text),
+        "PID": column("pid", pa.int64()),
+        "Name": column("name", text),
+        "Workload": column("workload", text),
+        "Model": column("model", text),
+        "User": column("username", text),
+        "Type": column("kind", text),
+        "Memory": column("memory", scale=MIB_PER_GIB),
+        "Share": pa.array([_share(row["memory"], row["memory_total_mib"]) for row in rows], pa.float64()),
+        "SM": column("sm_utilization", pa.float64()),
+        "First seen": column("first_seen", pa.timestamp("s", zone.key)),
+        "Lifetime": pa.array([sortable_duration(row["last_seen"] - row["first_seen"]) for row in rows], text),
+        "Maximum": column("max_memory", scale=MIB_PER_GIB),
+        "Average": column("avg_memory", scale=MIB_PER_GIB),
+        "Container": pa.array(
+            [fmt.container(row["pod"], row["container_name"], row["container_id"]) for row in rows], text
+        ),
+        "Command": column("command", text),
+    }
+    if len({row["host"] for row in rows}) > 1:
+        columns = {"Host": column("host", text)} | columns
+    return pa.table(columns)
+
+
+def _share(part: float | None, whole: float | None) -> float | None:
+    """In percent; None where one of them is not known."""
+    return None if part is None or not whole else 100 * part / whole
+
+
+def matching(shown: pa.Table, text: str) -> pa.Table:
+    """The rows of `active` whose name or PID has this text in it."""
+    wanted = text.strip().lower()
+    names, pids = shown["Name"].to_pylist(), shown["PID"].to_pylist()
+    return shown.filter(
+        pa.array(
+            [wanted in (name or "").lower() or wanted in str(pid) for name, pid in zip(names, pids, strict=True)]
+        )
     )
-    if frame["host"].nunique() > 1:
-        shown.insert(0, "Host", frame["host"])
-    return shown
 
 
 def container(frame: pd.DataFrame) -> pd.Series:
@@ -192,7 +219,7 @@ def download(what: str, content: Callable[[], bytes], empty: bool, zone: ZoneInf
 
 
 def show(
-    shown: pd.DataFrame,
+    shown: pd.DataFrame | pa.Table,
     key: str,
     alt: str,
     height: int | Literal["auto"] = "auto",
@@ -209,10 +236,10 @@ def show(
     anyhow. `on_select` is called when the reader has chosen a row; `chosen_rows` are so from the beginning. Where
     `largest_gib` is given, the most memory is a bar that is full there.
     """
-    order = _with_values(shown, order or shown.columns.tolist(), asked, key)
-    texts = shown.select_dtypes(["object", "string"]).columns
-    shown = shown.assign(**{name: shown[name].fillna(MISSING) for name in texts})
-    config = {name: how for name, how in columns(currency).items() if name in shown}
+    names = shown.column_names if isinstance(shown, pa.Table) else shown.columns.tolist()
+    order = _with_values(shown, order or names, asked, key)
+    shown = _with_dashes(shown)
+    config = {name: how for name, how in columns(currency).items() if name in names}
     if largest_gib is not None:
         config["Maximum"] = st.column_config.ProgressColumn(
             format="%.1f GiB", min_value=0, max_value=largest_gib, help="Most GPU memory held at once", width=130
@@ -235,7 +262,20 @@ def show(
     )
 
 
-def _with_values(shown: pd.DataFrame, order: Sequence[str], asked: Sequence[str], key: str) -> list[str]:
+def _with_dashes(shown: pd.DataFrame | pa.Table) -> pd.DataFrame | pa.Table:
+    """With a dash for each missing text."""
+    if isinstance(shown, pd.DataFrame):
+        texts = shown.select_dtypes(["object", "string"]).columns
+        return shown.assign(**{name: shown[name].fillna(MISSING) for name in texts})
+    for place, field in enumerate(shown.schema):
+        if pa.types.is_string(field.type) and shown[place].null_count:
+            shown = shown.set_column(place, field, shown[place].fill_null(MISSING))
+    return shown
+
+
+def _with_values(
+    shown: pd.DataFrame | pa.Table, order: Sequence[str], asked: Sequence[str], key: str
+) -> list[str]:
     """The columns of `order` without those of texts or numbers of which no row has a value: they would push what
     is known over the right edge.
 
@@ -243,12 +283,17 @@ def _with_values(shown: pd.DataFrame, order: Sequence[str], asked: Sequence[str]
     starts or ends, and with every letter of a search. A moment stays too: that there is none yet says something.
     """
     seen: set[str] = st.session_state.setdefault(f"{key}_seen", set())
-    seen.update(name for name in order if name not in seen and shown[name].notna().any())
-    moments = shown.select_dtypes(["datetimetz"]).columns
+    if isinstance(shown, pd.DataFrame):
+        seen.update(name for name in order if name not in seen and shown[name].notna().any())
+        moments = set(shown.select_dtypes(["datetimetz"]).columns)
+    else:
+        seen.update(name for name in order if name not in seen and shown[name].null_count < len(shown))
+        moments = {field.name for field in shown.schema if pa.types.is_timestamp(field.type)}
     stay = {*ALWAYS, *asked, *moments, *seen}
     return [name for name in order if name in stay]
 
 
+@lru_cache(maxsize=2)
 def columns(currency: str) -> dict[str, ColumnConfig]:
     """The configuration of every column that one of the tables may have."""
     gib = "%.1f GiB"
