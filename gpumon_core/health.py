@@ -90,9 +90,10 @@ _NEWEST = (
     )
     .order_by(sa.case((hosts.c.name == sa.bindparam("host", type_=sa.Text), 0), else_=1), hosts.c.last_seen.desc())
     .limit(1)
+    .subquery()
 )
-_STATES = sa.select(gpus.c.state, gpus.c.sampling).where(
-    gpus.c.host_id == sa.bindparam("host_id"), gpus.c.state != "gone"
+_READ = sa.select(_NEWEST, gpus.c.state, gpus.c.sampling).select_from(
+    _NEWEST.outerjoin(gpus, sa.and_(gpus.c.host_id == _NEWEST.c.id, gpus.c.state != "gone"))
 )
 
 
@@ -100,16 +101,17 @@ def read(engine: Engine, host: str | None) -> Reading:
     """Read a host's newest tick; without one, or of a database without its ticks, that of the newest host.
     Raises sqlalchemy.exc.DBAPIError."""
     with engine.connect() as connection:
-        newest = connection.execute(_NEWEST, {"host": host}).first()
-        if newest is None:
-            return Reading()
-        found = connection.execute(_STATES, {"host_id": newest.id}).all()
+        found = connection.execute(_READ, {"host": host}).all()
+    if not found:
+        return Reading()
+    first = found[0]
+    # A host without GPUs is one row that has none.
     return Reading(
-        newest.last_seen,
-        newest.interval_s,
-        tuple(row.state for row in found),
+        first.last_seen,
+        first.interval_s,
+        tuple(row.state for row in found if row.state is not None),
         sum(row.sampling == "interval" for row in found),
-        newest.latest,
+        first.latest,
     )
 
 

@@ -96,6 +96,18 @@ _PROCESSES_NOW = (
     .outerjoin(programs, programs.c.id == gpu_processes.c.program_id)
     .where(process_gpus.c.active == 1, ANSWERS)
 )
+_SNAPSHOTS = (
+    sa.select(
+        process_snapshots.c.process_id,
+        process_snapshots.c.gpu_id,
+        *(process_snapshots.c[key] for key in PROCESS_KEYS),
+    )
+    .where(
+        process_snapshots.c.timestamp_epoch > sa.bindparam("since"),
+        process_snapshots.c.gpu_id.in_(sa.bindparam("gpu_ids", expanding=True)),
+    )
+    .order_by(process_snapshots.c.timestamp_epoch)
+)
 PROCESS_NUMBERS = (*PROCESS_KEYS, "max_memory", "avg_memory", "memory_total_mib", "mig_index", "start_time")
 
 HOST_COLUMNS = tuple(_HOSTS.selected_columns.keys())
@@ -116,7 +128,7 @@ def gpus(engine: Engine, gone: bool = False) -> list[Row]:
     sqlalchemy.exc.DBAPIError."""
     with engine.connect() as connection:
         rows = _rows(connection, _GPUS_NOW if gone else _GPUS_LISTED)
-        changes = {(gpu_id, key): value for gpu_id, key, value in connection.execute(_CHANGES_NOW)}
+        changes = {(gpu_id, key): value for gpu_id, key, value in connection.execute(_CHANGES_NOW).all()}
     for row in rows:
         row |= {key: changes.get((row["id"], key)) for key in CHANGE_KEYS}
     return rows
@@ -147,24 +159,13 @@ def processes(engine: Engine) -> list[Row]:
 def _rows(connection: Connection, query: sa.Select[Any]) -> list[Row]:
     result = connection.execute(query)
     names = tuple(result.keys())
-    return [dict(zip(names, row, strict=True)) for row in result]
+    return [dict(zip(names, row, strict=True)) for row in result.all()]
 
 
 def _newest_snapshots(connection: Connection, rows: Sequence[Row]) -> dict[tuple[int, int], tuple[Any, ...]]:
     """What has changed since the processes' rows were last brought up to date, by process and GPU."""
     if not rows:
         return {}
-    time = process_snapshots.c.timestamp_epoch
-    query = (
-        sa.select(
-            process_snapshots.c.process_id,
-            process_snapshots.c.gpu_id,
-            *(process_snapshots.c[key] for key in PROCESS_KEYS),
-        )
-        .where(
-            time > min(row["settled"] for row in rows),
-            process_snapshots.c.gpu_id.in_({row["gpu_id"] for row in rows}),
-        )
-        .order_by(time)
-    )
-    return {(process_id, gpu_id): tuple(values) for process_id, gpu_id, *values in connection.execute(query)}
+    chosen = {"since": min(row["settled"] for row in rows), "gpu_ids": list({row["gpu_id"] for row in rows})}
+    found = connection.execute(_SNAPSHOTS, chosen).all()
+    return {(process_id, gpu_id): tuple(values) for process_id, gpu_id, *values in found}

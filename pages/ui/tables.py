@@ -269,7 +269,8 @@ def _with_dashes(shown: pd.DataFrame | pa.Table) -> pd.DataFrame | pa.Table:
         return shown.assign(**{name: shown[name].fillna(MISSING) for name in texts})
     for place, field in enumerate(shown.schema):
         if pa.types.is_string(field.type) and shown[place].null_count:
-            shown = shown.set_column(place, field, shown[place].fill_null(MISSING))
+            filled = [MISSING if text is None else text for text in shown[place].to_pylist()]
+            shown = shown.set_column(place, field, pa.array(filled, field.type))
     return shown
 
 
