@@ -78,6 +78,7 @@ def gpumon(folder: Path, port: int, interval_s: float = 4) -> Iterator[subproces
     """The server on the full history."""
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GPUMON_")}
     environ |= {"GPUMON_DATA_DIR": str(folder), "GPUMON_SOURCE": "demo", "GPUMON_DEMO_GPUS": "8"}
+    environ |= {"GPUMON_DEMO_PROCESSES": "64"}
     environ |= {"GPUMON_HOST_NAME": HOST, "GPUMON_INTERVAL": str(interval_s), "GPUMON_LOG_LEVEL": "WARNING"}
     command = [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(port)]
     server = subprocess.Popen(command, cwd=ROOT, env=environ)

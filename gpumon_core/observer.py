@@ -99,7 +99,9 @@ class SimulatedObserver(Observer):
         from gpumon_core.attribution.simulated import SimulatedAttribution
         from gpumon_core.telemetry.simulated import SimulatedSource
 
-        self._simulation = SimulatedSource(gpus=settings.demo_gpus, host=settings.host_name)
+        self._simulation = SimulatedSource(
+            gpus=settings.demo_gpus, host=settings.host_name, processes=settings.demo_processes
+        )
         super().__init__(self._simulation, SimulatedAttribution(self._simulation))
 
     def past(self, start: float, end: float, step_s: float) -> Iterator[Attributed]:

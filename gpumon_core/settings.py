@@ -132,6 +132,15 @@ class Settings(BaseSettings):
         ),
     ] = 20
     demo_gpus: Annotated[int, Field(ge=1, le=64, description="how many GPUs to simulate, 1 to 64")] = 4
+    demo_processes: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=4096,
+            description="about how many processes to simulate at once over all GPUs, 0 to 4096; by default as "
+            "many as the story has",
+        ),
+    ] = None
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"],
         Field(description="least severe message to log: `DEBUG`, `INFO`, `WARNING` or `ERROR`"),
