@@ -71,8 +71,9 @@ def duration(seconds: float | None) -> str:
 
 
 def moment(epoch: float, zone: ZoneInfo) -> str:
-    """A time for the reader: "Tue 24 Nov 08:15:30"."""
-    return datetime.fromtimestamp(epoch, zone).strftime("%a %d %b %H:%M:%S")
+    """A time for the reader: "Tue 24 Nov 08:15:30", with its year where that is not the present one."""
+    at = datetime.fromtimestamp(epoch, zone)
+    return at.strftime("%a %d %b %H:%M:%S" if at.year == datetime.now(zone).year else "%a %d %b %Y %H:%M:%S")
 
 
 def span(seconds: int) -> str:

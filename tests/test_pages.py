@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,25 @@ def test_the_active_processes_are_listed_with_share_and_units(writer: Writer) ->
     assert [text.strip() for text in frame["Lifetime"]] == ["4s", "4s"]
     assert frame["First seen"].dt.tz.key == "Europe/Berlin"  # type: ignore[union-attr]
     assert "Sampling has stopped." not in texts(app)
+
+
+def test_a_moment_of_another_year_has_its_year(writer: Writer) -> None:
+    now = int(time.time())
+    year = datetime.now(UTC).year
+    writer.write(tick(now - 4, {(0, 7): 6144}), who(7))
+
+    def first_seen(app: AppTest) -> str:
+        return json.loads(app.dataframe[0].proto.columns)["First seen"]["type_config"]["format"]
+
+    assert {first_seen(open_page()), first_seen(open_page("processes"))} == {"D MMM HH:mm:ss"}
+    long_ago = int(datetime(year - 1, 6, 1, 12, tzinfo=UTC).timestamp())
+    with writer._engine.begin() as connection:
+        for table in ("gpu_processes", "process_gpus", "gpus"):
+            connection.exec_driver_sql(f"UPDATE {table} SET first_seen = {long_ago}")
+    writer.write(tick(now, {(0, 7): 6144}), who(7))
+    st.cache_resource.clear()
+    assert {first_seen(open_page()), first_seen(open_page("processes"))} == {"D MMM YYYY HH:mm:ss"}
+    assert f"01 Jun {year - 1} 14:00:00" in texts(open_page("gpu"))
 
 
 def test_workload_model_and_command_stand_in_the_tables(writer: Writer) -> None:

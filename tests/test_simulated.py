@@ -14,6 +14,8 @@ import pytest
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.attribution.simulated import SimulatedAttribution
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, TICK_COLUMNS, Level
+from gpumon_core.observer import SimulatedObserver
+from gpumon_core.settings import Settings
 from gpumon_core.telemetry import simulated_cast as cast
 from gpumon_core.telemetry.records import GpuInfo, ProcessReading, Snapshot, Source
 from gpumon_core.telemetry.simulated import SimulatedSource
@@ -38,6 +40,17 @@ def of(snapshot: Snapshot, gpu: GpuInfo) -> list[ProcessReading]:
 
 
 @pytest.mark.parametrize(("gpus", "processes"), [(1, None), (4, None), (8, 64), (64, 512), (5, 0)])
+def test_the_settings_say_how_many_processes_there_are() -> None:
+    def at_once(**settings: int) -> int:
+        observer = SimulatedObserver(Settings(source="demo", demo_gpus=8, **settings))
+        [(snapshot, _)] = observer.past(MONDAY + 14 * HOUR, MONDAY + 14 * HOUR + 4, 4)
+        return len({process.pid for process in snapshot.processes})
+
+    assert at_once(demo_processes=0) == 0
+    assert 48 <= at_once(demo_processes=64) <= 80
+    assert 0 < at_once() < 48
+
+
 def test_the_same_seed_and_time_give_the_same_snapshot_in_any_order(gpus: int, processes: int | None) -> None:
     times = [MONDAY + 3 * DAY * number / 40 + 0.25 for number in range(40)]
     forwards = {time: SimulatedSource(gpus, processes=processes).snapshot_at(time) for time in times[::8]}

@@ -11,6 +11,7 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 import pyarrow as pa
 import streamlit as st
+from pyarrow import compute
 from streamlit.elements.lib.column_types import ColumnConfig
 
 from gpumon_core import format as fmt
@@ -20,6 +21,7 @@ from gpumon_core.store.now import Row
 
 # Of every table that has them, the columns that stay where no row has a value.
 ALWAYS = ("GPU", "PID", "Name", "Memory")
+MOMENT, MOMENT_OF_A_YEAR = "D MMM HH:mm:ss", "D MMM YYYY HH:mm:ss"
 
 
 def local_time(epoch: pd.Series, zone: ZoneInfo) -> pd.Series:
@@ -240,6 +242,9 @@ def show(
     order = _with_values(shown, order or names, asked, key)
     shown = _with_dashes(shown)
     config = {name: how for name, how in columns(currency).items() if name in names}
+    for name in _of_other_years(shown):
+        if name in config:
+            config[name] = st.column_config.DatetimeColumn(format=MOMENT_OF_A_YEAR, help=config[name].get("help"))
     if largest_gib is not None:
         config["Maximum"] = st.column_config.ProgressColumn(
             format="%.1f GiB", min_value=0, max_value=largest_gib, help="Most GPU memory held at once", width=130
@@ -274,6 +279,23 @@ def _with_dashes(shown: pd.DataFrame | pa.Table) -> pd.DataFrame | pa.Table:
     return shown
 
 
+def _of_other_years(shown: pd.DataFrame | pa.Table) -> list[str]:
+    """The columns of moments of which one is not of the present year: there all need theirs."""
+    found = []
+    for name in _moments(shown):
+        column = shown[name]
+        first = column.min() if isinstance(column, pd.Series) else compute.min(column).as_py()
+        if first is not None and first is not pd.NaT and first.year != datetime.now(first.tzinfo).year:
+            found.append(name)
+    return found
+
+
+def _moments(shown: pd.DataFrame | pa.Table) -> list[str]:
+    if isinstance(shown, pd.DataFrame):
+        return shown.select_dtypes(["datetimetz"]).columns.tolist()
+    return [field.name for field in shown.schema if pa.types.is_timestamp(field.type)]
+
+
 def _with_values(
     shown: pd.DataFrame | pa.Table, order: Sequence[str], asked: Sequence[str], key: str
 ) -> list[str]:
@@ -286,11 +308,9 @@ def _with_values(
     seen: set[str] = st.session_state.setdefault(f"{key}_seen", set())
     if isinstance(shown, pd.DataFrame):
         seen.update(name for name in order if name not in seen and shown[name].notna().any())
-        moments = set(shown.select_dtypes(["datetimetz"]).columns)
     else:
         seen.update(name for name in order if name not in seen and shown[name].null_count < len(shown))
-        moments = {field.name for field in shown.schema if pa.types.is_timestamp(field.type)}
-    stay = {*ALWAYS, *asked, *moments, *seen}
+    stay = {*ALWAYS, *asked, *_moments(shown), *seen}
     return [name for name in order if name in stay]
 
 
@@ -328,8 +348,8 @@ def columns(currency: str) -> dict[str, ColumnConfig]:
             format="%.0f%%", min_value=0, max_value=100, help="Of what is in this table"
         ),
         "SM": number(format="%d%%", width=60, help="Of the GPU's SMs, used by this process since the tick before"),
-        "First seen": moment(format="D MMM HH:mm:ss"),
-        "Last seen": moment(format="D MMM HH:mm:ss"),
+        "First seen": moment(format=MOMENT),
+        "Last seen": moment(format=MOMENT),
         "Lifetime": text(alignment="right", width=110, help="From first to last seen on a GPU"),
         "State": text(width="small"),
         "Processes": number(format="%d", width="small"),
@@ -341,12 +361,12 @@ def columns(currency: str) -> dict[str, ColumnConfig]:
         "Held idle": text(alignment="right", help="Of that, memory was held for nothing; see GPUMON_IDLE_MINUTES"),
         "Estimate": st.column_config.CheckboxColumn(help="Split by memory, as the driver does not tell"),
         "Memory held": number(format=gib, help="Now, or on average where the process has ended"),
-        "Idle since": moment(format="D MMM HH:mm:ss", help="When it last did something"),
+        "Idle since": moment(format=MOMENT, help="When it last did something"),
         "Idle for": text(alignment="right", help="Until now"),
         "Wasted": text(alignment="right", help="Time in which it held memory for nothing, within the range"),
         "Memory wasted": number(format="%.1f GiB·h", help="Memory held for nothing, times how long"),
-        "Loaded": moment(format="D MMM HH:mm:ss"),
-        "Unloaded": moment(format="D MMM HH:mm:ss", help="Empty while it is loaded"),
+        "Loaded": moment(format=MOMENT),
+        "Unloaded": moment(format=MOMENT, help="Empty while it is loaded"),
         "Loaded for": text(alignment="right"),
         "Maximum": number(format=gib, help="Most GPU memory held at once"),
         "Average": number(format=gib, help="Mean GPU memory over all samples"),
