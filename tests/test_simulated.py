@@ -40,17 +40,6 @@ def of(snapshot: Snapshot, gpu: GpuInfo) -> list[ProcessReading]:
 
 
 @pytest.mark.parametrize(("gpus", "processes"), [(1, None), (4, None), (8, 64), (64, 512), (5, 0)])
-def test_the_settings_say_how_many_processes_there_are() -> None:
-    def at_once(**settings: int) -> int:
-        observer = SimulatedObserver(Settings(source="demo", demo_gpus=8, **settings))
-        [(snapshot, _)] = observer.past(MONDAY + 14 * HOUR, MONDAY + 14 * HOUR + 4, 4)
-        return len({process.pid for process in snapshot.processes})
-
-    assert at_once(demo_processes=0) == 0
-    assert 48 <= at_once(demo_processes=64) <= 80
-    assert 0 < at_once() < 48
-
-
 def test_the_same_seed_and_time_give_the_same_snapshot_in_any_order(gpus: int, processes: int | None) -> None:
     times = [MONDAY + 3 * DAY * number / 40 + 0.25 for number in range(40)]
     forwards = {time: SimulatedSource(gpus, processes=processes).snapshot_at(time) for time in times[::8]}
@@ -405,3 +394,14 @@ def test_a_moment_inside_a_tick_is_never_below_its_mean() -> None:
                 mean, highest = reading.values[key], reading.values[f"{key}_max"]
                 assert (mean is None) == (highest is None)
                 assert mean is None or highest is None or mean <= highest
+
+
+def test_the_settings_say_how_many_processes_there_are() -> None:
+    def at_once(**settings: int) -> int:
+        observer = SimulatedObserver(Settings(source="demo", demo_gpus=8, **settings))
+        [(snapshot, _)] = observer.past(MONDAY + 14 * HOUR, MONDAY + 14 * HOUR + 4, 4)
+        return len({process.pid for process in snapshot.processes})
+
+    assert at_once(demo_processes=0) == 0
+    assert 48 <= at_once(demo_processes=64) <= 80
+    assert 0 < at_once() < 48
