@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from gpumon_core.metrics import CHANGE_METRICS, TICK_COLUMNS
+from gpumon_core.store import schema
 from gpumon_core.store.accounts import PROCESS_KEYS
 from gpumon_core.store.schema import (
     PROGRAM_COLUMNS,
@@ -23,45 +24,41 @@ from gpumon_core.store.schema import (
     process_snapshots,
     programs,
 )
-from gpumon_core.store.schema import (
-    gpus as gpus_table,
-)
-from gpumon_core.store.schema import (
-    hosts as hosts_table,
-)
 
 # A row by the names of its columns; what is not known is None.
 Row = dict[str, Any]
 
 CHANGE_KEYS = [metric.key for metric in CHANGE_METRICS]
 # What was on a GPU that does not answer now is not known to be there still.
-ANSWERS = gpus_table.c.last_seen == hosts_table.c.last_seen
+ANSWERS = schema.gpus.c.last_seen == schema.hosts.c.last_seen
 
 # Put together once.
-_HOSTS = sa.select(hosts_table).order_by(hosts_table.c.name)
+_HOSTS = sa.select(schema.hosts).order_by(schema.hosts.c.name)
 _GPUS_NOW = (
     sa.select(
-        gpus_table,
-        hosts_table.c.name.label("host"),
-        hosts_table.c.last_seen.label("host_last_seen"),
-        hosts_table.c.interval_s.label("host_interval_s"),
+        schema.gpus,
+        schema.hosts.c.name.label("host"),
+        schema.hosts.c.last_seen.label("host_last_seen"),
+        schema.hosts.c.interval_s.label("host_interval_s"),
         *(gpu_metrics.c[key] for key in TICK_COLUMNS),
     )
-    .join(hosts_table, hosts_table.c.id == gpus_table.c.host_id)
+    .join(schema.hosts, schema.hosts.c.id == schema.gpus.c.host_id)
     .outerjoin(
         gpu_metrics,
-        sa.and_(gpu_metrics.c.gpu_id == gpus_table.c.id, gpu_metrics.c.timestamp_epoch == gpus_table.c.last_seen),
+        sa.and_(
+            gpu_metrics.c.gpu_id == schema.gpus.c.id, gpu_metrics.c.timestamp_epoch == schema.gpus.c.last_seen
+        ),
     )
-    .order_by(hosts_table.c.name, gpus_table.c.gpu_index, sa.func.coalesce(gpus_table.c.mig_index, -1))
+    .order_by(schema.hosts.c.name, schema.gpus.c.gpu_index, sa.func.coalesce(schema.gpus.c.mig_index, -1))
 )
-_GPUS_LISTED = _GPUS_NOW.where(gpus_table.c.state != "gone")
+_GPUS_LISTED = _GPUS_NOW.where(schema.gpus.c.state != "gone")
 _KEYS = sa.union_all(*(sa.select(sa.literal(metric.key).label("metric")) for metric in CHANGE_METRICS)).subquery()
 # A look into the index for each: what has changed in years need not be read.
 _CHANGES_NOW = sa.select(
-    gpus_table.c.id,
+    schema.gpus.c.id,
     _KEYS.c.metric,
     sa.select(gpu_changes.c.value)
-    .where(gpu_changes.c.gpu_id == gpus_table.c.id, gpu_changes.c.metric == _KEYS.c.metric)
+    .where(gpu_changes.c.gpu_id == schema.gpus.c.id, gpu_changes.c.metric == _KEYS.c.metric)
     .order_by(gpu_changes.c.timestamp_epoch.desc())
     .limit(1)
     .scalar_subquery(),
@@ -70,11 +67,11 @@ _PROCESSES_NOW = (
     sa.select(
         process_gpus.c.process_id,
         process_gpus.c.gpu_id,
-        hosts_table.c.name.label("host"),
-        gpus_table.c.gpu_index,
-        gpus_table.c.mig_index,
-        gpus_table.c.name.label("gpu_name"),
-        gpus_table.c.memory_total_mib,
+        schema.hosts.c.name.label("host"),
+        schema.gpus.c.gpu_index,
+        schema.gpus.c.mig_index,
+        schema.gpus.c.name.label("gpu_name"),
+        schema.gpus.c.memory_total_mib,
         gpu_processes.c.pid,
         gpu_processes.c.name,
         gpu_processes.c.username,
@@ -82,7 +79,7 @@ _PROCESSES_NOW = (
         process_gpus.c.kind,
         *(process_gpus.c[key] for key in PROCESS_KEYS),
         process_gpus.c.first_seen,
-        hosts_table.c.last_seen,
+        schema.hosts.c.last_seen,
         process_gpus.c.max_memory,
         process_gpus.c.avg_memory,
         process_gpus.c.sample_count,
@@ -90,8 +87,8 @@ _PROCESSES_NOW = (
         process_gpus.c.last_seen.label("settled"),
     )
     .select_from(process_gpus)
-    .join(gpus_table, gpus_table.c.id == process_gpus.c.gpu_id)
-    .join(hosts_table, hosts_table.c.id == gpus_table.c.host_id)
+    .join(schema.gpus, schema.gpus.c.id == process_gpus.c.gpu_id)
+    .join(schema.hosts, schema.hosts.c.id == schema.gpus.c.host_id)
     .join(gpu_processes, gpu_processes.c.id == process_gpus.c.process_id)
     .outerjoin(programs, programs.c.id == gpu_processes.c.program_id)
     .where(process_gpus.c.active == 1, ANSWERS)
