@@ -237,12 +237,19 @@ class Spent:
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._background = set(self._threads()) - {pid}
+        # What each has taken so far; one that has ended keeps what it took.
+        self._background: dict[int, float] = {}
+        self.nobody_watches()
+
+    def nobody_watches(self) -> None:
+        """Whatever thread is there now is none of a viewer's."""
+        threads = self._threads()
+        self._background |= {thread: threads[thread] for thread in threads.keys() - {self._pid}}
 
     def _threads(self) -> dict[int, float]:
         found = {}
         for thread in Path(f"/proc/{self._pid}/task").iterdir():
-            # One that ends meanwhile is none of those that stay.
+            # One may end meanwhile.
             with suppress(OSError):
                 found[int(thread.name)] = int((thread / "schedstat").read_text().split()[0]) / 1e9
         return found
@@ -250,7 +257,8 @@ class Spent:
     def now(self) -> tuple[float, float]:
         """For viewers, and in the background."""
         whole, threads = cpu_s(self._pid), self._threads()
-        background = sum(seconds for thread, seconds in threads.items() if thread in self._background)
+        self._background |= {thread: threads[thread] for thread in self._background.keys() & threads.keys()}
+        background = sum(self._background.values())
         return whole - background, background
 
 
@@ -286,6 +294,8 @@ def refresh(servers: dict[str, tuple[int, int]], seconds: float, runs: int) -> N
         began, before = time.monotonic(), {name: of.now() for name, of in spent.items()}
         time.sleep(seconds)
         lasted = time.monotonic() - began
+        for of in spent.values():
+            of.nobody_watches()
         taken = {name: _since(before[name], of) for name, of in spent.items()}
         ticks[0].append(taken["gpumon"][1] / lasted)
         return {name: used / lasted for name, (used, _) in taken.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, tzinfo
 from zoneinfo import ZoneInfo
 
 from gpumon_core.metrics import Metric
@@ -70,10 +70,16 @@ def duration(seconds: float | None) -> str:
     return f"{seconds}s"
 
 
+def date_form(earliest: float, zone: tzinfo = UTC) -> str:
+    """How dates from a time on are written, for strftime and Plotly: with the year where that one is not of the
+    present."""
+    this_year = datetime.fromtimestamp(earliest, zone).year == datetime.now(zone).year
+    return "%a %d %b" if this_year else "%a %d %b %Y"
+
+
 def moment(epoch: float, zone: ZoneInfo) -> str:
     """A time for the reader: "Tue 24 Nov 08:15:30", with its year where that is not the present one."""
-    at = datetime.fromtimestamp(epoch, zone)
-    return at.strftime("%a %d %b %H:%M:%S" if at.year == datetime.now(zone).year else "%a %d %b %Y %H:%M:%S")
+    return datetime.fromtimestamp(epoch, zone).strftime(f"{date_form(epoch, zone)} %H:%M:%S")
 
 
 def span(seconds: int) -> str:

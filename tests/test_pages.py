@@ -130,6 +130,8 @@ def test_a_moment_of_another_year_has_its_year(writer: Writer) -> None:
     st.cache_resource.clear()
     assert {first_seen(open_page()), first_seen(open_page("processes"))} == {"D MMM YYYY HH:mm:ss"}
     assert f"01 Jun {year - 1} 14:00:00" in texts(open_page("gpu"))
+    hover = {figure["layout"]["xaxis"].get("hoverformat") for figure in plots(open_page("history", range="1y"))}
+    assert hover == {"%a %d %b %Y %H:%M:%S"}
 
 
 def test_workload_model_and_command_stand_in_the_tables(writer: Writer) -> None:
@@ -233,6 +235,25 @@ def test_hostile_names_stay_text(writer: Writer) -> None:
 def test_no_process_is_said_in_words(writer: Writer) -> None:
     writer.write(tick(time.time()), {})
     assert "No process is using a GPU right now." in texts(open_page())
+
+
+def test_a_search_finds_names_and_pids_and_nothing_among_nothing(writer: Writer) -> None:
+    now = time.time()
+    writer.write(tick(now - 4, {(0, 7): 6144, (1, 81): 12288}), who(7, 81))
+    app = open_page()
+
+    def found(text: str) -> list[int]:
+        app.text_input(key="active_search").set_value(text).run()
+        assert not app.exception
+        assert not app.error
+        return app.dataframe[0].value["PID"].tolist() if app.dataframe else []
+
+    assert (found("8"), found(" TRAIN "), found("")) == ([81], [81, 7], [81, 7])
+    assert found("nobody") == []
+    assert "None of the 2 active processes matches." in texts(app)
+    writer.write(tick(now), {})
+    assert found("nobody") == []
+    assert "No process is using a GPU right now." in texts(app)
 
 
 def test_a_driver_without_gpus_is_said_in_words(writer: Writer) -> None:

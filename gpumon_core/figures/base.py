@@ -16,6 +16,8 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 
+from gpumon_core import format as fmt
+
 Figure = dict[str, Any]
 
 # Okabe and Ito's palette, which colour-blind eyes can tell apart, darkened or lightened for contrast.
@@ -143,7 +145,7 @@ def time_layout(dark: bool, height: int, start: int, end: int) -> Figure:
             "zeroline": False,
             # The first time may stand below the 0 of the other axis.
             "ticklabelstandoff": 4,
-            "hoverformat": "%a %d %b %H:%M:%S",
+            "hoverformat": f"{fmt.date_form(start)} %H:%M:%S",
             "spikecolor": ink_of(dark)[0],
             "spikethickness": 1,
             "spikedash": "solid",

@@ -73,9 +73,9 @@ def stacked(
         layout["annotations"] = [heading_of(heading, 1.0)]
         layout["margin"]["t"] = 40
     if span_s >= DAY_S:
-        layout["xaxis"]["hoverformat"] = "%a %d %b"
+        layout["xaxis"]["hoverformat"] = fmt.date_form(start)
     elif span_s >= HOUR_S:
-        layout["xaxis"]["hoverformat"] = "%a %d %b %H:%M"
+        layout["xaxis"]["hoverformat"] = f"{fmt.date_form(start)} %H:%M"
     return {"data": data, "layout": layout}
 
 

@@ -110,8 +110,10 @@ def gpu_card_html(at: Tick, gpu_id: int) -> str:
 
 def _cards(at: Tick, shown: list[now.Row], points: int, with_host: bool | None = None) -> str:
     end = at[1] or int(time.time())
-    ids = tuple(row["id"] for row in shown)
-    sparks = _sparks((at[0], end // TREND_EVERY_S), ids, points, end, shown)
+    known = {row["id"] for row in shown}
+    # A MIG instance on its GPU's card has no trends.
+    whole = [row for row in shown if row["parent_id"] not in known]
+    sparks = _sparks((at[0], end // TREND_EVERY_S), tuple(row["id"] for row in whole), points, end, whole)
     return cards.overview(shown, sparks, active_processes(at), workloads(at), end, with_host)
 
 

@@ -73,11 +73,8 @@ def matching(shown: pa.Table, text: str) -> pa.Table:
     """The rows of `active` whose name or PID has this text in it."""
     wanted = text.strip().lower()
     names, pids = shown["Name"].to_pylist(), shown["PID"].to_pylist()
-    return shown.filter(
-        pa.array(
-            [wanted in (name or "").lower() or wanted in str(pid) for name, pid in zip(names, pids, strict=True)]
-        )
-    )
+    found = [wanted in (name or "").lower() or wanted in str(pid) for name, pid in zip(names, pids, strict=True)]
+    return shown.filter(pa.array(found, pa.bool_()))
 
 
 def container(frame: pd.DataFrame) -> pd.Series:
