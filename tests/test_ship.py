@@ -182,10 +182,10 @@ class Container:
                 pytest.fail(f"/healthz: {self.health()}\n{self.log.read_text()[-3000:]}")
             time.sleep(0.1)
 
-    def stop(self) -> None:
-        """As an engine does: SIGTERM to process 1 of the container."""
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """As an engine does: a signal to process 1 of the container."""
         (child,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        os.kill(int(child), signal.SIGTERM)
+        os.kill(int(child), how)
         self.process.wait(timeout=20)
 
 
@@ -198,8 +198,8 @@ def container(box: Sandbox) -> Any:
     running.driver = driver  # type: ignore[attr-defined]
     yield running
     if running.process.poll() is None:
-        running.process.kill()
-        running.process.wait()
+        # What has changed its user outlives the `unshare` that began it.
+        running.stop(signal.SIGKILL)
 
 
 def healthcheck(box: Sandbox, **settings: str) -> int:
