@@ -46,6 +46,10 @@ SPARK = quote(
     'stroke="#000" stroke-width="1.5" stroke-linejoin="round" vector-effect="non-scaling-stroke"/></svg>',
     safe=" =:/.,-{}",
 )
+# Stands in a drawing for the end of its line, where the newest sample is; and so old the last of its other points
+# may be.
+PRESENT = "\0"
+PRESENT_WITHIN_S = 60
 # A row of store.now, and the columns of frames.history of one GPU.
 Row = Mapping[str, Any]
 Trend = Mapping[str, Any]
@@ -58,7 +62,7 @@ class Scene:
     """What cards have beside their GPU: `sparks` and processes by GPU id, the place of each workload's colour,
     whether there are several hosts, and the time of the newest sample of any."""
 
-    sparks: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
+    sparks: Mapping[int, Mapping[str, Spark]] = field(default_factory=dict)
     processes: Mapping[int, Sequence[Row]] = field(default_factory=dict)
     workloads: Mapping[str, int] = field(default_factory=dict)
     with_host: bool = False
@@ -67,7 +71,7 @@ class Scene:
 
 def overview(
     gpus: Sequence[Row],
-    sparks: Mapping[int, Mapping[str, str]],
+    sparks: Mapping[int, Mapping[str, Spark]],
     processes: Sequence[Row],
     workloads: Sequence[str],
     latest: float,
@@ -105,7 +109,7 @@ def _by_gpu(processes: Sequence[Row]) -> dict[int, list[Row]]:
     return found
 
 
-def sparks(gpus: Sequence[Row], trend: pd.DataFrame, span: tuple[int, int]) -> dict[int, dict[str, str]]:
+def sparks(gpus: Sequence[Row], trend: pd.DataFrame, span: tuple[int, int]) -> dict[int, dict[str, Spark]]:
     """The drawings of the cards' trends, by GPU id and metric. `gpus` as from store.now, `trend` as from
     frames.history of TREND_METRICS over `span` (UTC seconds)."""
     drawn = {}
@@ -114,10 +118,11 @@ def sparks(gpus: Sequence[Row], trend: pd.DataFrame, span: tuple[int, int]) -> d
         if mine.any():
             columns = {name: trend[name].to_numpy()[mine] for name in trend.columns}
             metrics = (GPU_METRICS_BY_KEY[key] for key in TREND_METRICS)
-            drawn[row["id"]] = {
+            mine_drawn = {
                 metric.key: sparkline(columns, metric, row[metric.share_of] if metric.share_of else None, span)
                 for metric in metrics
             }
+            drawn[row["id"]] = {key: spark for key, spark in mine_drawn.items() if spark is not None}
     return drawn
 
 
@@ -235,7 +240,7 @@ def state(gpu: Row, latest: float = 0.0) -> tuple[str, str, str]:  # noqa: PLR09
     return "Idle", "idle", "Nothing is computed, and next to no memory held"
 
 
-def _tile(metric: Metric, gpu: Row, spark: str | None) -> str:
+def _tile(metric: Metric, gpu: Row, spark: Spark | None) -> str:
     value = gpu[metric.key]
     whole = gpu[metric.share_of] if metric.share_of else None
     known = None if fmt.missing(value) else float(value)
@@ -244,7 +249,7 @@ def _tile(metric: Metric, gpu: Row, spark: str | None) -> str:
     bar = ""
     if metric.key == "power" and known is not None and whole and not fmt.missing(whole):
         bar = f'<div class="gm-bar"><i style="width:{min(100.0, 100 * known / whole):.1f}%"></i></div>'
-    drawing = NO_SPARK if known is None or spark is None else spark
+    drawing = NO_SPARK if known is None or spark is None else spark.up_to(known)
     return (
         f'<div class="gm-tile gm-{level}" data-metric="{metric.key}">'
         f'<div class="gm-label">{escape(metric.label)}</div>'
@@ -315,26 +320,48 @@ def _ink(process: Row, scene: Scene) -> str:
     return f"light-dark({figures.hue(place, False)},{figures.hue(place, True)})"
 
 
-def sparkline(trend: Trend, metric: Metric, whole: float | None, span: tuple[int, int]) -> str:
-    """The metric's last minutes as a drawing: a line over a shaded area, broken at gaps."""
-    values = trend[metric.key].tolist()
-    known = [value for value in values if value == value]  # noqa: PLR0124 - NaN is not
+@dataclass(frozen=True, slots=True)
+class Spark:
+    """A metric's last minutes, drawn once for several ticks: a text with a place for the end of its line, and the
+    value at the top of the drawing. Without a place the line has ended before."""
+
+    text: str
+    top: float
+
+    def up_to(self, value: float) -> str:
+        """The drawing, whose line ends at the present value."""
+        y = _y(min(max(value, 0.0), self.top), self.top)
+        return self.text.replace(PRESENT, f"{SPARK_WIDTH} {y}")
+
+
+def _y(value: float, top: float) -> int:
+    return round(SPARK_HEIGHT - 1 - value * (SPARK_HEIGHT - 2) / top)
+
+
+def sparkline(trend: Trend, metric: Metric, whole: float | None, span: tuple[int, int]) -> Spark | None:
+    """The metric's last minutes as a drawing: a line over a shaded area, broken at gaps. None where there is next
+    to nothing to draw."""
+    times, values = trend["timestamp_epoch"].tolist(), trend[metric.key].tolist()
+    known = _known(values)
     if len(known) < 2:
-        return NO_SPARK
+        return None
     top = whole if whole and not fmt.missing(whole) else metric.maximum
     top = max(*known, top or 0.0) or 1.0
     start, end = span
-    across, down = SPARK_WIDTH / max(1, end - start), (SPARK_HEIGHT - 2) / top
+    across = SPARK_WIDTH / max(1, end - start)
     runs: list[list[str]] = [[]]
     edges: list[list[int]] = [[]]
-    for time, value in zip(trend["timestamp_epoch"].tolist(), values, strict=True):
+    for time, value in zip(times, values, strict=True):
         if value != value:  # noqa: PLR0124
             runs.append([])
             edges.append([])
         else:
             x = round((time - start) * across)
-            runs[-1].append(f"{x} {round(SPARK_HEIGHT - 1 - value * down)}")
+            runs[-1].append(f"{x} {_y(value, top)}")
             edges[-1].append(x)
+    if edges[-1] and end - times[-1] <= PRESENT_WITHIN_S:
+        runs[-1].append(PRESENT)
+        edges[-1].append(SPARK_WIDTH)
     drawn = [("L".join(run), edge[0], edge[-1]) for run, edge in zip(runs, edges, strict=True) if len(run) > 1]
     line = "".join(f"M{points}" for points, _, _ in drawn)
     area = "".join(f"M{first} {SPARK_HEIGHT}L{points}L{last} {SPARK_HEIGHT}Z" for points, first, last in drawn)
@@ -342,9 +369,10 @@ def sparkline(trend: Trend, metric: Metric, whole: float | None, span: tuple[int
     highest = fmt.value(metric, max(_known(trend[f"{metric.key}_max"].tolist()), default=None))
     # Streamlit lets no SVG through, but a mask: the drawing gives the shape, and CSS the colour.
     drawing = SPARK.format(area=area, line=line)
-    return (
+    return Spark(
         f'<div class="gm-spark" role="img" aria-label="{escape(metric.label)} in the last minutes: {lowest} to '
-        f'{highest}" style="--drawing:url(\'data:image/svg+xml,{drawing}\')"></div>'
+        f'{highest}" style="--drawing:url(\'data:image/svg+xml,{drawing}\')"></div>',
+        top,
     )
 
 

@@ -177,12 +177,28 @@ def test_a_level_is_told_by_sign_and_word_too() -> None:
     assert "gm-critical" in html
 
 
+def spark(*values: float, end: int, now: float) -> str:
+    drawn = cards.sparkline(trend(*values), GPU_METRICS_BY_KEY["utilization"], None, (1000, end))
+    assert drawn is not None
+    return drawn.up_to(now)
+
+
 def test_a_trend_breaks_where_nothing_was_recorded() -> None:
-    whole = cards.sparkline(trend(1, 2, 3, 4, 5), GPU_METRICS_BY_KEY["utilization"], None, (1000, 1016))
-    broken = cards.sparkline(trend(1, 2, NAN, 4, 5), GPU_METRICS_BY_KEY["utilization"], None, (1000, 1016))
+    whole, broken = spark(1, 2, 3, 4, 5, end=1016, now=5), spark(1, 2, NAN, 4, 5, end=1016, now=5)
     # Each path has one "M" per unbroken piece: one for the area and one for the line.
     assert whole.count("M") == 2
     assert broken.count("M") == 4
+
+
+def test_a_trend_ends_at_the_present_value_unless_it_has_ended_before() -> None:
+    for now, y in ((0, 31), (50, 16), (100, 1), (130, 1)):
+        drawn = spark(10, 20, end=1008, now=now)
+        assert drawn.count(f"L160 {y}L160 32Z") == drawn.count(f"L160 {y}%22") == 1, "the area, and the line"
+    after_a_gap = spark(10, 20, NAN, 30, end=1016, now=50)
+    assert after_a_gap.count("M") == 4, "the point and the present are a line"
+    assert "L160" not in spark(10, 20, end=1000 + 4 + cards.PRESENT_WITHIN_S + 1, now=50)
+    assert "L160 16" in spark(10, 20, end=1000 + 4 + cards.PRESENT_WITHIN_S, now=50)
+    assert cards.PRESENT not in drawn + after_a_gap
 
 
 EVIL = ["<script>x</script>", '"><img src=x>', "') url(javascript:x)", "&lt;b&gt;"]

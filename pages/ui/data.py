@@ -31,7 +31,7 @@ MINUTE_S = 60
 KEPT_S = 2 * MINUTE_S
 TREND_S = 900
 TREND_POINTS = 90
-# How often they are drawn anew: a line of 15 minutes does not show less.
+# How often they are drawn anew; their ends follow the tick.
 TREND_EVERY_S = 20
 
 
@@ -120,7 +120,7 @@ def _cards(at: Tick, shown: list[now.Row], points: int, with_host: bool | None =
 @shared(max_entries=16)
 def _sparks(
     step: Tick, gpu_ids: tuple[int, ...], points: int, _end: int, _gpus: list[now.Row]
-) -> dict[int, dict[str, str]]:
+) -> dict[int, dict[str, cards.Spark]]:
     """The cards' trends, read and drawn once for each of their steps."""
     span = (_end - TREND_S, _end)
     trend = frames.history(runtime.engine(step[0]), gpu_ids, cards.TREND_METRICS, *span, points)
