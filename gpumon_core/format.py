@@ -70,11 +70,14 @@ def duration(seconds: float | None) -> str:
     return f"{seconds}s"
 
 
+def is_of_this_year(epoch: float, zone: tzinfo = UTC) -> bool:
+    """Whether a time needs no year."""
+    return datetime.fromtimestamp(epoch, zone).year == datetime.now(zone).year
+
+
 def date_form(earliest: float, zone: tzinfo = UTC) -> str:
-    """How dates from a time on are written, for strftime and Plotly: with the year where that one is not of the
-    present."""
-    this_year = datetime.fromtimestamp(earliest, zone).year == datetime.now(zone).year
-    return "%a %d %b" if this_year else "%a %d %b %Y"
+    """How dates from a time on are written, for strftime and Plotly: with the year where that one needs it."""
+    return "%a %d %b" if is_of_this_year(earliest, zone) else "%a %d %b %Y"
 
 
 def moment(epoch: float, zone: ZoneInfo) -> str:

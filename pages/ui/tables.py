@@ -282,7 +282,7 @@ def _of_other_years(shown: pd.DataFrame | pa.Table) -> list[str]:
     for name in _moments(shown):
         column = shown[name]
         first = column.min() if isinstance(column, pd.Series) else compute.min(column).as_py()
-        if first is not None and first is not pd.NaT and first.year != datetime.now(first.tzinfo).year:
+        if first is not None and first is not pd.NaT and not fmt.is_of_this_year(first.timestamp(), first.tzinfo):
             found.append(name)
     return found
 
