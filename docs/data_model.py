@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from gpumon_core.metrics import CHANGE_METRICS, PROCESS_METRICS, TICK_METRICS, Aggregate, Metric
-from gpumon_core.store.schema import TIERS, gpu_metrics, metadata, scale
+from gpumon_core.store.schema import TIERS, gpu_metrics, known_ms, metadata, scale
 
 PAGE = ROOT / "docs" / "data-model.md"
 ROLLUPS = tuple(tier.table.name for tier in TIERS)
@@ -62,8 +62,15 @@ MEANINGS: dict[str, dict[str, str]] = {
         "energy_j": "J since it was first seen",
         "energy_counter_j": "the driver's counter at that time, J",
         "energy_from": "`counter`: energy is read from the driver's counter; `power`: it follows from the power",
+        "energy_ahead_j": "of `energy_j`: estimated by power while the counter could not be read, J",
+        "memory_from": "`device`: the GPU has memory of its own; `unified`: it shares the machine's, used is the sum "
+        "of its processes' memory, total the machine's",
     },
-    "gpu_metrics": {"gpu_id": GPU, "timestamp_epoch": TICK},
+    "gpu_metrics": {
+        "gpu_id": GPU,
+        "timestamp_epoch": TICK,
+        "recorded_ms": "time before the tick that it speaks of, ms; NULL where an older version recorded it",
+    },
     "gpu_changes": {
         "gpu_id": GPU,
         "metric": "its name: see the list below",
@@ -158,6 +165,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "idle_j": "what it took while nothing ran",
         "unattributed_j": "what belongs to no known process",
         "unrecorded_j": "what it took while nobody recorded",
+        "unknown_s": "of the recorded seconds, those in which the driver said nothing of its utilization",
     },
     "model_sessions": {
         "id": "number of the row",
@@ -205,6 +213,7 @@ ROLLUP_MEANINGS = {
     "gpu_id": GPU,
     "timestamp_epoch": "first second of the bucket",
     "samples": "ticks in it",
+    "recorded_ms": "how much of its time was recorded, ms; NULL where an older version recorded it",
 }
 METRICS = {
     **{metric.key: metric for metric in TICK_METRICS},
@@ -257,7 +266,8 @@ def rollup_columns() -> str:
             body.append((f"`{metric.key}`", metric.unit, "as it stood at the end of the bucket"))
         else:
             names = ", ".join(f"`{metric.key}{suffix}`" for suffix in ("", "_min", "_max"))
-            body.append((names, times, "mean, lowest and highest"))
+            meaning = "mean by time, lowest and highest"
+            body.append((f"{names}, `{known_ms(metric)}`", times, meaning))
     return rows(("columns", "unit", "meaning"), body)
 
 

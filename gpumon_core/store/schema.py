@@ -72,6 +72,8 @@ hosts = Table(
 # of its newest row in gpu_metrics. sampling: interval (utilization is the mean since the tick before)
 # or point. energy_j has been taken since it was first seen; energy_counter_j is the driver's counter
 # then, and energy_from says whether it was read there (counter) or follows from the power (power).
+# energy_ahead_j was shared out before the counter could confirm it. memory_from says what used and total memory
+# are: the driver's own (device), or those of a GPU that shares the machine's memory (unified).
 gpus = Table(
     "gpus",
     metadata,
@@ -94,17 +96,22 @@ gpus = Table(
     Column("energy_j", Float),
     Column("energy_counter_j", Float),
     Column("energy_from", Text),
+    Column("energy_ahead_j", Float),
+    Column("memory_from", Text),
     UniqueConstraint("host_id", "uuid"),
 )
 
 # Raw ticks: one row per GPU and tick, one column per metric of the catalogue that is kept with every
-# tick; `<key>_max` is its highest value inside the tick. energy is gpus.energy_j at that time.
+# tick; `<key>_max` is its highest value inside the tick. energy is gpus.energy_j at that time. recorded_ms is
+# the time before the tick that it speaks of: what is missing to the tick before is a gap. NULL in rows of
+# versions that did not record it.
 gpu_metrics = Table(
     "gpu_metrics",
     metadata,
     Column("gpu_id", ForeignKey("gpus.id"), nullable=False),
     Column("timestamp_epoch", BigInteger, nullable=False),
     *(column for metric in TICK_METRICS for column in _tick_columns(metric)),
+    Column("recorded_ms", Integer),
     PrimaryKeyConstraint("gpu_id", "timestamp_epoch"),
     sqlite_with_rowid=False,
 )
@@ -137,6 +144,11 @@ def scale(metric: Metric) -> int:
     return int(10**metric.decimals)
 
 
+def known_ms(metric: Metric) -> str:
+    """The rollups' column that says in how much of the recorded time a metric had a value, where not in all."""
+    return f"{metric.key}_known_ms"
+
+
 def _rollup(name: str) -> Table:
     return Table(
         name,
@@ -154,6 +166,13 @@ def _rollup(name: str) -> Table:
         ),
         # Counters: as they stood at the bucket's end.
         *(Column(metric.key, BigInteger) for metric in TICK_METRICS if metric.aggregate is Aggregate.COUNTER),
+        # How much of its time was recorded, and in how much of that a metric had a value (NULL: in all of it).
+        Column("recorded_ms", Integer),
+        *(
+            Column(known_ms(metric), Integer)
+            for metric in TICK_METRICS
+            if metric.aggregate is not Aggregate.COUNTER
+        ),
         PrimaryKeyConstraint("gpu_id", "timestamp_epoch"),
         sqlite_with_rowid=False,
     )
@@ -289,7 +308,8 @@ process_hours = Table(
 # What a GPU did in each hour: the seconds that were recorded, those of them in which it was busy (its
 # utilization times the time), and those in which it was not although a process that computes held it; its
 # energy, and of that what it took while nothing ran (idle_j), what belongs to no known process
-# (unattributed_j, as unattributed_s of busy_s), and what it took while nobody recorded (unrecorded_j).
+# (unattributed_j, as unattributed_s of busy_s), and what it took while nobody recorded (unrecorded_j). In unknown_s
+# of the recorded seconds the driver said nothing of its utilization: they are neither busy nor held nor free.
 gpu_usage = Table(
     "gpu_usage",
     metadata,
@@ -303,6 +323,7 @@ gpu_usage = Table(
     Column("idle_j", Float, nullable=False),
     Column("unattributed_j", Float, nullable=False),
     Column("unrecorded_j", Float, nullable=False),
+    Column("unknown_s", Float, nullable=False, server_default="0"),
     PrimaryKeyConstraint("timestamp_epoch", "gpu_id"),
     sqlite_with_rowid=False,
 )

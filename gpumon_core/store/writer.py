@@ -398,6 +398,7 @@ class Writer:
                 "compute_capability": info.compute_capability,
                 "state": state,
                 "sampling": mark,
+                "memory_from": info.memory_from,
             }
             if known is None:
                 row |= {"host_id": host_id, "uuid": info.uuid, "first_seen": now, "last_seen": now}

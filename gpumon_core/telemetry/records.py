@@ -6,7 +6,7 @@ A value that the hardware does not offer is None, never 0 and never a sentinel.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 
@@ -25,7 +25,8 @@ class GpuInfo:
     """What does not change while a GPU is up.
 
     A MIG instance is a GPU of its own: it has its parent's index, a `mig_index` below it,
-    and `parent_uuid`; `gpu_instance` is the number under which its parent knows the GPU instance.
+    and `parent_uuid`; `gpu_instance` is the number under which its parent knows the GPU instance. `memory_from`
+    is "unified" for a GPU that shares the machine's memory, "device" for one with memory of its own.
     """
 
     index: int
@@ -39,6 +40,7 @@ class GpuInfo:
     parent_uuid: str | None = None
     mig_index: int | None = None
     gpu_instance: int | None = None
+    memory_from: str | None = None
 
 
 Sampling = Literal["interval", "point"]
@@ -50,12 +52,14 @@ class GpuReading:
 
     `sampling` tells what utilization is: the mean over the whole time since the tick before
     (interval), or what the driver said at the moment of the tick (point). A metric that is asked
-    rarely and was not asked for this tick is missing from `values`.
+    rarely and was not asked for this tick is missing from `values`. `ended` are processes that the driver
+    names in its utilization of processes and no longer lists: PID -> percent of the SMs.
     """
 
     uuid: str
     values: Mapping[str, float | None]
     sampling: Sampling = "point"
+    ended: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,9 @@ class Snapshot:
 
     `gpus` lists every GPU known, `lost` the UUIDs of those that no longer answer, `hung` those of them
     in whose driver call a thread still waits, and `readings` the GPUs that did answer. `nameless` are
-    the indices of GPUs that were lost before they could say which they are.
+    the indices of GPUs that were lost before they could say which they are, `asleep` the UUIDs of those that
+    are switched off and not asked, so that they stay so. `elapsed` is when it was read by a clock that nobody
+    sets (seconds; CLOCK_BOOTTIME, which goes on in suspend); None where only `timestamp` is known.
     """
 
     timestamp: float
@@ -94,10 +100,14 @@ class Snapshot:
     lost: frozenset[str] = frozenset()
     hung: frozenset[str] = frozenset()
     nameless: frozenset[int] = frozenset()
+    asleep: frozenset[str] = frozenset()
+    elapsed: float | None = None
 
     def state_of(self, uuid: str) -> str:
-        """Whether a GPU answers: ok, lost, or hung."""
-        return "hung" if uuid in self.hung else "lost" if uuid in self.lost else "ok"
+        """Whether a GPU answers: ok, asleep, lost, or hung."""
+        if uuid in self.hung:
+            return "hung"
+        return "lost" if uuid in self.lost else "asleep" if uuid in self.asleep else "ok"
 
 
 class SourceUnavailable(Exception):
