@@ -63,8 +63,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "energy_counter_j": "the driver's counter at that time, J",
         "energy_from": "`counter`: energy is read from the driver's counter; `power`: it follows from the power",
         "energy_ahead_j": "of `energy_j`: estimated by power while the counter could not be read, J",
-        "memory_from": "`device`: the GPU has memory of its own; `unified`: it shares the machine's, used is the sum "
-        "of its processes' memory, total the machine's",
+        "memory_from": "`device`: the GPU has memory of its own; `unified`: it shares the machine's, used is the "
+        "sum of its processes' memory, total the machine's",
     },
     "gpu_metrics": {
         "gpu_id": GPU,
