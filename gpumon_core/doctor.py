@@ -185,7 +185,11 @@ def _database(settings: Settings, simulates: bool) -> Iterator[Finding]:
 
 
 def _recording(path: Path | None, settings: Settings, found: health.Health) -> Finding:
-    newest = f"the newest sample is {duration(found.age_s)} old" if found.newest else "there is no sample yet"
+    newest = "there is no sample yet"
+    if found.newest is not None:
+        newest = f"the newest sample is {duration(found.age_s)} old"
+        if found.age_s is None:
+            newest = "the newest sample lies in the future: this clock, or the one that it was taken by, is wrong"
     if found.fresh:
         return Finding("ok", "recording", newest)
     lock = RecorderLock(path, settings.host_name) if path is not None else None

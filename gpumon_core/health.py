@@ -115,10 +115,24 @@ def read(engine: Engine, host: str | None) -> Reading:
     )
 
 
-def judge(reading: Reading, state: State, interval_s: float, vitals: Vitals | None = None) -> Health:
-    """How the recording stands at this moment, by what was read last."""
-    age = None if reading.newest is None else max(0.0, time.time() - reading.newest)
+def age_of(newest: int, interval_s: float) -> float | None:
+    """How old a sample of that time (UTC seconds) is by the wall clock; None where it lies in the future by more
+    than two clocks may differ: one of them is wrong, and nothing can be said."""
+    age = time.time() - newest
+    return None if age < -fresh_within_s(interval_s) else max(0.0, age)
+
+
+def judge(
+    reading: Reading,
+    state: State,
+    interval_s: float,
+    vitals: Vitals | None = None,
+    age_s: float | None = None,
+) -> Health:
+    """How the recording stands at this moment, by what was read last. `age_s`: what the recorder of this process
+    knows of the age of its newest sample, whatever the wall clock says."""
     interval_s = reading.interval_s or interval_s
+    age = None if reading.newest is None else age_s if age_s is not None else age_of(reading.newest, interval_s)
     hung = reading.states.count("hung")
     lost = reading.states.count("lost") + hung
     status: Status

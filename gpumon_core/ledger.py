@@ -92,9 +92,10 @@ def ranked(ranking: pd.DataFrame, names: Mapping[Any, str], by: str, prices: Pri
 
 def steps(epochs: pd.Series, span_s: int, zone: ZoneInfo) -> pd.Series:
     """The beginning of the hour or of the viewer's day that each time (UTC seconds) is in, as UTC seconds."""
-    if span_s < DAY_S:
-        return epochs - epochs % span_s
     local = pd.to_datetime(epochs, unit="s", utc=True).dt.tz_convert(zone)
+    if span_s < DAY_S:
+        shown = local.dt.tz_localize(None).astype("datetime64[s]").astype("int64")
+        return epochs - shown % span_s
     midnight = local.dt.tz_localize(None).dt.normalize()
     # A night in which the clock is set has its midnight once or twice, or not at all.
     aware = midnight.dt.tz_localize(zone, ambiguous=True, nonexistent="shift_forward").dt.tz_convert("UTC")
@@ -140,7 +141,8 @@ def over_time(
 def by_week(used: pd.DataFrame, whole: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
     """How busy the GPUs were at each hour of the week: weekday, hour, share (percent).
 
-    used: timestamp_epoch, busy_s; whole: timestamp_epoch, seconds (of all GPUs together).
+    used: timestamp_epoch, busy_s; whole: timestamp_epoch, seconds and unknown_s (of all GPUs together). Time in
+    which the driver did not say counts for nothing.
     """
     busy = used.groupby("timestamp_epoch")["busy_s"].sum()
     local = pd.to_datetime(whole["timestamp_epoch"], unit="s", utc=True).dt.tz_convert(zone)
@@ -148,9 +150,10 @@ def by_week(used: pd.DataFrame, whole: pd.DataFrame, zone: ZoneInfo) -> pd.DataF
         {
             "weekday": local.dt.day_of_week,
             "hour": local.dt.hour,
-            "seconds": whole["seconds"],
+            "seconds": whole["seconds"] - whole["unknown_s"],
             "busy_s": whole["timestamp_epoch"].map(busy).fillna(0.0),
         }
     )
     sums = frame.groupby(["weekday", "hour"])[["busy_s", "seconds"]].sum()
+    sums = sums[sums["seconds"] > 0]
     return (100 * sums["busy_s"] / sums["seconds"]).rename("share").reset_index()

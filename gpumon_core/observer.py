@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.settings import Settings
-from gpumon_core.telemetry.records import Snapshot, Source, SourceUnavailable
+from gpumon_core.telemetry.records import Snapshot, Source, SourceUnavailable, elapsed
 
 if TYPE_CHECKING:
     from gpumon_core.attribution.inquirer import Inquirer
@@ -47,7 +47,8 @@ class Observer:
 
     def observe(self) -> Attributed:
         """One snapshot, and who its processes are. Raises SourceUnavailable."""
-        snapshot = self.source.read()
+        at = elapsed()
+        snapshot = replace(self.source.read(), elapsed=at)
         identities = self._attribution.identify(
             {process.pid for process in snapshot.processes}, snapshot.timestamp
         )

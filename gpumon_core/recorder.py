@@ -1,4 +1,4 @@
-"""The clockwork: carries telemetry through attribution into the store, tick after tick.
+"""Carries telemetry through attribution into the store, tick after tick.
 
 One recorder writes a database; a second one stands by, read-only, and takes over when the first
 ends. In `auto`, GPUs are simulated (into a database of their own) until the driver loads.
@@ -11,15 +11,12 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
 from typing import Literal
 
-from apscheduler.events import EVENT_JOB_MAX_INSTANCES, JobSubmissionEvent
-from apscheduler.executors.pool import ThreadPoolExecutor
-from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
+from gpumon_core.clockwork import Clockwork
 from gpumon_core.newest import Newest, follow
 from gpumon_core.observer import Observer, SimulatedObserver, real
 from gpumon_core.settings import Settings, mask_password
@@ -115,7 +112,7 @@ class _Recording:
 
     def _write(self, batch: list[Attributed]) -> None:
         try:
-            self._pulse.committed(self._writer.write_all(batch))
+            self._pulse.committed(self._writer.write_all(batch), batch[-1][0].elapsed)
         except OperationalError:
             # The database is locked, full or away: that passes.
             raise
@@ -176,7 +173,7 @@ class Recorder:
         self._recording: _Recording | None = None
         self._awaited: Lock | None = None
         self._failing: str | None = None
-        self._scheduler: BackgroundScheduler | None = None
+        self._clockwork: Clockwork | None = None
         self._state = State(
             role="recording" if settings.record else "viewing",
             source="demo" if settings.source == "demo" else "nvml",
@@ -189,6 +186,12 @@ class Recorder:
     def vitals(self) -> Vitals:
         """What was done so far, in numbers."""
         return self._pulse.vitals
+
+    @property
+    def age_s(self) -> float | None:
+        """How old the newest tick in the database is, in seconds by a clock that nobody sets; None where this
+        recorder has written none."""
+        return self._pulse.age_s
 
     @property
     def newest(self) -> Newest | None:
@@ -220,47 +223,26 @@ class Recorder:
             self._fail(str(error))
         # One worker: a tick and a retry never run at the same time. Rollups and housekeeping have their
         # own, so that no tick waits for them.
-        executors = {name: ThreadPoolExecutor(1) for name in ("default", "rollups", "housekeeping")}
-        scheduler = BackgroundScheduler(timezone=UTC, executors=executors)
-        now = datetime.now(UTC)
-        common = {"max_instances": 1, "coalesce": True, "misfire_grace_time": None}
-        scheduler.add_job(
-            self._tick, "interval", seconds=self._settings.interval, id="tick", next_run_time=now, **common
-        )
-        scheduler.add_job(self._retry, "interval", seconds=RETRY_S, id="retry", **common)
-        scheduler.add_job(
-            self._every_minute,
-            "interval",
-            seconds=ROLLUP_S,
-            id="rollups",
-            executor="rollups",
-            next_run_time=now + timedelta(seconds=min(ROLLUP_S, 2 * self._settings.interval)),
-            **common,
-        )
-        scheduler.add_job(
-            self._keep_house,
-            "interval",
-            seconds=HOUSEKEEPING_S,
-            id="housekeeping",
-            executor="housekeeping",
-            next_run_time=now + timedelta(seconds=60),
-            **common,
-        )
-        scheduler.add_listener(self._count_skipped, EVENT_JOB_MAX_INSTANCES)
-        scheduler.start()
-        self._scheduler = scheduler
+        clockwork = Clockwork(("ticks", "rollups", "housekeeping"), self._count_skipped)
+        interval_s = self._settings.interval
+        clockwork.add("tick", self._tick, interval_s, 0.0, "ticks")
+        clockwork.add("retry", self._retry, RETRY_S, RETRY_S, "ticks")
+        clockwork.add("rollups", self._every_minute, ROLLUP_S, min(ROLLUP_S, 2 * interval_s), "rollups")
+        clockwork.add("housekeeping", self._keep_house, HOUSEKEEPING_S, 60.0, "housekeeping")
+        clockwork.start()
+        self._clockwork = clockwork
 
-    def _count_skipped(self, event: JobSubmissionEvent) -> None:
+    def _count_skipped(self, job: str) -> None:
         """A tick fell due while the one before it was still at work."""
-        if event.job_id == "tick":
-            self._pulse.skipped(len(event.scheduled_run_times))
+        if job == "tick":
+            self._pulse.skipped(1)
 
     def stop(self) -> None:
         """Let the running tick commit, then close everything. Doing it twice is fine."""
-        if self._scheduler is not None:
+        if self._clockwork is not None:
             self._stopping.set()
-            self._scheduler.shutdown(wait=True)
-            self._scheduler = None
+            self._clockwork.stop()
+            self._clockwork = None
             log.info("recorder stopped")
         with self._guard:
             self._close()

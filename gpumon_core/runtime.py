@@ -152,7 +152,8 @@ def check_health() -> health.Health:
             found = _looked = _Looked(key, time.monotonic(), reading)
     if isinstance(found.reading, DBAPIError):
         raise found.reading
-    return health.judge(found.reading, now_is, settings().interval, counts)
+    age_s = _recorder.age_s if records and _recorder is not None else None
+    return health.judge(found.reading, now_is, settings().interval, counts, age_s)
 
 
 # So long what was found about this machine is good, and so long a sick driver may keep the examination waiting.

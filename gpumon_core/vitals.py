@@ -7,6 +7,7 @@ import threading
 from dataclasses import dataclass, replace
 
 from gpumon_core.store.health import Minute
+from gpumon_core.telemetry.records import elapsed
 
 try:
     _C: ctypes.CDLL | None = ctypes.CDLL(None)
@@ -41,15 +42,22 @@ class Pulse:
         self._told = Vitals()
         self._durations: list[float] = []
         self._error: str | None = None
+        self._newest: float | None = None
+
+    @property
+    def age_s(self) -> float | None:
+        """Seconds since the newest tick in the database was read, by a clock that nobody sets."""
+        return None if self._newest is None else elapsed() - self._newest
 
     @property
     def vitals(self) -> Vitals:
         """The counts as they are now."""
         return self._now
 
-    def committed(self, ticks: int) -> None:
-        """So many ticks are in the database."""
+    def committed(self, ticks: int, newest: float | None) -> None:
+        """So many ticks are in the database, the newest of them read at this time (records.elapsed)."""
         self._add(ticks=ticks)
+        self._newest = newest if newest is not None else elapsed()
 
     def skipped(self, ticks: int) -> None:
         """So many ticks fell out because the one before was not done."""

@@ -121,7 +121,7 @@ def ranked(at: data.Tick, chosen: Scope, title: str) -> None:
         return export.ranking_table(prices).csv(whole, zone)
 
     tables.download(f"usage-{by}", content, ranking.empty, zone, "usage_csv")
-    since = fmt.plain(f"{fmt.moment(chosen.first_hour, zone)} ({chrome.zone_label()})")
+    since = fmt.plain(f"{fmt.moment(chosen.first_step, zone)} ({chrome.zone_label()})")
     notes = [f"Counted by the hour, from {since}."]
     if "Estimate" in shown:
         notes.append(

@@ -207,14 +207,47 @@ def test_a_mig_instance_has_its_parent(engine: sa.Engine, writer: Writer) -> Non
     assert ask(engine, query) == [(1, "GPU-0")]
 
 
-def test_a_clock_set_back_makes_no_duplicate_and_no_negative_lifetime(engine: sa.Engine, writer: Writer) -> None:
-    assert writer.write(tick(1000, {(0, 7): 100}), who(7))
-    assert not writer.write(tick(1000.7, {(0, 7): 100}), who(7)), "a second tick in the same second"
-    assert writer.write(tick(400, {(0, 7): 100}), who(7))
-    assert writer.write(tick(404, {(0, 7): 100}), who(7))
-    assert not writer.write(tick(400, {(0, 7): 100}), who(7))
+def test_time_that_repeats_is_recorded_and_no_lifetime_is_negative(engine: sa.Engine, writer: Writer) -> None:
+    for now in (1000, 1000.7, 400, 404, 400):
+        assert writer.write(tick(now, {(0, 7): 100}), who(7))
     assert ask(engine, "SELECT count(*) FROM gpu_metrics WHERE gpu_id = 1") == [(3,)]
-    assert ask(engine, "SELECT last_seen >= first_seen, sample_count FROM gpu_processes") == [(1, 3)]
+    assert ask(engine, "SELECT last_seen >= first_seen, last_seen, sample_count FROM gpu_processes") == [
+        (1, 400, 5)
+    ]
+    assert ask(engine, "SELECT first_seen, last_seen FROM hosts") == [(400, 400)]
+
+
+def test_a_second_that_repeats_has_the_mean_of_both_times(engine: sa.Engine, writer: Writer) -> None:
+    for now, elapsed, watts, memory in ((100, 10.0, 100.0, 5), (104, 14.0, 100.0, 5), (104, 17.0, 240.0, None)):
+        values = {"power": watts, "power_max": watts + 1, "memory": memory}
+        snapshot = Snapshot(now, HOST, GPUS[:1], (GpuReading("GPU-0", values),), elapsed=elapsed)
+        writer.write(snapshot, {})
+    query = "SELECT power, power_max, memory, recorded_ms FROM gpu_metrics ORDER BY timestamp_epoch DESC LIMIT 1"
+    assert ask(engine, query) == [(160.0, 241.0, 5, 7000)]
+
+
+@pytest.mark.parametrize("step", [-86400, -3600, -61, -3, 3, 61, 3600, 86400])
+def test_a_wall_clock_that_is_set_changes_labels_and_no_amount(
+    engine: sa.Engine, writer: Writer, step: int
+) -> None:
+    """An hour of 100 W and 50 %, in whose middle the wall clock is set, while the other clock goes on."""
+    begin = 1_000_000_000
+    both, identities, ticks = (busy(7, 1000, 50), busy(8, 10, 0)), who(7, 8), []
+    for place in range(900):
+        now = begin + 4 * place + (step if place >= 450 else 0)
+        snapshot = measured(now, processes=both, energy=400.0 * place, power=100.0, utilization=50.0)
+        ticks.append((replace(snapshot, elapsed=50.0 + 4 * place), identities))
+    for place in range(0, 900, 60):
+        writer.write_all(ticks[place : place + 60])
+    writer.settle()
+    query = "SELECT sum(seconds), sum(busy_s), sum(energy_j), sum(unrecorded_j) FROM gpu_usage"
+    assert ask(engine, query) == [(3600.0, 1800.0, 899 * 400.0, 0.0)]
+    query = "SELECT sum(seconds), sum(busy_s), sum(idle_s), sum(energy_j) FROM process_hours GROUP BY process_id"
+    assert sorted(ask(engine, query)) == [(3600.0, 0.0, 3596.0, 0.0), (3600.0, 1800.0, 0.0, 899 * 200.0)]
+    end = begin + 4 * 899 + step
+    assert ask(engine, "SELECT last_seen FROM hosts") == [(end,)]
+    assert ask(engine, "SELECT max(first_seen) <= max(last_seen), max(last_seen) FROM gpu_processes") == [(1, end)]
+    assert ask(engine, "SELECT last_busy FROM process_gpus ORDER BY process_id") == [(end,), (begin + step,)]
 
 
 def test_a_failed_tick_leaves_nothing_and_the_next_is_whole(engine: sa.Engine, writer: Writer) -> None:
@@ -294,11 +327,12 @@ def test_a_process_that_does_nothing_new_costs_a_row_now_and_then(engine: sa.Eng
 def test_energy_goes_on_when_the_driver_counts_anew(engine: sa.Engine, writer: Writer) -> None:
     for now, counter in ((100, 5000.0), (104, 5400.0), (108, 90.0), (112, 290.0)):
         writer.write(measured(now, energy=counter, power=100.0), {})
-    # Another recorder, later: the driver has counted what was taken meanwhile.
+    # What came before the counter began anew is estimated by power. Another recorder, later: the driver has
+    # counted what was taken meanwhile.
     Writer(engine, "here", "nvml", 4).write(measured(900, energy=2290.0, power=100.0), {})
     query = "SELECT timestamp_epoch, energy FROM gpu_metrics ORDER BY 1"
-    assert ask(engine, query) == [(100, 0), (104, 400), (108, 490), (112, 690), (900, 2690)]
-    assert ask(engine, "SELECT energy_j, energy_counter_j, energy_from FROM gpus") == [(2690.0, 2290.0, "counter")]
+    assert ask(engine, query) == [(100, 0), (104, 400), (108, 800), (112, 1000), (900, 3000)]
+    assert ask(engine, "SELECT energy_j, energy_counter_j, energy_from FROM gpus") == [(3000.0, 2290.0, "counter")]
 
 
 def test_energy_follows_from_the_power_where_nothing_counts_it(engine: sa.Engine, writer: Writer) -> None:
@@ -311,7 +345,7 @@ def test_energy_follows_from_the_power_where_nothing_counts_it(engine: sa.Engine
 def test_an_hour_of_a_process_is_its_share_of_the_gpu(engine: sa.Engine, writer: Writer) -> None:
     both = (busy(7, 1000, 60), busy(8, 3000, 20))
     for step in range(11):
-        writer.write(measured(3600 + 4 * step, processes=both, power=100.0, utilization=80.0), who(7, 8))
+        writer.write(measured(3604 + 4 * step, processes=both, power=100.0, utilization=80.0), who(7, 8))
     writer.settle()
     query = (
         "SELECT pid, h.seconds, busy_s, memory_mib_s, energy_j, h.max_memory, estimated "
@@ -331,7 +365,7 @@ def test_an_hour_of_a_process_is_its_share_of_the_gpu(engine: sa.Engine, writer:
 
 def test_the_parts_are_scaled_to_what_the_gpu_was_busy(engine: sa.Engine, writer: Writer) -> None:
     both = (busy(7, 1000, 90), busy(8, 3000, 30))
-    writer.write(measured(3600, processes=both, power=100.0, utilization=60.0), who(7, 8))
+    writer.write(measured(3604, processes=both, power=100.0, utilization=60.0), who(7, 8))
     assert ask(engine, "SELECT busy_s, energy_j FROM process_hours ORDER BY process_id") == [
         (1.8, 180.0),
         (0.6, 60.0),
@@ -343,12 +377,12 @@ def test_the_parts_are_scaled_to_what_the_gpu_was_busy(engine: sa.Engine, writer
 
 def test_where_processes_are_not_told_apart_memory_splits_the_use(engine: sa.Engine, writer: Writer) -> None:
     both = (busy(7, 1000), busy(8, 3000))
-    writer.write(measured(3600, processes=both, power=100.0, utilization=50.0), who(7, 8))
+    writer.write(measured(3604, processes=both, power=100.0, utilization=50.0), who(7, 8))
     query = "SELECT busy_s, energy_j, estimated FROM process_hours ORDER BY process_id"
     assert ask(engine, query) == [(0.5, 50.0, 1), (1.5, 150.0, 1)]
     # One that is told apart, and did nothing, has no part in it.
     writer.write(
-        measured(7200, processes=(busy(7, 1000, 0), busy(8, 3000)), power=100.0, utilization=50.0), who(7, 8)
+        measured(7204, processes=(busy(7, 1000, 0), busy(8, 3000)), power=100.0, utilization=50.0), who(7, 8)
     )
     query = "SELECT busy_s, estimated FROM process_hours WHERE timestamp_epoch = 7200 ORDER BY process_id"
     assert ask(engine, query) == [(0.0, 0), (2.0, 1)]
@@ -364,16 +398,16 @@ def test_what_the_mps_server_did_is_its_clients_work(engine: sa.Engine, writer: 
     query = "SELECT busy_s, energy_j, estimated FROM process_hours WHERE timestamp_epoch = {} ORDER BY process_id"
 
     writer.write(
-        measured(3600, processes=(server, mps(8, 1000)), power=100.0, utilization=50.0),
+        measured(3604, processes=(server, mps(8, 1000)), power=100.0, utilization=50.0),
         {pid: identities[pid] for pid in (7, 8)},
     )
     assert ask(engine, query.format(3600)) == [(0.0, 0.0, 0), (2.0, 200.0, 0)]
     # Two share it by their memory, beside one that needs no server.
     processes = (server, mps(8, 1000), mps(9, 3000), busy(10, 500, 30))
-    writer.write(measured(7200, processes=processes, power=100.0, utilization=80.0), identities)
+    writer.write(measured(7204, processes=processes, power=100.0, utilization=80.0), identities)
     assert ask(engine, query.format(7200)) == [(0.0, 0.0, 0), (0.5, 50.0, 1), (1.5, 150.0, 1), (1.2, 120.0, 0)]
     # With its last client gone, the work was still done.
-    writer.write(measured(10800, processes=(server,), power=100.0, utilization=50.0), {7: identities[7]})
+    writer.write(measured(10804, processes=(server,), power=100.0, utilization=50.0), {7: identities[7]})
     assert ask(engine, query.format(10800)) == [(2.0, 200.0, 0)]
     assert ask(engine, "SELECT unattributed_s FROM gpu_usage") == [(0.0,)] * 3
 
@@ -386,11 +420,11 @@ def test_a_gpus_hour_is_busy_held_or_free_and_its_energy_all_accounted_for(
         values = {} if utilization is None else {"utilization": utilization}
         writer.write(measured(now, processes=processes, power=100.0, **values), who(*pids))
 
-    write(3600, 25.0, busy(7, 1000, 25))  # One second of four.
-    write(3604, 0.0, busy(7, 1000, 0))  # It only holds its memory.
-    write(3608, 0.0, replace(busy(9, 300), kind="G"))  # A desktop holds nothing back.
-    write(3612, 50.0)  # Somebody, but nobody knows who.
-    write(3616, None)  # A card that does not tell.
+    write(3604, 25.0, busy(7, 1000, 25))  # One second of four.
+    write(3608, 0.0, busy(7, 1000, 0))  # It only holds its memory.
+    write(3612, 0.0, replace(busy(9, 300), kind="G"))  # A desktop holds nothing back.
+    write(3616, 50.0)  # Somebody, but nobody knows who.
+    write(3620, None)  # A card that does not tell.
     query = (
         "SELECT seconds, busy_s, held_s, unattributed_s, energy_j, idle_j, unattributed_j, unrecorded_j "
         "FROM gpu_usage"
@@ -399,16 +433,16 @@ def test_a_gpus_hour_is_busy_held_or_free_and_its_energy_all_accounted_for(
 
 
 def test_energy_of_a_time_in_which_nobody_recorded_is_a_part_of_its_own(engine: sa.Engine, writer: Writer) -> None:
-    for now, counter in ((3600, 1000.0), (3604, 1400.0)):
+    for now, counter in ((3604, 1000.0), (3608, 1400.0)):
         writer.write(measured(now, energy=counter, power=100.0, utilization=0.0), {})
     again = Writer(engine, "here", "nvml", 4)
-    again.write(measured(4600, energy=91400.0, power=100.0, utilization=0.0), {})
+    again.write(measured(4604, energy=91400.0, power=100.0, utilization=0.0), {})
     query = "SELECT seconds, energy_j, idle_j, unrecorded_j FROM gpu_usage"
     assert ask(engine, query) == [(12.0, 90400.0, 800.0, 89600.0)]
 
 
 def test_a_reading_of_the_counter_that_fails_is_not_shared_out_twice(engine: sa.Engine, writer: Writer) -> None:
-    for now, counter in ((3600, 1000.0), (3604, 1400.0), (3608, None), (3612, 2200.0)):
+    for now, counter in ((3604, 1000.0), (3608, 1400.0), (3612, None), (3616, 2200.0)):
         writer.write(measured(now, energy=counter, power=100.0, utilization=0.0), {})
     assert ask(engine, "SELECT energy_j FROM gpus") == [(1200.0,)]
     assert ask(engine, "SELECT energy_j, idle_j FROM gpu_usage") == [(1200.0, 1200.0)]
@@ -470,13 +504,13 @@ def test_memory_that_is_held_for_nothing_is_idleness_from_its_beginning(engine: 
         writer.write(measured(now, processes=both, power=100.0, utilization=float(sum(shares))), who(7, 8))
     writer.settle()
     query = "SELECT process_id, timestamp_epoch, idle_s FROM process_hours ORDER BY 1, 2"
-    # The first worked until 7096; the second never did. The hour ends at 7200.
-    assert ask(engine, query) == [(1, 3600, 104.0), (1, 7200, 996.0), (2, 3600, 200.0), (2, 7200, 1000.0)]
+    # The first worked until 7096; the second never did. The half hour ends at 7200.
+    assert ask(engine, query) == [(1, 5400, 104.0), (1, 7200, 996.0), (2, 5400, 200.0), (2, 7200, 1000.0)]
     assert ask(engine, "SELECT last_busy FROM process_gpus ORDER BY process_id") == [(8200,), (7000,)]
 
 
 def test_a_restart_goes_on_with_what_was_used(engine: sa.Engine, writer: Writer) -> None:
-    for start in (3600, 3620, 3640):
+    for start in (3604, 3624, 3644):
         for step in range(5):
             both = (busy(7, 1000, 40), busy(8, 3000, 0))
             writer.write(measured(start + 4 * step, processes=both, power=100.0, utilization=40.0), who(7, 8))
@@ -485,7 +519,7 @@ def test_a_restart_goes_on_with_what_was_used(engine: sa.Engine, writer: Writer)
     [used] = ask(engine, "SELECT seconds, busy_s, held_s, energy_j FROM gpu_usage")
     assert used == pytest.approx((60.0, 24.0, 36.0, 6000.0))
     query = "SELECT seconds, busy_s, energy_j, max_sm, last_busy FROM process_gpus ORDER BY process_id"
-    assert ask(engine, query) == [(60.0, 24.0, 2400.0, 40, 3656), (60.0, 0.0, 0.0, 0, 3600)]
+    assert ask(engine, query) == [(60.0, 24.0, 2400.0, 40, 3660), (60.0, 0.0, 0.0, 0, 3604)]
 
 
 SERVER = Program(command="ollama runner", workload="Ollama", category="inference")
@@ -514,7 +548,7 @@ def test_a_model_that_is_loaded_swapped_and_dropped_leaves_its_sessions(engine: 
 def test_the_hours_know_which_model_they_were_spent_on(engine: sa.Engine, writer: Writer) -> None:
     for step, model in enumerate(("a", "a", "a", "b")):
         one = (busy(7, 1000, 50),)
-        writer.write(measured(3600 + 4 * step, processes=one, power=100.0, utilization=50.0), serving(model))
+        writer.write(measured(3604 + 4 * step, processes=one, power=100.0, utilization=50.0), serving(model))
     query = "SELECT model, seconds, busy_s FROM process_hours JOIN programs ON id = program_id ORDER BY 1"
     assert ask(engine, query) == [("a", 12.0, 6.0), ("b", 4.0, 2.0)]
 
@@ -547,7 +581,7 @@ def test_a_training_run_serves_no_model(engine: sa.Engine, writer: Writer) -> No
 
 def test_a_pause_of_the_recorder_is_nobodys_time(engine: sa.Engine, writer: Writer) -> None:
     one = (busy(7, 1000, 100),)
-    for now in (3600, 3604, 5604, 5608):
+    for now in (3604, 3608, 5304, 5308):
         writer.write(measured(now, processes=one, power=100.0), who(7))
     writer.settle()
     assert ask(engine, "SELECT seconds, busy_s FROM process_hours") == [(16.0, 16.0)]

@@ -107,7 +107,7 @@ def of_recorder(engine: Engine, host: str, now: float, simulated: bool) -> View 
 
     machines = {row["name"]: row for row in newest.hosts(engine)}
     machine = machines.get(host)
-    if machine is None or now - machine["last_seen"] > fresh_within_s(machine["interval_s"]):
+    if machine is None or abs(now - machine["last_seen"]) > fresh_within_s(machine["interval_s"]):
         return None
     gpus, processes = [], []
     for row in newest.gpus(engine):

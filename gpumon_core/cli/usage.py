@@ -80,7 +80,7 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
     [sums] = table.plain_rows(export.together(whole), arguments.tz)
     told = {
         "by": arguments.by,
-        "from": _iso(scope.first_hour, arguments),
+        "from": _iso(scope.first_step, arguments),
         "to": _iso(scope.end, arguments),
         "currency": prices.currency if prices.known else None,
         # The rows as /api/v1/usage has them, and their sums, made before anything is rounded.

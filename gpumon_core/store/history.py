@@ -7,7 +7,7 @@ forgotten, or not been made yet) the next coarser or finer one stands in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any
@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, Aggregate, Metric
-from gpumon_core.store.schema import TIERS, gpu_changes, gpu_metrics, gpus, hosts, scale
+from gpumon_core.store.schema import TIERS, gpu_changes, gpu_metrics, gpus, hosts, known_ms, scale
 
 # A pause longer than this many usual steps is a gap, not a late tick; a bucket of a rollup is never late.
 GAP_STEPS = 3
@@ -27,6 +27,8 @@ GAP_BUCKETS = 1.9
 COUNTED = 60
 # Ticks that lie so many times closer than the interval says are from a time when it was shorter.
 DENSER = 1.5
+# A range of few points is read from at least so many rows of a GPU: what they reach beyond it is little then.
+FEWEST_ROWS = 200
 # Marks a point that was measured; a gap has NaN there.
 THERE = "there"
 
@@ -88,6 +90,7 @@ def read(
         return _typed(pd.DataFrame(columns=columns))
     with engine.connect() as connection:
         resolutions = _resolutions(connection, ids)
+        interval_s = resolutions[0].seconds
         told = _told(connection, resolutions, ids, start, end)
         chosen = _choose(resolutions, told, points)
         if resolutions[chosen].raw:
@@ -96,8 +99,7 @@ def read(
         parts = []
         for stretch in _stretches(resolutions, chosen, start, end):
             step = _step(stretch.resolution, told, points)
-            before = step if counters and stretch.start == start else 0
-            part = _query(connection, stretch, ids, ticked, step, before, end)
+            part = _query(connection, stretch, ids, ticked, step, interval_s, end)
             parts.append((part, stretch.resolution, step))
         frames = [_with_gaps(frame, resolution, step) for frame, resolution, step in parts if len(frame)]
         if not frames:
@@ -106,9 +108,7 @@ def read(
         if len(frames) > 1:
             frame = frame.sort_values(["gpu_id", "timestamp_epoch"], ignore_index=True, kind="stable")
         for metric in counters:
-            _difference(frame, metric.key)
-        if counters:
-            frame = frame[frame["timestamp_epoch"] >= start].reset_index(drop=True)
+            _difference(frame, metric.key, _stood_at(connection, metric, ids, start, parts[0][1]))
         if changing:
             # A point that is a tick is a moment; the others speak of a stretch of time.
             width = max(0 if r.raw and step <= r.seconds else step for _, r, step in parts)
@@ -181,7 +181,8 @@ def _choose(resolutions: list[_Resolution], span: int, points: int) -> int:
         place
         for place, resolution in enumerate(resolutions)
         # Rollups no coarser than the ticks themselves have nothing to add.
-        if (place == 0 or resolution.seconds > interval) and 2 * span >= points * resolution.seconds
+        if (place == 0 or resolution.seconds > interval)
+        and 2 * span >= max(points, FEWEST_ROWS) * resolution.seconds
     ]
     return max(fitting, default=0)
 
@@ -246,13 +247,13 @@ def _query(
     ids: list[int],
     metrics: Sequence[Metric],
     step: int,
-    before: int,
+    interval_s: float,
     end: int,
 ) -> pd.DataFrame:
     resolution = stretch.resolution
     table = resolution.table
     time = table.c.timestamp_epoch
-    start = stretch.start - before
+    start = stretch.start
     if not resolution.raw:
         # The bucket that the range begins in belongs to it.
         start -= start % int(resolution.seconds)
@@ -266,7 +267,7 @@ def _query(
     # Where each name's numbers stand in the result: what is the same is fetched once.
     places = [0, 1]
     for metric in metrics:
-        for column, suffix in zip(_columns(metric, table, grouped), ("", "_min", "_max"), strict=True):
+        for column, suffix in zip(_columns(metric, table, grouped, interval_s), ("", "_min", "_max"), strict=True):
             if column is not None:
                 columns.append(column)
             names.append(metric.key + suffix)
@@ -289,11 +290,11 @@ def _query(
                 keys = [metric.key, f"{metric.key}_min", f"{metric.key}_max"]
                 frame[keys] /= scale(metric)
         middle = frame["timestamp_epoch"] + step // 2
-        frame["timestamp_epoch"] = middle.clip(stretch.start - before, end)
+        frame["timestamp_epoch"] = middle.clip(stretch.start, end)
     return frame
 
 
-def _columns(metric: Metric, table: sa.Table, grouped: bool) -> list[Any]:
+def _columns(metric: Metric, table: sa.Table, grouped: bool, interval_s: float) -> list[Any]:
     """Mean, minimum and maximum of a metric; of a counter, three times where it stood at the end. None stands
     for the column before it once more."""
     mean = table.c[metric.key]
@@ -307,12 +308,13 @@ def _columns(metric: Metric, table: sa.Table, grouped: bool) -> list[Any]:
     highest: Any = (mean if peak is None else peak) if raw else table.c[f"{metric.key}_max"]
     if not grouped:
         return [mean, lowest, highest]
-    average: Any
-    if raw:
-        average = sa.func.avg(mean)
-    else:
-        samples = table.c.samples
-        average = sa.func.sum(mean * samples) * 1.0 / sa.func.sum(sa.case((mean.is_not(None), samples)))
+    # Means weigh the time in which there was a value.
+    usual_ms: Any = sa.literal_column(str(round(1000 * interval_s)))
+    weight = sa.func.coalesce(table.c.recorded_ms, usual_ms if raw else table.c.samples * usual_ms)
+    if not raw:
+        weight = sa.func.coalesce(table.c[known_ms(metric)], weight)
+    known = sa.func.sum(sa.case((mean.is_not(None), weight)))
+    average = sa.func.sum(mean * weight) * 1.0 / sa.func.nullif(known, 0)
     return [average, sa.func.min(lowest), sa.func.max(highest)]
 
 
@@ -333,10 +335,53 @@ def _with_gaps(frame: pd.DataFrame, resolution: _Resolution, step: int) -> pd.Da
     return joined.sort_values(["gpu_id", "timestamp_epoch"], ignore_index=True, kind="stable")
 
 
-def _difference(frame: pd.DataFrame, key: str) -> None:
-    """Turn a counter into what it grew by since the point before."""
-    standing = frame[key].groupby(frame["gpu_id"]).ffill()
-    grown = standing.groupby(frame["gpu_id"]).diff().where(frame[key].notna()).clip(lower=0)
+def _stood_at(
+    connection: Connection, metric: Metric, ids: list[int], start: int, resolution: _Resolution
+) -> dict[int, float]:
+    """Where a counter stood at the beginning of a range, by the GPU's id.
+
+    In a pause it grew evenly; before a GPU was first seen it stood at 0.
+    """
+    # A bucket says how the counter stood at its end.
+    length = 0 if resolution.raw else int(resolution.seconds)
+    first = start - start % max(1, length)
+    before, after = resolution.table.alias("before"), resolution.table.alias("after")
+
+    def edge(which: Any, table: Any, where: Any) -> Any:
+        time = resolution.table.c.timestamp_epoch
+        newest = sa.select(which(time)).where(resolution.table.c.gpu_id == gpus.c.id, where(time))
+        return sa.and_(table.c.gpu_id == gpus.c.id, table.c.timestamp_epoch == newest.scalar_subquery())
+
+    key = metric.key
+    query = (
+        sa.select(
+            *(gpus.c.id, gpus.c.first_seen, before.c.timestamp_epoch, before.c[key]),
+            *(after.c.timestamp_epoch, after.c[key]),
+        )
+        .outerjoin(before, edge(sa.func.max, before, lambda time: time < first))
+        .outerjoin(after, edge(sa.func.min, after, lambda time: time >= first))
+        .where(gpus.c.id.in_(ids))
+    )
+    stood: dict[int, float] = {}
+    for gpu_id, first_seen, then, value, later, later_value in connection.execute(query):
+        if value is None:
+            if later_value is not None:
+                stood[gpu_id] = 0.0 if first_seen >= later - length else float(later_value)
+        elif later_value is None or later <= then:
+            stood[gpu_id] = float(value)
+        else:
+            part = max(0.0, first - length - then) / (later - then)
+            stood[gpu_id] = value + (later_value - value) * min(1.0, part)
+    return stood
+
+
+def _difference(frame: pd.DataFrame, key: str, before: Mapping[int, float]) -> None:
+    """Turn a counter into what it grew by since the point before it, or since `before`: where it stood then."""
+    # Where the clock was set back, times that lie apart stand beside each other: a counter only grows.
+    standing = frame[key].groupby(frame["gpu_id"]).cummax().groupby(frame["gpu_id"]).ffill()
+    earlier = standing.groupby(frame["gpu_id"]).shift()
+    earlier = earlier.fillna(frame["gpu_id"].map(before))
+    grown = (standing - earlier).where(frame[key].notna()).clip(lower=0)
     for suffix in ("", "_min", "_max"):
         frame[key + suffix] = grown
 

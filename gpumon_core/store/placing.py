@@ -24,12 +24,13 @@ from gpumon_core.store.accounts import (
     HEARTBEAT_S,
     HOUR_S,
     Gpu,
-    GpuHour,
+    GpuUse,
     Use,
     Work,
     account,
     longest_step,
     share_out,
+    spans,
 )
 from gpumon_core.store.bulk import Row
 from gpumon_core.store.placed import (
@@ -299,10 +300,6 @@ class Placer:
             self._leave(there, there.here, there.last_tick + max(1, round(self._interval_s)))
             there.here = set()
         dt = self._interval_s if gap else float(since)
-        hour = at - at % HOUR_S
-        if gpu.hour != hour:
-            self._close_hour(gpu)
-            gpu.hour = hour
         self._keep(there, at, reading)
         power = reading[POWER] if reading is not None else None
         gpu.utilization = reading[UTILIZATION] if reading is not None else None
@@ -331,7 +328,11 @@ class Placer:
         there.here = set(on)
         part = share_out(gpu, uses, at, dt, self._idle_after_s, gap) if uses else 0.0
         if reading is not None:
-            account(gpu, uses, part, dt)
+            for step, seconds in spans(at, dt):
+                if gpu.step != step:
+                    self._close_step(gpu)
+                    gpu.step = step
+                account(gpu, uses, part, dt, seconds)
         there.last_tick = at
 
     def _keep(self, there: _There, at: int, reading: Reading | None) -> None:
@@ -370,11 +371,11 @@ class Placer:
                 self._batch.snapshots.append((at, use, None, 0))
                 use.stored_at = None
 
-    def _close_hour(self, gpu: Gpu) -> None:
+    def _close_step(self, gpu: Gpu) -> None:
         if gpu.used.seconds:
             figures = (round(getattr(gpu.used, name), 0 if name.endswith("_j") else 1) for name in USAGE)
-            self._batch.usage.append((gpu.hour, gpu.id, *figures))
-            gpu.used = GpuHour()
+            self._batch.usage.append((gpu.step, gpu.id, *figures))
+            gpu.used = GpuUse()
 
     def place(self, known: Sequence[Before]) -> None:
         """Take processes of which there are no snapshots into the ledger. All have one PID and name: those that
@@ -442,7 +443,7 @@ class Placer:
             if following is not None and 0 < following - there.last_tick <= self._gap_s:
                 end = following
             self._leave(there, there.here, end)
-            self._close_hour(there.gpu)
+            self._close_step(there.gpu)
         self._batch = Batch()
         if following is not None:
             ended = [who for who, run in self._runs.items() if following - run.last > UNSEEN_S]

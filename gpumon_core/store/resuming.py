@@ -31,8 +31,8 @@ from gpumon_core.store.accounts import (
 )
 from gpumon_core.store.schema import gpu_metrics, gpu_processes, model_sessions, process_gpus, process_snapshots
 
-# Of a GPU at a tick: its id, energy (J), power (W) and utilization (%).
-GpuTick = tuple[int, float | None, float | None, float | None]
+# Of a GPU at a tick: its id, energy (J), power (W), utilization (%) and the time that it speaks of (ms).
+GpuTick = tuple[int, float | None, float | None, float | None, int | None]
 
 
 @dataclass(slots=True)
@@ -130,14 +130,20 @@ def _catch_up(
                 use = uses.get(pair) or _ended(connection, row.process_id, by_id[row.gpu_id], now)
             use.now = tuple(getattr(row, key) for key in PROCESS_KEYS)
             uses[pair] = use
-        dt = float(now - before) if before and now - before <= longest_step(interval_s) else interval_s
+        gap = not before or now - before > longest_step(interval_s)
+        usual = interval_s if gap else float(now - (before or now))
         before = now
         totals: dict[int, int | None] = {}
-        for gpu_id, joules, power, utilization in ticks[now]:
+        dt = usual
+        for gpu_id, joules, power, utilization, recorded_ms in ticks[now]:
             gpu = by_id[gpu_id]
             gpu.utilization = utilization
-            known = energy.get(gpu_id)
-            gpu.tick_j = (power or 0.0) * dt if known is None or joules is None else joules - known
+            dt = usual if recorded_ms is None else recorded_ms / 1000
+            known, estimate = energy.get(gpu_id), (power or 0.0) * dt
+            gpu.tick_j = estimate if known is None or joules is None else max(0.0, joules - known)
+            if gap and power is not None:
+                # What was taken while nobody looked is nobody's.
+                gpu.tick_j = min(gpu.tick_j, estimate)
             if joules is not None:
                 energy[gpu_id] = joules
             here = [use for use in uses.values() if use.gpu is gpu]
@@ -169,9 +175,10 @@ def _ticks(connection: Connection, gpu_ids: Sequence[int], first: int, last: int
     """What the GPUs did from `first` to `last`, by tick."""
     time = gpu_metrics.c.timestamp_epoch
     ticks: dict[int, list[GpuTick]] = {}
-    query = sa.select(
-        time, gpu_metrics.c.gpu_id, gpu_metrics.c.energy, gpu_metrics.c.power, gpu_metrics.c.utilization
-    ).where(gpu_metrics.c.gpu_id.in_(gpu_ids), time >= first, time <= last)
+    columns = (gpu_metrics.c[name] for name in ("energy", "power", "utilization", "recorded_ms"))
+    query = sa.select(time, gpu_metrics.c.gpu_id, *columns).where(
+        gpu_metrics.c.gpu_id.in_(gpu_ids), time >= first, time <= last
+    )
     for now, gpu_id, *values in connection.execute(query):
         ticks.setdefault(now, []).append((gpu_id, *values))
     return ticks

@@ -1,4 +1,4 @@
-"""Makes the coarser resolutions from the finer ones, a little at a time.
+"""Makes the coarser resolutions from the finer ones, a little at a time. Means weigh time, not ticks.
 
 Every tier is made from the one before it, the first ones from raw ticks. A bucket is always computed
 whole, from everything that is there: doing it again gives the same, a run that was broken off is
@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from gpumon_core.metrics import TICK_METRICS, Aggregate, Metric
-from gpumon_core.store.schema import TIERS, Tier, gpu_metrics, gpus, hosts, scale
+from gpumon_core.store.schema import TIERS, Tier, gpu_metrics, gpus, hosts, known_ms, scale
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,8 @@ def roll_up(
         # Ticks that are further apart than this tier's buckets need no such tier.
         if tier.kept == "raw" and 2 * found.interval_s > tier.seconds:
             continue
-        written += _fill(engine, tier, source, found.id, mine, rewritten_from, stopping)
+        interval_ms = round(1000 * found.interval_s)
+        written += _fill(engine, tier, source, found.id, mine, rewritten_from, interval_ms, stopping)
         if stopping.is_set():
             break
         # The twenty seconds are a side road: minutes are made from the ticks themselves.
@@ -65,6 +66,7 @@ def _fill(
     host_id: int,
     mine: list[int],
     rewritten_from: int | None,
+    interval_ms: int,
     stopping: threading.Event,
 ) -> int:
     with engine.connect() as connection:
@@ -82,7 +84,8 @@ def _fill(
     while start <= last:
         end = min(start + step, last - last % tier.seconds + tier.seconds)
         with engine.begin() as connection:
-            written += connection.execute(statement, {"start": start, "end": end, "host": host_id}).rowcount
+            values = {"start": start, "end": end, "host": host_id, "interval_ms": interval_ms}
+            written += connection.execute(statement, values).rowcount
         start = end
         if start <= last and stopping.wait(PAUSE_S):
             break
@@ -99,7 +102,8 @@ def renew(connection: Connection, host_id: int, source: sa.Table, start: int, en
         if tier.kept == "raw" and 2 * interval_s > tier.seconds:
             continue
         first, last = start - start % tier.seconds, end - end % tier.seconds + tier.seconds
-        connection.execute(_statement(tier, source), {"start": first, "end": last, "host": host_id})
+        values = {"start": first, "end": last, "host": host_id, "interval_ms": round(1000 * interval_s)}
+        connection.execute(_statement(tier, source), values)
         if tier.kept != "raw":
             source = tier.table
 
@@ -129,7 +133,12 @@ def _statement(tier: Tier, source: sa.Table) -> sa.TextClause:
     """
     bucket = f"timestamp_epoch - timestamp_epoch % {tier.seconds}"
     raw = source is gpu_metrics
-    columns = {"gpu_id": "gpu_id", "timestamp_epoch": bucket, "samples": "count(*)" if raw else "sum(samples)"}
+    columns = {
+        "gpu_id": "gpu_id",
+        "timestamp_epoch": bucket,
+        "samples": "count(*)" if raw else "sum(samples)",
+        "recorded_ms": f"sum({_recorded_ms(raw)})",
+    }
     for metric in TICK_METRICS:
         columns |= _raw(metric) if raw else _coarser(metric)
     renewed = ", ".join(
@@ -140,7 +149,12 @@ def _statement(tier: Tier, source: sa.Table) -> sa.TextClause:
         f"FROM {source.name} WHERE gpu_id IN (SELECT id FROM gpus WHERE host_id = :host) "
         f"AND timestamp_epoch >= :start AND timestamp_epoch < :end GROUP BY gpu_id, {bucket} "
         f"ON CONFLICT (gpu_id, timestamp_epoch) DO UPDATE SET {renewed}"
-    )
+    ).bindparams(sa.bindparam("interval_ms", type_=sa.Integer))
+
+
+def _recorded_ms(raw: bool) -> str:
+    """How much time a row speaks of; of rows of versions that did not record it, what their ticks usually are."""
+    return "coalesce(recorded_ms, :interval_ms)" if raw else "coalesce(recorded_ms, samples * :interval_ms)"
 
 
 def _whole(expression: str) -> str:
@@ -154,19 +168,29 @@ def _raw(metric: Metric) -> dict[str, str]:
         return {key: _whole(f"max({key})")}
     highest = f"coalesce({metric.peak}, {key})" if metric.peak else key
     return {
-        key: _whole(f"avg({key}) * {times}"),
+        **_mean(metric, f"{key} * {times}", _recorded_ms(raw=True), _recorded_ms(raw=True)),
         f"{key}_min": _whole(f"min({key}) * {times}"),
         f"{key}_max": _whole(f"max({highest}) * {times}"),
     }
 
 
 def _coarser(metric: Metric) -> dict[str, str]:
-    """What buckets become: a mean in which every tick counts the same, however many a bucket has."""
+    """What buckets become."""
     key = metric.key
     if metric.aggregate is Aggregate.COUNTER:
         return {key: f"max({key})"}
+    recorded = _recorded_ms(raw=False)
     return {
-        key: _whole(f"sum({key} * samples * 1.0) / sum(CASE WHEN {key} IS NOT NULL THEN samples END)"),
+        **_mean(metric, key, f"coalesce({known_ms(metric)}, {recorded})", recorded),
         f"{key}_min": f"min({key}_min)",
         f"{key}_max": f"max({key}_max)",
+    }
+
+
+def _mean(metric: Metric, value: str, weight: str, recorded: str) -> dict[str, str]:
+    """A mean over the time in which there was a value, and how long that was where it was not all of the time."""
+    known = f"sum(CASE WHEN {metric.key} IS NOT NULL THEN {weight} ELSE 0 END)"
+    return {
+        metric.key: _whole(f"sum({value} * 1.0 * {weight}) / nullif({known}, 0)"),
+        known_ms(metric): f"nullif({known}, sum({recorded}))",
     }

@@ -248,7 +248,7 @@ def _from_hours(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) ->
     hours = process_hours.c
     query = (
         sa.select(
-            *(hours.process_id, hours.gpu_id, hours.timestamp_epoch, hours.memory_mib_s, hours.seconds),
+            *(hours.process_id, hours.gpu_id, _hour(hours.timestamp_epoch), hours.memory_mib_s, hours.seconds),
             *(process_gpus.c.first_seen, _last_seen(process_gpus)),
         )
         .join(
@@ -265,7 +265,7 @@ def _from_hours(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) ->
     )
     names = ("process_id", "gpu_id", "hour", "memory_mib_s", "seconds", "first_seen", "last_seen")
     frame = _numbers(engine, query, names)
-    # An hour in which it began to run another program has two rows.
+    # The ledger has two rows an hour, and one more where it began to run another program.
     same = ["process_id", "gpu_id", "hour"]
     if frame.duplicated(same).any():
         first = dict.fromkeys(("first_seen", "last_seen"), "first")
@@ -275,6 +275,11 @@ def _from_hours(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) ->
     frame["to"] = (frame["hour"] + HOUR_S).clip(upper=frame["last_seen"] + 1)
     there = (frame["to"] > frame["from"]) & (frame["to"] > start) & (frame["from"] <= end)
     return frame[there & frame["memory"].notna()].reset_index(drop=True)
+
+
+def _hour(moment: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+    """The hour's first second: PostgreSQL groups by it only where it has no parameter."""
+    return moment - moment % sa.literal_column(str(HOUR_S), sa.BigInteger)
 
 
 def life(engine: Engine, process_id: int, points: int) -> tuple[pd.DataFrame, bool]:
@@ -324,7 +329,7 @@ def _life_by_hours(engine: Engine, process_id: int, first_seen: int, last_seen: 
     query = (
         sa.select(
             hours.gpu_id,
-            hours.timestamp_epoch,
+            _hour(hours.timestamp_epoch).label("timestamp_epoch"),
             *(sa.func.sum(hours[name]).label(name) for name in ("seconds", "busy_s", "memory_mib_s")),
             sa.func.max(hours.max_memory).label("memory_max"),
         )
@@ -334,8 +339,8 @@ def _life_by_hours(engine: Engine, process_id: int, first_seen: int, last_seen: 
             hours.timestamp_epoch > first_seen - HOUR_S,
             hours.timestamp_epoch <= last_seen,
         )
-        .group_by(hours.gpu_id, hours.timestamp_epoch)
-        .order_by(hours.gpu_id, hours.timestamp_epoch)
+        .group_by(hours.gpu_id, _hour(hours.timestamp_epoch))
+        .order_by(hours.gpu_id, _hour(hours.timestamp_epoch))
     )
     frame = fetch(engine, query).astype({"gpu_id": "int64", "timestamp_epoch": "int64"})
     seconds = frame["seconds"].astype("float64").where(lambda length: length > 0)

@@ -1,19 +1,20 @@
 """Reads the ledger: who used how much of the GPUs, as pandas DataFrames.
 
-The ledger counts by the hour. A range from `start` to `end` means every hour that it touches, so that the
-parts of a GPU's time and energy always add up to the whole.
+The ledger counts by the half hour. A range from `start` up to, not including, `end` means every half hour that it
+touches, so that the parts of a GPU's time and energy always add up to the whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from gpumon_core.store.accounts import HOUR_S, step_of
 from gpumon_core.store.dimensions import Dimension
 from gpumon_core.store.frames import fetch, gpu_labels, with_programs
 from gpumon_core.store.processes import CONTAINER, PAGE_ROWS, Position, walk
@@ -29,7 +30,6 @@ from gpumon_core.store.schema import (
     programs,
 )
 
-HOUR_S = 3600
 # What is added up: the busy time that was its part of a GPU's, the time it was there, the time in which it
 # held memory and did nothing, memory held, and energy.
 SUMS = ("busy_s", "seconds", "idle_s", "memory_mib_s", "energy_j")
@@ -64,8 +64,8 @@ KEYS: Mapping[str, Any] = {
 class Scope:
     """Which part of the ledger is meant. None and empty filters leave everything in.
 
-    start, end: UTC seconds; every hour that they touch counts. programs_with: column of `programs` ->
-    values, any of them.
+    start, end: UTC seconds; every half hour between them counts, also in part. programs_with: column of
+    `programs` -> values, any of them.
     """
 
     start: int
@@ -75,15 +75,15 @@ class Scope:
     programs_with: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
-    def first_hour(self) -> int:
-        """The first second of the first hour that counts."""
-        return self.start - self.start % HOUR_S
+    def first_step(self) -> int:
+        """The first second of the first half hour that counts."""
+        return step_of(self.start)
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What two scopes have in common that mean the same hours and processes."""
+        """What two scopes have in common that mean the same time and processes."""
         return (
-            *(self.first_hour, self.end - self.end % 60, self.gpu_ids, self.users),
+            *(self.first_step, self.end - self.end % 60, self.gpu_ids, self.users),
             tuple((name, tuple(values)) for name, values in self.programs_with.items()),
         )
 
@@ -93,8 +93,8 @@ class Scope:
         return bool(self.users or any(self.programs_with.values()))
 
     def hours(self, table: sa.Table) -> list[Any]:
-        """The conditions that hold for a table of hours."""
-        found = [table.c.timestamp_epoch >= self.first_hour, table.c.timestamp_epoch <= self.end]
+        """The conditions that hold for a table of the ledger."""
+        found = [table.c.timestamp_epoch >= self.first_step, table.c.timestamp_epoch < self.end]
         if self.gpu_ids is not None:
             found.append(table.c.gpu_id.in_(list(self.gpu_ids)))
         return found
@@ -157,7 +157,11 @@ def _own(totals: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {"kind": "unattributed", "busy_s": sums["unattributed_s"], "energy_j": sums["unattributed_j"]},
         {"kind": "unsettled", "busy_s": max(0.0, late_s), "energy_j": max(0.0, late_j)},
-        {"kind": "idle", "seconds": sums["seconds"] - sums["busy_s"], "energy_j": sums["idle_j"]},
+        {
+            "kind": "idle",
+            "seconds": sums["seconds"] - sums["busy_s"] - sums["unknown_s"],
+            "energy_j": sums["idle_j"],
+        },
         {"kind": "unrecorded", "energy_j": sums["unrecorded_j"]},
     ]
     frame = pd.DataFrame(rows).reindex(columns=["key", "kind", "processes", *SUMS, "estimated"])
@@ -168,10 +172,11 @@ def _own(totals: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame:
 
 
 def trend(engine: Engine, by: Dimension, scope: Scope, keys: Sequence[Any] | None = None) -> pd.DataFrame:
-    """The same hour by hour, without the GPUs' own rows. Where `keys` are given (ids of processes or GPUs), all
-    others are one: ALL_OTHERS.
+    """The same by the half hour, without the GPUs' own rows. Where `keys` are given (ids of processes or GPUs),
+    all others are one: ALL_OTHERS.
 
-    Columns: timestamp_epoch (the hour's first second), key, and the sums as float64.
+    Columns: timestamp_epoch (the half hour's first second; rows of older versions are of a whole hour), key, and
+    the sums as float64.
     """
     key = KEYS[by]
     if keys is not None:
@@ -199,7 +204,7 @@ def gpu_totals(engine: Engine, scope: Scope) -> pd.DataFrame:
     """What each GPU did: one row per GPU that was recorded, in the order of hosts and indices.
 
     Columns: gpu_id, host, gpu_index, mig_index, name, first_seen (of the GPU, be it imported), and the sums of
-    `gpu_usage` as float64: seconds recorded = busy_s + held_s + free_s.
+    `gpu_usage` as float64: seconds recorded = busy_s + held_s + free_s + unknown_s.
     """
     began = sa.select(sa.func.min(imports.c.first)).where(imports.c.gpu_id == gpus.c.id).scalar_subquery()
     query = (
@@ -223,15 +228,19 @@ def gpu_totals(engine: Engine, scope: Scope) -> pd.DataFrame:
     )
     frame = fetch(engine, query)
     frame[[*TOTALS, "mig_index"]] = frame[[*TOTALS, "mig_index"]].astype("float64")
-    frame["free_s"] = (frame["seconds"] - frame["busy_s"] - frame["held_s"]).clip(lower=0)
+    frame["free_s"] = (frame["seconds"] - frame["busy_s"] - frame["held_s"] - frame["unknown_s"]).clip(lower=0)
     return frame
 
 
 def gpu_hours(engine: Engine, scope: Scope) -> pd.DataFrame:
-    """All chosen GPUs together, hour by hour. Columns: timestamp_epoch, and the sums of `gpu_usage` as float64."""
+    """All chosen GPUs together, by the half hour, of every hour that the range touches.
+
+    Columns: timestamp_epoch, and the sums of `gpu_usage` as float64.
+    """
+    touched = replace(scope, start=scope.start - scope.start % HOUR_S)
     query = (
         sa.select(gpu_usage.c.timestamp_epoch, *(sa.func.sum(gpu_usage.c[name]).label(name) for name in TOTALS))
-        .where(*scope.hours(gpu_usage))
+        .where(*touched.hours(gpu_usage))
         .group_by(gpu_usage.c.timestamp_epoch)
         .order_by(gpu_usage.c.timestamp_epoch)
     )
@@ -290,7 +299,7 @@ def idle_holders(engine: Engine, scope: Scope, idle_s: float) -> pd.DataFrame:
     for_now = (frame["now"] - frame["last_busy"]).where(frame["running"] & ~at_work)
     frame["idle_since"] = frame["last_busy"].where(for_now >= idle_s)
     # What is going on has not been added up yet where it is younger than the setting.
-    in_range = (frame["now"] - frame["last_busy"].clip(lower=scope.first_hour)).where(frame["idle_since"].notna())
+    in_range = (frame["now"] - frame["last_busy"].clip(lower=scope.first_step)).where(frame["idle_since"].notna())
     frame["idle_s"] = frame["idle_s"].fillna(0).clip(lower=in_range.fillna(0))
     frame = frame[frame["idle_s"] >= idle_s]
     frame["memory"] = frame["memory"].where(frame["running"], frame["avg_memory"]).fillna(frame["avg_memory"])

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from operator import itemgetter
 from typing import Any
 
@@ -12,26 +12,30 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from gpumon_core.attribution.records import NOTHING, ProcessIdentity, Program, is_placeholder
-from gpumon_core.metrics import CHANGE_METRICS, TICK_COLUMNS
+from gpumon_core.metrics import CHANGE_METRICS, TICK_COLUMNS, TICK_METRICS, Aggregate
 from gpumon_core.store.accounts import (
     GONE,
     HEARTBEAT_S,
     HOUR_S,
     LEDGER,
     PROCESS_KEYS,
+    SM,
     UNKNOWN_PROGRAM,
     WORK,
     Gpu,
-    GpuHour,
+    GpuUse,
     Ledger,
+    Moment,
     Session,
     Use,
     Work,
     account,
+    give_to_ended,
     is_mps_server,
     longest_step,
     plus,
     share_out,
+    spans,
 )
 from gpumon_core.store.bulk import Bulk, Row, adding, replacing, upsert
 from gpumon_core.store.resuming import known_ledger, known_use, resume
@@ -49,6 +53,7 @@ from gpumon_core.store.schema import (
     process_snapshots,
     programs,
 )
+from gpumon_core.telemetry.energy import EnergyCounter, EnergyMeter
 from gpumon_core.telemetry.records import GpuReading, HostInfo, ProcessReading, Snapshot
 
 # A process whose start cannot be read is taken for the same one while it was seen this recently.
@@ -58,6 +63,12 @@ UNKNOWN_START_GRACE_S = 60
 # is; what came after is read from the ticks again when a recorder was killed in between.
 SETTLED_PER_TICK = 16
 IDLE_AFTER_S = 600
+# Labels are whole seconds: the wall clock was set where they part by more than this from what has passed.
+CLOCK_SET_S = 2.0
+# How long a pause may have been of which nothing is known: what a counter grew by in it can be more than any board
+# takes in a month only if the counter errs.
+UNKNOWN_PAUSE_S = 30 * 86400.0
+UNRECORDED = ("energy_j", "unrecorded_j")
 # What serves a model, and so has sessions of it: a training run has one, too, but does not serve it.
 SERVING = ("inference", "image generation")
 # A model that becomes known within this time was loaded when its process came.
@@ -67,8 +78,22 @@ NOBODY = (NOTHING, UNKNOWN_PROGRAM)
 
 Attributed = tuple[Snapshot, Mapping[int, ProcessIdentity]]
 SUMS = ("seconds", "busy_s", "idle_s", "memory_mib_s", "energy_j")
-USAGE = tuple(field.name for field in fields(GpuHour))
+USAGE = tuple(field.name for field in fields(GpuUse))
 CHANGE_KEYS = tuple(metric.key for metric in CHANGE_METRICS)
+
+
+@dataclass(slots=True)
+class _Rows:
+    """What the ticks of one transaction make."""
+
+    metrics: list[Row] = field(default_factory=list)
+    # Of seconds that have a row already.
+    again: list[Row] = field(default_factory=list)
+    changes: list[Row] = field(default_factory=list)
+    snapshots: list[Row] = field(default_factory=list)
+    unrecorded: list[Row] = field(default_factory=list)
+    # What has come or gone is settled at once.
+    moved: dict[tuple[int, int], Use] = field(default_factory=dict)
 
 
 class Writer:
@@ -90,13 +115,14 @@ class Writer:
 
     def _statements(self, engine: Engine) -> None:
         dialect = engine.dialect
-        columns = ["gpu_id", "timestamp_epoch", *TICK_COLUMNS]
+        columns = ["gpu_id", "timestamp_epoch", *TICK_COLUMNS, "recorded_ms"]
         self._add_metrics = Bulk(dialect, gpu_metrics.insert(), columns)
+        self._merge_metrics = Bulk(dialect, _merging(dialect), columns)
         columns = ["gpu_id", "metric", "timestamp_epoch", "value"]
         self._add_changes = Bulk(dialect, replacing(dialect, gpu_changes), columns)
         columns = ["timestamp_epoch", "process_id", "gpu_id", *PROCESS_KEYS, "present"]
         self._add_snapshots = Bulk(dialect, replacing(dialect, process_snapshots), columns)
-        meter = ["last_seen", "energy_j", "energy_counter_j", "energy_from"]
+        meter = ["last_seen", "energy_j", "energy_counter_j", "energy_from", "energy_ahead_j"]
         self._set_gpus = Bulk(
             dialect,
             sa.update(gpus)
@@ -146,6 +172,8 @@ class Writer:
         # The tick before, and the newest there is: they differ after the clock was set back.
         self._last_tick = 0
         self._newest_tick = 0
+        # The tick before by the clock that nobody sets, of this run of the program.
+        self._last_moment: Moment | None = None
         self._gpus: dict[str, Gpu] = {}
         self._inventory: tuple[object, ...] | None = None
         self._processes: dict[tuple[int, str | None], tuple[int, Ledger]] = {}
@@ -175,14 +203,15 @@ class Writer:
         return self._host_id
 
     def write(self, snapshot: Snapshot, identities: Mapping[int, ProcessIdentity]) -> bool:
-        """Commit one tick. False where this second has a tick already (the clock was set back).
+        """Commit one tick; whether it was written.
 
-        Raises sqlalchemy.exc.DBAPIError, with nothing of the tick written.
+        A second that has a tick already (the clock was set back) speaks of both from then on. Raises
+        sqlalchemy.exc.DBAPIError, with nothing of the tick written.
         """
         return self.write_all([(snapshot, identities)]) == 1
 
     def write_all(self, ticks: Sequence[Attributed]) -> int:
-        """Commit several ticks, oldest first, in one transaction; how many of them were new.
+        """Commit several ticks, oldest first, in one transaction; how many were written.
 
         Raises sqlalchemy.exc.DBAPIError, with nothing of them written.
         """
@@ -203,50 +232,26 @@ class Writer:
             raise
 
     def _write(self, connection: Connection, ticks: Iterable[Attributed]) -> int:
+        rows = _Rows()
         written = 0
-        metrics: list[Row] = []
-        changes: list[Row] = []
-        snapshots: list[Row] = []
-        # What has come or gone is settled at once.
-        moved: dict[tuple[int, int], Use] = {}
         for snapshot, identities in ticks:
-            now = int(snapshot.timestamp)
-            host_id = self._know_host(connection, now, snapshot.host)
-            if now <= self._newest_tick:
-                if self._has_tick(connection, host_id, now) or any(row[1] == now for row in metrics):
-                    continue
-                self.rewritten_from = min(now, self.rewritten_from or now)
-            since = now - self._last_tick
-            gap = not 0 < since <= longest_step(self.interval_s)
-            self._know_gpus(connection, now, host_id, snapshot)
-            if not self._resumed:
-                self._resume(connection)
-            dt = self.interval_s if gap else float(since)
-            hour = now - now % HOUR_S
-            for gpu in self._gpus.values():
-                gpu.utilization, gpu.tick_j, gpu.unrecorded_j = None, 0.0, 0.0
-            for reading in snapshot.readings:
-                self._take_reading(self._gpus[reading.uuid], reading, now, dt, gap, metrics, changes)
-            on = self._take_processes(connection, now, dt, gap, host_id, snapshot, identities, snapshots, moved)
-            for reading in snapshot.readings:
-                gpu = self._gpus[reading.uuid]
-                uses = on.get(gpu.id, [])
-                if gpu.hour != hour:
-                    self._open_hour(connection, gpu, hour)
-                account(gpu, uses, share_out(gpu, uses, now, dt, self.idle_after_s, gap) if uses else 0.0, dt)
-            self._last_tick = now
-            self._newest_tick = max(now, self._newest_tick)
+            self._take_tick(connection, snapshot, identities, rows)
             written += 1
         if not written:
             return 0
-        self._add_metrics.run(connection, metrics)
-        self._add_changes.run(connection, changes)
-        self._add_snapshots.run(connection, snapshots)
-        self._settle(connection, list((moved | self._in_turn(SETTLED_PER_TICK * written)).values()))
+        self._add_metrics.run(connection, rows.metrics)
+        self._merge_metrics.run(connection, rows.again)
+        self._add_usage.run(connection, rows.unrecorded)
+        self._add_changes.run(connection, rows.changes)
+        self._add_snapshots.run(connection, rows.snapshots)
+        self._settle(connection, list((rows.moved | self._in_turn(SETTLED_PER_TICK * written)).values()))
         self._set_gpus.run(
             connection,
             [
-                (self._last_tick, round(gpu.energy_j, 3), gpu.counter_j, gpu.energy_from, gpu.id)
+                (
+                    *(self._last_tick, round(gpu.energy_j, 3), gpu.meter.counter.value, gpu.energy_from),
+                    *(round(gpu.meter.ahead_j, 3), gpu.id),
+                )
                 for gpu in self._gpus.values()
                 if gpu.state == "ok"
             ],
@@ -254,6 +259,55 @@ class Writer:
         self._store_usage(connection)
         self._set_host.run(connection, [(self._last_tick, self._host_id)])
         return written
+
+    def _take_tick(
+        self,
+        connection: Connection,
+        snapshot: Snapshot,
+        identities: Mapping[int, ProcessIdentity],
+        rows: _Rows,
+    ) -> None:
+        """Take in one tick, with the rows that it makes."""
+        now = int(snapshot.timestamp)
+        moment = Moment(now, snapshot.elapsed)
+        host_id = self._know_host(connection, now, snapshot.host)
+        repeats = now <= self._newest_tick
+        if repeats:
+            self.rewritten_from = min(now, self.rewritten_from or now)
+        before = self._last_moment or Moment(self._last_tick)
+        since = moment.since(before)
+        gap = not 0 < since <= longest_step(self.interval_s)
+        self._know_gpus(connection, now, host_id, snapshot)
+        if not self._resumed:
+            self._resume(connection)
+        dt = self.interval_s if gap else since
+        if before.label and (not gap or since <= 0):
+            self._follow_clock(connection, now - before.label - max(since, dt), now, host_id)
+        for gpu in self._gpus.values():
+            gpu.utilization, gpu.tick_j = None, 0.0
+        lengths = {}
+        for reading in snapshot.readings:
+            gpu = self._gpus[reading.uuid]
+            # A GPU that was away has a gap of its own.
+            lengths[gpu.id] = own_dt = dt if gpu.read_at == before else self.interval_s
+            row = self._take_reading(gpu, reading, moment, own_dt, rows)
+            (rows.again if repeats else rows.metrics).append(row)
+            gpu.read_at = moment
+        here = self._here
+        on = self._take_processes(connection, now, since, dt, gap, host_id, snapshot, identities, rows)
+        for reading in snapshot.readings:
+            gpu = self._gpus[reading.uuid]
+            uses, own_dt = on.get(gpu.id, []), lengths[gpu.id]
+            gpu.ended = reading.ended
+            part = share_out(gpu, uses, now, own_dt, self.idle_after_s, gap) if uses else 0.0
+            if gpu.ended:
+                part += self._share_with_ended(gpu, reading, here, uses, now, own_dt)
+            for step, seconds in spans(now, own_dt):
+                if gpu.step != step:
+                    self._open_step(connection, gpu, step)
+                account(gpu, uses, part, own_dt, seconds)
+        self._last_tick, self._last_moment = now, moment
+        self._newest_tick = max(now, self._newest_tick)
 
     def energy(self) -> dict[str, float]:
         """What every GPU has taken since it was first seen, by UUID, in joules; without those of which nothing
@@ -301,13 +355,13 @@ class Writer:
         )
         hours = []
         for use in uses:
-            for (hour, program_id), used in use.hours.items():
+            for (step, program_id), used in use.hours.items():
                 # Whole joules take half the space; what is left waits for the next time.
                 joules = float(int(used.energy_j)) if use.pair in self._live else round(used.energy_j, 3)
                 use.rest_j += used.energy_j - joules
                 hours.append(
                     (
-                        *(hour, use.process_id, use.gpu.id, program_id, used.seconds, round(used.busy_s, 3)),
+                        *(step, use.process_id, use.gpu.id, program_id, used.seconds, round(used.busy_s, 3)),
                         *(used.idle_s, used.memory_mib_s, joules, used.max_memory, used.estimated),
                     )
                 )
@@ -320,28 +374,56 @@ class Writer:
             connection, [(*_ledger(session.ledger), active, session.id) for session, active in loaded]
         )
 
-    def _open_hour(self, connection: Connection, gpu: Gpu, hour: int) -> None:
-        """Store what a GPU did in its hour, and take up another: a new one, or one that is stored."""
-        if gpu.hour >= 0:
+    def _open_step(self, connection: Connection, gpu: Gpu, step: int) -> None:
+        """Store what a GPU did in its step of the ledger, and take up another: new or stored."""
+        if gpu.step >= 0:
             self._add_usage.run(connection, [_usage(gpu)])
         columns = [gpu_usage.c[name] for name in USAGE]
-        query = sa.select(*columns).where(gpu_usage.c.timestamp_epoch == hour, gpu_usage.c.gpu_id == gpu.id)
+        query = sa.select(*columns).where(gpu_usage.c.timestamp_epoch == step, gpu_usage.c.gpu_id == gpu.id)
         known = connection.execute(query).first()
-        gpu.hour, gpu.used = hour, GpuHour(*known) if known is not None else GpuHour()
+        gpu.step, gpu.used = step, GpuUse(*known) if known is not None else GpuUse()
         gpu.stored = _rounded(gpu.used)
 
     def _store_usage(self, connection: Connection) -> None:
         self._add_usage.run(
-            connection, [_usage(gpu) for gpu in self._gpus.values() if gpu.hour >= 0 and gpu.state == "ok"]
+            connection, [_usage(gpu) for gpu in self._gpus.values() if gpu.step >= 0 and gpu.state == "ok"]
         )
 
-    def _has_tick(self, connection: Connection, host_id: int, now: int) -> bool:
-        query = (
-            sa.select(gpu_metrics.c.gpu_id)
-            .join(gpus, gpus.c.id == gpu_metrics.c.gpu_id)
-            .where(gpus.c.host_id == host_id, gpu_metrics.c.timestamp_epoch == now)
+    def _share_with_ended(
+        self,
+        gpu: Gpu,
+        reading: GpuReading,
+        here: Mapping[tuple[int, str], Use],
+        uses: list[Use],
+        now: int,
+        dt: float,
+    ) -> float:
+        """Give processes that were here at the tick before, and have ended since, their part; the sum of them."""
+        whole = sum(use.now[SM] or 0 for use in uses) + sum(reading.ended.values())
+        known = [(here.get((pid, reading.uuid)), sm) for pid, sm in reading.ended.items()]
+        return sum(
+            give_to_ended(gpu, use, sm, whole, now, dt) for use, sm in known if use is not None and use not in uses
         )
-        return now == self._last_tick or connection.execute(query.limit(1)).first() is not None
+
+    def _follow_clock(self, connection: Connection, set_by_s: float, now: int, host_id: int) -> None:
+        """Where the wall clock was set between two ticks, what lies in the past stays as long ago as it was."""
+        if abs(set_by_s) < CLOCK_SET_S:
+            return
+        for use in self._live.values():
+            use.work.last_busy += round(set_by_s)
+            # What began at a time that is still to come began as long ago as it was seen.
+            if use.first_seen > now:
+                use.first_seen = now - round(use.ledger.seconds)
+        running = {process_id for process_id, _ in self._live}
+        for table, mine in (
+            (gpu_processes, gpu_processes.c.id.in_(running)),
+            (process_gpus, process_gpus.c.process_id.in_(running)),
+            (model_sessions, sa.and_(model_sessions.c.process_id.in_(running), model_sessions.c.active == 1)),
+        ):
+            began = now - sa.cast(table.c.seconds, sa.BigInteger)
+            connection.execute(sa.update(table).where(mine, table.c.first_seen > now).values(first_seen=began))
+        for table, mine in ((hosts, hosts.c.id == host_id), (gpus, gpus.c.host_id == host_id)):
+            connection.execute(sa.update(table).where(mine, table.c.first_seen > now).values(first_seen=now))
 
     def _know_host(self, connection: Connection, now: int, info: HostInfo) -> int:
         if self._host_id is not None and info == self._host_info:
@@ -363,6 +445,7 @@ class Writer:
             host_id = known.id
             if self._host_id is None:
                 self._last_tick = known.last_seen
+                self._last_moment = None
                 self._newest_tick = max(known.last_seen, _newest_tick(connection, host_id))
                 if self._newest_tick > self._last_tick:
                     # The recorder before this one may have ended before such ticks were rolled up.
@@ -428,11 +511,16 @@ class Writer:
             gpus.c.energy_j,
             gpus.c.energy_counter_j,
             gpus.c.energy_from,
+            gpus.c.energy_ahead_j,
+            gpus.c.last_seen,
         )
         by_id: dict[int, Gpu] = {}
-        for uuid, gpu_id, state, energy, counter, source in connection.execute(sa.select(*columns).where(mine)):
-            gpu = Gpu(gpu_id, state, energy_j=energy or 0.0, counter_j=counter, energy_from=source)
-            self._gpus[uuid] = by_id[gpu_id] = gpu
+        for row in connection.execute(sa.select(*columns).where(mine)):
+            meter = EnergyMeter(EnergyCounter(row.energy_counter_j), row.energy_from is not None)
+            meter.ahead_j = row.energy_ahead_j or 0.0
+            gpu = Gpu(row.id, row.state, energy_j=row.energy_j or 0.0, meter=meter, energy_from=row.energy_from)
+            gpu.read_at = Moment(row.last_seen)
+            self._gpus[row.uuid] = by_id[row.id] = gpu
         newest = (
             sa.select(
                 gpu_changes.c.gpu_id, gpu_changes.c.metric, sa.func.max(gpu_changes.c.timestamp_epoch).label("at")
@@ -456,73 +544,73 @@ class Writer:
         self,
         gpu: Gpu,
         reading: GpuReading,
-        now: int,
+        moment: Moment,
         dt: float,
-        gap: bool,
-        metrics: list[Row],
-        changes: list[Row],
-    ) -> None:
-        values = reading.values
+        rows: _Rows,
+    ) -> Row:
+        """Take in what a GPU said of the `dt` seconds before the tick; its row of gpu_metrics."""
+        values, now = reading.values, moment.label
         try:
             stored = list(_TICK(values))
         except KeyError:
             stored = [values.get(key) for key in TICK_COLUMNS]
-        self._count_energy(gpu, values, dt, gap)
+        rows.unrecorded += self._count_energy(gpu, values, moment, dt)
         stored[_ENERGY] = None if gpu.energy_from is None else round(gpu.energy_j)
-        metrics.append((gpu.id, now, *stored))
         gpu.utilization = values.get("utilization")
         for key in CHANGE_KEYS:
             if key in values:
                 value = values[key]
                 if key not in gpu.changes or gpu.changes[key] != value:
                     gpu.changes[key] = value
-                    changes.append((gpu.id, key, now, value))
+                    rows.changes.append((gpu.id, key, now, value))
+        return (gpu.id, now, *stored, round(1000 * dt))
 
-    def _count_energy(self, gpu: Gpu, values: Mapping[str, float | None], dt: float, gap: bool) -> None:
-        """Add this tick's energy: from the driver's counter, or from the power where it has none."""
-        counter, power = values.get("energy"), values.get("power")
-        estimate = (power or 0.0) * dt
-        source = "power" if counter is None else "counter"
-        if counter is not None:
-            if gpu.counter_j is None:
-                # The first time: what was counted before is not this history's.
-                added = 0.0 if gpu.energy_from is None else estimate
-            else:
-                # A driver that was loaded anew counts from zero.
-                added = counter - gpu.counter_j if counter >= gpu.counter_j else counter
-            gpu.counter_j = counter
-        elif power is None:
+    def _count_energy(
+        self, gpu: Gpu, values: Mapping[str, float | None], moment: Moment, dt: float
+    ) -> Iterator[Row]:
+        """Count this tick's energy; what the GPU took while nobody looked, as rows of the ledger of that time."""
+        pause = 0.0
+        if gpu.read_at is not None:
+            since = moment.since(gpu.read_at)
+            if since <= 0:
+                # The clock was set back before this recorder came: nothing says how long it was.
+                pause = UNKNOWN_PAUSE_S
+            elif since > longest_step(self.interval_s):
+                pause = since - dt
+        counter, before = values.get("energy"), gpu.meter.counter.value
+        limit = gpu.info.power_limit_w if gpu.info is not None else None
+        added = gpu.meter.add(counter, values.get("power"), limit, dt, pause)
+        if added is None:
             return
-        elif gpu.counter_j is not None:
-            # Only this reading failed: the counter's next one has it in it.
-            gpu.tick_j = estimate
-            gpu.ahead_j += estimate
+        gpu.tick_j, unrecorded_j = added
+        gpu.energy_j += gpu.tick_j + unrecorded_j
+        gpu.energy_from = gpu.meter.source
+        if not unrecorded_j:
             return
-        else:
-            added = estimate
-        gpu.energy_j += added
-        gpu.energy_from = source
-        # What has been shared out already is not shared out again.
-        rest = max(0.0, added - gpu.ahead_j)
-        gpu.ahead_j = max(0.0, gpu.ahead_j - added)
-        # What was taken while nobody looked is not this tick's.
-        gpu.tick_j = min(estimate, rest) if gap else rest
-        gpu.unrecorded_j = rest - gpu.tick_j
+        # It lies at the time at which it was taken, as far as the wall clock can say.
+        end = int(moment.label - dt)
+        length = max(1.0, end - gpu.read_at.label) if gpu.read_at is not None else 1.0
+        if counter is not None and before is not None and counter < before and moment.elapsed is not None:
+            # The counter began anew, at the earliest when the machine was started.
+            length = min(length, max(1.0, moment.elapsed))
+        for step, seconds in spans(end, length):
+            joules = unrecorded_j * seconds / length
+            yield step, gpu.id, *(joules if name in UNRECORDED else 0.0 for name in USAGE)
 
     def _take_processes(
         self,
         connection: Connection,
         now: int,
+        since: float,
         dt: float,
         gap: bool,
         host_id: int,
         snapshot: Snapshot,
         identities: Mapping[int, ProcessIdentity],
-        snapshots: list[Row],
-        moved: dict[tuple[int, int], Use],
+        rows: _Rows,
     ) -> dict[int, list[Use]]:
         """Take in who is on the GPUs; the processes of each, by the GPU's id."""
-        if abs(now - self._last_tick) > max(UNKNOWN_START_GRACE_S, 3 * self.interval_s):
+        if abs(since) > max(UNKNOWN_START_GRACE_S, 3 * self.interval_s):
             self._processes = {key: known for key, known in self._processes.items() if key[1] is not None}
             self._here = {}
         seen: dict[tuple[int, str | None], tuple[int, Ledger]] = {}
@@ -535,7 +623,7 @@ class Writer:
             place = (process.pid, process.gpu_uuid)
             use = self._here.get(place)
             if use is None or use.identity is not identity or use.kind != process.kind or use.pair in live:
-                use = self._find_use(connection, now, host_id, process, identity, seen, moved)
+                use = self._find_use(connection, now, host_id, process, identity, seen, rows.moved)
             here[place] = use
             pair = use.pair
             live[pair] = use
@@ -552,7 +640,7 @@ class Writer:
                 )
             current, stored_at = use.current, use.stored_at
             if gap or current != use.now or stored_at is None or not 0 <= now - stored_at < HEARTBEAT_S:
-                snapshots.append((now, *pair, *current, 1))
+                rows.snapshots.append((now, *pair, *current, 1))
                 use.now, use.stored_at = current, now
             memory = current[0]
             use.ledger.add(now, dt, memory)
@@ -569,7 +657,7 @@ class Writer:
                 uses.append(use)
         for ledger, total in totals.values():
             ledger.add(now, dt, total)
-        self._part(snapshot, now, seen, live, snapshots, moved)
+        self._part(snapshot, now, seen, live, rows)
         self._here = here
         return on
 
@@ -579,8 +667,7 @@ class Writer:
         now: int,
         seen: dict[tuple[int, str | None], tuple[int, Ledger]],
         live: dict[tuple[int, int], Use],
-        snapshots: list[Row],
-        moved: dict[tuple[int, int], Use],
+        rows: _Rows,
     ) -> None:
         """Part with what was there at the tick before and is not at this one."""
         answering = {self._gpus[reading.uuid].id for reading in snapshot.readings}
@@ -594,8 +681,8 @@ class Writer:
             use.now = use.current = GONE
             use.reading = None
             self._unload(use)
-            moved[pair] = use
-            snapshots.append((now, *pair, *GONE, 0))
+            rows.moved[pair] = use
+            rows.snapshots.append((now, *pair, *GONE, 0))
         # Only what runs is kept in mind: memory does not grow with the history.
         waiting = {process_id for process_id, _ in live}
         for key, known in self._processes.items():
@@ -769,6 +856,34 @@ _ENERGY = TICK_COLUMNS.index("energy")
 _TICK = itemgetter(*TICK_COLUMNS)
 
 
+def _merging(dialect: sa.Dialect) -> Any:
+    """An INSERT into gpu_metrics that is merged with a row of the same second: means by time, maxima."""
+    statement = upsert(dialect, gpu_metrics)
+    new, old = statement.excluded, gpu_metrics.c
+    old_ms = sa.func.coalesce(old.recorded_ms, new.recorded_ms)
+    values: dict[str, Any] = {"recorded_ms": old_ms + new.recorded_ms}
+    for metric in TICK_METRICS:
+        key = metric.key
+        highest = [metric.peak] if metric.peak else []
+        if metric.aggregate is Aggregate.COUNTER:
+            highest.append(key)
+        else:
+            mean = (
+                (old[key] * old_ms + new[key] * new.recorded_ms)
+                * sa.literal_column("1.0")
+                / (old_ms + new.recorded_ms)
+            )
+            if metric.column == "integer":
+                mean = sa.cast(sa.func.round(mean), sa.Integer)
+            values[key] = sa.func.coalesce(mean, new[key], old[key])
+        for name in highest:
+            values[name] = sa.case(
+                (new[name] > old[name], new[name]), else_=sa.func.coalesce(old[name], new[name])
+            )
+    keys = ["gpu_id", "timestamp_epoch"]
+    return statement.on_conflict_do_update(index_elements=keys, set_=values)
+
+
 def hours_bulk(dialect: sa.Dialect) -> Bulk:
     """Adds to process_hours: its key, SUMS, max_memory and estimated."""
     hour = upsert(dialect, process_hours)
@@ -807,13 +922,13 @@ def _work(work: Work) -> tuple[Any, ...]:
 def _usage(gpu: Gpu) -> Row:
     """What is to be added to its row of gpu_usage: an import may add to the same hour."""
     now = _rounded(gpu.used)
-    row = (gpu.hour, gpu.id, *(round(new - old, 1) for new, old in zip(now, gpu.stored, strict=True)))
+    row = (gpu.step, gpu.id, *(round(new - old, 1) for new, old in zip(now, gpu.stored, strict=True)))
     gpu.stored = now
     return row
 
 
-def _rounded(used: GpuHour) -> tuple[float, ...]:
-    """An hour of a GPU, rounded to take little space."""
+def _rounded(used: GpuUse) -> tuple[float, ...]:
+    """A step of a GPU, rounded to take little space."""
     return tuple(round(getattr(used, name), 0 if name.endswith("_j") else 1) for name in USAGE)
 
 

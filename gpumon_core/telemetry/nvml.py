@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -83,9 +83,12 @@ class _Device:
         self.plan = Plan(
             gate, self.subject, handle, parent.handle if parent and number is not None else handle, number
         )
+        self.plan.power_limit_w = info.power_limit_w
         # Each has its own: a call that hangs still holds its memory.
         self.buffer = Buffer()
         self.usage = UsageReader()
+        # The round in which it was asked while processes were there: what it says then is of the time since.
+        self.usage_read = 0
         # Kind -> the versions of the running-process call still to be believed in.
         self.lists = {kind: list(VERSIONS) for kind in FUNCTIONS}
         self.lost_at: float | None = None
@@ -323,11 +326,14 @@ class NvmlSource:
             return
         values: Values = {}
         used: dict[int, Use] | None = None
+        follows = device.usage_read == number - 1
         try:
             device.plan.read(values, RARELY_S, 4.0 * (device.info.index % 15))
             listed = [(kind, entry) for kind in FUNCTIONS for entry in self._list(device, kind)]
-            if listed:
+            # Once more after the last has left: it may have worked until then.
+            if listed or follows:
                 used = device.usage.read(self._gate, device.subject, device.handle)
+                device.usage_read = number if listed else 0
         except DeviceLost as error:
             if device.lost_at is None:
                 log.error("%s (%s) is lost: %s", device.subject, device.info.uuid, error)
@@ -338,7 +344,9 @@ class NvmlSource:
             self._gate.forget(device.subject)
             device.lost_at = None
         sampling: Sampling = "interval" if device.plan.by_interval else "point"
-        device.found = _Found(number, GpuReading(device.info.uuid, {**NOTHING, **values}, sampling), listed, used)
+        ended = _ended(listed, used) if follows and used else {}
+        reading = GpuReading(device.info.uuid, {**NOTHING, **values}, sampling, ended)
+        device.found = _Found(number, reading, listed, used)
 
     def _list(self, device: _Device, kind: str) -> list[Entry]:
         versions = device.lists[kind]
@@ -499,6 +507,12 @@ def _shut_down() -> None:
         pynvml.nvmlShutdown()
     except pynvml.NVMLError as error:
         log.debug("nvmlShutdown: %s", error)
+
+
+def _ended(listed: Iterable[tuple[str, Entry]], used: Mapping[int, Use]) -> dict[int, int]:
+    """SM utilization, by PID, of processes that are no longer listed."""
+    there = {entry.pid for _, entry in listed}
+    return {pid: use[0] for pid, use in used.items() if use[0] and pid not in there}
 
 
 def _use(used: dict[int, Use] | None, pid: int) -> Use:

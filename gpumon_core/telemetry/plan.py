@@ -17,6 +17,7 @@ from typing import Any
 import pynvml
 
 from gpumon_core.metrics import GPU_METRICS, Metric, NvmlCall, NvmlField, NvmlGpm, Way
+from gpumon_core.telemetry.energy import EnergyCounter
 from gpumon_core.telemetry.gate import LOST, NOT_AVAILABLE, UNSUPPORTED, DeviceLost, Gate, Unsupported
 from gpumon_core.telemetry.gpm import GpmReader
 from gpumon_core.telemetry.samples import SampleReader, decode
@@ -115,6 +116,10 @@ class Plan:
         self._gpm: GpmReader | None = None
         # Counters as they were, and when: (value, monotonic seconds).
         self._before: dict[str, tuple[float, float]] = {}
+        self._energy = EnergyCounter()
+        self._energy_at = 0.0
+        # The most that the board may take, W: what its energy counter says is measured against it.
+        self.power_limit_w: float | None = None
         self._rare_at = 0.0
         self._has_nvlink: bool | None = None
         # Whether ways were given up since everything was put together.
@@ -325,16 +330,14 @@ class Plan:
     def _derive(self, values: Values) -> None:
         """Mean power from the energy counter, and peaks that are never below their means."""
         energy = values.get("energy")
-        if energy is not None:
-            now = time.monotonic()
-            before = self._before.get("energy")
-            if before is None or energy < before[0]:
-                self._before["energy"] = (energy, now)
-            elif now - before[1] >= ENERGY_OVER_S:
-                self._before["energy"] = (energy, now)
-                # A board always takes something: a counter that stands still does not count.
-                if energy > before[0]:
-                    values["power"] = round((energy - before[0]) / (now - before[1]), 3)
+        now = time.monotonic()
+        since_s = now - self._energy_at
+        if energy is not None and since_s >= ENERGY_OVER_S:
+            self._energy_at = now
+            growth = self._energy.step(energy, since_s, values.get("power"), self.power_limit_w)
+            # A board always takes something: a counter that stands still does not count.
+            if growth is not None and growth.joules > 0:
+                values["power"] = round(growth.joules / growth.seconds, 3)
         for metric, peak in _SAMPLED:
             mean = values.get(metric.key)
             if mean is not None:

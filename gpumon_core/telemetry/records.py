@@ -5,6 +5,7 @@ A value that the hardware does not offer is None, never 0 and never a sentinel.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -108,6 +109,12 @@ class Snapshot:
         if uuid in self.hung:
             return "hung"
         return "lost" if uuid in self.lost else "asleep" if uuid in self.asleep else "ok"
+
+
+def elapsed() -> float:
+    """Seconds by a clock that nobody sets; where the system has one, it goes on while the machine is suspended."""
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else time.clock_gettime(clock)
 
 
 class SourceUnavailable(Exception):

@@ -190,9 +190,8 @@ def ledger_trend(at: data.Tick, by: Dimension, scope: Scope, measure: str, look:
     span_s = ledger.HOUR_S if scope.end - scope.start <= ledger.HOURLY_UP_TO_S else ledger.DAY_S
     trend = data.usage_trend(at, by, scope, tuple(top) if by == "process" else None)
     own = data.gpu_hours(at, scope)
-    frame = ledger.over_time(
-        trend, own if not scope.chooses else own.head(0), top, names, measure, prices, look.zone, span_s
-    )
+    own = own[own["timestamp_epoch"] >= scope.first_step] if not scope.chooses else own.head(0)
+    frame = ledger.over_time(trend, own, top, names, measure, prices, look.zone, span_s)
     rest, unknown, nobody = figures.GREYS[look.dark]
     grey = {ledger.OTHERS: rest, ledger.UNKNOWN: unknown, OWN["idle"]: nobody}
     drawn = [part for part in frame.columns if part != "timestamp_epoch"]
@@ -207,7 +206,7 @@ def ledger_trend(at: data.Tick, by: Dimension, scope: Scope, measure: str, look:
         unit,
         look.dark,
         span_s,
-        within=(scope.first_hour, scope.end),
+        within=(scope.first_step, scope.end),
         heading=f"{measure} per {'hour' if span_s == ledger.HOUR_S else 'day'} ({unit})",
     )
     return figures.as_json(figure)
@@ -225,7 +224,7 @@ def week(at: data.Tick, scope: Scope, look: Look) -> str:
 def time_split(at: data.Tick, scope: Scope, look: Look) -> tuple[str, pd.DataFrame]:
     """Where each GPU's time went, drawn, and as tables.time_split."""
     totals = data.gpu_totals(at, scope)
-    begins = totals["first_seen"].clip(lower=scope.first_hour)
+    begins = totals["first_seen"].clip(lower=scope.first_step)
     missed = (scope.end - begins - totals["seconds"]).clip(lower=0)
     # A few ticks at both ends are no gap.
     split = totals.assign(unrecorded_s=missed.where(missed > 60, 0.0))

@@ -55,7 +55,7 @@ def chosen(values: Values, engine: Engine, gone: bool = False) -> pd.DataFrame:
             table = table[table[column].isin(values[name])]
     answers = table["state"] == "ok"
     within = table["host_interval_s"].map(fresh_within_s)
-    table = table.assign(fresh=answers & (time.time() - table["last_seen"] <= within))
+    table = table.assign(fresh=answers & ((time.time() - table["last_seen"]).abs() <= within))
     table[METRIC_KEYS] = table[METRIC_KEYS].where(answers)
     return table
 

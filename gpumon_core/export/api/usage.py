@@ -84,7 +84,7 @@ def ranking(request: Request, values: Values, engine: Engine) -> Response:
     following = cursor((0, first + limit)) if first + limit < len(ranked) else None
     return as_json(
         {
-            **ranges.moments(scope.first_hour, scope.end, values["tz"]),
+            **ranges.moments(scope.first_step, scope.end, values["tz"]),
             "by": values["by"],
             "currency": prices.currency if prices.known else None,
             "usage": rows,

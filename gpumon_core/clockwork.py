@@ -1,0 +1,89 @@
+"""Runs jobs at fixed intervals of the monotonic clock: setting the wall clock neither stops nor hurries them.
+
+APScheduler compares the times at which jobs are due with the wall clock. So a job's trigger says how long it is
+until the job is due by the monotonic clock, and when the wall clock is set, every job is given its time anew.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from math import floor
+
+from apscheduler.events import EVENT_JOB_MAX_INSTANCES, JobSubmissionEvent
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+from apscheduler.triggers.base import BaseTrigger
+
+# How often the two clocks are compared, and what counts as set: less is drift that NTP corrects.
+LOOK_S = 0.5
+SET_BY_S = 0.1
+
+
+class SteadyTrigger(BaseTrigger):  # type: ignore[misc]  # APScheduler 3 has no types
+    """Due every `interval_s` seconds of the monotonic clock, for the first time after `first_s`."""
+
+    def __init__(self, interval_s: float, first_s: float) -> None:
+        self._interval_s = interval_s
+        self._first = time.monotonic() + first_s
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
+        """When it is due next, by the wall clock as it is now."""
+        passed = time.monotonic() - self._first
+        # What the scheduler begins a little early is not due a second time.
+        early_s = min(2 * SET_BY_S, self._interval_s / 4)
+        due = max(0, floor((passed + early_s) / self._interval_s) + 1)
+        return datetime.now(UTC) + timedelta(seconds=due * self._interval_s - passed)
+
+
+class Clockwork:
+    """Jobs, each on a thread of its executor; a job that is due while it still runs is left out."""
+
+    def __init__(self, executors: tuple[str, ...], skipped: Callable[[str], None]) -> None:
+        """`skipped` is called with the name of a job that was left out."""
+        self._scheduler = BackgroundScheduler(
+            timezone=UTC, executors={name: ThreadPoolExecutor(1) for name in executors}
+        )
+        self._skipped = skipped
+        self._scheduler.add_listener(self._left_out, EVENT_JOB_MAX_INSTANCES)
+        self._stopping = threading.Event()
+        self._watch = threading.Thread(target=self._watch_clocks, name="clocks", daemon=True)
+
+    def add(self, name: str, job: Callable[[], None], interval_s: float, first_s: float, executor: str) -> None:
+        """Run `job` every `interval_s` seconds, for the first time after `first_s`."""
+        self._scheduler.add_job(
+            job,
+            SteadyTrigger(interval_s, first_s),
+            id=name,
+            executor=executor,
+            max_instances=1,
+            coalesce=True,
+            misfire_grace_time=None,
+            next_run_time=datetime.now(UTC) + timedelta(seconds=first_s),
+        )
+
+    def start(self) -> None:
+        """Begin."""
+        self._scheduler.start()
+        self._watch.start()
+
+    def stop(self) -> None:
+        """Let what runs end, and begin nothing more."""
+        self._stopping.set()
+        self._watch.join()
+        self._scheduler.shutdown(wait=True)
+
+    def _left_out(self, event: JobSubmissionEvent) -> None:
+        for _ in event.scheduled_run_times:
+            self._skipped(event.job_id)
+
+    def _watch_clocks(self) -> None:
+        between = time.time() - time.monotonic()
+        while not self._stopping.wait(LOOK_S):
+            now_between = time.time() - time.monotonic()
+            if abs(now_between - between) > SET_BY_S:
+                for job in self._scheduler.get_jobs():
+                    job.reschedule(job.trigger)
+            between = now_between
