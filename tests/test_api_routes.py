@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 from cli import gpumon, settings
-from conftest import Server
+from conftest import PATIENCE_S, Server
 from fake_nvml import FakeNvml
 from filled import NOW, filled, serving
 from jsonschema import Draft202012Validator
@@ -57,7 +57,7 @@ def ask(port: int) -> Ask:
     """Asks for a path with its query. Every JSON answer is held to the description."""
 
     def send(target: str, method: str = "GET", **headers: str) -> Answer:
-        connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
         try:
             connection.request(method, target, headers=headers)
             found = connection.getresponse()
@@ -544,7 +544,7 @@ def test_every_example_of_the_page_is_answered_as_it_shows(
     examples = re.findall(r"```sh\ncurl '([^']+)'\n```\n\n```json\n(.*?)\n```", PAGE, re.DOTALL)
     assert {address.split("?")[0].removeprefix(api_reference.SERVER) for address, _ in examples} == api.PATHS
     for address, text in examples:
-        connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
         connection.request("GET", address.removeprefix(api_reference.SERVER))
         answer = connection.getresponse()
         told = json.load(answer)

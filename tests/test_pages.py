@@ -49,7 +49,7 @@ def writer(url: str) -> Writer:
 
 
 def open_page(name: str | None = None, **query: str | list[str]) -> AppTest:
-    app = AppTest.from_file(str(ROOT / "pages" / "main.py"), default_timeout=30)
+    app = AppTest.from_file(str(ROOT / "pages" / "main.py"), default_timeout=60)
     app.context = {"timezone": "Europe/Berlin", "timezone_offset": -60}
     for key, value in query.items():
         app.query_params[key] = value

@@ -17,6 +17,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import fake_nvml
 import pytest
 import sqlalchemy as sa
-from conftest import ROOT, Server
+from conftest import PATIENCE_S, ROOT, Server, eventually
 from fake_nvml import FakeNvml
 from prometheus_client import exposition
 from prometheus_client.core import Metric as ClientFamily
@@ -434,10 +435,7 @@ def test_a_scrape_runs_no_statement_and_calls_no_driver(
     with fake_nvml.loaded(fake):
         recorder = runtime.start()
         try:
-            deadline = time.monotonic() + 20
-            while not recorder.vitals.duration_ms:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            eventually(lambda: recorder.vitals.duration_ms)
             for name in ("engine_connect", "before_cursor_execute"):
                 sa.event.listen(sa.Engine, name, note)
             fake.reset_calls()
@@ -461,7 +459,7 @@ def test_a_scrape_runs_no_statement_and_calls_no_driver(
 def get(
     server: Server, query: str = "", method: str = "GET", **headers: str
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
     try:
         connection.request(
             method, "/metrics" + query, headers={k.replace("_", "-"): v for k, v in headers.items()}
@@ -479,7 +477,7 @@ def scraped(server: Server) -> dict[str, ClientFamily]:
 
 
 def wait_for(server: Server, condition: Callable[[dict[str, ClientFamily]], bool]) -> dict[str, ClientFamily]:
-    deadline = time.monotonic() + 25
+    deadline = time.monotonic() + PATIENCE_S
     while not condition(found := scraped(server)):
         assert time.monotonic() < deadline, found.keys()
         time.sleep(0.2)
@@ -624,7 +622,7 @@ def test_a_real_prometheus_scrapes_it_and_answers_what_boards_ask(
         def asked(query: str) -> list[Any]:
             url = f"{address}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
             try:
-                with urllib.request.urlopen(url, timeout=5) as answer:
+                with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
                     return list(json.load(answer)["data"]["result"])
             except OSError as error:
                 if isinstance(error, urllib.error.HTTPError) and error.code != HTTPStatus.SERVICE_UNAVAILABLE:
@@ -632,12 +630,8 @@ def test_a_real_prometheus_scrapes_it_and_answers_what_boards_ask(
                 # It is still starting.
                 return []
 
-        deadline = time.monotonic() + 30
-        missing = QUERIES
-        while missing and time.monotonic() < deadline:
-            time.sleep(0.3)
-            missing = [query for query in missing if not asked(query)]
-        assert not missing
+        for query in QUERIES:
+            eventually(partial(asked, query), every_s=0.3)
         [up] = asked("up")
         assert up["value"][1] == "1"
         [process] = asked("gpumon_process_memory_bytes")

@@ -299,7 +299,7 @@ def test_a_tick_that_takes_longer_than_the_interval_is_skipped_and_counted(fake:
 def test_a_gpu_whose_driver_call_hangs_costs_the_others_nothing(
     fake: FakeNvml, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nvml, "HANG_S", 0.4)
+    monkeypatch.setattr(nvml, "HANG_S", 1.0)
     first, _ = fake.add_gpu(uuid="GPU-a"), fake.add_gpu(uuid="GPU-b")
     with recording(fake, path) as made:
         until(lambda: made.vitals.ticks >= 1)
