@@ -841,19 +841,22 @@ def test_on_a_new_installation_the_driver_says_which_gpus_there_are(
     fake.add_gpu(name="NVIDIA RTX A6000")
     file = Original(tmp_path / "gpu_metrics.db")
     now = int(time.time())
-    file.ticks(range(now - 4000, now - 60, 4))
-    file.seen(7, "train", range(now - 4000, now - 60, 4))
+    # Up to this moment, and gpumon is to take a tick a minute: what the driver says now is no tick of that.
+    environ["GPUMON_INTERVAL"] = "60"
+    file.ticks(range(now - 4000, now, 4))
+    file.seen(7, "train", range(now - 4000, now, 4))
     dry = gpumon(environ, "import", str(file.path), "--dry-run")
     assert dry.returncode == 0, dry.stderr
-    assert "Would be taken: 985 ticks, 1 processes, 985 process snapshots. Nothing was changed." in dry.stdout
+    assert "Would be taken: 1,000 ticks, 1 processes, 1,000 process snapshots. Nothing was changed." in dry.stdout
     assert not (tmp_path / "history").exists()
     done = gpumon(environ, "import", str(file.path))
     assert done.returncode == 0, done.stderr
     assert "it is about GPU 0, NVIDIA RTX A6000, GPU-" in done.stdout
-    assert "Taken: 985 ticks, 1 processes, 985 process snapshots, in " in done.stdout
+    assert "Taken: 1,000 ticks, 1 processes, 1,000 process snapshots, in " in done.stdout
     again = gpumon(environ, "import", str(file.path))
     assert (
-        "Nothing in it is new.\nLeft out:\n  985 ticks, 985 process snapshots: imported before\n" in again.stdout
+        "Nothing in it is new.\nLeft out:\n  1,000 ticks, 1,000 process snapshots: imported before\n"
+        in again.stdout
     )
 
 
