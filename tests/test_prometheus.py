@@ -181,7 +181,8 @@ def test_every_metric_of_the_catalogue_is_exported_in_a_known_unit() -> None:
         assert unit_of(metric) or metric.prometheus_scale == 1
         # Ours are in Prometheus's base units, DCGM's in DCGM's.
         if metric.prometheus.startswith("gpumon_"):
-            assert metric.prometheus.endswith(("_hertz", "_ratio", "_bytes"))
+            units = ("_total",) if metric.unit == "errors" else ("_hertz", "_ratio", "_bytes")
+            assert metric.prometheus.endswith(units)
 
 
 # ---- What is not known has no series -------------------------------------------------------------
@@ -647,6 +648,26 @@ def test_a_real_prometheus_scrapes_it_and_answers_what_boards_ask(
 def test_the_recorder_alone_does_without_prometheus() -> None:
     code = "import gpumon_core.recorder, gpumon_core.newest, sys; sys.exit('prometheus_client' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+# dcgm-exporter's etc/default-counters.csv, without the version of the driver, which is a label.
+DEFAULT_LIST = {
+    *(f"DCGM_FI_DEV_{name}" for name in ("SM_CLOCK", "MEM_CLOCK", "MEMORY_TEMP", "GPU_TEMP", "POWER_USAGE")),
+    *(f"DCGM_FI_DEV_{name}" for name in ("TOTAL_ENERGY_CONSUMPTION", "PCIE_REPLAY_COUNTER", "GPU_UTIL")),
+    *(f"DCGM_FI_DEV_{name}" for name in ("MEM_COPY_UTIL", "ENC_UTIL", "DEC_UTIL", "XID_ERRORS", "FB_FREE")),
+    *(f"DCGM_FI_DEV_{name}" for name in ("FB_USED", "FB_RESERVED", "NVLINK_BANDWIDTH_TOTAL")),
+    *(f"DCGM_FI_DEV_{name}" for name in ("VGPU_LICENSE_STATUS", "UNCORRECTABLE_REMAPPED_ROWS")),
+    *(f"DCGM_FI_DEV_{name}" for name in ("CORRECTABLE_REMAPPED_ROWS", "ROW_REMAP_FAILURE")),
+    *(f"DCGM_FI_PROF_{name}" for name in ("GR_ENGINE_ACTIVE", "PIPE_TENSOR_ACTIVE", "DRAM_ACTIVE")),
+    *(f"DCGM_FI_PROF_{name}" for name in ("PCIE_TX_BYTES", "PCIE_RX_BYTES")),
+}
+
+
+def test_what_dcgm_exporter_serves_by_default_is_served_or_said_to_be_missing() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    missing = page.partition("Of dcgm-exporter's default list gpumon does not have:")[2].partition("\n## ")[0]
+    said = set(re.findall(r"^- `(DCGM_\w+)`", missing, re.MULTILINE))
+    assert said == DEFAULT_LIST - {family.name for family in FAMILIES}
 
 
 def test_the_tables_of_the_documentation_are_those_of_the_code() -> None:
