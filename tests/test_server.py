@@ -49,7 +49,7 @@ def test_a_stopped_server_ends_cleanly_with_its_last_tick_committed(
 ) -> None:
     fake.add_gpu()
     server = serve(fake).ready()
-    newest = server.wait(lambda status, answer: status == 200 and answer["age_seconds"] is not None)
+    server.wait(lambda status, answer: status == 200 and answer["status"] == "ok")
     server.process.send_signal(number)
     status = server.process.wait(timeout=PATIENCE_S)
     # The server passes SIGTERM on when it has shut down; after Ctrl-C Streamlit ends with 1, or with 0 where it
@@ -63,7 +63,6 @@ def test_a_stopped_server_ends_cleanly_with_its_last_tick_committed(
     assert not Path(f"{database}-wal").exists()
     assert rows(database, "PRAGMA integrity_check") == [("ok",)]
     assert rows(database, "SELECT last_seen - (SELECT max(timestamp_epoch) FROM gpu_metrics) FROM hosts") == [(0,)]
-    assert newest["status"] == "ok"
 
 
 def test_killed_at_any_moment_the_database_is_sound_and_goes_on(serve: Serve, fake: FakeNvml) -> None:
@@ -86,9 +85,8 @@ def test_a_second_server_says_who_records_and_takes_over(serve: Serve, fake: Fak
     fake.add_gpu()
     first = serve(fake).ready()
     second = serve(fake)
-    answer = second.wait(lambda status, answer: status == 200 and answer["role"] == "standby")
+    answer = second.wait(lambda status, answer: answer.get("role") == "standby" and answer["status"] == "ok")
     assert f"process {first.process.pid} on testhost is recording" in answer["recording_problem"].lower()
-    assert answer["status"] == "ok"
     assert "is recording" in second.log.read_text()
     first.stop()
     second.wait(lambda status, answer: status == 200 and answer["role"] == "recording")
@@ -98,8 +96,9 @@ def test_healthz_says_stale_when_sampling_stops_and_ok_when_it_resumes(serve: Se
     fake.add_gpu()
     fake.add_gpu()
     server = serve(fake).ready()
-    answer = server.wait(lambda status, _: status == 200)
-    assert (answer["status"], answer["source"], answer["gpus"]) == ("ok", "nvml", 2)
+    # A busy machine may leave out a tick, and then is degraded for a while.
+    answer = server.wait(lambda status, answer: status == 200 and answer["status"] == "ok")
+    assert (answer["source"], answer["gpus"]) == ("nvml", 2)
     assert answer["interval_seconds"] == 1
     assert 0 <= answer["age_seconds"] <= 5
     fake.driver_loaded = False
@@ -107,8 +106,7 @@ def test_healthz_says_stale_when_sampling_stops_and_ok_when_it_resumes(serve: Se
     assert answer["status"] == "no_driver"
     assert answer["age_seconds"] >= 5
     fake.driver_loaded = True
-    answer = server.wait(lambda status, _: status == 200)
-    assert answer["status"] == "ok"
+    server.wait(lambda status, answer: status == 200 and answer["status"] == "ok")
 
 
 def test_a_lost_gpu_makes_the_recording_degraded(serve: Serve, fake: FakeNvml) -> None:
@@ -130,8 +128,9 @@ def test_without_a_driver_nvml_says_so_and_auto_simulates_elsewhere(serve: Serve
     assert "driver" in answer["driver_problem"].lower()
     server.stop()
     fallback = serve(fake, GPUMON_SOURCE="auto").ready()
-    answer = fallback.wait(lambda status, _: status == 200)
-    assert (answer["status"], answer["source"]) == ("ok", "demo")
+    # A busy machine may leave out a tick, and then is degraded for a while.
+    answer = fallback.wait(lambda status, answer: status == 200 and answer["status"] == "ok")
+    assert answer["source"] == "demo"
     assert answer["driver_problem"]
     assert rows(server.data_dir / "gpumon.db", "SELECT count(*) FROM gpu_metrics") == [(0,)]
     assert rows(server.data_dir / "demo.db", "SELECT count(*) > 0 FROM gpu_metrics") == [(1,)]

@@ -276,7 +276,7 @@ def test_a_folder_that_cannot_be_written_is_named_and_used_once_it_can(
     answer = server.wait(lambda _, answer: bool(answer.get("recording_problem")))
     assert "cannot be opened" in answer["recording_problem"]
     (data_dir / "gpumon.db").rmdir()
-    server.wait(lambda status, _: status == 200, seconds=40)
+    server.wait(lambda status, _: status == 200)
     assert "Traceback" not in server.log.read_text()
 
 
