@@ -7,14 +7,13 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.original import (
     METRICS,
     PROCESSES,
@@ -203,7 +202,7 @@ def run(
         with _alone(url, settings.host_name, dry), _engines(url, dry) as (reader, writer):
             host, places = _recorded_gpus(settings.host_name, reader)
             if not places:
-                # The driver is read once: for a tick of our own, or in a dry run for a look.
+                # The driver is asked once which GPUs there are.
                 look = look or _look(settings)
                 host, places = Host(host.id, settings.interval), look.places
                 if writer is not None:
@@ -221,7 +220,8 @@ def run(
                 original.interval_s(),
                 Source(path.name, called(path), {place.id: index for index, place in choice.places.items()}),
                 at,
-                live=not dry and not recorder_lock(url, settings.host_name).is_free(),
+                # A dry run judges as the import would: what a recorder at work has not written yet is its own.
+                live=reader is not None and not recorder_lock(url, settings.host_name).is_free(),
                 idle_after_s=60 * settings.idle_minutes,
             )
             return _taken(original, placer, choice, contents, at, progress)
@@ -362,7 +362,6 @@ class Look:
     """What the driver says where nothing is recorded yet: one tick, from `source`, and the GPUs in it."""
 
     snapshot: Snapshot
-    identities: Mapping[int, ProcessIdentity]
     source: str
     places: list[Place]
 
@@ -386,31 +385,36 @@ def _look(settings: Settings) -> Look:
             "it has recorded"
         ) from error
     try:
-        snapshot, identities = observer.observe()
+        snapshot, _ = observer.observe()
     except SourceUnavailable as error:
         remedy = error.remedy.removesuffix(".")
         raise ImportRefused(f"the driver does not say which GPUs there are ({error}). {remedy}") from error
     finally:
         observer.close()
     now = int(snapshot.timestamp)
+    # No row has a number below 0: another host's rows are never taken for theirs.
     places = [
-        Place(number, gpu.index, gpu.uuid, gpu.name, gpu.memory_total_mib, now, now)
+        Place(-number, gpu.index, gpu.uuid, gpu.name, gpu.memory_total_mib, now, now)
         for number, gpu in enumerate(snapshot.gpus, 1)
         if gpu.parent_uuid is None
     ]
     if not places:
         raise ImportRefused(f"{settings.host_name} has no GPU: compare with nvidia-smi -L")
-    return Look(snapshot, identities, observer.source.name, places)
+    return Look(snapshot, observer.source.name, places)
 
 
 def _write_first(settings: Settings, writer: Engine, look: Look) -> None:
-    """Record the tick that was read, so that the database knows the GPUs. Raises ImportRefused."""
+    """Let the database know the GPUs that were found. Raises ImportRefused.
+
+    Nothing that they said is recorded: a tick now would be one of gpumon's own, beside which the file's last ones
+    are left out, by how much later than the dry run the import is run.
+    """
     lock = recorder_lock(settings.real_database_url, settings.host_name)
     if not lock.acquire():
         raise ImportRefused("a recorder is about to take its first tick: try again in a few seconds")
     try:
         first = Writer(writer, settings.host_name, look.source, settings.interval)
-        first.write(look.snapshot, look.identities)
+        first.write(replace(look.snapshot, readings=(), processes=()), {})
     finally:
         lock.release()
 

@@ -567,15 +567,29 @@ GPU_METRICS: tuple[Metric, ...] = (
     _errors(
         "nvlink_replay_errors",
         "NVLink replays",
-        (NvmlField("NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL"),),
+        (
+            NvmlField("NVML_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL"),
+            NvmlField("NVML_FI_DEV_NVLINK_ERROR_DL_REPLAY", ALL_LINKS),
+        ),
         "DCGM_FI_DEV_NVLINK_REPLAY_ERROR_COUNT_TOTAL",
         "Pascal",
     ),
     _errors(
         "nvlink_recovery_errors",
         "NVLink recoveries",
-        (NvmlField("NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL"),),
+        (
+            NvmlField("NVML_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL"),
+            NvmlField("NVML_FI_DEV_NVLINK_ERROR_DL_RECOVERY", ALL_LINKS),
+        ),
         "DCGM_FI_DEV_NVLINK_RECOVERY_ERROR_COUNT_TOTAL",
+        "Pascal",
+    ),
+    # Newer drivers count CRC errors of flits and data together. NVML's change log: not on Blackwell.
+    _errors(
+        "nvlink_crc_errors",
+        "NVLink CRC errors",
+        (NvmlField("NVML_FI_DEV_NVLINK_ERROR_DL_CRC", ALL_LINKS),),
+        "gpumon_gpu_nvlink_crc_errors_total",
         "Pascal",
     ),
     _rare(

@@ -1,9 +1,9 @@
 """Reads the SQLite file of the original program (bigsk1/gpu-monitor), which is never written to.
 
 Its tables, from its monitor_gpu.sh: gpu_metrics (timestamp_epoch in UTC seconds, temperature °C, utilization %,
-memory MiB, power W), gpu_processes (one row per pid, whoever had it) and process_snapshots (one row per process
-and tick). Files of several GPUs have a gpu_index in each; the oldest have gpu_metrics only. Nothing in a file is
-trusted: SQLite keeps any type in any column.
+memory MiB, power W), which is all that bigsk1's own versions have; gpu_processes (one row per pid, whoever had it)
+and process_snapshots (one row per process and tick) in versions that others have made from it. Files of several
+GPUs have a gpu_index in each. Nothing in a file is trusted: SQLite keeps any type in any column.
 """
 
 from __future__ import annotations

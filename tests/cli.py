@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import sqlalchemy as sa
-from conftest import ROOT
+from conftest import PATIENCE_S, ROOT
 
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.store import database, rollups
@@ -45,7 +45,13 @@ def settings(folder: Path, **more: str) -> dict[str, str]:
 def gpumon(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """The program from its start to its end."""
     return subprocess.run(
-        [*PROGRAM, *arguments], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30, check=False
+        [*PROGRAM, *arguments],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
 
 

@@ -11,11 +11,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from fake_nvml import FakeNvml, environment
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -23,6 +23,22 @@ sys.path += [str(ROOT / "benchmarks"), str(ROOT / "docs")]
 
 import postgres as postgresql
 from rig import CHROMIUM, OPTIONS, free_port
+
+# How long a test waits for what it expects. Long, so that only what never happens fails, whatever the machine.
+PATIENCE_S = 60.0
+expect.set_options(timeout=1000 * PATIENCE_S)
+
+
+Found = TypeVar("Found")
+
+
+def eventually(condition: Callable[[], Found], seconds: float = PATIENCE_S, every_s: float = 0.05) -> Found:
+    """The first answer of `condition` that is true of itself; fails where none is."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{condition} stayed {found!r} for {seconds:g} s"
+        time.sleep(every_s)
+    return found
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -82,7 +98,9 @@ class Server:
         except OSError:
             return 0, {}
 
-    def wait(self, condition: Callable[[int, dict[str, Any]], bool], seconds: float = 25) -> dict[str, Any]:
+    def wait(
+        self, condition: Callable[[int, dict[str, Any]], bool], seconds: float = PATIENCE_S
+    ) -> dict[str, Any]:
         """The first answer of /healthz that satisfies `condition`."""
         deadline = time.monotonic() + seconds
         while True:
@@ -102,7 +120,7 @@ class Server:
         """End it as systemd and Docker do, and return its exit status."""
         if self.process.poll() is None:
             self.process.terminate()
-        return self.process.wait(timeout=20)
+        return self.process.wait(timeout=PATIENCE_S)
 
 
 @pytest.fixture
@@ -160,7 +178,7 @@ def page(browser: Browser) -> Iterator[Page]:
         viewport={"width": 1440, "height": 900}, timezone_id="Europe/Berlin", locale="en-GB", accept_downloads=True
     )
     opened = context.new_page()
-    opened.set_default_timeout(20_000)
+    opened.set_default_timeout(1000 * PATIENCE_S)
     errors: list[str] = []
     opened.on("pageerror", lambda error: errors.append(str(error)))
     yield opened

@@ -131,11 +131,11 @@ def _unprivileged() -> pwd.struct_passwd:
 
 
 def _wait(server: Postgres, log: Path) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         try:
             return server.execute("SELECT 1")
         except psycopg.OperationalError as error:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"no PostgreSQL after 30 s: {error}\n{log.read_text()}") from error
+                raise RuntimeError(f"no PostgreSQL after 120 s: {error}\n{log.read_text()}") from error
         time.sleep(0.05)

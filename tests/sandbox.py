@@ -168,4 +168,4 @@ class Sandbox:
     def run(self, command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
         """Run to the end, at most 30 s."""
         full = self.command(command, **environment)
-        return subprocess.run(full, capture_output=True, text=True, timeout=30, check=False)
+        return subprocess.run(full, capture_output=True, text=True, timeout=120, check=False)

@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
-from conftest import Server
+from conftest import PATIENCE_S, Server
 from fake_nvml import FakeNvml
 from filled import serving
 from playwright.sync_api import Page, expect
@@ -75,7 +75,7 @@ def ask(port: int) -> Ask:
     """Asks for the history with a query: pairs, or a text that is sent as it is."""
 
     def send(query: Any = (), method: str = "GET", **headers: str) -> Answer:
-        connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
         try:
             text = query if isinstance(query, str) else urlencode(query)
             connection.request(method, f"{PATH}?{text}", headers=headers)
@@ -446,7 +446,7 @@ def test_a_slow_answer_keeps_nobody_waiting(
     def slow() -> None:
         if not waiting.is_set():
             waiting.set()
-            assert go_on.wait(20)
+            assert go_on.wait(PATIENCE_S)
 
     count = processes.count
     if kind == "csv":
@@ -456,12 +456,12 @@ def test_a_slow_answer_keeps_nobody_waiting(
     with ThreadPoolExecutor() as pool:
         first = pool.submit(ask, [("format", kind)])
         try:
-            assert waiting.wait(20)
-            assert pool.submit(ask).result(timeout=10).pids() == [9, 8, 70, 7]
+            assert waiting.wait(PATIENCE_S)
+            assert pool.submit(ask).result(timeout=PATIENCE_S).pids() == [9, 8, 70, 7]
             assert not first.done()
         finally:
             go_on.set()
-        answer = first.result(timeout=20)
+        answer = first.result(timeout=PATIENCE_S)
     assert answer.pids() == [9, 8, 70, 7] if kind == "json" else len(rows_of(answer)) == 4
 
 

@@ -35,7 +35,7 @@ STEADY = settings(
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-PATIENCE_S = 20
+PATIENCE_S = 60
 NAMES = sorted({one.name for resource in api.RESOURCES for one in resource.parameters})
 HOSTILE = [
     *("", " ", "\0", "a\0b", "null", "undefined", "-1", "-0", "+1", "1e309", "NaN", "Infinity", "0x10", "1_000"),

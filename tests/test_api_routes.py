@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 from cli import gpumon, settings
-from conftest import Server
+from conftest import PATIENCE_S, Server
 from fake_nvml import FakeNvml
 from filled import NOW, filled, serving
 from jsonschema import Draft202012Validator
@@ -31,6 +31,7 @@ from test_writer import GPUS, tick
 from gpumon_core import ledger, runtime
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.export import api
+from gpumon_core.export.api import original
 from gpumon_core.export.api.resource import Resource
 from gpumon_core.export.parameters import LAST_MOMENT
 from gpumon_core.fill import fill
@@ -39,6 +40,7 @@ from gpumon_core.settings import Settings
 from gpumon_core.store import database, frames, processes, schema, usage
 from gpumon_core.store.usage import Scope
 from gpumon_core.store.writer import Writer
+from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot
 
 ROOT = Path(__file__).resolve().parent.parent
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -57,7 +59,7 @@ def ask(port: int) -> Ask:
     """Asks for a path with its query. Every JSON answer is held to the description."""
 
     def send(target: str, method: str = "GET", **headers: str) -> Answer:
-        connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
         try:
             connection.request(method, target, headers=headers)
             found = connection.getresponse()
@@ -434,7 +436,10 @@ def test_model_sessions_are_the_pages_in_pages_and_whole(gpus: sa.Engine, ask: A
 def test_what_the_original_wrote_is_answered_under_its_keys(gpus: sa.Engine, ask: Ask) -> None:
     told = ask("/api/v1/original/current?gpu=2").json()
     known = frames.gpu_table(gpus).set_index("id").loc[2]
-    assert list(told) == ["timestamp", "temperature", "utilization", "memory", "power", "current_processes"]
+    keys = ["timestamp", "temperature", "utilization", "memory", "power", "memory_total", "memory_percent"]
+    assert list(told) == [*keys, "current_processes"]
+    assert told["memory_total"] == known["memory_total_mib"]
+    assert told["memory_percent"] == round(100 * known["memory"] / known["memory_total_mib"], 2)
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", told["timestamp"])
     assert (told["memory"], type(told["memory"])) == (round(known["memory"]), int)
     process = ["pid", "process_name", "first_seen", "last_seen", "lifetime_seconds", "max_memory", "avg_memory"]
@@ -445,7 +450,52 @@ def test_what_the_original_wrote_is_answered_under_its_keys(gpus: sa.Engine, ask
     on_it = processes.process_history(gpus, processes.ProcessFilter(gpu_ids=(2,)))
     assert {row["pid"] for row in ended} == set(on_it["pid"])
     assert [row["last_seen"] for row in ended] == sorted((row["last_seen"] for row in ended), reverse=True)
-    assert all(list(row) == process for row in (*told["current_processes"], *ended))
+    percent = ["avg_memory_percent", "max_memory_percent"]
+    assert all(list(row) == [*process, *percent] for row in ended)
+    now = ["memory", "memory_percent", "process_start_time", "actual_lifetime_seconds", "lifetime_formatted"]
+    assert all(list(row) == [*process, *now] for row in told["current_processes"])
+
+
+def test_the_originals_processes_have_their_part_of_the_memory_and_how_long_they_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask
+) -> None:
+    url = f"sqlite:///{tmp_path / 'gpumon.db'}"
+    writer = Writer(database.open_for_writing(url), "here", "nvml", 4)
+    noon = 1_774_785_600
+    sizes = (24576, 8192, None)
+    boards = tuple(GpuInfo(index, f"GPU-{index}", "Board", size) for index, size in enumerate(sizes))
+    readings = tuple(GpuReading(board.uuid, {"memory": 12288}) for board in boards)
+    held = [("GPU-0", 7, 6144), ("GPU-1", 7, 2048), ("GPU-0", 8, None), ("GPU-2", 9, 1000)]
+    there = tuple(ProcessReading(uuid, pid, "C", memory) for uuid, pid, memory in held)
+    who = {7: ProcessIdentity(7, "a", noon - 93784.5, "train"), 8: ProcessIdentity(8, "b"), 9: ProcessIdentity(9)}
+    for second in (noon - 4, noon):
+        writer.write(Snapshot(second, HostInfo("here"), boards, readings, there), who)
+    writer.settle()
+    show(url, monkeypatch)
+    told = ask("/api/v1/original/current?tz=Europe/Berlin").json()
+    assert (told["memory_total"], told["memory_percent"]) == (24576, 50.0)
+    seven, eight = sorted(told["current_processes"], key=lambda row: row["pid"])
+    assert (seven["memory"], seven["memory_percent"]) == (6144, 25.0)
+    assert seven["process_start_time"] == "2026-03-28 10:56:55", "before summer time began"
+    assert (seven["actual_lifetime_seconds"], seven["lifetime_formatted"]) == (93784, "1d 2h")
+    assert (eight["memory"], eight["memory_percent"], eight["process_start_time"]) == (0, 0, None)
+    assert (eight["actual_lifetime_seconds"], eight["lifetime_formatted"]) == (4, "4s")
+    unknown = ask("/api/v1/original/current?gpu=3").json()
+    assert (unknown["memory_total"], unknown["memory_percent"]) == (0, 0)
+    # Its memory is that of both of its GPUs together, and so is what it is a part of.
+    ended = {row["pid"]: row for row in ask("/api/v1/original/processes").json()}
+    assert [ended[7][name] for name in ("max_memory", "avg_memory")] == [8192, 8192]
+    assert [ended[7][name] for name in ("max_memory_percent", "avg_memory_percent")] == [25, 25]
+    [nine] = ask("/api/v1/original/processes?gpu=3").json()
+    assert (nine["pid"], nine["max_memory"], nine["max_memory_percent"]) == (9, 1000, 0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0s"), (59, "59s"), (60, "1m 0s"), (3599, "59m 59s"), (3600, "1h 0m"), (90000, "1d 1h")],
+)
+def test_a_lifetime_is_said_as_the_original_says_it(seconds: int, said: str) -> None:
+    assert original._lifetime(seconds) == said
 
 
 def test_the_originals_history_has_every_tick_of_three_days_once(
@@ -544,7 +594,7 @@ def test_every_example_of_the_page_is_answered_as_it_shows(
     examples = re.findall(r"```sh\ncurl '([^']+)'\n```\n\n```json\n(.*?)\n```", PAGE, re.DOTALL)
     assert {address.split("?")[0].removeprefix(api_reference.SERVER) for address, _ in examples} == api.PATHS
     for address, text in examples:
-        connection = HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
         connection.request("GET", address.removeprefix(api_reference.SERVER))
         answer = connection.getresponse()
         told = json.load(answer)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import eventually
 
 from gpumon_core.attribution import local
 from gpumon_core.attribution.local import LocalAttribution
@@ -36,9 +37,8 @@ def running(program: str | Path = SLEEP, user: str | None = None) -> Iterator[in
     process = subprocess.Popen([str(program), "600"], user=user, cwd="/")
     try:
         # Popen returns while the kernel is still at it: it renames the process, then hands over the arguments.
-        arguments, deadline = Path(f"/proc/{process.pid}/cmdline"), time.monotonic() + 10
-        while arguments.read_bytes() != os.fsencode(program) + b"\x00600\0" and time.monotonic() < deadline:
-            time.sleep(0.001)
+        arguments = Path(f"/proc/{process.pid}/cmdline")
+        eventually(lambda: arguments.read_bytes() == os.fsencode(program) + b"\x00600\0", every_s=0.001)
         yield process.pid
     finally:
         process.kill()

@@ -14,10 +14,10 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from conftest import ROOT, Server
+from conftest import ROOT, Server, eventually
 from fake_nvml import FakeNvml
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
-from test_browser import Stage, chart, column, eventually, stage, tile, traces
+from test_browser import Stage, chart, column, refreshed, stage, tile, traces
 
 from gpumon_core.figures.base import LEFT, RIGHT
 
@@ -118,7 +118,7 @@ def test_a_card_reads_as_the_database_has_it(page: Page, stage: Stage) -> None:
     )
     assert shares == pytest.approx([100 * 9 / 48, 100 * 3 / 48], abs=0.1)
     stage.gpus[0].clocks_event_reasons = 0x40
-    expect(first).to_contain_text("Throttled", timeout=8000)
+    expect(first).to_contain_text("Throttled")
     first.get_by_role("link", name="GPU 0").click()
     expect(page.locator(".gm-card.throttled")).to_contain_text("GPU 0")
     # The first GPU is the page's default, which soon leaves the address.
@@ -133,9 +133,10 @@ def drag(page: Page, plot: Locator, begin: float, end: float) -> None:
     """Across a plot, from and to these parts of its width."""
     drawn(page)
     # Whatever still moves on the page would move the plot away from under the mouse.
-    page.wait_for_timeout(1000)
-    box = plot.bounding_box()
-    assert box is not None
+    box = None
+    while box is None or box != plot.bounding_box():
+        box = plot.bounding_box()
+        page.wait_for_timeout(1000)
     left, width = box["x"] + LEFT, box["width"] - LEFT - RIGHT
     height = box["y"] + min(140, box["height"] / 2)
     page.mouse.move(left + begin * width, height)
@@ -339,13 +340,13 @@ def test_a_paused_page_stands_still_until_it_is_resumed(page: Page, stage: Stage
     page.get_by_role("button", name="Pause").click()
     expect(page.get_by_text(re.compile(r"Paused, showing \ds ago"))).to_be_visible()
     stage.gpus[0].gpu_utilization = 77
-    time.sleep(4)
+    stage.tick(4)
     expect(tile(page, 0, "utilization")).to_contain_text("42 %")
     page.get_by_role("link", name="System").click()
     expect(page.get_by_role("button", name="Resume")).to_be_visible()
     page.get_by_role("link", name="Overview").click()
     page.get_by_role("button", name="Resume").click()
-    expect(tile(page, 0, "utilization")).to_contain_text("77 %", timeout=6000)
+    expect(tile(page, 0, "utilization")).to_contain_text("77 %")
 
 
 def test_a_hidden_tab_asks_for_nothing_and_catches_up_when_it_is_seen(page: Page, stage: Stage) -> None:
@@ -361,10 +362,10 @@ def test_a_hidden_tab_asks_for_nothing_and_catches_up_when_it_is_seen(page: Page
     page.wait_for_timeout(1500)
     stage.gpus[0].gpu_utilization = 88
     before = page.locator(".gm-cards").inner_html()
-    page.wait_for_timeout(4000)
+    stage.tick(4)
     assert page.locator(".gm-cards").inner_html() == before
     page.evaluate("() => { window.hiddenNow = false; document.dispatchEvent(new Event('visibilitychange')) }")
-    expect(tile(page, 0, "utilization")).to_contain_text("88 %", timeout=4000)
+    expect(tile(page, 0, "utilization")).to_contain_text("88 %")
 
 
 def marked(page: Page) -> list[str]:
@@ -525,8 +526,7 @@ def test_a_link_that_cannot_be_followed_says_so_until_the_reader_chooses(page: P
     drawn(page)
     # The same sentence stands there through every refresh: the mark that this puts on it stays.
     told.evaluate("sentence => { sentence.dataset.seen = 'yes' }")
-    ticks = stage.ask("SELECT count(DISTINCT timestamp_epoch) FROM gpu_metrics")[0][0]
-    eventually(lambda: stage.ask("SELECT count(DISTINCT timestamp_epoch) FROM gpu_metrics")[0][0] > ticks + 3)
+    stage.tick(4)
     expect(told).to_have_attribute("data-seen", "yes")
     page.get_by_role("radio", name="12h").click()
     expect(told).to_have_count(0)
@@ -544,7 +544,7 @@ def test_a_half_typed_filter_survives_every_refresh(page: Page, stage: Stage) ->
     search = page.get_by_placeholder("Name or PID")
     search.press_sequentially("sle", delay=30)
     for _ in range(4):
-        time.sleep(1)
+        refreshed(page, stage, 1)
         expect(search).to_have_value("sle")
         expect(search).to_be_focused()
 
@@ -561,7 +561,7 @@ def test_the_theme_can_be_toggled(page: Page, stage: Stage) -> None:
 def test_the_machines_findings_are_shown(page: Page, stage: Stage) -> None:
     page.goto(stage.url + "/system")
     expect(page.get_by_role("heading", name="Doctor")).to_be_visible()
-    eventually(lambda: "NVML" in column(page, "What", 2), 20)
+    eventually(lambda: "NVML" in column(page, "What", 2))
     assert any("580.159.03" in (found or "") for found in column(page, "Found", 2))
 
 

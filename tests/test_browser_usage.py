@@ -15,10 +15,10 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
-from conftest import Server
+from conftest import Server, eventually
 from fake_nvml import FakeNvml
 from playwright.sync_api import Locator, Page, expect
-from test_browser import column, eventually
+from test_browser import column
 
 from gpumon_core import format as fmt
 from gpumon_core.attribution.records import ProcessIdentity, Program

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from cli import HOSTILE, NOON, PROGRAM, gpumon, record, settings
-from conftest import ROOT
+from conftest import PATIENCE_S, ROOT
 
 from gpumon_core.__main__ import VERBS, module, parser
 from gpumon_core.store import database, usage
@@ -103,7 +103,7 @@ def test_a_signal_ends_it_without_a_traceback_also_where_nobody_reads(
         # It has begun, and soon waits for somebody to read on.
         process.stdout.read(1)
         process.send_signal(number)
-        assert process.wait(timeout=15) == status
+        assert process.wait(timeout=PATIENCE_S) == status
         assert process.stderr.read() == b""
 
 

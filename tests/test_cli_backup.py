@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import sqlite3
 import subprocess
-import time
 from collections import namedtuple
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from cli import NOON, PEOPLE, PROGRAM, gpumon, record, settings, tick
-from conftest import ROOT
+from conftest import PATIENCE_S, ROOT, eventually
 
 from gpumon_core.cli import backup, terminal
 from gpumon_core.store import database
@@ -71,10 +71,7 @@ def test_beside_a_running_recorder_it_makes_one_sound_file_that_the_owner_alone_
         [*PROGRAM, "record"], cwd=ROOT, env=environ, stderr=subprocess.PIPE, text=True
     ) as recorder:
         try:
-            deadline = time.monotonic() + 20
-            while not (file.exists() and database.exists(f"sqlite:///{file}") and ticks(file) >= 1):
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            eventually(lambda: file.exists() and database.exists(f"sqlite:///{file}") and ticks(file) >= 1)
             file.chmod(0o600)
             done = gpumon(environ, "backup")
             assert (done.returncode, done.stderr) == (0, "")
@@ -86,13 +83,12 @@ def test_beside_a_running_recorder_it_makes_one_sound_file_that_the_owner_alone_
                 *("", "-wal", "-shm", ".lock", copy.name)
             }
             before = ticks(file)
-            while ticks(file) == before:
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
+            eventually(lambda: ticks(file) > before)
         finally:
             recorder.send_signal(signal.SIGTERM)
-            _, log = recorder.communicate(timeout=15)
-    assert log == "", "the recorder noticed nothing"
+            _, log = recorder.communicate(timeout=PATIENCE_S)
+    # A busy machine may leave out a tick and say so; of the backup the recorder noticed nothing.
+    assert not re.search("lock|written|Traceback", log), log
 
 
 def test_nothing_is_overwritten_unasked_and_never_the_database_itself(

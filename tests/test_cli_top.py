@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from cli import PROGRAM, gpumon, recorded_just_now, settings
-from conftest import ROOT
+from conftest import PATIENCE_S, ROOT
 from fake_nvml import FakeNvml, environment
 
 from gpumon_core.columns import width
@@ -59,7 +59,7 @@ class Terminal:
 
     def until(self, done: Callable[[str], Any]) -> str:
         """All that was written, once it satisfies `done`."""
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while not done(self.text):
             assert time.monotonic() < deadline, repr(self.text[-2000:])
             if select.select([self.master], [], [], 0.1)[0]:
@@ -78,7 +78,7 @@ class Terminal:
     def end(self) -> int:
         """The exit status, of a program that has given the terminal back."""
         self.until(lambda text: text.endswith(ENDED))
-        status = self.process.wait(timeout=10)
+        status = self.process.wait(timeout=PATIENCE_S)
         assert termios.tcgetattr(self.slave) == self.before
         assert "Traceback" not in self.text
         return status

@@ -21,7 +21,7 @@ import pynvml
 import pytest
 import sqlalchemy as sa
 import streamlit as st
-from conftest import ROOT, Server
+from conftest import PATIENCE_S, ROOT, Server, eventually
 from fake_nvml import FakeNvml, environment
 from originals import INTERVAL_S, Original
 from test_pages import open_page, texts, url, writer  # noqa: F401 - the fixtures of pages
@@ -662,7 +662,7 @@ def test_another_file_is_one_sentence(
     path = tmp_path / "gpu_metrics.db"
     make(path)
     command = [sys.executable, "-m", "gpumon_core", "import", str(path)]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
     assert (shown.returncode, shown.stdout) == (1, "")
     [line] = shown.stderr.splitlines()
     assert line.startswith(f"gpumon: {path}")
@@ -772,6 +772,7 @@ def test_a_file_that_is_written_to_between_two_questions_is_read_as_it_is_then(f
 IN_BATCHES = f"""
 import contextlib, itertools, sqlite3, sys, time
 for number in itertools.count():
+    began = time.monotonic()
     with contextlib.closing(sqlite3.connect(sys.argv[1], timeout=30)) as connection, connection:
         connection.execute("DELETE FROM gpu_metrics WHERE timestamp_epoch > {NOW}")
         connection.executemany(
@@ -780,7 +781,8 @@ for number in itertools.count():
             [("x" * 3000, {NOW} + 4 * at) for at in range(1, number % 7 * 100 + 2)],
         )
     print(flush=True)
-    time.sleep(0.08)
+    # Quiet for longer than a reader needs, on a slow machine too.
+    time.sleep(max(0.08, 8 * (time.monotonic() - began)))
 """
 
 
@@ -828,7 +830,9 @@ def environ(tmp_path: Path, fake: FakeNvml) -> dict[str, str]:
 
 def gpumon(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "gpumon_core", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(
+        command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False
+    )
 
 
 def test_on_a_new_installation_the_driver_says_which_gpus_there_are(
@@ -837,19 +841,22 @@ def test_on_a_new_installation_the_driver_says_which_gpus_there_are(
     fake.add_gpu(name="NVIDIA RTX A6000")
     file = Original(tmp_path / "gpu_metrics.db")
     now = int(time.time())
-    file.ticks(range(now - 4000, now - 60, 4))
-    file.seen(7, "train", range(now - 4000, now - 60, 4))
+    # Up to this moment, and gpumon is to take a tick a minute: what the driver says now is no tick of that.
+    environ["GPUMON_INTERVAL"] = "60"
+    file.ticks(range(now - 4000, now, 4))
+    file.seen(7, "train", range(now - 4000, now, 4))
     dry = gpumon(environ, "import", str(file.path), "--dry-run")
     assert dry.returncode == 0, dry.stderr
-    assert "Would be taken: 985 ticks, 1 processes, 985 process snapshots. Nothing was changed." in dry.stdout
+    assert "Would be taken: 1,000 ticks, 1 processes, 1,000 process snapshots. Nothing was changed." in dry.stdout
     assert not (tmp_path / "history").exists()
     done = gpumon(environ, "import", str(file.path))
     assert done.returncode == 0, done.stderr
     assert "it is about GPU 0, NVIDIA RTX A6000, GPU-" in done.stdout
-    assert "Taken: 985 ticks, 1 processes, 985 process snapshots, in " in done.stdout
+    assert "Taken: 1,000 ticks, 1 processes, 1,000 process snapshots, in " in done.stdout
     again = gpumon(environ, "import", str(file.path))
     assert (
-        "Nothing in it is new.\nLeft out:\n  985 ticks, 985 process snapshots: imported before\n" in again.stdout
+        "Nothing in it is new.\nLeft out:\n  1,000 ticks, 1,000 process snapshots: imported before\n"
+        in again.stdout
     )
 
 
@@ -942,9 +949,7 @@ def test_a_killed_import_is_completed_by_the_next_while_a_recorder_works(
     command = [sys.executable, "-m", "gpumon_core", "import", str(file.path)]
     running = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL)
     reader = database.open_for_reading(f"sqlite:///{tmp_path / 'history' / 'gpumon.db'}")
-    deadline = time.monotonic() + 30
-    while ask(reader, "SELECT count(*) FROM imports") == [(0,)] and time.monotonic() < deadline:
-        time.sleep(0.01)
+    eventually(lambda: ask(reader, "SELECT count(*) FROM imports") != [(0,)], every_s=0.001)
     running.send_signal(signal.SIGKILL)
     running.wait()
     assert ask(reader, "PRAGMA integrity_check") == [("ok",)]

@@ -17,7 +17,7 @@ from fake_nvml import GIB, FakeGpu, FakeNvml
 
 from gpumon_core import observer
 from gpumon_core.attribution.local import LocalAttribution
-from gpumon_core.metrics import GPU_METRICS, RARELY_S
+from gpumon_core.metrics import ALL_LINKS, GPU_METRICS, RARELY_S
 from gpumon_core.observer import Observer
 from gpumon_core.telemetry import plan
 from gpumon_core.telemetry.nvml import NvmlSource
@@ -565,6 +565,7 @@ FIELDS: dict[str, tuple[str, int, float]] = {
     "nvlink_crc_data_errors": ("NVLINK_CRC_DATA_ERROR_COUNT_TOTAL", 20, 20),
     "nvlink_replay_errors": ("NVLINK_REPLAY_ERROR_COUNT_TOTAL", 21, 21),
     "nvlink_recovery_errors": ("NVLINK_RECOVERY_ERROR_COUNT_TOTAL", 22, 22),
+    "nvlink_crc_errors": ("NVLINK_ERROR_DL_CRC", 23, 23),
 }
 # What the functions say instead, on the board below; the others have no function.
 FALLBACKS: dict[str, float] = {
@@ -631,6 +632,18 @@ def test_a_field_that_the_driver_does_not_know_is_asked_through_its_function(
     assert {other: found.get(other) for other in FIELDS} == {**expected, key: FALLBACKS.get(key)}
 
 
+def test_nvlink_errors_are_those_of_all_links_where_only_the_newer_fields_are_known(
+    gpu: FakeGpu, begin: Callable[[], NvmlSource]
+) -> None:
+    for name, value in (("REPLAY", 41), ("RECOVERY", 42), ("CRC", 43)):
+        for link in (0, 1):
+            gpu.set_field(field_id(f"NVLINK_ERROR_DL_{name}"), 1, scope=link)
+        gpu.set_field(field_id(f"NVLINK_ERROR_DL_{name}"), value, scope=ALL_LINKS)
+    found = tick(begin())
+    assert [found[f"nvlink_{kind}_errors"] for kind in ("replay", "recovery", "crc")] == [41, 42, 43]
+    assert found.get("nvlink_crc_flit_errors") is None, "not known, and not 0"
+
+
 @pytest.mark.parametrize("error", ["UNKNOWN", "NO_DATA", "TIMEOUT", "NO_PERMISSION"])
 @EACH_FIELD
 def test_a_field_that_fails_this_time_is_asked_again(
@@ -661,13 +674,13 @@ def test_a_driver_without_field_values_is_asked_through_functions(
     source = begin()
     found = tick(source)
     assert {key: found.get(key) for key in FIELDS} == {key: FALLBACKS.get(key) for key in FIELDS}
-    for calls in (1, 0):
-        # Once more for NVLink: that GPM does not tell it was found out on the first tick.
+    for _ in range(2):
+        # That GPM does not tell of NVLink either was found out on the first tick.
         fake.reset_calls()
         clock.now += 1
         worn.energy_mj += 200_000
         assert tick(source)["power"] == 200
-        assert fake.calls("nvmlDeviceGetFieldValues") == calls
+        assert fake.calls("nvmlDeviceGetFieldValues") == 0
 
 
 @EACH_FIELD
@@ -717,8 +730,6 @@ def test_a_pcie_replay_counter_without_its_function_is_a_field(
 
 
 # ---- NVLink throughput: a counter's growth ---------------------------------------------------------
-
-ALL_LINKS = 0xFFFFFFFF
 
 
 def set_nvlink(gpu: FakeGpu, sent_kib: int, received_kib: int) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from conftest import Server
+from conftest import PATIENCE_S, Server
 from fake_nvml import FakeNvml
 
 from gpumon_core import logs
@@ -101,7 +101,7 @@ def test_a_server_that_cannot_write_its_log_file_ends_with_one_line(
     serve: Serve, fake: FakeNvml, tmp_path: Path
 ) -> None:
     server = serve(fake, GPUMON_LOG_FILE=str(tmp_path))
-    assert server.process.wait(timeout=20) != 0
+    assert server.process.wait(timeout=PATIENCE_S) != 0
     (line,) = server.log.read_text().splitlines()
     assert f"GPUMON_LOG_FILE={tmp_path}: must be a file" in line
 

@@ -17,6 +17,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 import fake_nvml
 import pytest
 import sqlalchemy as sa
-from conftest import ROOT, Server
+from conftest import PATIENCE_S, ROOT, Server, eventually
 from fake_nvml import FakeNvml
 from prometheus_client import exposition
 from prometheus_client.core import Metric as ClientFamily
@@ -180,7 +181,8 @@ def test_every_metric_of_the_catalogue_is_exported_in_a_known_unit() -> None:
         assert unit_of(metric) or metric.prometheus_scale == 1
         # Ours are in Prometheus's base units, DCGM's in DCGM's.
         if metric.prometheus.startswith("gpumon_"):
-            assert metric.prometheus.endswith(("_hertz", "_ratio", "_bytes"))
+            units = ("_total",) if metric.unit == "errors" else ("_hertz", "_ratio", "_bytes")
+            assert metric.prometheus.endswith(units)
 
 
 # ---- What is not known has no series -------------------------------------------------------------
@@ -434,10 +436,7 @@ def test_a_scrape_runs_no_statement_and_calls_no_driver(
     with fake_nvml.loaded(fake):
         recorder = runtime.start()
         try:
-            deadline = time.monotonic() + 20
-            while not recorder.vitals.duration_ms:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            eventually(lambda: recorder.vitals.duration_ms)
             for name in ("engine_connect", "before_cursor_execute"):
                 sa.event.listen(sa.Engine, name, note)
             fake.reset_calls()
@@ -461,7 +460,7 @@ def test_a_scrape_runs_no_statement_and_calls_no_driver(
 def get(
     server: Server, query: str = "", method: str = "GET", **headers: str
 ) -> tuple[int, http.client.HTTPMessage, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE_S)
     try:
         connection.request(
             method, "/metrics" + query, headers={k.replace("_", "-"): v for k, v in headers.items()}
@@ -479,7 +478,7 @@ def scraped(server: Server) -> dict[str, ClientFamily]:
 
 
 def wait_for(server: Server, condition: Callable[[dict[str, ClientFamily]], bool]) -> dict[str, ClientFamily]:
-    deadline = time.monotonic() + 25
+    deadline = time.monotonic() + PATIENCE_S
     while not condition(found := scraped(server)):
         assert time.monotonic() < deadline, found.keys()
         time.sleep(0.2)
@@ -624,7 +623,7 @@ def test_a_real_prometheus_scrapes_it_and_answers_what_boards_ask(
         def asked(query: str) -> list[Any]:
             url = f"{address}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
             try:
-                with urllib.request.urlopen(url, timeout=5) as answer:
+                with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
                     return list(json.load(answer)["data"]["result"])
             except OSError as error:
                 if isinstance(error, urllib.error.HTTPError) and error.code != HTTPStatus.SERVICE_UNAVAILABLE:
@@ -632,12 +631,8 @@ def test_a_real_prometheus_scrapes_it_and_answers_what_boards_ask(
                 # It is still starting.
                 return []
 
-        deadline = time.monotonic() + 30
-        missing = QUERIES
-        while missing and time.monotonic() < deadline:
-            time.sleep(0.3)
-            missing = [query for query in missing if not asked(query)]
-        assert not missing
+        for query in QUERIES:
+            eventually(partial(asked, query), every_s=0.3)
         [up] = asked("up")
         assert up["value"][1] == "1"
         [process] = asked("gpumon_process_memory_bytes")
@@ -653,6 +648,26 @@ def test_a_real_prometheus_scrapes_it_and_answers_what_boards_ask(
 def test_the_recorder_alone_does_without_prometheus() -> None:
     code = "import gpumon_core.recorder, gpumon_core.newest, sys; sys.exit('prometheus_client' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+# dcgm-exporter's etc/default-counters.csv, without the version of the driver, which is a label.
+DEFAULT_LIST = {
+    *(f"DCGM_FI_DEV_{name}" for name in ("SM_CLOCK", "MEM_CLOCK", "MEMORY_TEMP", "GPU_TEMP", "POWER_USAGE")),
+    *(f"DCGM_FI_DEV_{name}" for name in ("TOTAL_ENERGY_CONSUMPTION", "PCIE_REPLAY_COUNTER", "GPU_UTIL")),
+    *(f"DCGM_FI_DEV_{name}" for name in ("MEM_COPY_UTIL", "ENC_UTIL", "DEC_UTIL", "XID_ERRORS", "FB_FREE")),
+    *(f"DCGM_FI_DEV_{name}" for name in ("FB_USED", "FB_RESERVED", "NVLINK_BANDWIDTH_TOTAL")),
+    *(f"DCGM_FI_DEV_{name}" for name in ("VGPU_LICENSE_STATUS", "UNCORRECTABLE_REMAPPED_ROWS")),
+    *(f"DCGM_FI_DEV_{name}" for name in ("CORRECTABLE_REMAPPED_ROWS", "ROW_REMAP_FAILURE")),
+    *(f"DCGM_FI_PROF_{name}" for name in ("GR_ENGINE_ACTIVE", "PIPE_TENSOR_ACTIVE", "DRAM_ACTIVE")),
+    *(f"DCGM_FI_PROF_{name}" for name in ("PCIE_TX_BYTES", "PCIE_RX_BYTES")),
+}
+
+
+def test_what_dcgm_exporter_serves_by_default_is_served_or_said_to_be_missing() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text()
+    missing = page.partition("Of dcgm-exporter's default list gpumon does not have:")[2].partition("\n## ")[0]
+    said = set(re.findall(r"^- `(DCGM_\w+)`", missing, re.MULTILINE))
+    assert said == DEFAULT_LIST - {family.name for family in FAMILIES}
 
 
 def test_the_tables_of_the_documentation_are_those_of_the_code() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from conftest import eventually
 from test_writer import ask, runs, tick, who
 
 from gpumon_core.attribution.records import Program
@@ -81,9 +82,16 @@ def test_ticks_are_written_while_old_ones_are_forgotten(
         writer.write(tick(NOW - 10 * DAY + step), {})
     writer.write(tick(NOW - 1), {})
     roll_up(engine, "here")
-    worker = threading.Thread(target=retention.forget, args=(engine, Keep(3, 3000, 3000), NOW))
-    worker.start()
     written = 0
+
+    class Turns(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            before = written
+            return not eventually(lambda: written > before, every_s=0.001)
+
+    # Each pause lasts until a tick was written, however slow the machine.
+    worker = threading.Thread(target=retention.forget, args=(engine, Keep(3, 3000, 3000), NOW, Turns()))
+    worker.start()
     while worker.is_alive():
         written += writer.write(tick(NOW + written), {})
         time.sleep(0.005)

@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Server
+from conftest import PATIENCE_S, Server
 from fake_nvml import FakeNvml
 
 Serve = Callable[..., Server]
 
 
 def rows(database: Path, query: str) -> list[tuple[object, ...]]:
-    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5)
+    connection = sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=PATIENCE_S)
     try:
         return connection.execute(query).fetchall()
     finally:
@@ -26,6 +25,12 @@ def rows(database: Path, query: str) -> list[tuple[object, ...]]:
 
 def ticks(server: Server) -> int:
     return len(rows(server.data_dir / "gpumon.db", "SELECT DISTINCT timestamp_epoch FROM gpu_metrics"))
+
+
+def more_ticks(server: Server, count: int) -> Callable[..., bool]:
+    """Whether so many have been written since this was asked."""
+    before = ticks(server)
+    return lambda *_: ticks(server) >= before + count
 
 
 def test_ticks_are_recorded_before_any_browser_comes(serve: Serve, fake: FakeNvml) -> None:
@@ -44,9 +49,9 @@ def test_a_stopped_server_ends_cleanly_with_its_last_tick_committed(
 ) -> None:
     fake.add_gpu()
     server = serve(fake).ready()
-    newest = server.wait(lambda status, answer: status == 200 and answer["age_seconds"] is not None)
+    server.wait(lambda status, answer: status == 200 and answer["status"] == "ok")
     server.process.send_signal(number)
-    status = server.process.wait(timeout=15)
+    status = server.process.wait(timeout=PATIENCE_S)
     # The server passes SIGTERM on when it has shut down; after Ctrl-C Streamlit ends with 1, or with 0 where it
     # was not waiting for anything just then.
     assert status in ((-signal.SIGTERM,) if number == signal.SIGTERM else (0, 1))
@@ -58,7 +63,6 @@ def test_a_stopped_server_ends_cleanly_with_its_last_tick_committed(
     assert not Path(f"{database}-wal").exists()
     assert rows(database, "PRAGMA integrity_check") == [("ok",)]
     assert rows(database, "SELECT last_seen - (SELECT max(timestamp_epoch) FROM gpu_metrics) FROM hosts") == [(0,)]
-    assert newest["status"] == "ok"
 
 
 def test_killed_at_any_moment_the_database_is_sound_and_goes_on(serve: Serve, fake: FakeNvml) -> None:
@@ -81,20 +85,20 @@ def test_a_second_server_says_who_records_and_takes_over(serve: Serve, fake: Fak
     fake.add_gpu()
     first = serve(fake).ready()
     second = serve(fake)
-    answer = second.wait(lambda status, answer: status == 200 and answer["role"] == "standby")
+    answer = second.wait(lambda status, answer: answer.get("role") == "standby" and answer["status"] == "ok")
     assert f"process {first.process.pid} on testhost is recording" in answer["recording_problem"].lower()
-    assert answer["status"] == "ok"
     assert "is recording" in second.log.read_text()
     first.stop()
-    second.wait(lambda status, answer: status == 200 and answer["role"] == "recording", seconds=30)
+    second.wait(lambda status, answer: status == 200 and answer["role"] == "recording")
 
 
 def test_healthz_says_stale_when_sampling_stops_and_ok_when_it_resumes(serve: Serve, fake: FakeNvml) -> None:
     fake.add_gpu()
     fake.add_gpu()
     server = serve(fake).ready()
-    status, answer = server.health()
-    assert (status, answer["status"], answer["source"], answer["gpus"]) == (200, "ok", "nvml", 2)
+    # A busy machine may leave out a tick, and then is degraded for a while.
+    answer = server.wait(lambda status, answer: status == 200 and answer["status"] == "ok")
+    assert (answer["source"], answer["gpus"]) == ("nvml", 2)
     assert answer["interval_seconds"] == 1
     assert 0 <= answer["age_seconds"] <= 5
     fake.driver_loaded = False
@@ -102,8 +106,7 @@ def test_healthz_says_stale_when_sampling_stops_and_ok_when_it_resumes(serve: Se
     assert answer["status"] == "no_driver"
     assert answer["age_seconds"] >= 5
     fake.driver_loaded = True
-    answer = server.wait(lambda status, _: status == 200)
-    assert answer["status"] == "ok"
+    server.wait(lambda status, answer: status == 200 and answer["status"] == "ok")
 
 
 def test_a_lost_gpu_makes_the_recording_degraded(serve: Serve, fake: FakeNvml) -> None:
@@ -114,7 +117,7 @@ def test_a_lost_gpu_makes_the_recording_degraded(serve: Serve, fake: FakeNvml) -
     answer = server.wait(lambda status, answer: answer.get("status") == "degraded")
     assert answer["gpus_lost"] == 1
     assert server.health()[0] == 200
-    time.sleep(3)
+    server.wait(more_ticks(server, 3))
     assert server.log.read_text().count(" is lost: ") == 1, "one line for a lost GPU, not one per tick"
 
 
@@ -125,8 +128,9 @@ def test_without_a_driver_nvml_says_so_and_auto_simulates_elsewhere(serve: Serve
     assert "driver" in answer["driver_problem"].lower()
     server.stop()
     fallback = serve(fake, GPUMON_SOURCE="auto").ready()
-    status, answer = fallback.health()
-    assert (status, answer["status"], answer["source"]) == (200, "ok", "demo")
+    # A busy machine may leave out a tick, and then is degraded for a while.
+    answer = fallback.wait(lambda status, answer: status == 200 and answer["status"] == "ok")
+    assert answer["source"] == "demo"
     assert answer["driver_problem"]
     assert rows(server.data_dir / "gpumon.db", "SELECT count(*) FROM gpu_metrics") == [(0,)]
     assert rows(server.data_dir / "demo.db", "SELECT count(*) > 0 FROM gpu_metrics") == [(1,)]
@@ -138,7 +142,7 @@ def test_auto_changes_over_when_the_driver_appears(serve: Serve, fake: FakeNvml)
     server = serve(fake, GPUMON_SOURCE="auto")
     server.wait(lambda status, answer: status == 200 and answer["source"] == "demo")
     fake.driver_loaded = True
-    answer = server.wait(lambda status, answer: status == 200 and answer["source"] == "nvml", seconds=30)
+    answer = server.wait(lambda status, answer: status == 200 and answer["source"] == "nvml")
     assert answer["driver_problem"] is None
     assert rows(server.data_dir / "gpumon.db", "SELECT name FROM gpus") == [("NVIDIA RTX A6000",)]
 
@@ -154,7 +158,7 @@ def test_a_server_that_may_not_record_only_reads(serve: Serve, fake: FakeNvml) -
 
 def test_a_wrong_setting_stops_the_start_with_one_line(serve: Serve, fake: FakeNvml) -> None:
     server = serve(fake, GPUMON_INTERVAL="0.2")
-    assert server.process.wait(timeout=20) != 0
+    assert server.process.wait(timeout=PATIENCE_S) != 0
     lines = [line for line in server.log.read_text().splitlines() if line.strip()]
     assert len(lines) == 1
     assert "GPUMON_INTERVAL=0.2" in lines[0]
@@ -165,7 +169,7 @@ def test_the_log_is_quiet_while_all_is_well(serve: Serve, fake: FakeNvml) -> Non
     fake.add_gpu(fan=None).add_process(os.getpid(), 1 << 30)
     server = serve(fake).ready()
     before = server.log.read_text()
-    time.sleep(4)
+    server.wait(more_ticks(server, 4))
     assert server.log.read_text() == before
 
 

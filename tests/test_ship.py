@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import sandbox
+from conftest import PATIENCE_S
 from fake_nvml import FakeNvml, environment
 from rig import free_port
 from sandbox import ROOT, Sandbox, steps
@@ -119,7 +120,7 @@ def test_every_package_has_a_wheel(python: str, machine: str, tmp_path: Path) ->
     target = ["--python-version", python, *platforms, "--target", str(tmp_path), "--ignore-installed"]
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--only-binary=:all:", *target]
     done = subprocess.run(
-        [*command, "-r", "requirements.txt"], cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
+        [*command, "-r", "requirements.txt"], cwd=ROOT, capture_output=True, text=True, timeout=300, check=False
     )
     if re.search(r"NewConnectionError|Connection(Error| refused)|Temporary failure|Timeout", done.stderr):
         pytest.skip("the package registry cannot be reached")
@@ -176,7 +177,7 @@ class Container:
             return 0
 
     def wait(self, status: int) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while self.health() != status:
             if time.monotonic() > deadline or self.process.poll() is not None:
                 pytest.fail(f"/healthz: {self.health()}\n{self.log.read_text()[-3000:]}")
@@ -186,7 +187,7 @@ class Container:
         """As an engine does: a signal to process 1 of the container."""
         (child,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         os.kill(int(child), how)
-        self.process.wait(timeout=20)
+        self.process.wait(timeout=60)
 
 
 @pytest.fixture
@@ -232,7 +233,7 @@ runtime.start()
 while runtime.vitals().ticks < 2:
     time.sleep(0.1)
 for name in ("overview", "gpu", "history", "processes", "usage", "system"):
-    page = AppTest.from_file("pages/main.py", default_timeout=20)
+    page = AppTest.from_file("pages/main.py", default_timeout=60)
     page.switch_page(name + ".py").run()
     print(name, len(page.exception) + len(page.error))
 runtime.stop()

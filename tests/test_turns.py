@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
-from conftest import Server
+from conftest import PATIENCE_S, Server
 from playwright.sync_api import Page, WebSocket, expect
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
@@ -80,7 +80,7 @@ def test_charts_come_before_filters_and_tables(
     before = len(runs)
     page.get_by_test_id("stSidebar").get_by_role("radio", name="6h", exact=True).click()
     changed = Run()
-    for _ in range(100):
+    for _ in range(int(10 * PATIENCE_S)):
         page.wait_for_timeout(100)
         changed = next((run for run in runs[before:] if run.places(sidebar=True)), changed)
         if len(changed.sent) >= len(opened.sent):

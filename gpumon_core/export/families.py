@@ -361,7 +361,13 @@ FAMILIES: tuple[Family, ...] = (
         "host",
         _vital("duration_ms", 1e-3),
     ),
-    Family("gpumon_recorder_ticks_total", "counter", "Ticks that are in the database.", "host", _vital("ticks")),
+    Family(
+        "gpumon_recorder_ticks_total",
+        "counter",
+        "Ticks that were written to the database since gpumon started.",
+        "host",
+        _vital("ticks"),
+    ),
     Family(
         "gpumon_recorder_skipped_ticks_total",
         "counter",

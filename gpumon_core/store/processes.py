@@ -231,6 +231,23 @@ def seen_last(engine: Engine, wanted: ProcessFilter, most: int) -> pd.DataFrame:
     return frame.sort_values(["last_seen", "first_seen", "process_id"], ascending=False, ignore_index=True)
 
 
+def memory_totals(engine: Engine, process_ids: Iterable[int]) -> dict[int, int]:
+    """The memory of all the GPUs that a process was on, together, in MiB, by its id; without those of which one
+    GPU's is not known."""
+    query = (
+        sa.select(process_gpus.c.process_id, gpus.c.memory_total_mib)
+        .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
+        .where(process_gpus.c.process_id.in_(list(process_ids)))
+    )
+    found: dict[int, list[int | None]] = {}
+    with engine.connect() as connection:
+        for process_id, total in connection.execute(query):
+            found.setdefault(process_id, []).append(total)
+    return {
+        one: sum(known) for one, totals in found.items() if len(known := [*filter(None, totals)]) == len(totals)
+    }
+
+
 def usernames(engine: Engine) -> list[str]:
     """Every user in the ledger, by name."""
     return _values(engine, gpu_processes.c.username)

@@ -122,8 +122,9 @@ class Plan:
         self.power_limit_w: float | None = None
         self._rare_at = 0.0
         self._has_nvlink: bool | None = None
-        # Whether ways were given up since everything was put together.
+        # Whether ways were given up since everything was put together, and whose since the fields were asked.
         self._outdated = False
+        self._moved: set[str] = set()
         self._arrange()
 
     @property
@@ -171,6 +172,7 @@ class Plan:
         if lacking:
             # A function's next way may be a field.
             self._arrange()
+        self._moved.clear()
         for fields in (self._fields, self._rare_fields) if rare else (self._fields,):
             self._read_fields(fields, values)
         if self._gpm_ids:
@@ -199,6 +201,7 @@ class Plan:
         """Leave the way in which these metrics are asked; the next one is first now."""
         for key in keys:
             del self._ways[key][0]
+            self._moved.add(key)
         self._outdated = True
 
     def _ask_again(self, values: Values, rare: bool) -> None:
@@ -207,6 +210,16 @@ class Plan:
             for call in [*self._calls, *(self._rare_calls if rare else ())]:
                 if not any(key in values for key in call.keys):
                     self._ask(call, values)
+            # A field's next way may be another field.
+            fields = [
+                (metric, way)
+                for metric in GPU_METRICS
+                if metric.key in self._moved and (rare or not metric.every_s)
+                for way in self._ways[metric.key][:1]
+                if isinstance(way, NvmlField)
+            ]
+            self._moved.clear()
+            self._read_fields(_Fields(fields), values)
             if not self._outdated:
                 break
             self._arrange()

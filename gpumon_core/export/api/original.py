@@ -1,6 +1,7 @@
 """What the shell script that gpumon grew out of wrote into files, under its keys, types and units.
 
-It knew one GPU, and had 0 where the hardware offers nothing. Its times are to the second and name no offset.
+It knew one GPU, and had 0 where the hardware offers nothing. Its times are to the second and name no offset. The
+keys are those of its newest version; what reads an older one finds all of its keys among them.
 """
 
 from __future__ import annotations
@@ -64,7 +65,14 @@ def current(_: Request, values: Values, engine: Engine) -> Response:
             # Whole but for the power, as nvidia-smi says them.
             **{key: round(_number(gpu[metric])) for key, metric in METRICS.items()},
             "power": round(_number(gpu["power"]), 2),
-            "current_processes": _processes(processes, values["tz"]),
+            "memory_total": round(_number(gpu["memory_total_mib"])),
+            "memory_percent": _percent(gpu["memory"], gpu["memory_total_mib"]),
+            "current_processes": [
+                {**told, **more}
+                for told, more in zip(
+                    _processes(processes, values["tz"]), _now(processes, values["tz"]), strict=True
+                )
+            ],
         }
     )
 
@@ -85,7 +93,13 @@ def processes(_: Request, values: Values, engine: Engine) -> Response:
 
     gpu = _gpu(values, engine)
     wanted = ledger.ProcessFilter(start=ranges.newest(engine) - KEPT_S, gpu_ids=(gpu["id"],))
-    return as_json(_processes(ledger.seen_last(engine, wanted, MOST_PROCESSES), values["tz"]))
+    frame = ledger.seen_last(engine, wanted, MOST_PROCESSES)
+    totals = ledger.memory_totals(engine, frame["process_id"].tolist())
+    found = _processes(frame, values["tz"])
+    for told, process_id in zip(found, _newest_first(frame)["process_id"].tolist(), strict=True):
+        for name in ("avg_memory", "max_memory"):
+            told[f"{name}_percent"] = _percent(told[name], totals.get(process_id))
+    return as_json(found)
 
 
 def _gpu(values: Values, engine: Engine) -> dict[Any, Any]:
@@ -140,8 +154,12 @@ def _array(pieces: Iterable[list[Any]]) -> Iterator[bytes]:
     yield b"]"
 
 
+def _newest_first(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.sort_values("last_seen", ascending=False, kind="stable")
+
+
 def _processes(frame: pd.DataFrame, zone: ZoneInfo) -> list[dict[str, Any]]:
-    frame = frame.sort_values("last_seen", ascending=False, kind="stable")
+    frame = _newest_first(frame)
     columns = {
         "pid": frame["pid"].tolist(),
         "process_name": [name if isinstance(name, str) else "" for name in frame["name"]],
@@ -153,6 +171,41 @@ def _processes(frame: pd.DataFrame, zone: ZoneInfo) -> list[dict[str, Any]]:
         "sample_count": frame["sample_count"].tolist(),
     }
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def _now(frame: pd.DataFrame, zone: ZoneInfo) -> list[dict[str, Any]]:
+    """What is told of running processes beside the above: what they hold, and how long they have been running."""
+    found = []
+    for row in _newest_first(frame).to_dict("records"):
+        started = row["start_time"]
+        is_known = started is not None and started == started  # noqa: PLR0124 - NaN
+        lifetime = max(0, int(row["last_seen"] - (started if is_known else row["first_seen"])))
+        found.append(
+            {
+                "memory": _number(row["memory"]),
+                "memory_percent": _percent(row["memory"], row["memory_total_mib"]),
+                "process_start_time": _texts([int(started)], zone)[0] if is_known else None,
+                "actual_lifetime_seconds": lifetime,
+                "lifetime_formatted": _lifetime(lifetime),
+            }
+        )
+    return found
+
+
+def _lifetime(seconds: int) -> str:
+    """In its two largest units, as the original writes it: 1d 2h, 2h 3m, 3m 4s, 4s."""
+    days, hours, minutes = seconds // 86400, seconds // 3600 % 24, seconds // 60 % 60
+    if days:
+        return f"{days}d {hours}h"
+    if hours:
+        return f"{hours}h {minutes}m"
+    return f"{minutes}m {seconds % 60}s" if minutes else f"{seconds}s"
+
+
+def _percent(part: Any, whole: Any) -> float:
+    """To two places; 0 where it is not known."""
+    known = _number(whole)
+    return round(100 * _number(part) / known, 2) if known else 0.0
 
 
 def _number(value: Any) -> float:
@@ -169,21 +222,28 @@ def _texts(epochs: Iterable[int], zone: ZoneInfo, form: str = TIME) -> list[str]
 _NUMBER: Schema = {"type": "number"}
 _TIME: Schema = {"type": "string", "description": "In `tz`, as 2026-03-29 12:00:00."}
 _SAMPLE: dict[str, Schema] = {"timestamp": _TIME, **dict.fromkeys(METRICS, _NUMBER)}
-_PROCESSES: Schema = {
-    "type": "array",
-    "items": object_schema(
-        {
-            "pid": {"type": "integer"},
-            "process_name": {"type": "string"},
-            "first_seen": _TIME,
-            "last_seen": _TIME,
-            "lifetime_seconds": {"type": "integer"},
-            "max_memory": _NUMBER,
-            "avg_memory": _NUMBER,
-            "sample_count": {"type": "integer"},
-        }
-    ),
+_PROCESS: dict[str, Schema] = {
+    "pid": {"type": "integer"},
+    "process_name": {"type": "string"},
+    "first_seen": _TIME,
+    "last_seen": _TIME,
+    "lifetime_seconds": {"type": "integer"},
+    "max_memory": _NUMBER,
+    "avg_memory": _NUMBER,
+    "sample_count": {"type": "integer"},
 }
+_CURRENT: dict[str, Schema] = {
+    **_PROCESS,
+    "memory": _NUMBER,
+    "memory_percent": _NUMBER,
+    "process_start_time": {"type": ["string", "null"], "description": "In `tz`; null where it is not known."},
+    "actual_lifetime_seconds": {
+        "type": "integer",
+        "description": "Since it started; where that is not known, since it was first seen.",
+    },
+    "lifetime_formatted": {"type": "string", "description": "The same in its two largest units: 2h 3m."},
+}
+_ENDED: dict[str, Schema] = {**_PROCESS, "avg_memory_percent": _NUMBER, "max_memory_percent": _NUMBER}
 _COLUMNS: Schema = object_schema(
     {
         "timestamps": {"type": "array", "items": {"type": "string", "description": "In `tz`, without the year."}},
@@ -197,7 +257,14 @@ RESOURCES = (
         "The newest sample of one GPU, with its processes, under the original's keys: °C, %, MiB and W.",
         (GPU, TZ),
         current,
-        lambda: object_schema({**_SAMPLE, "current_processes": _PROCESSES}),
+        lambda: object_schema(
+            {
+                **_SAMPLE,
+                "memory_total": _NUMBER,
+                "memory_percent": _NUMBER,
+                "current_processes": {"type": "array", "items": object_schema(_CURRENT)},
+            }
+        ),
         "gpu=1",
         "gpu_current_stats.json",
     ),
@@ -215,7 +282,7 @@ RESOURCES = (
         "The hundred processes that were seen last on one GPU in the last three days, under the original's keys.",
         (GPU, TZ),
         processes,
-        lambda: _PROCESSES,
+        lambda: {"type": "array", "items": object_schema(_ENDED)},
         "gpu=1",
         "history/process_history.json",
     ),
