@@ -5,7 +5,7 @@ from __future__ import annotations
 # PID_MAX_LIMIT of Linux (include/linux/threads.h): no PID is above it, and 0 is no process that can be looked at.
 PID_LIMIT = 2**22
 # More GPUs or MIG slots than any machine has; a larger count is not believed.
-MOST_GPUS = 256
+MOST_GPUS = 64
 MOST_MIG_SLOTS = 64
 # More processes on one GPU than a driver can mean.
 MOST_PROCESSES = 16384
