@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import fake_nvml
@@ -18,7 +19,7 @@ from gpumon_core.metrics import GPU_METRICS, PROCESS_METRICS, TICK_METRICS, Aggr
 from gpumon_core.observer import Observer
 from gpumon_core.store import database, now, schema
 from gpumon_core.store.writer import Writer
-from gpumon_core.telemetry import nvml
+from gpumon_core.telemetry import nvml, plan
 from gpumon_core.telemetry.limits import PID_LIMIT, is_pid
 from gpumon_core.telemetry.nvml import NvmlSource
 from gpumon_core.telemetry.records import Snapshot
@@ -164,6 +165,22 @@ def test_a_power_limit_that_no_board_has_is_not_known(driver: FakeNvml, limit: i
     assert read().gpus[0].power_limit_w == 300, "the other way to ask stands in"
     gpu.power_limit_mw = limit
     assert read().gpus[0].power_limit_w is None
+
+
+def test_a_power_that_follows_from_a_counter_that_cannot_be_is_not_known(
+    driver: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = [1000.0]
+    monkeypatch.setattr(plan, "time", SimpleNamespace(monotonic=lambda: at[0]))
+    source = NvmlSource("here")
+    source.read()
+    at[0] += 4
+    driver.gpus[0].energy_mj = 10**15
+    driver.gpus[1].energy_mj += 400_000
+    snapshot = source.read()
+    source.close()
+    assert (values(snapshot)["power"] or 0.0) <= 10_000
+    assert values(snapshot, "GPU-second")["power"] == 100
 
 
 @pytest.mark.parametrize("version", [-1, 0, 99, 2**31 - 1])

@@ -14,9 +14,12 @@ import pynvml
 import pytest
 from fake_nvml import GIB, FakeGpu, FakeNvml
 
-from gpumon_core import doctor, health, settings
+from gpumon_core import doctor, health, observer, settings
+from gpumon_core.attribution.local import LocalAttribution
+from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.cli import glance
 from gpumon_core.export import snapshot as export
+from gpumon_core.metrics import GPU_METRICS
 from gpumon_core.recorder import State
 from gpumon_core.store import database, now
 from gpumon_core.store.writer import Writer
@@ -368,6 +371,21 @@ def test_what_appears_later_is_found_and_the_rest_goes_on(
     assert caplog.messages == []
 
 
+def test_samples_that_appear_later_are_read(
+    driver: FakeNvml, begin: Callable[[], NvmlSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.hide("nvmlDeviceGetSamples")
+    source = begin()
+    assert source.read().readings[0].sampling == "point"
+    driver.recover()
+    for device in source._devices:
+        device.again_at = 0.0
+    for second in range(3):
+        driver.gpus[0].add_sample(pynvml.NVML_GPU_UTILIZATION_SAMPLES, 40, (1000 + second) * 1_000_000)
+        reading = source.read().readings[0]
+    assert (reading.sampling, reading.values["utilization"]) == ("interval", 40)
+
+
 # ---- Two readings --------------------------------------------------------------------------------
 
 
@@ -383,3 +401,16 @@ def test_two_readings_are_one_that_lacks_nothing() -> None:
         "fan_speed": 30.0,
         "sm_activity": 44.0,
     }
+
+
+def test_a_look_that_takes_two_readings_has_what_only_the_first_was_asked(
+    driver: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(observer, "BETWEEN_S", 0.0)
+    found = observer.Observer(NvmlSource("here"), LocalAttribution())
+    snapshot, _ = found.observe_once(0.0)
+    found.close()
+    rare = {metric.key for metric in GPU_METRICS if metric.every_s}
+    (gpu, _) = export.as_json(snapshot, {11: ProcessIdentity(11), 12: ProcessIdentity(12)}, "nvml")["gpus"]
+    assert gpu["sm_activity"] == 44
+    assert len([key for key in rare if gpu[key] is not None]) >= 15
