@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -185,6 +187,27 @@ def test_nvml_that_cannot_begin_with_an_unknown_error_names_the_container(
     assert caught.value.remedy.startswith("Restart this container") == is_container
 
 
+@pytest.mark.parametrize("mark", [True, False])
+def test_a_container_is_known_by_what_its_engine_leaves_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: bool
+) -> None:
+    (tmp_path / ".dockerenv").touch()
+    (tmp_path / "environ").write_bytes(b"HOME=/\0container=" + (b"podman\0" if not mark else b"\0"))
+    (tmp_path / "cgroup").write_text("0::/init.scope\n")
+    monkeypatch.setattr(remedies, "_MARKS", (tmp_path / (".dockerenv" if mark else "none"),))
+    monkeypatch.setattr(remedies, "_FIRST_PROCESS", tmp_path)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert remedies.is_container.__wrapped__()
+    monkeypatch.setattr(remedies, "_MARKS", ())
+    (tmp_path / "environ").write_bytes(b"HOME=/\0")
+    assert not remedies.is_container.__wrapped__()
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    assert remedies.is_container.__wrapped__()
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
+    (tmp_path / "cgroup").write_text("0::/system.slice/docker-0123.scope\n")
+    assert remedies.is_container.__wrapped__()
+
+
 # ---- Nameless ------------------------------------------------------------------------------------
 
 
@@ -218,8 +241,11 @@ def test_a_nameless_gpu_is_listed_everywhere(
     driver.fail("nvmlDeviceGetHandleByIndex_v2", pynvml.NVML_ERROR_UNKNOWN, gpu=1)
     snapshot = begin().read()
     assert watch(snapshot) == [(0, "ok"), (1, "lost")]
-    assert "lost" in export.as_text(snapshot, {}, "nvml")
-    assert [gpu.state for gpu in glance.of_snapshot(snapshot, {}, False).gpus] == ["ok", "lost"]
+    view = glance.of_snapshot(snapshot, {}, False)
+    assert [gpu.state for gpu in view.gpus] == ["ok", "lost"]
+    for text in (export.as_text(snapshot, {}, "nvml"), glance.trouble(view)):
+        assert f"GPU 1: no answer. {remedies.of_lost()}" in text
+    assert not glance.trouble(replace(view, gpus=view.gpus[:1]))
     engine = database.open_for_writing(database_url)
     writer = Writer(engine, "here", "nvml", 1)
     at = time.time()
@@ -414,3 +440,32 @@ def test_a_look_that_takes_two_readings_has_what_only_the_first_was_asked(
     (gpu, _) = export.as_json(snapshot, {11: ProcessIdentity(11), 12: ProcessIdentity(12)}, "nvml")["gpus"]
     assert gpu["sm_activity"] == 44
     assert len([key for key in rare if gpu[key] is not None]) >= 15
+
+
+def test_a_server_tells_of_both_and_goes_on(serve: Callable[..., Any], driver: FakeNvml) -> None:
+    """One that answers nothing and one that cannot say which it is, from the first start on."""
+    third = driver.add_gpu(uuid="GPU-third")
+    fail(driver, driver.gpus[0], pynvml.NVML_ERROR_UNKNOWN, READING)
+    driver.fail("nvmlDeviceGetHandleByIndex_v2", pynvml.NVML_ERROR_UNKNOWN, gpu=1)
+    server = serve(driver)
+    answer = server.wait(lambda _, found: found.get("status") == "degraded")
+    assert (answer["gpus"], answer["gpus_lost"]) == (3, 2)
+    states = [(gpu["gpu_index"], gpu["state"]) for gpu in ask(server.url, "gpus")["gpus"]]
+    assert states == [(0, "lost"), (1, "lost"), (2, "ok")]
+    for route in ("processes", "usage", "models", "original/current", "original/history"):
+        ask(server.url, route)
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as found:
+        up = [
+            line.rsplit(" ", 1)[1]
+            for line in found.read().decode().splitlines()
+            if line.startswith("gpumon_gpu_up{")
+        ]
+    assert sorted(up) == ["0.0", "0.0", "1.0"]
+    assert "Traceback" not in server.log.read_text()
+    assert third.temperature == 40
+
+
+def ask(url: str, route: str) -> Any:
+    """What a route of the API answers."""
+    with urllib.request.urlopen(f"{url}/api/v1/{route}", timeout=10) as found:
+        return json.load(found)

@@ -116,7 +116,9 @@ class _Device:
         self.silent = 0
         self.has_answered = False
         now = time.monotonic()
-        self.facts_at, self.again_at = now + FACTS_S, now + AGAIN_S
+        # The devices of a machine do so in ticks of their own.
+        self.facts_at = now + FACTS_S * (1 + info.index % 15 / 15)
+        self.again_at = now + AGAIN_S
         self.hung = False
         self.task = Task(lambda: None)
         self.found: _Found | None = None
