@@ -212,6 +212,27 @@ def test_an_answer_that_nobody_thought_of_costs_one_reading(
     assert found["temperature"] == 61
 
 
+@pytest.mark.parametrize("stamp", [2**64 - 1, 2**63])
+def test_a_sample_from_no_time_costs_itself(driver: FakeNvml, stamp: int) -> None:
+    """Believed, it would be the newest for good, and what comes after it nothing new."""
+    gpu = driver.gpus[0]
+    process = gpu.add_process(7, GIB, sm=40)
+    source = NvmlSource("here")
+    for second in range(4):
+        gpu.add_sample(pynvml.NVML_GPU_UTILIZATION_SAMPLES, 40, (1000 + second) * 1_000_000)
+        process.time_us = (1000 + second) * 1_000_000
+        if second == 1:
+            gpu.add_sample(pynvml.NVML_GPU_UTILIZATION_SAMPLES, 90, stamp)
+            process.time_us = stamp
+        snapshot = source.read()
+        if second == 1:
+            # The fake's ring is in order of time from here on.
+            gpu._raw.rings[pynvml.NVML_GPU_UTILIZATION_SAMPLES].written -= 1
+    assert (values(snapshot)["utilization"], snapshot.readings[0].sampling) == (40, "interval")
+    assert snapshot.processes[0].sm_utilization == 40
+    source.close()
+
+
 # ---- Two of one name -----------------------------------------------------------------------------
 
 
