@@ -150,6 +150,29 @@ def test_a_gpu_that_is_silent_for_one_tick_is_there_at_the_next(
     assert "every call to it fails (Unknown Error)" in lost[0]
 
 
+def test_a_mig_instance_that_was_destroyed_is_gone_and_never_lost(
+    driver: FakeNvml, begin: Callable[[], NvmlSource], caplog: pytest.LogCaptureFixture
+) -> None:
+    mig = driver.gpus[0].add_mig(uuid="MIG-a")
+    source = begin()
+    assert "MIG-a" in uuids(source.read())
+    mig.remove()
+    assert not source.read().lost
+    assert uuids(source.read()) == ["GPU-first", "GPU-second"]
+    assert not [line for line in caplog.messages if "lost" in line]
+
+
+def test_a_mig_instance_that_answers_nothing_is_lost(driver: FakeNvml, begin: Callable[[], NvmlSource]) -> None:
+    mig = driver.gpus[0].add_mig(uuid="MIG-a")
+    source = begin()
+    source.read()
+    for name in READING:
+        driver.fail(f"nvmlDeviceGet{name}", pynvml.NVML_ERROR_UNKNOWN, mig)
+    driver.fail("nvmlGpmMigSampleGet", pynvml.NVML_ERROR_UNKNOWN)
+    source.read()
+    assert source.read().lost == {"MIG-a"}
+
+
 def test_one_call_that_answers_is_enough(driver: FakeNvml, begin: Callable[[], NvmlSource]) -> None:
     source = begin()
     source.read()
