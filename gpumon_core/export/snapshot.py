@@ -11,6 +11,7 @@ from gpumon_core import format as fmt
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.columns import aligned
 from gpumon_core.metrics import CHANGE_METRICS, GPU_METRICS_BY_KEY, TICK_COLUMNS
+from gpumon_core.telemetry import remedies
 from gpumon_core.telemetry.records import GpuInfo, Snapshot
 
 # What a terminal is wide enough for; JSON has everything.
@@ -22,6 +23,7 @@ COLUMNS = (
 
 def as_json(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], source: str) -> dict[str, Any]:
     """The tick as plain values: a GPU's facts and its metrics by catalogue key, None where not offered."""
+    snapshot = snapshot.with_nameless()
     values = {reading.uuid: reading.values for reading in snapshot.readings}
     sampling = {reading.uuid: reading.sampling for reading in snapshot.readings}
     nothing = dict.fromkeys((*TICK_COLUMNS, *(metric.key for metric in CHANGE_METRICS)), None)
@@ -61,6 +63,7 @@ def as_json(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
 
 def as_text(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], source: str) -> str:
     """The tick as aligned columns for a terminal."""
+    snapshot = snapshot.with_nameless()
     host = snapshot.host
     lines = [
         f"{fmt.printable(host.name)}  driver {host.driver_version or fmt.MISSING}  "
@@ -82,6 +85,9 @@ def as_text(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
             ]
         )
     lines += aligned(rows)
+    lost = [labels[gpu.uuid] for gpu in snapshot.gpus if snapshot.state_of(gpu.uuid) == "lost"]
+    if lost:
+        lines += ["", f"GPU {', '.join(lost)}: no answer. {remedies.of_lost()}"]
     rows = [["GPU", "PID", "Type", "Memory", "SM", "User", "Name", "Workload", "Model"]]
     for process in sorted(snapshot.processes, key=lambda item: -(item.memory_mib or 0)):
         who = identities[process.pid]
