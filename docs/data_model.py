@@ -54,7 +54,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "architecture": "such as Hopper",
         "compute_capability": "such as 9.0",
         "state": "`ok`; `lost`: no longer answers; `hung`: the driver does not return from a call about it; "
-        "`gone`: no longer listed",
+        "`asleep`: switched off while nothing uses it, and not asked; `quiet`: not asked for a while, so that it "
+        "can switch itself off; `gone`: no longer listed",
         "first_seen": "time of its first tick",
         "last_seen": "time of its newest row in `gpu_metrics`",
         "sampling": "`interval`: utilization is the mean since the tick before; `point`: it is what the driver "
@@ -63,8 +64,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "energy_counter_j": "the driver's counter at that time, J",
         "energy_from": "`counter`: energy is read from the driver's counter; `power`: it follows from the power",
         "energy_ahead_j": "of `energy_j`: estimated by power while the counter could not be read, J",
-        "memory_from": "`device`: the GPU has memory of its own; `unified`: it shares the machine's, used is the sum "
-        "of its processes' memory, total the machine's",
+        "memory_from": "`device`: the GPU has memory of its own; `unified`: it shares the machine's, used is the "
+        "sum of its processes' memory, total the machine's",
     },
     "gpu_metrics": {
         "gpu_id": GPU,

@@ -6,6 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from gpumon_core import format as fmt
+from gpumon_core import gpu_state
 from gpumon_core.health import Health
 from gpumon_core.metrics import GPU_METRICS, Group
 from pages.ui import charts, chrome, data, filters, links
@@ -59,12 +60,13 @@ def body(now: Health) -> None:
 
 def facts(gpu: pd.Series) -> str:
     """What does not change, as HTML."""
+    shared = f", {gpu_state.SHARED}" if gpu_state.shares_memory(gpu["memory_from"]) else ""
     pieces = {
         "UUID": gpu["uuid"],
         "PCI": gpu["pci_bus_id"],
         "Architecture": gpu["architecture"],
         "Compute capability": gpu["compute_capability"],
-        "Memory": fmt.memory(gpu["memory_total_mib"]),
+        "Memory": fmt.memory(gpu["memory_total_mib"]) + shared,
         "Power limit": fmt.MISSING if fmt.missing(gpu["power_limit_w"]) else f"{gpu['power_limit_w']:.0f} W",
         "First seen": fmt.moment(gpu["first_seen"], chrome.zone()),
         "Utilization": {"interval": "mean since the tick before", "point": "as it was at the tick"}.get(

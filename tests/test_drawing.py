@@ -220,7 +220,7 @@ def test_text_from_outside_stays_text(evil: str) -> None:
         ({"utilization": 60.0}, "Busy"),
         ({"utilization": 0.0, "memory": 100.0}, "Idle"),
         ({"utilization": 0.0, "memory": 20000.0}, "Held idle"),
-        ({"utilization": None, "memory": 20000.0}, "In use"),
+        ({"utilization": None, "memory": 20000.0}, "Unknown"),
         ({"utilization": 60.0, "clocks_event_reasons": float(0x40)}, "Throttled"),
         ({"utilization": 60.0, "clocks_event_reasons": float(0x4)}, "Busy"),
         ({"utilization": 60.0, "clocks_event_reasons": None}, "Busy"),

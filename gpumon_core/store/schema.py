@@ -308,8 +308,9 @@ process_hours = Table(
 # What a GPU did in each hour: the seconds that were recorded, those of them in which it was busy (its
 # utilization times the time), and those in which it was not although a process that computes held it; its
 # energy, and of that what it took while nothing ran (idle_j), what belongs to no known process
-# (unattributed_j, as unattributed_s of busy_s), and what it took while nobody recorded (unrecorded_j). In unknown_s
-# of the recorded seconds the driver said nothing of its utilization: they are neither busy nor held nor free.
+# (unattributed_j, as unattributed_s of busy_s), and what it took while nobody recorded (unrecorded_j). In
+# unknown_s of the recorded seconds the driver said nothing of its utilization: they are neither busy, held nor
+# free.
 gpu_usage = Table(
     "gpu_usage",
     metadata,

@@ -38,6 +38,7 @@ OWN = {
     "unattributed": "No known process",
     "unsettled": "Not added up yet",
     "idle": "Idle GPUs",
+    "unknown": "Use not known",
     "unrecorded": "While not recording",
 }
 # The rows of many processes are brought up to date in turn (writer.SETTLED_PER_TICK): what is missing of the
@@ -157,13 +158,19 @@ def _own(totals: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame:
     rows = [
         {"kind": "unattributed", "busy_s": sums["unattributed_s"], "energy_j": sums["unattributed_j"]},
         {"kind": "unsettled", "busy_s": max(0.0, late_s), "energy_j": max(0.0, late_j)},
-        {"kind": "idle", "seconds": sums["seconds"] - sums["busy_s"], "energy_j": sums["idle_j"]},
+        {
+            "kind": "idle",
+            "seconds": sums["seconds"] - sums["busy_s"] - sums["unknown_s"],
+            "energy_j": sums["idle_j"],
+        },
+        {"kind": "unknown", "seconds": sums["unknown_s"]},
         {"kind": "unrecorded", "energy_j": sums["unrecorded_j"]},
     ]
     frame = pd.DataFrame(rows).reindex(columns=["key", "kind", "processes", *SUMS, "estimated"])
     frame[["busy_s", "energy_j"]] = frame[["busy_s", "energy_j"]].fillna(0.0)
     frame["key"] = frame["kind"].map(OWN)
-    frame = frame[(frame["energy_j"] > 0.5) | (frame["busy_s"] > 0.5)]
+    unknown = (frame["kind"] == "unknown") & (frame["seconds"] > 0.5)
+    frame = frame[(frame["energy_j"] > 0.5) | (frame["busy_s"] > 0.5) | unknown]
     return frame.astype(dict.fromkeys((*SUMS, "processes", "estimated"), "float64"))
 
 
@@ -199,7 +206,7 @@ def gpu_totals(engine: Engine, scope: Scope) -> pd.DataFrame:
     """What each GPU did: one row per GPU that was recorded, in the order of hosts and indices.
 
     Columns: gpu_id, host, gpu_index, mig_index, name, first_seen (of the GPU, be it imported), and the sums of
-    `gpu_usage` as float64: seconds recorded = busy_s + held_s + free_s.
+    `gpu_usage` as float64: seconds recorded = busy_s + held_s + free_s + unknown_s.
     """
     began = sa.select(sa.func.min(imports.c.first)).where(imports.c.gpu_id == gpus.c.id).scalar_subquery()
     query = (
@@ -223,7 +230,7 @@ def gpu_totals(engine: Engine, scope: Scope) -> pd.DataFrame:
     )
     frame = fetch(engine, query)
     frame[[*TOTALS, "mig_index"]] = frame[[*TOTALS, "mig_index"]].astype("float64")
-    frame["free_s"] = (frame["seconds"] - frame["busy_s"] - frame["held_s"]).clip(lower=0)
+    frame["free_s"] = (frame["seconds"] - frame["busy_s"] - frame["held_s"] - frame["unknown_s"]).clip(lower=0)
     return frame
 
 
