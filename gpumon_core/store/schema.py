@@ -309,8 +309,7 @@ process_hours = Table(
 # utilization times the time), and those in which it was not although a process that computes held it; its
 # energy, and of that what it took while nothing ran (idle_j), what belongs to no known process
 # (unattributed_j, as unattributed_s of busy_s), and what it took while nobody recorded (unrecorded_j). In
-# unknown_s of the recorded seconds the driver said nothing of its utilization: they are neither busy, held nor
-# free.
+# unknown_s of the recorded seconds the driver said nothing of its utilization: neither busy nor held nor free.
 gpu_usage = Table(
     "gpu_usage",
     metadata,
