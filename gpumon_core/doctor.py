@@ -63,9 +63,18 @@ def _driver(settings: Settings) -> Generator[Finding, None, bool]:
         yield Finding("ok", "source", "demo: GPUs are simulated, the driver is not asked")
         return False
     from gpumon_core.telemetry.nvml import NvmlSource
+    from gpumon_core.telemetry.sleep import Sleep
 
+    sleep = Sleep(settings.let_sleep)
+    asleep = sleep.all_asleep()
+    if asleep:
+        # To begin a session would wake them; and the System page is looked at often.
+        yield Finding(
+            "ok", "GPUs", f"{asleep} switched off while nothing uses them: not asked, which would wake them"
+        )
+        return True
     try:
-        source = NvmlSource(settings.host_name)
+        source = NvmlSource(settings.host_name, sleep=sleep)
     except SourceUnavailable as error:
         fallback = "; GPUs are simulated meanwhile" if settings.source == "auto" else ""
         yield Finding("problem", "NVML", f"{error}{fallback}", error.remedy)

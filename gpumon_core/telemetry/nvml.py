@@ -16,6 +16,7 @@ from typing import Any
 import pynvml
 
 from gpumon_core.metrics import GPU_METRICS, MIB, RARELY_S, TICK_COLUMNS
+from gpumon_core.telemetry import unified
 from gpumon_core.telemetry.gate import NOT_AVAILABLE, DeviceLost, Gate, SessionOver, Unsupported
 from gpumon_core.telemetry.plan import Plan, Values
 from gpumon_core.telemetry.records import (
@@ -28,6 +29,7 @@ from gpumon_core.telemetry.records import (
     SourceUnavailable,
 )
 from gpumon_core.telemetry.running import FUNCTIONS, VERSIONS, Buffer, Entry
+from gpumon_core.telemetry.sleep import Rest, Sleep
 from gpumon_core.telemetry.usage import IDLE, UsageReader, Use
 from gpumon_core.telemetry.watch import Task, Watch
 
@@ -89,14 +91,23 @@ class _Device:
         # Kind -> the versions of the running-process call still to be believed in.
         self.lists = {kind: list(VERSIONS) for kind in FUNCTIONS}
         self.lost_at: float | None = None
+        # Whether and why it is left alone: see sleep.py. One that is has no handle of this session.
+        self.rest: Rest = ""
         self.hung = False
         self.task = Task(lambda: None)
         self.found: _Found | None = None
 
     @property
     def answers(self) -> bool:
-        """Whether it is worth asking: it is not lost, and no call to it hangs."""
-        return self.lost_at is None and not self.task.stuck
+        """Whether it is worth asking: it is not lost, no call to it hangs, and it is not left alone."""
+        return self.lost_at is None and not self.task.stuck and not self.rest
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing was done on it and nothing held it, as far as its newest reading says."""
+        values = {} if self.found is None else self.found.reading.values
+        done = [values.get(key) for key in ("utilization", "encoder_utilization", "decoder_utilization")]
+        return self.found is not None and done[0] is not None and not any(done)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +131,17 @@ class NvmlSource:
     # A start that hangs is waited for, never begun a second time.
     _hanging_start: Task | None = None
 
-    def __init__(self, host: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        host: str,
+        clock: Callable[[], float] = time.time,
+        sleep: Sleep | None = None,
+        system: unified.System = unified.System(),  # noqa: B008 - it cannot change
+    ) -> None:
+        """`sleep` says which GPUs are not to be asked, by default none. To begin a session wakes those that are
+        off, once."""
+        self._sleep = sleep or Sleep("false")
+        self._system = system
         self._host_name = host
         self._clock = clock
         self._gate = Gate()
@@ -164,8 +185,8 @@ class NvmlSource:
                 cuda_version=_cuda_version(self._gate),
                 nvml_version=self._gate.fact("driver", pynvml.nvmlSystemGetNVMLVersion),
             )
-            # Handles of an earlier session mean nothing now.
-            self._devices = []
+            # Handles of an earlier session mean nothing now; who is left alone is not asked for a new one.
+            self._devices = [device for device in self._devices if device.rest]
             self._devices = list(self._enumerate(self._gate.fact("driver", pynvml.nvmlDeviceGetCount) or 0))
         except (SessionOver, DeviceLost) as error:
             _shut_down()
@@ -189,7 +210,12 @@ class NvmlSource:
     def read(self) -> Snapshot:
         """Ask every device once. Raises SourceUnavailable when the session is over."""
         try:
+            if self._all_rest():
+                self._number += 1
+                return self._snapshot(self._clock(), self._number)
             self._reopen()
+            if any(device.handle is None and not device.rest for device in self._devices):
+                self._watch.run([Task(self._take_up)], START_HANG_S)
             if time.monotonic() - self._counted_at >= RECOUNT_S:
                 self._watch.run([self._recounting], HANG_S)
             timestamp = self._clock()
@@ -197,13 +223,42 @@ class NvmlSource:
             number = self._number
             for device in self._devices:
                 device.task.action = partial(self._read_device, device, number)
-            self._watch.run([device.task for device in self._devices], HANG_S)
+            self._watch.run([device.task for device in self._devices if not device.rest], HANG_S)
         except SessionOver as error:
             self.close()
             raise SourceUnavailable(
                 f"The NVIDIA driver went away: {error}", "It is tried again until it returns; look at dmesg."
             ) from None
         return self._snapshot(timestamp, number)
+
+    def _all_rest(self) -> bool:
+        """Look which GPUs are to be left alone, and let go of them; whether that is all there are."""
+        for device in self._devices:
+            bus_id, here = device.info.pci_bus_id, device.found
+            if here is not None and here.number == self._number and device.info.parent_uuid is None:
+                # A desktop has the GPU open all the time; a fine-grained driver lets it sleep all the same.
+                holders = {kind for kind, _ in here.listed}
+                free = not holders or (holders == {"G"} and self._sleep.is_fine_grained(bus_id))
+                self._sleep.saw(bus_id, device.is_idle and free)
+            trouble = device.lost_at is not None or device.task.stuck
+            rest = "" if trouble else self._sleep.look(bus_id)
+            if rest and not device.rest:
+                log.info("%s (%s) is left alone: %s", device.subject, device.info.uuid, rest)
+            device.rest = rest
+        if self._open and any(device.rest and device.handle is not None for device in self._devices):
+            # A session that has a GPU open keeps it awake: the others get a new one.
+            self._open = False
+            self._watch.run([Task(self._end)], CLOSE_HANG_S)
+            for device in self._devices:
+                device.handle = None
+        return bool(self._devices) and all(device.rest for device in self._devices)
+
+    def _take_up(self) -> None:
+        """Give those that woke up a handle of this session."""
+        before = self._devices
+        parents = [device for device in before if device.info.parent_uuid is None]
+        self._devices = list(self._enumerate(len(parents) + len(self._nameless)))
+        _release(device for device in before if device not in self._devices and device.handle is not None)
 
     def _reopen(self) -> None:
         """Begin a new session after one that ended, at longer and longer intervals. Raises SourceUnavailable."""
@@ -264,6 +319,8 @@ class NvmlSource:
             lost=hung | {device.info.uuid for device in self._devices if device.lost_at is not None},
             hung=hung,
             nameless=frozenset(self._nameless),
+            asleep=frozenset(device.info.uuid for device in self._devices if device.rest == "asleep"),
+            quiet=frozenset(device.info.uuid for device in self._devices if device.rest == "quiet"),
         )
 
     def _record(
@@ -325,7 +382,8 @@ class NvmlSource:
         used: dict[int, Use] | None = None
         try:
             device.plan.read(values, RARELY_S, 4.0 * (device.info.index % 15))
-            listed = [(kind, entry) for kind in FUNCTIONS for entry in self._list(device, kind)]
+            lists = {kind: self._list(device, kind) for kind in FUNCTIONS}
+            listed = [(kind, entry) for kind, entries in lists.items() for entry in entries or ()]
             if listed:
                 used = device.usage.read(self._gate, device.subject, device.handle)
         except DeviceLost as error:
@@ -337,10 +395,18 @@ class NvmlSource:
             log.warning("%s (%s) answers again", device.subject, device.info.uuid)
             self._gate.forget(device.subject)
             device.lost_at = None
+        if device.info.memory_from == "unified":
+            listed = [(kind, entry) for kind, entry in listed if unified.is_pid(entry.pid, self._system)]
+            held = None if lists["C"] is None else [(entry.pid, entry.memory) for _, entry in listed]
+            unified.complete(values, device.info.name, held, self._system)
+        elif device.info.memory_from is None and not values.get("memory"):
+            # Nothing of nothing: no word of how much is used.
+            values["memory"] = None
         sampling: Sampling = "interval" if device.plan.by_interval else "point"
         device.found = _Found(number, GpuReading(device.info.uuid, {**NOTHING, **values}, sampling), listed, used)
 
-    def _list(self, device: _Device, kind: str) -> list[Entry]:
+    def _list(self, device: _Device, kind: str) -> list[Entry] | None:
+        """The processes of a kind; None where the driver does not list them, or failed to this time."""
         versions = device.lists[kind]
         while versions:
             suffix, size = versions[0]
@@ -353,8 +419,8 @@ class NvmlSource:
                 log.debug("%s: %s: %s", device.subject, function, reason)
                 del versions[0]
                 continue
-            return list(found or ())
-        return []
+            return None if found is None else list(found)
+        return None
 
     def _owner(self, device: _Device, entry: Entry) -> str | None:
         """The UUID an entry belongs to: a MIG parent's list names the instances' processes too.
@@ -382,6 +448,10 @@ class NvmlSource:
         if count is None or (count == len(parents) and not split):
             return
         before = self._devices
+        if count != len(parents) + len(self._nameless):
+            # One was plugged in or taken out: those behind it have other indices now, and all are looked at.
+            for device in before:
+                device.rest = ""
         self._devices = list(self._enumerate(count))
         _release(device for device in before if device not in self._devices)
         if {device.info.uuid for device in self._devices} != {device.info.uuid for device in before}:
@@ -390,6 +460,10 @@ class NvmlSource:
     def _enumerate(self, count: int) -> Iterator[_Device]:
         self._nameless.clear()
         for index in range(count):
+            resting = [device for device in self._devices if device.info.index == index and device.rest]
+            if resting:
+                yield from resting
+                continue
             found: list[_Device] = []
             try:
                 handle = self._gate.fact(f"GPU {index}", pynvml.nvmlDeviceGetHandleByIndex, index)
@@ -446,7 +520,14 @@ class NvmlSource:
         def ask(call: Callable[..., Any]) -> Any:
             return self._gate.fact(subject, call, handle)
 
-        memory = ask(pynvml.nvmlDeviceGetMemoryInfo)
+        name = ask(pynvml.nvmlDeviceGetName)
+        memory, supported = None, True
+        try:
+            memory = self._gate.ask(subject, pynvml.nvmlDeviceGetMemoryInfo, handle)
+        except Unsupported:
+            supported = False
+        total = None if memory is None or memory.total in NOT_AVAILABLE else round(memory.total * MIB)
+        total, memory_from = unified.memory_facts(name, supported, total, self._system)
         limit = ask(pynvml.nvmlDeviceGetEnforcedPowerLimit) or ask(pynvml.nvmlDeviceGetPowerManagementLimit)
         bus_id = parent.pci_bus_id if parent else ask(_pci_bus_id)
         capability = ask(pynvml.nvmlDeviceGetCudaComputeCapability)
@@ -457,16 +538,15 @@ class NvmlSource:
             index=index,
             # A board whose UUID cannot be read still has a place on the bus that tells it apart.
             uuid=ask(pynvml.nvmlDeviceGetUUID) or f"PCI-{bus_id or index}{slot}",
-            name=ask(pynvml.nvmlDeviceGetName),
-            memory_total_mib=None
-            if memory is None or memory.total in NOT_AVAILABLE
-            else round(memory.total * MIB),
+            name=name,
+            memory_total_mib=total,
             power_limit_w=None if limit is None else limit / 1000,
             pci_bus_id=bus_id,
             architecture=architecture or (parent.architecture if parent else None),
             compute_capability=capability or (parent.compute_capability if parent else None),
             parent_uuid=parent.uuid if parent else None,
             mig_index=mig_index,
+            memory_from=memory_from,
         )
 
 
