@@ -156,10 +156,16 @@ def card(gpu: Row, scene: Scene, instances: Sequence[Row] = ()) -> str:
     title = _title(gpu, scene.with_host)
     name = gpu["name"] or "unknown model"
     body = f'<div class="gm-note">{escape(why)}</div>' if css in SILENT else _body(gpu, scene, instances)
-    facts = [title, word] + [
-        f"{metric.label} {fmt.value(metric, gpu[metric.key])}"
-        for metric in (GPU_METRICS_BY_KEY[key] for key in ("utilization", "memory", "temperature"))
-    ]
+    # What a GPU said last is not what it does now.
+    facts = (
+        [title, word]
+        if css in SILENT
+        else [title, word]
+        + [
+            f"{metric.label} {fmt.value(metric, gpu[metric.key])}"
+            for metric in (GPU_METRICS_BY_KEY[key] for key in ("utilization", "memory", "temperature"))
+        ]
+    )
     link = "gpu?" + urlencode({"gpu": _title(gpu, scene.with_host).replace(" · ", " ")})
     return (
         f'<div class="gm-card {css}" role="listitem" aria-label="{escape(", ".join(facts))}" '

@@ -77,7 +77,9 @@ def facts(gpu: pd.Series) -> str:
 
 
 def values(gpu: pd.Series) -> None:
-    """Every metric that this GPU has, as it is now."""
+    """Every metric that this GPU has, as it is now; nothing of one that says nothing now."""
+    if not gpu_state.answers(gpu["state"]):
+        return
     shown = {}
     for group in Group:
         has = {

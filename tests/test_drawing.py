@@ -236,6 +236,17 @@ def test_the_state_in_a_word(changes: dict[str, object], word: str) -> None:
     assert ("for 1m 12s" in html) == (word == "Hung")
 
 
+@pytest.mark.parametrize(("memory_from", "marked"), [("unified", True), ("device", False), (None, False)])
+def test_memory_that_is_shared_with_the_system_says_so(memory_from: str | None, marked: bool) -> None:
+    assert ("shared with the system" in cards.card(gpu(memory_from=memory_from), cards.Scene())) == marked
+
+
+def test_what_a_gpu_said_before_it_fell_asleep_is_not_said_of_it_now() -> None:
+    html = cards.card(gpu(state="asleep", utilization=60.0, temperature=71.0), cards.Scene())
+    assert "Asleep" in html
+    assert "71" not in html
+
+
 def test_the_reason_of_a_throttled_gpu_is_told() -> None:
     html = cards.card(gpu(clocks_event_reasons=float(0x40 | 0x80 | 0x1)), cards.Scene())
     assert "hardware thermal, power brake" in html

@@ -23,6 +23,7 @@ from gpumon_core.store import database, now
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry import sleep as sleeping
 from gpumon_core.telemetry.nvml import NvmlSource
+from gpumon_core.telemetry.records import SourceUnavailable
 from gpumon_core.telemetry.sleep import IDLE_S, LONGEST_PAUSE_S, PATIENCE_S, PAUSE_S, Mode, Sleep
 
 STEP_S = 4.0
@@ -299,6 +300,20 @@ def test_the_look_for_new_gpus_wakes_none(laptop: Laptop, monkeypatch: pytest.Mo
     assert set(states(laptop, source, 100)) == {"asleep"}
     assert laptop.fake.calls("nvmlDeviceGetCount_v2") > 0, "it was looked"
     assert asked(laptop, gpu) == 0
+
+
+def test_a_gpu_whose_driver_is_unloaded_is_not_asleep(laptop: Laptop) -> None:
+    add(laptop)
+    driver = laptop.kernel.root / "sys/bus/pci/devices/0000:01:00.0/driver"
+    driver.symlink_to("../../../bus/pci/drivers/nvidia")
+    source = laptop.begin()
+    source.read()
+    fall_asleep(laptop, source)
+    assert source.read().state_of("GPU-1") == "asleep"
+    driver.unlink()
+    laptop.fake.driver_loaded = False
+    with pytest.raises(SourceUnavailable):
+        source.read()
 
 
 def test_a_lost_gpu_is_lost_and_not_asleep(laptop: Laptop) -> None:

@@ -57,6 +57,7 @@ class _Gpu:
     quiet_since: float = 0.0
     awake_until: float = 0.0
     failures: int = 0
+    had_driver: bool = False
 
 
 @dataclass(slots=True)
@@ -79,6 +80,12 @@ class Sleep:
         if folder is None:
             return ""
         gpu, now = self._gpus.setdefault(folder.name, _Gpu()), self.clock()
+        has_driver = sysfs.link(folder / "driver").startswith("nvidia")
+        if gpu.had_driver and not has_driver:
+            # It was unloaded, or gave the GPU to a virtual machine: the driver is to say so.
+            gpu.rest, gpu.idle_since = "", None
+            return gpu.rest
+        gpu.had_driver = has_driver
         if sysfs.text(folder / "power" / "runtime_status") in OFF:
             gpu.rest, gpu.failures = "asleep", 0
         elif gpu.rest == "asleep":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 SYS = Path("/sys")
@@ -17,6 +18,14 @@ def text(path: Path) -> str | None:
             return file.read(LONGEST).decode(errors="replace").strip(" \t\r\n\0")
     except (OSError, ValueError):
         return None
+
+
+def link(path: Path) -> str:
+    """The name of what a link leads to; empty where it is none."""
+    try:
+        return os.path.basename(os.readlink(path))
+    except OSError:
+        return ""
 
 
 def number(path: Path) -> int | None:
