@@ -58,8 +58,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "can switch itself off; `gone`: no longer listed",
         "first_seen": "time of its first tick",
         "last_seen": "time of its newest row in `gpu_metrics`",
-        "sampling": "`interval`: utilization is the mean since the tick before; `point`: it is what the driver "
-        "said at the tick",
+        "sampling": "`interval`: utilization is the mean since the tick before; `partial`: the mean over the end "
+        "of that time, of which the driver had kept no more; `point`: it is what the driver said at the tick",
         "energy_j": "J since it was first seen",
         "energy_counter_j": "the driver's counter at that time, J",
         "energy_from": "`counter`: energy is read from the driver's counter; `power`: it follows from the power",

@@ -20,13 +20,13 @@ from gpumon_core.recorder import State
 from gpumon_core.settings import Settings, mask_password, unknown_variables
 from gpumon_core.store import database
 from gpumon_core.store.lock import RecorderLock
+from gpumon_core.telemetry import remedies
 from gpumon_core.telemetry.records import SourceUnavailable
 
 # A recorder that runs out of disk loses history; this much lasts for weeks.
 FREE_BYTES = 512 * 2**20
 
 SECOND_LOOK_S = 1.2
-LOST_REMEDY = "Look at dmesg for Xid; reset the GPU or reboot."
 DEVICES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0")
 
 
@@ -87,21 +87,19 @@ def _driver(settings: Settings) -> Generator[Finding, None, bool]:
             f"{host.nvml_version or 'version unknown'}, driver {host.driver_version or 'unknown'}, "
             f"CUDA {host.cuda_version or 'unknown'}",
         )
-        source.read()
+        first = source.read()
         # Only a second look tells whether the driver keeps samples between two of them.
         time.sleep(SECOND_LOOK_S)
-        snapshot = source.read()
-        if not snapshot.gpus:
+        snapshot = source.read().completed_by(first)
+        if not snapshot.gpus and not snapshot.nameless:
             yield Finding("problem", "GPUs", "the driver lists none", "Compare with nvidia-smi -L and lspci.")
         for index in sorted(snapshot.nameless):
-            yield Finding("problem", f"GPU {index}", "does not even say which it is", LOST_REMEDY)
+            yield Finding("problem", f"GPU {index}", "does not even say which it is", remedies.of_lost())
         offers = {offer[0].uuid: offer[1:] for offer in source.offers()}
         for gpu in snapshot.gpus:
             name = f"GPU {gpu.index}" + ("" if gpu.mig_index is None else f" MIG {gpu.mig_index}")
             if gpu_state.is_lost(snapshot.state_of(gpu.uuid)):
-                yield Finding(
-                    "problem", name, f"{gpu.uuid} does not answer", "Look at dmesg for Xid; reset or reboot."
-                )
+                yield Finding("problem", name, f"{gpu.uuid} does not answer", source.remedy(gpu.uuid))
                 continue
             if not gpu_state.answers(snapshot.state_of(gpu.uuid)):
                 yield Finding("ok", name, f"{gpu.name or 'unknown model'}, switched off to save power: not asked")

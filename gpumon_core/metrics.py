@@ -96,8 +96,9 @@ class Metric:
     and `<key>_max` beside it their maximum. `every_s` is how often it is asked (0: with every tick).
     `kept` says whether every tick is stored or only a change, `decimals` how exactly.
     `share_of` names the fact of GpuInfo that is this metric's 100 %; `warning` and `critical`
-    then are percentages of it, otherwise they are in the metric's own unit. A value above `highest` is
-    one that NVML cannot mean. `since` is the first generation of GPUs that has it, as far as NVML documents.
+    then are percentages of it, otherwise they are in the metric's own unit. A value below `lowest` or above
+    `highest` (that of its unit, where it names none) is one that NVML cannot mean. `since` is the first generation
+    of GPUs that has it, as far as NVML documents.
 
     `prometheus` is its name there, and `prometheus_too` names that it had in older versions of DCGM; the value is
     multiplied by `prometheus_scale`. What DCGM has carries its names and units, the rest is gpumon's own, in
@@ -122,6 +123,7 @@ class Metric:
     every_s: float = 0.0
     samples: str | None = None
     maximum: float | None = None
+    lowest: float = 0.0
     highest: float | None = None
     share_of: Literal["memory_total_mib", "power_limit_w"] | None = None
     warning: float | None = None
@@ -132,6 +134,11 @@ class Metric:
     def peak(self) -> str | None:
         """The column of the highest value within a tick, where the driver keeps samples."""
         return f"{self.key}_max" if self.samples else None
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """The lowest and the highest value that it can have, in its unit."""
+        return self.lowest, HIGHEST[self.unit] if self.highest is None else self.highest
 
     def level(self, value: float | None, whole: float | None = None) -> Level:
         """Classify a value given in this metric's unit; `whole` is its 100 % where `share_of` is set."""
@@ -149,9 +156,29 @@ class Metric:
 
 
 MIB = 1 / 2**20
+# The highest number of a unit: far above what boards of today have, and below what the columns hold (32 bits, and
+# a rollup keeps it times 10^decimals). A counter's is what a floating-point number still tells apart.
+HIGHEST: dict[str, float] = {
+    "°C": 250.0,
+    "%": 100.0,
+    "MiB": 2.0**26,
+    "W": 10_000.0,
+    "J": 1e13,
+    "MHz": 50_000.0,
+    "MiB/s": 2.0**24,
+    "P": 15.0,
+    "bits": 2.0**53,
+    "errors": 2.0**53,
+    "pages": 2.0**31 - 1,
+    "rows": 2.0**31 - 1,
+    "lanes": 64.0,
+    "": 15.0,
+}
 # How often NVML is asked for what rarely changes.
 RARELY_S = 60.0
 ALL_LINKS = 0xFFFFFFFF
+# In MiB/s: four times what 16 lanes of PCIe 7 carry.
+PCIE_HIGHEST = 2.0**20
 # How Prometheus's base units, at the end of a name of our own, are made from the catalogue's units.
 BASE_UNITS = {"_hertz": 1e6, "_ratio": 0.01, "_bytes": float(2**20)}
 
@@ -209,7 +236,9 @@ def _activity(name: str, label: str, gpm: str, prometheus: str, group: Group = G
     )
 
 
-def _rate(name: str, label: str, ways: tuple[Way, ...], prometheus: str, since: str) -> Metric:
+def _rate(
+    name: str, label: str, ways: tuple[Way, ...], prometheus: str, since: str, highest: float | None = None
+) -> Metric:
     return Metric(
         key=name,
         label=label,
@@ -220,6 +249,7 @@ def _rate(name: str, label: str, ways: tuple[Way, ...], prometheus: str, since: 
         prometheus_scale=2**20,
         device_class="data_rate",
         decimals=1,
+        highest=highest,
         since=since,
     )
 
@@ -300,6 +330,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         ),
         prometheus="DCGM_FI_DEV_GPU_TEMP",
         device_class="temperature",
+        lowest=-60,
         warning=80,
         critical=90,
     ),
@@ -369,6 +400,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         prometheus="DCGM_FI_DEV_FAN_SPEED",
         # Intended speed; NVML documents that it may exceed 100.
         maximum=100,
+        highest=255,
         warning=90,
         critical=100.5,
     ),
@@ -384,6 +416,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         nvml=(NvmlField("NVML_FI_DEV_MEMORY_TEMP"),),
         prometheus="DCGM_FI_DEV_MEMORY_TEMP",
         device_class="temperature",
+        lowest=-60,
         warning=95,
         critical=105,
     ),
@@ -434,6 +467,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         ),
         "DCGM_FI_PROF_PCIE_TX_BYTES",
         "Maxwell",
+        highest=PCIE_HIGHEST,
     ),
     _rate(
         "pcie_rx",
@@ -444,6 +478,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         ),
         "DCGM_FI_PROF_PCIE_RX_BYTES",
         "Maxwell",
+        highest=PCIE_HIGHEST,
     ),
     _rate(
         "nvlink_tx",

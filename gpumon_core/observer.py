@@ -65,12 +65,13 @@ class Observer:
 
     def observe_once(self, patience_s: float) -> Attributed:
         """One snapshot for somebody who looks only once: what others say of its processes is waited for, and where
-        something is measured between two readings, this is the second."""
+        something is measured between two readings, this is the second, with what only the first was asked."""
         snapshot, identities = self.observe()
         if self.source.compares:
             time.sleep(BETWEEN_S)
             try:
-                snapshot, identities = self.observe()
+                second, identities = self.observe()
+                snapshot = second.completed_by(snapshot)
             except SourceUnavailable as error:
                 log.warning("%s; this is what it said a second ago", error)
         if self._inquirer is not None:

@@ -14,6 +14,12 @@ from pages.ui import charts, chrome, data, filters, links
 # What each group's charts show by default; the others are a click away.
 OPEN = (Group.COMPUTE, Group.MEMORY, Group.CLOCKS, Group.THERMALS)
 
+SAMPLING = {
+    "interval": "mean since the tick before",
+    "partial": "mean of the newest samples since the tick before",
+    "point": "as it was at the tick",
+}
+
 found = chrome.ready()
 if found is not None and found.latest is not None:
     gpus = data.gpu_table(data.tick(found))
@@ -69,9 +75,7 @@ def facts(gpu: pd.Series) -> str:
         "Memory": fmt.memory(gpu["memory_total_mib"]) + shared,
         "Power limit": fmt.MISSING if fmt.missing(gpu["power_limit_w"]) else f"{gpu['power_limit_w']:.0f} W",
         "First seen": fmt.moment(gpu["first_seen"], chrome.zone()),
-        "Utilization": {"interval": "mean since the tick before", "point": "as it was at the tick"}.get(
-            gpu["sampling"], fmt.MISSING
-        ),
+        "Utilization": SAMPLING.get(gpu["sampling"], fmt.MISSING),
     }
     return chrome.facts_html(pieces)
 

@@ -20,6 +20,7 @@ from pages.ui import chrome, data, filters, plot, tables
 DAY = 86400
 SAMPLING = {
     "interval": "interval: mean of the driver's samples since the tick before",
+    "partial": "partial: mean of the newest of them; the driver keeps none of the beginning",
     "point": "point: as it was at the moment of the tick",
 }
 ENERGY = {"counter": "counted by the driver", "power": "power times time"}

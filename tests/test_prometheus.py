@@ -161,6 +161,19 @@ def test_a_mig_instance_has_its_gpus_labels_and_its_own_number() -> None:
     assert sorted((labels for labels, _ in found), key=len) == [DCGM_LABELS, instance]
 
 
+@pytest.mark.parametrize(
+    "profile",
+    [
+        *("1g.24gb", "1c.2g.48gb", "1g.24gb+me", "1g.24gb+gfx", "1g.24gb+me.all", "1g.24gb-me", "2g.48gb-me"),
+        *("1g.12gb+me-gfx", "1g.10gb+me,gfx"),
+    ],
+)
+def test_a_mig_instance_has_its_profile_whatever_is_added_to_it_or_left_out(profile: str) -> None:
+    board = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
+    found = families(scene(follow(None, snapshot((BOARD, replace(SLICE, name=f"{board} MIG {profile}"))), {})))
+    assert profile in [labels.get("GPU_I_PROFILE") for labels, _ in found["DCGM_FI_DEV_FB_USED"]]
+
+
 def test_two_compute_instances_of_one_gpu_instance_are_two_series() -> None:
     other = replace(SLICE, uuid="MIG-b", mig_index=1)
     found = families(scene(follow(None, snapshot((SLICE, other)), {})))["DCGM_FI_DEV_FB_USED"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from gpumon_core.attribution.describe import Describer, split_stat
 from gpumon_core.attribution.files import read
 from gpumon_core.attribution.records import ProcessIdentity
+from gpumon_core.telemetry.limits import is_pid
 
 # Inode of the first PID namespace: PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h.
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC
@@ -91,6 +92,8 @@ class LocalAttribution:
         os.close(handle)
 
     def _identify(self, pid: int) -> ProcessIdentity:
+        if not is_pid(pid):
+            return ProcessIdentity(pid)
         known = self._known.get(pid)
         if self._trusted:
             # Before anything is read: what is read next is this process's, or the handle tells of its end.

@@ -75,6 +75,7 @@ class View:
 
 def of_snapshot(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], simulated: bool) -> View:
     """What the driver said."""
+    snapshot = snapshot.with_nameless()
     values = {reading.uuid: reading.values for reading in snapshot.readings}
     labels = {gpu.uuid: fmt.gpu_label(gpu.index, gpu.mig_index) for gpu in snapshot.gpus}
     shown = []

@@ -23,7 +23,8 @@ MOST_MODELS = 100
 UNKNOWN = "unknown"
 # Line breaks are escaped; other control characters and halves of surrogate pairs have no place in text.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
-_PROFILE = re.compile(r" MIG ([\w.+]+)$")
+# "1g.24gb", with what a profile has more or less after it: "+me", "+gfx", "-me", "+me.all".
+_PROFILE = re.compile(r" MIG (\S+)$")
 
 Labels = dict[str, str]
 

@@ -23,6 +23,7 @@ COLUMNS = (
 
 def as_json(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], source: str) -> dict[str, Any]:
     """The tick as plain values: a GPU's facts and its metrics by catalogue key, None where not offered."""
+    snapshot = snapshot.with_nameless()
     values = {reading.uuid: reading.values for reading in snapshot.readings}
     sampling = {reading.uuid: reading.sampling for reading in snapshot.readings}
     nothing = dict.fromkeys((*TICK_COLUMNS, *(metric.key for metric in CHANGE_METRICS)), None)
@@ -62,6 +63,7 @@ def as_json(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
 
 def as_text(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], source: str) -> str:
     """The tick as aligned columns for a terminal."""
+    snapshot = snapshot.with_nameless()
     host = snapshot.host
     lines = [
         f"{fmt.printable(host.name)}  driver {host.driver_version or fmt.MISSING}  "

@@ -69,8 +69,9 @@ hosts = Table(
 
 # A GPU is (host, uuid); gpu_index is where it stood last. state: ok, lost (no longer answers), hung
 # (the driver does not return from a call about it) or gone (no longer listed). last_seen is the time
-# of its newest row in gpu_metrics. sampling: interval (utilization is the mean since the tick before)
-# or point. energy_j has been taken since it was first seen; energy_counter_j is the driver's counter
+# of its newest row in gpu_metrics. sampling: interval (utilization is the mean since the tick before),
+# partial (over the end of that time) or point.
+# energy_j has been taken since it was first seen; energy_counter_j is the driver's counter
 # then, and energy_from says whether it was read there (counter) or follows from the power (power).
 # energy_ahead_j was shared out before the counter could confirm it. memory_from says what used and total memory
 # are: the driver's own (device), or those of a GPU that shares the machine's memory (unified).

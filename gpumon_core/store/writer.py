@@ -49,7 +49,15 @@ from gpumon_core.store.schema import (
     process_snapshots,
     programs,
 )
-from gpumon_core.telemetry.records import GpuReading, HostInfo, ProcessReading, Snapshot
+from gpumon_core.telemetry.records import (
+    NAMELESS,
+    GpuInfo,
+    GpuReading,
+    HostInfo,
+    ProcessReading,
+    Snapshot,
+    nameless,
+)
 
 # A process whose start cannot be read is taken for the same one while it was seen this recently.
 UNKNOWN_START_GRACE_S = 60
@@ -388,8 +396,9 @@ class Writer:
         if not self._gpus:
             self._load_gpus(connection, host_id)
         sampling = {reading.uuid: reading.sampling for reading in snapshot.readings}
-        for info in snapshot.gpus:
-            state = snapshot.state_of(info.uuid)
+        unidentified = self._unidentified(connection, host_id, snapshot)
+        for info in (*snapshot.gpus, *unidentified):
+            state = "lost" if info in unidentified else snapshot.state_of(info.uuid)
             known = self._gpus.get(info.uuid)
             mark = sampling.get(info.uuid, known.sampling if known else None)
             if known is not None and (known.info, known.state, known.sampling) == (info, state, mark):
@@ -414,9 +423,14 @@ class Writer:
             else:
                 connection.execute(sa.update(gpus).where(gpus.c.id == known.id).values(row))
             known.info, known.state, known.sampling = info, state, mark
-        listed = {info.uuid for info in snapshot.gpus}
-        for uuid, gpu in self._gpus.items():
+        listed = {info.uuid for info in (*snapshot.gpus, *unidentified)}
+        for uuid, gpu in list(self._gpus.items()):
             if uuid in listed:
+                continue
+            if uuid.startswith(NAMELESS):
+                # It has said by now which it is, and no tick speaks of it.
+                connection.execute(sa.delete(gpus).where(gpus.c.id == gpu.id))
+                del self._gpus[uuid]
                 continue
             # A GPU that cannot even be named is the one that stood in its place.
             was_at = sa.select(gpus.c.gpu_index).where(gpus.c.id == gpu.id)
@@ -426,6 +440,19 @@ class Writer:
                 connection.execute(sa.update(gpus).where(gpus.c.id == gpu.id).values(state=now_is))
                 gpu.info, gpu.state = None, now_is
         self._inventory = inventory
+
+    def _unidentified(self, connection: Connection, host_id: int, snapshot: Snapshot) -> tuple[GpuInfo, ...]:
+        """GPUs that do not say which they are, where none is known to have stood in their place."""
+        if not snapshot.nameless:
+            return ()
+        query = sa.select(gpus.c.uuid, gpus.c.gpu_index).where(gpus.c.host_id == host_id, gpus.c.state != "gone")
+        listed = {info.uuid for info in snapshot.gpus}
+        taken = {
+            index
+            for uuid, index in connection.execute(query)
+            if uuid not in listed and not uuid.startswith(NAMELESS)
+        }
+        return tuple(nameless(index) for index in sorted(snapshot.nameless - taken))
 
     def _load_gpus(self, connection: Connection, host_id: int) -> None:
         mine = gpus.c.host_id == host_id

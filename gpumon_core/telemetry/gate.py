@@ -11,6 +11,8 @@ from typing import Any
 
 import pynvml
 
+from gpumon_core.telemetry.limits import LONGEST_TEXT
+
 log = logging.getLogger(__name__)
 
 # The driver, this device, or this generation of the API does not have the call.
@@ -63,6 +65,10 @@ class Gate:
         self._said: set[tuple[str, str, str]] = set()
         # What was asked last, so that a call that hangs can be named.
         self.calling = ""
+        # How many calls brought an answer, and how many failed; and the error of the last that did.
+        self.answered = 0
+        self.failed = 0
+        self.error: int | None = None
 
     def ask(self, subject: str, call: Callable[..., Any], *arguments: Any, name: str | None = None) -> Any:
         """The call's result, or None when it failed this time.
@@ -80,12 +86,23 @@ class Gate:
                 raise DeviceLost(str(error)) from None
             if code in SESSION_OVER:
                 raise SessionOver(str(error)) from None
+            self.failed += 1
+            self.error = code
             self.say_once(subject, name or call.__name__, str(error))
             return None
         except UnicodeDecodeError:
             # pynvml decodes names as UTF-8; a damaged board memory can hold anything.
+            self.answered += 1
             self.say_once(subject, name or call.__name__, "the text it returned is not UTF-8")
             return None
+        except (Unsupported, DeviceLost, SessionOver):
+            raise
+        except Exception as error:
+            # An answer that nobody can make sense of costs what was asked for, and not the tick.
+            self.answered += 1
+            self.say_once(subject, name or call.__name__, f"its answer makes no sense ({error!r})")
+            return None
+        self.answered += 1
         return None if isinstance(result, int) and result in NOT_AVAILABLE else result
 
     def fact(self, subject: str, call: Callable[..., Any], *arguments: Any, name: str | None = None) -> Any:
@@ -94,6 +111,16 @@ class Gate:
             return self.ask(subject, call, *arguments, name=name)
         except Unsupported:
             return None
+
+    def text(self, subject: str, call: Callable[..., Any], *arguments: Any, name: str | None = None) -> str | None:
+        """A fact that is a text; None where it is empty, has no end, or has signs that no name has."""
+        found = self.fact(subject, call, *arguments, name=name)
+        if not isinstance(found, str) or not found:
+            return None
+        if len(found) > LONGEST_TEXT or not found.isprintable():
+            self.say_once(subject, name or call.__name__, "what it returned is no text")
+            return None
+        return found
 
     def say_once(self, subject: str, call: str, problem: str) -> None:
         """Log a problem the first time it is seen."""

@@ -27,7 +27,7 @@ class GpmReader:
     def __init__(self, gate: Gate, subject: str, handle: object, gpu_instance: int | None = None) -> None:
         """`handle` is the GPU's own; `gpu_instance` picks a MIG instance of it."""
         self._gate = gate
-        self._subject = subject
+        self.subject = subject
         self._handle = handle
         self._instance = gpu_instance
         self._supported = False
@@ -50,14 +50,14 @@ class GpmReader:
         # The older of the two is overwritten.
         first, second = self._samples
         self._samples.reverse()
-        if self._gate.ask(self._subject, self._take, first, name="nvmlGpmSampleGet") is None:
+        if self._gate.ask(self.subject, self._take, first, name="nvmlGpmSampleGet") is None:
             self._has_first = False
             return None
         if not self._has_first:
             self._has_first = True
             return None
         self._request.sample1, self._request.sample2 = second, first
-        if self._gate.ask(self._subject, self._evaluate, name="nvmlGpmMetricsGet") is None:
+        if self._gate.ask(self.subject, self._evaluate, name="nvmlGpmMetricsGet") is None:
             return None
         found: dict[int, float | None] = {}
         written = memoryview(self._request).cast("B")[_METRICS : _METRICS + len(self._ids) * _METRIC.size]
@@ -71,14 +71,14 @@ class GpmReader:
     def _prepare(self) -> bool:
         """Whether the GPU can be measured and there are two samples to do so."""
         if not self._supported:
-            support = self._gate.ask(self._subject, pynvml.nvmlGpmQueryDeviceSupport, self._handle)
+            support = self._gate.ask(self.subject, pynvml.nvmlGpmQueryDeviceSupport, self._handle)
             if support is None:
                 return False
             if not support.isSupportedDevice:
                 raise Unsupported("this GPU has no performance monitoring")
             self._supported = True
         while len(self._samples) < 2:
-            sample = self._gate.ask(self._subject, pynvml.nvmlGpmSampleAlloc)
+            sample = self._gate.ask(self.subject, pynvml.nvmlGpmSampleAlloc)
             if sample is None:
                 return False
             self._samples.append(sample)
@@ -108,4 +108,4 @@ class GpmReader:
         """Give the samples back to the driver."""
         samples, self._samples, self._has_first = self._samples, [], False
         for sample in samples:
-            self._gate.fact(self._subject, pynvml.nvmlGpmSampleFree, sample)
+            self._gate.fact(self.subject, pynvml.nvmlGpmSampleFree, sample)

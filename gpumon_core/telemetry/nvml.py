@@ -1,30 +1,40 @@
 """Snapshots from NVIDIA's driver, through pynvml.
 
-Static facts are asked once, a call that a device does not support is asked once, and a device
-that is lost costs its own readings only.
+Facts are asked once a minute, a call that a device does not support once an hour, and a device
+that does not answer costs its own readings only.
 """
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from math import inf
 from typing import Any
 
 import pynvml
 
 from gpumon_core.metrics import GPU_METRICS, MIB, RARELY_S, TICK_COLUMNS
-from gpumon_core.telemetry import unified
-from gpumon_core.telemetry.gate import NOT_AVAILABLE, DeviceLost, Gate, SessionOver, Unsupported
+from gpumon_core.telemetry import remedies, unified
+from gpumon_core.telemetry.gate import DeviceLost, Gate, SessionOver, Unsupported
+from gpumon_core.telemetry.limits import (
+    MOST_GPUS,
+    MOST_MEMORY_MIB,
+    MOST_MIG_SLOTS,
+    MOST_POWER_W,
+    is_pid,
+    readable,
+    within,
+)
 from gpumon_core.telemetry.plan import Plan, Values
 from gpumon_core.telemetry.records import (
     GpuInfo,
     GpuReading,
     HostInfo,
     ProcessReading,
-    Sampling,
     Snapshot,
     SourceUnavailable,
 )
@@ -38,15 +48,23 @@ log = logging.getLogger(__name__)
 # How long a lost device is left alone, and how often the number of devices is looked at.
 RETRY_S = 30.0
 RECOUNT_S = 60.0
+# How often facts that may change are asked, and what a device was found not to offer.
+FACTS_S = 60.0
+AGAIN_S = 3600.0
 # When a call counts as hanging. The first of all may have to wake every GPU, one after another.
 HANG_S = 5.0
 START_HANG_S = 30.0
 CLOSE_HANG_S = 2.0
 # The longest pause between two attempts to begin a new session.
 LONGEST_PAUSE_S = 30.0
-HANG_REMEDY = "Look at dmesg for Xid; a driver that hangs needs a reboot."
 NOTHING: Values = dict.fromkeys(TICK_COLUMNS)
+# Of the facts of a GPU: a limit follows nvidia-smi -pl or Dynamic Boost, and one that could not be read may come.
+MAY_CHANGE = (
+    *("name", "memory_total_mib", "power_limit_w", "pci_bus_id"),
+    *("architecture", "compute_capability", "memory_from"),
+)
 UNKNOWN: Use = (None, None, None, None)
+RANGES = {key: metric.range for metric in GPU_METRICS for key in (metric.key, metric.peak) if key}
 
 ARCHITECTURES = {
     value: name.removeprefix("NVML_DEVICE_ARCH_").title()
@@ -79,7 +97,9 @@ class _Device:
         self.handle = handle
         self.info = info
         self.instance = instance
-        self.subject = f"GPU {info.index}" + ("" if info.mig_index is None else f" MIG {info.mig_index}")
+        # The UUID in the driver's words; None where it has none, or failed to tell.
+        self.told_uuid: str | None = info.uuid
+        self.subject = _subject(info)
         # An instance whose number is not known stands for itself: its parent's numbers are not its own.
         number = instance[0] if instance else None
         self.plan = Plan(
@@ -93,6 +113,13 @@ class _Device:
         self.lost_at: float | None = None
         # Whether and why it is left alone: see sleep.py. One that is has no handle of this session.
         self.rest: Rest = ""
+        # How long it is left alone, and how many readings in a row it has said nothing at all.
+        self.pause_s = RETRY_S
+        self.remedy = ""
+        self.silent = 0
+        self.has_answered = False
+        now = time.monotonic()
+        self.facts_at, self.again_at = now + FACTS_S, now + AGAIN_S
         self.hung = False
         self.task = Task(lambda: None)
         self.found: _Found | None = None
@@ -108,6 +135,20 @@ class _Device:
         values = {} if self.found is None else self.found.reading.values
         done = [values.get(key) for key in ("utilization", "encoder_utilization", "decoder_utilization")]
         return self.found is not None and done[0] is not None and not any(done)
+
+    def move(self, index: int) -> None:
+        """Stand at another index from now on, after a device before it was taken away."""
+        if index != self.info.index:
+            self.info = replace(self.info, index=index)
+            self.subject = _subject(self.info)
+            self.plan.rename(self.subject)
+
+    def try_again(self) -> None:
+        """Ask anew what it was found not to offer."""
+        self.again_at = time.monotonic() + AGAIN_S
+        self.plan.try_again()
+        self.usage.try_again()
+        self.lists = {kind: list(VERSIONS) for kind in FUNCTIONS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +189,10 @@ class NvmlSource:
         self._watch = Watch("nvml", lambda: self._gate.calling)
         self._open = False
         self._devices: list[_Device] = []
+        self._read_at: float | None = None
+        self._interval_s = 0.0
+        # How many GPUs the driver listed when they were looked at last.
+        self._count = 0
         self._nameless: set[int] = set()
         self._records: dict[tuple[str, int], ProcessReading] = {}
         self._number = 0
@@ -166,35 +211,47 @@ class NvmlSource:
         """Begin a session. Raises SourceUnavailable."""
         hanging = NvmlSource._hanging_start
         if hanging is not None and hanging.stuck:
-            raise SourceUnavailable("The NVIDIA driver does not answer: nvmlInit hangs", HANG_REMEDY)
+            raise SourceUnavailable("The NVIDIA driver does not answer: nvmlInit hangs", remedies.HANGS)
         task = Task(self._initialise)
         if self._watch.run([task], START_HANG_S):
             NvmlSource._hanging_start = task
-            raise SourceUnavailable(f"The NVIDIA driver does not answer: {self._gate.calling} hangs", HANG_REMEDY)
+            raise SourceUnavailable(
+                f"The NVIDIA driver does not answer: {self._gate.calling} hangs", remedies.HANGS
+            )
 
     def _initialise(self) -> None:
         try:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
             remedy = REMEDIES.get(error.value, "Run nvidia-smi: it must work before gpumon can.")
+            if error.value == pynvml.NVML_ERROR_UNKNOWN and remedies.is_container():
+                remedy = remedies.CONTAINER
             raise SourceUnavailable(f"NVML cannot be used: {error}", remedy) from None
         try:
-            self.host = HostInfo(
-                name=self._host_name,
-                driver_version=self._gate.fact("driver", pynvml.nvmlSystemGetDriverVersion),
-                cuda_version=_cuda_version(self._gate),
-                nvml_version=self._gate.fact("driver", pynvml.nvmlSystemGetNVMLVersion),
-            )
+            self.host = HostInfo(self._host_name)
+            self._learn_host()
             # Handles of an earlier session mean nothing now; who is left alone is not asked for a new one.
             self._devices = [device for device in self._devices if device.rest]
-            self._devices = list(self._enumerate(self._gate.fact("driver", pynvml.nvmlDeviceGetCount) or 0))
+            self._devices = self._enumerate(self._gate.fact("driver", pynvml.nvmlDeviceGetCount) or 0)
         except (SessionOver, DeviceLost) as error:
             _shut_down()
             raise SourceUnavailable(
                 f"NVML stopped answering: {error}", "Run nvidia-smi and look at dmesg."
             ) from None
         self._open = True
+        self._read_at = None
         self._counted_at = time.monotonic()
+
+    def _learn_host(self) -> None:
+        """What the driver says of itself; what it fails to say stays as it was."""
+        self._host_at = time.monotonic()
+        text = self._gate.text
+        self.host = HostInfo(
+            name=self._host_name,
+            driver_version=text("driver", pynvml.nvmlSystemGetDriverVersion) or self.host.driver_version,
+            cuda_version=_cuda_version(self._gate) or self.host.cuda_version,
+            nvml_version=text("driver", pynvml.nvmlSystemGetNVMLVersion) or self.host.nvml_version,
+        )
 
     def close(self) -> None:
         """End the NVML session."""
@@ -221,6 +278,8 @@ class NvmlSource:
             timestamp = self._clock()
             self._number += 1
             number = self._number
+            now, before = time.monotonic(), self._read_at
+            self._read_at, self._interval_s = now, 0.0 if before is None else now - before
             for device in self._devices:
                 device.task.action = partial(self._read_device, device, number)
             self._watch.run([device.task for device in self._devices if not device.rest], HANG_S)
@@ -256,8 +315,7 @@ class NvmlSource:
     def _take_up(self) -> None:
         """Give those that woke up a handle of this session."""
         before = self._devices
-        parents = [device for device in before if device.info.parent_uuid is None]
-        self._devices = list(self._enumerate(len(parents) + len(self._nameless)))
+        self._devices = self._enumerate(self._count)
         _release(device for device in before if device not in self._devices and device.handle is not None)
 
     def _reopen(self) -> None:
@@ -303,7 +361,9 @@ class NvmlSource:
                     continue
                 key = (owner, entry.pid)
                 letters, memory = processes.get(key, ("", None))
-                if entry.memory is not None:
+                if entry.memory is not None and entry.memory * MIB <= (
+                    device.info.memory_total_mib or MOST_MEMORY_MIB
+                ):
                     # Several lists name the same allocation (compute and graphics; a MIG parent and
                     # its instance): it counts once.
                     memory = max(memory or 0, entry.memory)
@@ -351,6 +411,10 @@ class NvmlSource:
             lacking = [metric.key for metric in GPU_METRICS if plan.lacks(metric.key)]
             yield device.info, plan.by_interval, plan.energy_counter, lacking
 
+    def remedy(self, uuid: str) -> str:
+        """What to do about a GPU that does not answer."""
+        return next((one.remedy for one in self._devices if one.info.uuid == uuid), "") or remedies.of_lost()
+
     @property
     def compares(self) -> bool:
         """Whether some values tell what happened between two readings, so that the first lacks them."""
@@ -358,43 +422,66 @@ class NvmlSource:
 
     def process_name(self, pid: int) -> str | None:
         """The executable's base name as the driver knows it."""
-        if not self._open:
+        if not self._open or not is_pid(pid):
             return None
         names: list[str] = []
 
         def ask() -> None:
             try:
                 names.append(str(pynvml.nvmlSystemGetProcessName(pid)))
-            except (pynvml.NVMLError, UnicodeDecodeError):
+            except (pynvml.NVMLError, ValueError):
                 # Expected for a process that has ended meanwhile or that may not be read.
                 return
 
         self._naming.action = ask
         if self._watch.run([self._naming], HANG_S) or not names:
             return None
-        return names[0].rsplit("/", 1)[-1] or None
+        return readable(names[0].rsplit("/", 1)[-1]) or None
 
     def _read_device(self, device: _Device, number: int) -> None:
         """Ask one device; what it says is left in `device.found`."""
-        if device.lost_at is not None and time.monotonic() - device.lost_at < RETRY_S:
+        now = time.monotonic()
+        if device.lost_at is not None and now - device.lost_at < min(device.pause_s, RETRY_S):
             return
+        if now >= device.again_at:
+            device.try_again()
         values: Values = {}
         used: dict[int, Use] | None = None
+        failed = self._gate.failed
+        offset_s = 4.0 * (device.info.index % 15)
         try:
-            device.plan.read(values, RARELY_S, 4.0 * (device.info.index % 15))
+            device.plan.read(values, RARELY_S, offset_s, self._interval_s, len(self._devices))
+            answered = self._gate.answered
             lists = {kind: self._list(device, kind) for kind in FUNCTIONS}
             listed = [(kind, entry) for kind, entries in lists.items() for entry in entries or ()]
-            if listed:
+            says_something = device.plan.told or self._gate.answered > answered
+            if says_something and listed:
                 used = device.usage.read(self._gate, device.subject, device.handle)
+            if says_something and now >= device.facts_at:
+                self._learn_facts(device)
         except DeviceLost as error:
-            if device.lost_at is None:
-                log.error("%s (%s) is lost: %s", device.subject, device.info.uuid, error)
-            device.lost_at = time.monotonic()
+            self._lose(device, str(error), RETRY_S)
             return
+        except SessionOver:
+            raise
+        except Exception as error:
+            # Nobody thought of this answer: it costs this GPU, and not the tick of the others.
+            log.debug("%s", device.subject, exc_info=True)
+            self._lose(device, f"its answers make no sense ({error!r})", RETRY_S)
+            return
+        if not says_something and (device.has_answered or self._gate.failed > failed):
+            # It may be for a moment: it is asked again with the next tick, then at longer and longer intervals.
+            device.try_again()
+            device.silent += 1
+            pause_s = 2.0 ** min(device.silent - 1, 10) - 1
+            self._lose(device, f"every call to it fails{self._why()}", pause_s, self._gate.error)
+            return
+        device.silent, device.has_answered = 0, device.has_answered or says_something
         if device.lost_at is not None:
             log.warning("%s (%s) answers again", device.subject, device.info.uuid)
             self._gate.forget(device.subject)
             device.lost_at = None
+        _judge(device.info, values)
         if device.info.memory_from == "unified":
             listed = [(kind, entry) for kind, entry in listed if unified.is_pid(entry.pid, self._system)]
             held = None if lists["C"] is None else [(entry.pid, entry.memory) for _, entry in listed]
@@ -402,8 +489,32 @@ class NvmlSource:
         elif device.info.memory_from is None and not values.get("memory"):
             # Nothing of nothing: no word of how much is used.
             values["memory"] = None
-        sampling: Sampling = "interval" if device.plan.by_interval else "point"
-        device.found = _Found(number, GpuReading(device.info.uuid, {**NOTHING, **values}, sampling), listed, used)
+        reading = GpuReading(device.info.uuid, {**NOTHING, **values}, device.plan.sampling)
+        device.found = _Found(number, reading, listed, used)
+
+    def _lose(self, device: _Device, why: str, pause_s: float, code: int | None = None) -> None:
+        """Note that a device does not answer, and leave it alone for a while."""
+        device.remedy = remedies.of_lost(code)
+        if device.lost_at is None:
+            log.error("%s (%s) is lost: %s. %s", device.subject, device.info.uuid, why, device.remedy)
+        device.lost_at = time.monotonic()
+        device.pause_s = pause_s
+
+    def _why(self) -> str:
+        error = self._gate.error
+        return "" if error is None else f" ({pynvml.NVMLError(error)})"
+
+    def _learn_facts(self, device: _Device) -> None:
+        """Ask again what may have changed; what it fails to say stays as it was."""
+        device.facts_at = time.monotonic() + FACTS_S
+        info = device.info
+        parent = next((one.info for one in self._devices if one.info.uuid == info.parent_uuid), None)
+        told = self._facts(device.handle, info.index, parent, info.mig_index)
+        if told.memory_from == "unified" and info.memory_from == "device":
+            # A driver that has said once how much memory the board has is not believed when it says nothing.
+            told = replace(told, memory_total_mib=None, memory_from=None)
+        changed = {name: getattr(told, name) for name in MAY_CHANGE if getattr(told, name) is not None}
+        device.info = replace(info, **changed)
 
     def _list(self, device: _Device, kind: str) -> list[Entry] | None:
         """The processes of a kind; None where the driver does not list them, or failed to this time."""
@@ -436,49 +547,107 @@ class NvmlSource:
         return None if any(None in (other.instance or ()) for other in instances) else device.info.uuid
 
     def _recount(self) -> None:
-        """Notice devices and MIG instances that were added or taken away."""
-        self._counted_at = time.monotonic()
+        """Notice devices and MIG instances that were added or taken away, and what could not be identified."""
+        now = self._counted_at = time.monotonic()
         parents = [device for device in self._devices if device.info.parent_uuid is None]
         try:
+            if now - self._host_at >= FACTS_S:
+                self._learn_host()
             count = self._gate.fact("driver", pynvml.nvmlDeviceGetCount)
             split = any(self._is_split_anew(parent) for parent in parents if parent.answers)
         except DeviceLost:
             # Its reading, which comes next, finds that out as well.
             return
-        if count is None or (count == len(parents) and not split):
+        if count is None or count > MOST_GPUS:
+            return
+        in_doubt = self._nameless or any(device.told_uuid is None for device in parents)
+        if count == len(parents) and not split and not in_doubt:
             return
         before = self._devices
-        if count != len(parents) + len(self._nameless):
+        if count != self._count:
             # One was plugged in or taken out: those behind it have other indices now, and all are looked at.
             for device in before:
                 device.rest = ""
-        self._devices = list(self._enumerate(count))
+        self._devices = self._enumerate(count)
         _release(device for device in before if device not in self._devices)
         if {device.info.uuid for device in self._devices} != {device.info.uuid for device in before}:
             log.info("the driver now lists %d GPUs and MIG instances", len(self._devices))
 
-    def _enumerate(self, count: int) -> Iterator[_Device]:
-        self._nameless.clear()
-        for index in range(count):
-            resting = [device for device in self._devices if device.info.index == index and device.rest]
-            if resting:
-                yield from resting
-                continue
-            found: list[_Device] = []
+    def _enumerate(self, count: int) -> list[_Device]:
+        """The GPUs, each with its MIG instances. One that is as it was stays the object that it is, with all that
+        is measured between two readings."""
+        self._count = count
+        nameless: set[int] = set()
+        found: list[_Device] = []
+        for index in range(min(count, MOST_GPUS)):
             try:
-                handle = self._gate.fact(f"GPU {index}", pynvml.nvmlDeviceGetHandleByIndex, index)
-                if handle is not None:
-                    found.append(_Device(self._gate, handle, self._facts(handle, index)))
-                    found.extend(self._instances(found[0]))
+                here = self._at(index, found)
             except DeviceLost as error:
-                # One that was lost before is still listed as lost.
-                found = found or [
-                    device for device in self._devices if device.info.index == index and device.lost_at is not None
-                ]
-                if not found:
+                # One that was known before is still listed; its reading says that it is lost.
+                here = [one for one in self._devices if one.info.index == index and one not in found]
+                if not here and count > MOST_GPUS:
+                    # A count that cannot be: there are as many as are found.
+                    break
+                if not here:
                     self._gate.say_once(f"GPU {index}", "identification", str(error))
-                    self._nameless.add(index)
-            yield from found
+                    nameless.add(index)
+            found.extend(here)
+        self._nameless = nameless
+        return found
+
+    def _at(self, index: int, found: list[_Device]) -> list[_Device]:
+        """The GPU at an index and its instances; none where there is none for this user. Raises DeviceLost."""
+        subject = f"GPU {index}"
+        known = [one for one in self._devices if one.info.index == index and one not in found]
+        if any(one.task.stuck or one.rest for one in known):
+            return known
+        failed = self._gate.failed
+        handle = self._gate.fact(subject, pynvml.nvmlDeviceGetHandleByIndex, index)
+        if handle is None:
+            if self._gate.failed > failed and self._gate.error == pynvml.NVML_ERROR_NO_PERMISSION and not known:
+                # NVML counts the GPUs of others as well, such as those that a cgroup keeps from this program.
+                return []
+            raise DeviceLost(f"it cannot be opened{self._why()}")
+        opened = self._gate.answered
+        uuid = self._gate.text(subject, pynvml.nvmlDeviceGetUUID, handle)
+        for one in self._devices:
+            is_same = (
+                one.info.parent_uuid is None and one not in found and _address(one.handle) == _address(handle)
+            )
+            if is_same and uuid in (None, one.told_uuid):
+                for moved in (one, *self._instances_of(one)):
+                    moved.move(index)
+                return self._with_instances(one, found)
+        info = self._facts(handle, index)
+        if uuid is None and self._gate.failed > failed and self._gate.answered == opened:
+            raise DeviceLost(f"every call to it fails{self._why()}")
+        device = _Device(self._gate, handle, self._distinct(info, found))
+        device.told_uuid = uuid
+        return self._with_instances(device, found)
+
+    def _with_instances(self, device: _Device, found: list[_Device]) -> list[_Device]:
+        try:
+            if device.lost_at is None:
+                return [device, *self._instances(device, found)]
+        except DeviceLost:
+            # Its reading, which comes next, finds that out as well.
+            pass
+        return [device, *self._instances_of(device)]
+
+    def _distinct(self, info: GpuInfo, found: list[_Device]) -> GpuInfo:
+        """The facts with a UUID that no other device has: boards with a copied firmware share one."""
+        taken = {one.info.uuid for one in found}
+        if info.uuid not in taken:
+            return info
+        subject = f"GPU {info.index}"
+        self._gate.say_once(
+            subject, "nvmlDeviceGetUUID", f"{info.uuid} is another one's as well; its place stands for it"
+        )
+        uuid = _place(info.pci_bus_id or str(info.index), info.mig_index)
+        return replace(info, uuid=uuid if uuid not in taken else _place(f"{info.index}", info.mig_index))
+
+    def _instances_of(self, parent: _Device) -> list[_Device]:
+        return [one for one in self._devices if one.info.parent_uuid == parent.info.uuid]
 
     def _mig_handles(self, parent: _Device) -> Iterator[tuple[int, object]]:
         """The slots in use for MIG instances, and what is there."""
@@ -486,7 +655,8 @@ class NvmlSource:
         mode = ask(subject, pynvml.nvmlDeviceGetMigMode, parent.handle)
         if not mode or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
             return
-        for mig_index in range(ask(subject, pynvml.nvmlDeviceGetMaxMigDeviceCount, parent.handle) or 0):
+        slots = ask(subject, pynvml.nvmlDeviceGetMaxMigDeviceCount, parent.handle) or 0
+        for mig_index in range(min(slots, MOST_MIG_SLOTS)):
             name = "nvmlDeviceGetMigDeviceHandleByIndex"
             handle = ask(subject, _mig_handle, parent.handle, mig_index, name=name)
             if handle is not None:
@@ -495,22 +665,33 @@ class NvmlSource:
     def _is_split_anew(self, parent: _Device) -> bool:
         """Whether MIG instances were made or destroyed; a slot that is used again has a new UUID."""
         now = {
-            mig_index: self._gate.fact(parent.subject, pynvml.nvmlDeviceGetUUID, handle)
+            mig_index: self._gate.text(parent.subject, pynvml.nvmlDeviceGetUUID, handle)
             for mig_index, handle in self._mig_handles(parent)
         }
-        known = {d.info.mig_index: d.info.uuid for d in self._devices if d.info.parent_uuid == parent.info.uuid}
+        known = {one.info.mig_index: one.told_uuid for one in self._instances_of(parent)}
         return now.keys() != known.keys() or any(now[slot] not in (None, known[slot]) for slot in now)
 
-    def _instances(self, parent: _Device) -> Iterator[_Device]:
+    def _instances(self, parent: _Device, found: list[_Device]) -> list[_Device]:
         subject, ask = parent.subject, self._gate.fact
+        known = self._instances_of(parent)
+        here: list[_Device] = []
         for mig_index, handle in self._mig_handles(parent):
+            uuid = self._gate.text(subject, pynvml.nvmlDeviceGetUUID, handle)
+            same = (one for one in known if one.info.mig_index == mig_index and uuid in (None, one.told_uuid))
+            one = next(same, None)
+            if one is not None and _address(one.handle) == _address(handle):
+                here.append(one)
+                continue
             instance = (
                 ask(subject, pynvml.nvmlDeviceGetGpuInstanceId, handle),
                 ask(subject, pynvml.nvmlDeviceGetComputeInstanceId, handle),
             )
             info = self._facts(handle, parent.info.index, parent.info, mig_index)
-            info = replace(info, gpu_instance=instance[0])
-            yield _Device(self._gate, handle, info, parent, instance)
+            info = self._distinct(replace(info, gpu_instance=instance[0]), [*found, parent, *here])
+            made = _Device(self._gate, handle, info, parent, instance)
+            made.told_uuid = uuid
+            here.append(made)
+        return here
 
     def _facts(
         self, handle: object, index: int, parent: GpuInfo | None = None, mig_index: int | None = None
@@ -520,27 +701,32 @@ class NvmlSource:
         def ask(call: Callable[..., Any]) -> Any:
             return self._gate.fact(subject, call, handle)
 
-        name = ask(pynvml.nvmlDeviceGetName)
+        def text(call: Callable[..., Any]) -> str | None:
+            return self._gate.text(subject, call, handle)
+
+        name = text(pynvml.nvmlDeviceGetName)
         memory, supported = None, True
         try:
             memory = self._gate.ask(subject, pynvml.nvmlDeviceGetMemoryInfo, handle)
         except Unsupported:
             supported = False
-        total = None if memory is None or memory.total in NOT_AVAILABLE else round(memory.total * MIB)
-        total, memory_from = unified.memory_facts(name, supported, total, self._system)
-        limit = ask(pynvml.nvmlDeviceGetEnforcedPowerLimit) or ask(pynvml.nvmlDeviceGetPowerManagementLimit)
-        bus_id = parent.pci_bus_id if parent else ask(_pci_bus_id)
+        # Zeros that are answered with success are a word of their own.
+        whole = None if memory is None else round(memory.total * MIB)
+        total, memory_from = unified.memory_facts(
+            name, supported, whole if whole == 0 else within(whole, MOST_MEMORY_MIB), self._system
+        )
+        bus_id = parent.pci_bus_id if parent else text(_pci_bus_id)
         capability = ask(pynvml.nvmlDeviceGetCudaComputeCapability)
-        capability = f"{capability[0]}.{capability[1]}" if capability else None
+        capability = f"{capability[0]}.{capability[1]}" if _is_version(capability) else None
         architecture = ARCHITECTURES.get(ask(pynvml.nvmlDeviceGetArchitecture))
-        slot = "" if mig_index is None else f"-MIG-{mig_index}"
         return GpuInfo(
             index=index,
             # A board whose UUID cannot be read still has a place on the bus that tells it apart.
-            uuid=ask(pynvml.nvmlDeviceGetUUID) or f"PCI-{bus_id or index}{slot}",
+            uuid=text(pynvml.nvmlDeviceGetUUID) or _place(bus_id or str(index), mig_index),
             name=name,
             memory_total_mib=total,
-            power_limit_w=None if limit is None else limit / 1000,
+            power_limit_w=_watts(ask(pynvml.nvmlDeviceGetEnforcedPowerLimit))
+            or _watts(ask(pynvml.nvmlDeviceGetPowerManagementLimit)),
             pci_bus_id=bus_id,
             architecture=architecture or (parent.architecture if parent else None),
             compute_capability=capability or (parent.compute_capability if parent else None),
@@ -548,6 +734,43 @@ class NvmlSource:
             mig_index=mig_index,
             memory_from=memory_from,
         )
+
+
+def _subject(info: GpuInfo) -> str:
+    """What a device is called in the log."""
+    return f"GPU {info.index}" + ("" if info.mig_index is None else f" MIG {info.mig_index}")
+
+
+def _place(where: str, mig_index: int | None) -> str:
+    """What stands for the UUID of a device that has none of its own."""
+    return f"PCI-{where}" + ("" if mig_index is None else f"-MIG-{mig_index}")
+
+
+def _address(handle: Any) -> int | None:
+    """Where a handle points: it is another object with every answer."""
+    return ctypes.cast(handle, ctypes.c_void_p).value
+
+
+def _watts(milliwatts: int | None) -> float | None:
+    return None if milliwatts is None else within(milliwatts / 1000, MOST_POWER_W)
+
+
+def _is_version(pair: Any) -> bool:
+    """Whether a major and a minor number can be those of a compute capability."""
+    return bool(pair) and 0 < pair[0] < 1000 and 0 <= pair[1] < 1000
+
+
+def _judge(info: GpuInfo, values: Values) -> None:
+    """Leave out what cannot be: a number beyond its range, and more of the memory than there is."""
+    for key, value in values.items():
+        lowest, highest = RANGES.get(key, (-inf, inf))
+        if value is not None and not lowest <= value <= highest:
+            values[key] = None
+    total = info.memory_total_mib
+    for key in ("memory", "memory_reserved"):
+        part = values.get(key)
+        if total is not None and part is not None and part > total:
+            values[key] = None
 
 
 def _pci_bus_id(handle: object) -> Any:
@@ -597,4 +820,5 @@ def _cuda_version(gate: Gate) -> str | None:
     version = gate.fact("driver", pynvml.nvmlSystemGetCudaDriverVersion_v2) or gate.fact(
         "driver", pynvml.nvmlSystemGetCudaDriverVersion
     )
-    return f"{version // 1000}.{version % 1000 // 10}" if version else None
+    # 1000 times the major version and 10 times the minor one.
+    return f"{version // 1000}.{version % 1000 // 10}" if version and 1000 <= version < 1_000_000 else None

@@ -11,14 +11,17 @@ import logging
 import struct
 import time
 from collections.abc import Callable, Iterable
-from math import isfinite
+from functools import partial
+from math import inf, isfinite
 from typing import Any
 
 import pynvml
 
 from gpumon_core.metrics import GPU_METRICS, Metric, NvmlCall, NvmlField, NvmlGpm, Way
+from gpumon_core.telemetry.cost import Pace
 from gpumon_core.telemetry.gate import LOST, NOT_AVAILABLE, UNSUPPORTED, DeviceLost, Gate, Unsupported
 from gpumon_core.telemetry.gpm import GpmReader
+from gpumon_core.telemetry.records import Sampling
 from gpumon_core.telemetry.samples import SampleReader, decode
 
 log = logging.getLogger(__name__)
@@ -30,12 +33,15 @@ ENERGY_OVER_S = 0.5
 # nvmlFieldValue_t: id, scope, time, latency, type of the value, nvmlReturn, value.
 _FIELD = struct.Struct("=IIqqIiQ")
 _SAMPLED = tuple((metric, metric.peak) for metric in GPU_METRICS if metric.peak)
+# How long a driver keeps samples, as seen on an H100 (docs/hardware.md): never are they asked more rarely.
+KEPT_S = {"utilization": 14.0, "memory_utilization": 14.0, "power": 2.4}
+_ENERGY = "energy"
 
 
 class _Target:
     """Where a number goes, and what becomes of it on the way."""
 
-    __slots__ = ("by_nvlink", "count", "field", "highest", "key", "rate", "scale", "whole")
+    __slots__ = ("by_nvlink", "count", "field", "highest", "key", "lowest", "rate", "scale", "whole")
 
     def __init__(self, metric: Metric, way: Way) -> None:
         self.key = metric.key
@@ -43,7 +49,7 @@ class _Target:
         self.count = isinstance(way, NvmlCall) and way.count
         self.scale = way.scale
         self.whole = metric.column == "integer"
-        self.highest = metric.highest
+        self.lowest, self.highest = metric.range
         self.rate = isinstance(way, NvmlField) and way.rate
         self.by_nvlink = isinstance(way, NvmlGpm) and way.by_nvlink
 
@@ -56,17 +62,19 @@ class _Target:
         if result in NOT_AVAILABLE or not isfinite(result):
             return
         number = result * self.scale
-        if self.highest is None or number <= self.highest:
+        if self.lowest <= number <= self.highest:
             values[self.key] = round(number) if self.whole else round(number, 3)
 
 
 class _Call:
     """One function of NVML, asked once for every metric that it yields."""
 
-    __slots__ = ("arguments", "fallback", "function", "keys", "targets")
+    __slots__ = ("arguments", "fallback", "function", "keys", "name", "rare", "targets")
 
-    def __init__(self, call: NvmlCall) -> None:
-        self.function: Callable[..., Any] = getattr(pynvml, call.function, _absent)
+    def __init__(self, call: NvmlCall, rare: bool) -> None:
+        self.function: Callable[..., Any] = _OWN.get(call.function, getattr(pynvml, call.function, _absent))
+        self.name = " ".join(map(str, (call.function, *call.arguments)))
+        self.rare = rare
         self.arguments = [getattr(pynvml, a) if isinstance(a, str) else a for a in call.arguments]
         self.targets: list[_Target] = []
         self.keys: list[str] = []
@@ -92,8 +100,27 @@ class _Fields:
         return list(_FIELD.iter_unpack(self.array))
 
 
+def _retired_pages(handle: object, cause: int) -> range:
+    """As many as the driver counts: where they lie need not be asked."""
+    call = pynvml._nvmlGetFunctionPointer("nvmlDeviceGetRetiredPages")
+    count = ctypes.c_uint(0)
+    code = call(handle, ctypes.c_uint(cause), ctypes.byref(count), None)
+    if code not in (pynvml.NVML_SUCCESS, pynvml.NVML_ERROR_INSUFFICIENT_SIZE):
+        raise pynvml.NVMLError(code)
+    return range(count.value)
+
+
+# pynvml makes room for as many as the driver says, which may be four billion.
+_OWN: dict[str, Callable[..., Any]] = {"nvmlDeviceGetRetiredPages": _retired_pages}
+
+
 def _absent(*_: object) -> None:
     raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+
+
+def _reader(metric: Metric) -> SampleReader:
+    """Reads the samples of a metric, whose range is told in NVML's unit."""
+    return SampleReader(getattr(pynvml, str(metric.samples)), metric.range[1] / metric.nvml[0].scale)
 
 
 class Plan:
@@ -107,11 +134,12 @@ class Plan:
         self._parent = parent
         self._instance = instance
         self._ways: dict[str, list[Way]] = {metric.key: list(metric.nvml) for metric in GPU_METRICS}
-        self._samples = {
-            metric.key: SampleReader(getattr(pynvml, metric.samples), metric.highest)
-            for metric in GPU_METRICS
-            if metric.samples
-        }
+        self._samples = {metric.key: _reader(metric) for metric in GPU_METRICS if metric.samples}
+        self.pace = Pace(subject)
+        # What each question brought last, for the ticks at which it is not asked.
+        self._brought: dict[str, Values] = {}
+        # Whether the device said anything in the newest reading.
+        self.told = False
         self._gpm: GpmReader | None = None
         # Counters as they were, and when: (value, monotonic seconds).
         self._before: dict[str, tuple[float, float]] = {}
@@ -128,6 +156,14 @@ class Plan:
         return reader is not None and reader.delivers
 
     @property
+    def sampling(self) -> Sampling:
+        """What utilization is: a mean over the interval, over a part of it, or of the moment."""
+        reader = self._samples.get("utilization")
+        if reader is None or not reader.delivers:
+            return "point"
+        return "partial" if reader.partial else "interval"
+
+    @property
     def energy_counter(self) -> bool:
         """Whether the device counts the energy it takes."""
         return bool(self._ways["energy"])
@@ -141,19 +177,42 @@ class Plan:
         """Whether the device has been found not to offer a metric."""
         return not self._ways[key] and key not in self._samples
 
+    def rename(self, subject: str) -> None:
+        """Be called otherwise in the log from now on."""
+        self._subject = self.pace.subject = subject
+        if self._gpm is not None:
+            self._gpm.subject = subject
+
+    def try_again(self) -> None:
+        """Ask anew what the device was found not to offer in any way. What it offers goes on as it was."""
+        for metric in GPU_METRICS:
+            if not self._ways[metric.key] and metric.nvml:
+                self._ways[metric.key] = list(metric.nvml)
+                self._outdated = True
+            if metric.samples and metric.key not in self._samples:
+                self._samples[metric.key] = _reader(metric)
+                self._outdated = True
+        if not self._has_nvlink:
+            self._has_nvlink = None
+
     def close(self) -> None:
         """Give back what the driver lent."""
         if self._gpm is not None:
             self._gpm.close()
 
-    def read(self, values: Values, rare_every_s: float, offset_s: float) -> None:
+    def read(
+        self, values: Values, rare_every_s: float, offset_s: float, interval_s: float = 0.0, devices: int = 1
+    ) -> None:
         """Ask the device. Raises DeviceLost or SessionOver, with what was read before in `values`.
 
         What is asked rarely is asked now if `rare_every_s` have passed; `offset_s` keeps the devices
-        of a machine from doing so in the same tick.
+        of a machine from doing so in the same tick. `interval_s` has passed since the reading before
+        (0: not known), of so many devices: what costs more than its share of it is not asked each time.
         """
         now = time.monotonic()
         rare = now >= self._rare_at
+        self.told = False
+        self.pace.begin(interval_s, devices)
         self._read_samples(values)
         if self._outdated:
             # Samples do not exist here, or the device was lost in the middle of the reading before.
@@ -161,15 +220,17 @@ class Plan:
         for calls in (self._calls, self._rare_calls) if rare else (self._calls,):
             for call in calls:
                 if not (call.fallback and all(key in values for key in call.keys)):
-                    self._ask(call, values)
+                    self._ask_in_turn(call, values)
         lacking = self._outdated
         if lacking:
             # A function's next way may be a field.
             self._arrange()
-        for fields in (self._fields, self._rare_fields) if rare else (self._fields,):
-            self._read_fields(fields, values)
-        if self._gpm_ids:
-            self._read_gpm(values)
+        self._read_fields_in_turn(values)
+        if rare:
+            self._read_fields(self._rare_fields, values)
+        if self._gpm_ids and not self._recall("GPM", values):
+            self.pace.measure("GPM", partial(self._read_gpm, values))
+            self._remember("GPM", [target.key for target in self._gpm_targets.values()], values)
         self._derive(values)
         if lacking or self._outdated:
             self._arrange()
@@ -177,6 +238,41 @@ class Plan:
             self._ask_again(values, rare)
         if rare:
             self._rare_at = now + rare_every_s + (offset_s if not self._rare_at else 0.0)
+
+    def _recall(self, name: str, values: Values, kept_s: float = inf) -> bool:
+        """Whether a question is not to be asked now; what it brought last then is in `values`."""
+        if self.pace.is_due(name, kept_s) or name not in self._brought:
+            return False
+        values.update(self._brought[name])
+        return True
+
+    def _remember(self, name: str, keys: Iterable[str | None], values: Values) -> None:
+        brought = {key: values[key] for key in keys if key in values and key is not None}
+        if brought:
+            self._brought[name] = brought
+        else:
+            # It failed: the next tick asks again.
+            self._brought.pop(name, None)
+
+    def _ask_in_turn(self, call: _Call, values: Values) -> None:
+        if call.rare or call.fallback:
+            self._ask(call, values)
+        elif _ENERGY in call.keys:
+            # A counter is not repeated: it would have stood still.
+            if self.pace.is_due(_ENERGY):
+                self.pace.measure(_ENERGY, partial(self._ask, call, values))
+        elif not self._recall(call.name, values):
+            self.pace.measure(call.name, partial(self._ask, call, values))
+            self._remember(call.name, call.keys, values)
+
+    def _read_fields_in_turn(self, values: Values) -> None:
+        """The fields of every tick. Of them the energy counter is the one that may cost much."""
+        if not any(target.key == _ENERGY for target in self._fields.targets):
+            self._read_fields(self._fields, values)
+        elif self.pace.is_due(_ENERGY):
+            self.pace.measure(_ENERGY, partial(self._read_fields, self._fields, values))
+        else:
+            self._read_fields(self._fields_without_energy, values)
 
     def _ask(self, call: _Call, values: Values) -> None:
         try:
@@ -186,6 +282,7 @@ class Plan:
             self._give_up(call.keys)
             return
         if result is not None:
+            self.told = self.told or not call.rare
             for target in call.targets:
                 if not (call.fallback and target.key in values):
                     target.put(values, result)
@@ -219,7 +316,7 @@ class Plan:
             rare = metric.every_s > 0
             if isinstance(way, NvmlCall):
                 key = (way.function, way.arguments, rare)
-                call = calls.get(key) or calls.setdefault(key, _Call(way))
+                call = calls.get(key) or calls.setdefault(key, _Call(way, rare))
                 call.targets.append(_Target(metric, way))
                 call.keys.append(metric.key)
                 call.fallback = call.fallback or metric.key in self._samples
@@ -232,6 +329,7 @@ class Plan:
         self._calls = [call for key, call in calls.items() if key not in rare_keys]
         self._rare_calls = [call for key, call in calls.items() if key in rare_keys]
         self._fields, self._rare_fields = _Fields(fields[False]), _Fields(fields[True])
+        self._fields_without_energy = _Fields([asked for asked in fields[False] if asked[0].key != _ENERGY])
         self._gpm_targets, self._gpm_ids = gpm, list(gpm)
 
     def _read_samples(self, values: Values) -> None:
@@ -239,8 +337,14 @@ class Plan:
             reader = self._samples.get(metric.key)
             if reader is None:
                 continue
+            name = f"samples of {metric.key}"
+            if self._recall(name, values, KEPT_S[metric.key]):
+                continue
             try:
-                found = self._gate.ask(self._subject, reader.read, self._handle, name="nvmlDeviceGetSamples")
+                found = self.pace.measure(
+                    name,
+                    partial(self._gate.ask, self._subject, reader.read, self._handle, name="nvmlDeviceGetSamples"),
+                )
             except Unsupported as reason:
                 log.debug("%s: samples of %s: %s", self._subject, metric.key, reason)
                 del self._samples[metric.key]
@@ -251,6 +355,8 @@ class Plan:
                 mean, highest = found
                 values[metric.key] = round(mean * way.scale, 3)
                 values[peak] = round(highest * way.scale, 3)
+                self.told = True
+            self._remember(name, (metric.key, peak), values)
 
     def _read_fields(self, fields: _Fields, values: Values) -> None:
         if not fields.targets:
@@ -264,6 +370,7 @@ class Plan:
             return
         for target, (field, _, _, _, kind, code, word) in zip(fields.targets, found, strict=True):
             if code == pynvml.NVML_SUCCESS:
+                self.told = self.told or fields is not self._rare_fields
                 number = decode(word, kind)
                 if target.rate:
                     self._rate(target, number, values)
@@ -278,6 +385,7 @@ class Plan:
                 self._gate.say_once(
                     self._subject, f"field value {field} ({target.key})", str(pynvml.NVMLError(code))
                 )
+                self._gate.failed += 1
 
     def _rate(self, target: _Target, number: float, values: Values) -> None:
         if number in NOT_AVAILABLE:
@@ -299,6 +407,7 @@ class Plan:
         else:
             if found is None:
                 return
+            self.told = self.told or bool(found)
             lacking = []
             for metric, target in self._gpm_targets.items():
                 number = found.get(metric)

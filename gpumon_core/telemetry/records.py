@@ -6,8 +6,11 @@ A value that the hardware does not offer is None, never 0 and never a sentinel.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
+
+# Before the index of a GPU that cannot say which it is: stands for its UUID.
+NAMELESS = "unidentified-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +25,7 @@ class HostInfo:
 
 @dataclass(frozen=True, slots=True)
 class GpuInfo:
-    """What does not change while a GPU is up.
+    """What rarely changes while a GPU is up; the source asks for it once a minute.
 
     A MIG instance is a GPU of its own: it has its parent's index, a `mig_index` below it,
     and `parent_uuid`; `gpu_instance` is the number under which its parent knows the GPU instance. `memory_from`
@@ -43,7 +46,7 @@ class GpuInfo:
     memory_from: str | None = None
 
 
-Sampling = Literal["interval", "point"]
+Sampling = Literal["interval", "partial", "point"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,8 @@ class GpuReading:
     """One GPU at one tick: catalogue key (or `<key>_max`) -> value in the catalogue's unit, or None.
 
     `sampling` tells what utilization is: the mean over the whole time since the tick before
-    (interval), or what the driver said at the moment of the tick (point). A metric that is asked
+    (interval), over the end of it where the driver had kept no more (partial), or what the driver said at the
+    moment of the tick (point). A metric that is asked
     rarely and was not asked for this tick is missing from `values`. `ended` are processes that the driver
     names in its utilization of processes and no longer lists: PID -> percent of the SMs.
     """
@@ -109,6 +113,33 @@ class Snapshot:
         """Whether a GPU answers: ok, quiet, asleep, lost, or hung."""
         states = {"hung": self.hung, "lost": self.lost, "asleep": self.asleep, "quiet": self.quiet}
         return next((state for state, uuids in states.items() if uuid in uuids), "ok")
+
+    def with_nameless(self) -> Snapshot:
+        """The same, in which those that cannot say which they are stand among the lost, by their place."""
+        if not self.nameless:
+            return self
+        unknown = tuple(nameless(index) for index in self.nameless)
+        gpus = sorted((*self.gpus, *unknown), key=lambda gpu: gpu.index)
+        lost = self.lost | {gpu.uuid for gpu in unknown}
+        return replace(self, gpus=tuple(gpus), lost=lost, nameless=frozenset())
+
+    def completed_by(self, earlier: Snapshot) -> Snapshot:
+        """The same, in which an earlier one fills what is missing: what is asked rarely is asked only once."""
+        before = {reading.uuid: reading.values for reading in earlier.readings}
+        readings = tuple(
+            replace(reading, values=_filled(reading.values, before.get(reading.uuid, {})))
+            for reading in self.readings
+        )
+        return replace(self, readings=readings)
+
+
+def nameless(index: int) -> GpuInfo:
+    """What is known of a GPU that does not say which it is: where it stands."""
+    return GpuInfo(index, f"{NAMELESS}{index}")
+
+
+def _filled(values: Mapping[str, float | None], earlier: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {**earlier, **{key: value for key, value in values.items() if value is not None or key not in earlier}}
 
 
 class SourceUnavailable(Exception):

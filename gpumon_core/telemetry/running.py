@@ -16,6 +16,7 @@ from typing import NamedTuple
 import pynvml
 
 from gpumon_core.telemetry.gate import NOT_AVAILABLE
+from gpumon_core.telemetry.limits import MOST_PROCESSES, is_pid
 
 # Kind -> function; the letters are those of nvidia-smi.
 FUNCTIONS = {
@@ -62,7 +63,7 @@ class Buffer:
             ctypes.memset(self.array, PATTERN, ctypes.sizeof(self.array))
             code = call(handle, ctypes.byref(count), self.array)
             # A driver that asks for no more room than it was given would never be content.
-            if code != pynvml.NVML_ERROR_INSUFFICIENT_SIZE or count.value <= self.capacity:
+            if code != pynvml.NVML_ERROR_INSUFFICIENT_SIZE or not self.capacity < count.value <= MOST_PROCESSES:
                 break
             # More may start before the next call: leave them room.
             self.grow(count.value * 2)
@@ -70,7 +71,8 @@ class Buffer:
             raise pynvml.NVMLError(code)
         if not count.value:
             return ()
-        return _decode(bytes(self.array), count.value, documented_size)
+        # It cannot have written more than there is room for, whatever it says.
+        return _decode(bytes(self.array), min(count.value, self.capacity), documented_size)
 
 
 def _decode(written: bytes, count: int, documented_size: int) -> Iterable[Entry]:
@@ -78,7 +80,8 @@ def _decode(written: bytes, count: int, documented_size: int) -> Iterable[Entry]
     measured = next((size for size in LAYOUTS if size * (count - 1) < extent <= size * count), documented_size)
     entries = []
     for pid, memory, *more in LAYOUTS[measured].iter_unpack(written[: measured * count]):
-        if pid:
+        # Beside real processes some drivers list 0 and 4294967295.
+        if is_pid(pid):
             known = None if memory in NOT_AVAILABLE else memory
             if more and more[0] not in NOT_AVAILABLE:
                 entries.append(Entry(pid, known, more[0], None if more[1] in NOT_AVAILABLE else more[1]))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import time
 from collections.abc import Sequence
 from math import inf, isfinite
 from operator import mul, sub
@@ -20,6 +21,9 @@ DOUBTFUL_AFTER = 3
 # A first sample this many times longer than the usual step speaks of samples that were overwritten.
 OVERWRITTEN = 10
 LARGEST = 8192
+# Samples that cover less than this part of the time since the read before, and miss more than a second (the
+# longest period of sampling that NVML names), speak of a part of it only.
+COVERS, MISSES_US = 0.9, 1_000_000
 
 _LOW_BITS = {
     pynvml.NVML_VALUE_TYPE_UNSIGNED_INT: 0xFFFFFFFF,
@@ -35,9 +39,12 @@ class SampleReader:
         # NVML marks a value that it cannot give with all bits set.
         self._highest = 0xFFFFFFFE if highest is None else highest
         self._last_seen = 0
+        self._read_at: float | None = None
         self._quiet = 0
         # Whether samples come: some drivers take the call and never have any.
         self.delivers = False
+        # Whether the newest ones leave out a part of the time since the read before: the driver had kept no more.
+        self.partial = False
         self._grow(128)
         self._type = ctypes.c_int()
         self._count = ctypes.c_uint()
@@ -54,6 +61,8 @@ class SampleReader:
         """
         times, values = self._fetch(handle, self._last_seen)
         since = self._last_seen
+        now, before = time.monotonic(), self._read_at
+        self._read_at = now
         if not times or times[-1] <= since:
             self._quiet += 1
             if self._quiet >= DOUBTFUL_AFTER:
@@ -67,7 +76,11 @@ class SampleReader:
         if not since:
             return None
         self.delivers = True
-        return weighted(since, times, values, self._highest)
+        steps = _steps(since, times)
+        # By our own clock as well: one that was set says nothing of how long it was.
+        passed = max(times[-1] - since, 0.0 if before is None else 1e6 * (now - before))
+        self.partial = sum(steps) < min(COVERS * passed, passed - MISSES_US)
+        return _weighted(steps, values, self._highest)
 
     def _fetch(self, handle: object, since: int) -> tuple[list[int], Sequence[float]]:
         call = pynvml._nvmlGetFunctionPointer("nvmlDeviceGetSamples")
@@ -104,8 +117,8 @@ class SampleReader:
 
 
 def _finite(value: float) -> float:
-    """What is no number is above every highest one, and so left out."""
-    return value if isfinite(value) else inf
+    """What is no number, or below 0, is above every highest one, and so left out."""
+    return value if isfinite(value) and value >= 0 else inf
 
 
 def decode(word: int, kind: int) -> float:
@@ -124,11 +137,20 @@ def weighted(
     since: int, times: list[int], values: Sequence[float], highest: float | None
 ) -> tuple[float, float] | None:
     """Mean and maximum of samples, each weighing the time from the one before it (`since` for the first)."""
+    return _weighted(_steps(since, times), values, highest)
+
+
+def _steps(since: int, times: list[int]) -> list[int]:
+    """The time that each sample speaks of, in microseconds."""
     steps = list(map(sub, times, [since, *times]))
     if len(steps) > OVERWRITTEN:
         usual = sorted(steps)[len(steps) // 2]
         if steps[0] > OVERWRITTEN * usual:
             steps[0] = usual
+    return steps
+
+
+def _weighted(steps: list[int], values: Sequence[float], highest: float | None) -> tuple[float, float] | None:
     if highest is not None and max(values) > highest:
         kept = [(step, value) for step, value in zip(steps, values, strict=True) if value <= highest]
         if not kept:

@@ -78,7 +78,7 @@ def is_tegra(name: str | None, system: System) -> bool:
 
 
 def memory_facts(
-    name: str | None, is_supported: bool, total_mib: int | None, system: System
+    name: str | None, is_supported: bool, total_mib: float | None, system: System
 ) -> tuple[int | None, str | None]:
     """A GPU's memory in MiB, and `gpus.memory_from`: device, unified, or None where nobody knows.
 
@@ -88,7 +88,7 @@ def memory_facts(
         # Some drivers of GB10 answer with the machine's memory, and with what the whole machine uses of it.
         machines = system.memory_total_mib() if MAY_SHARE.search(name or "") else None
         is_machines = machines is not None and total_mib >= SAME_AS * machines
-        return (machines, "unified") if is_machines else (total_mib, "device")
+        return (machines, "unified") if is_machines else (int(total_mib), "device")
     if MAY_SHARE.search(name or "") or (name is None and system.is_tegra()):
         # A call that is not there, and zeros that it answers with success, say the same; a failure says nothing.
         is_shared = not is_supported or total_mib == 0

@@ -15,6 +15,7 @@ from functools import partial
 import pynvml
 
 from gpumon_core.telemetry.gate import Gate, Unsupported
+from gpumon_core.telemetry.limits import is_pid
 
 Use = tuple[int | None, int | None, int | None, int | None]
 IDLE: Use = (0, 0, 0, 0)
@@ -40,6 +41,11 @@ class UsageReader:
     def _grow(self, capacity: int) -> None:
         self._capacity = capacity
         self._memory = ctypes.create_string_buffer(_INFO.size * capacity)
+
+    def try_again(self) -> None:
+        """Ask again what the device was found not to support."""
+        if not self._ways:
+            self._ways = [self._info, self._sample]
 
     def read(self, gate: Gate, subject: str, handle: object) -> dict[int, Use] | None:
         """PID -> percent of SMs, memory controller, encoders and decoders, of those that used any.
@@ -94,7 +100,7 @@ class UsageReader:
             for time, pid, sm, memory, encoder, decoder, _, _ in self._entries(
                 _INFO, code, request.processSamplesCount
             )
-            if pid
+            if is_pid(pid)
         ]
 
     def _sample(self, handle: object, since: int) -> list[tuple[int, int, Use]]:
@@ -105,7 +111,9 @@ class UsageReader:
             code = call(handle, self._memory, ctypes.byref(count), ctypes.c_ulonglong(since))
             if not self._too_small(code, count.value):
                 break
-        return [(pid, time, _use(*use)) for pid, time, *use in self._entries(_SAMPLE, code, count.value) if pid]
+        return [
+            (pid, time, _use(*use)) for pid, time, *use in self._entries(_SAMPLE, code, count.value) if is_pid(pid)
+        ]
 
     def _too_small(self, code: int, needed: int) -> bool:
         if code != pynvml.NVML_ERROR_INSUFFICIENT_SIZE or self._capacity >= LARGEST:

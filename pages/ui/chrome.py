@@ -17,6 +17,7 @@ from gpumon_core import format as fmt
 from gpumon_core import runtime
 from gpumon_core.health import Health
 from gpumon_core.recorder import State
+from gpumon_core.telemetry import remedies
 from pages.ui import assets, data, links, rhythm
 
 log = logging.getLogger(__name__)
@@ -159,7 +160,8 @@ def stale_warning(found: Health) -> None:
             if found.hung
             else ""
         )
-        st.warning(f"**{found.lost} GPU(s) do not answer.**{hanging}", icon=":material/warning:")
+        remedy = "" if found.hung == found.lost else f" {remedies.of_lost()}"
+        st.warning(f"**{found.lost} GPU(s) do not answer.**{hanging}{remedy}", icon=":material/warning:")
 
 
 def _sentence(text: str) -> str:
