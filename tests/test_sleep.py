@@ -119,6 +119,18 @@ def test_not_one_call_reaches_a_sleeping_gpu(laptop: Laptop) -> None:
     assert laptop.fake.total_calls() == 0, "a session may keep it awake: there is none"
 
 
+def test_who_leaves_a_gpu_alone_has_no_session_that_holds_it(laptop: Laptop) -> None:
+    add(laptop)
+    other = add(laptop, 2, d3="Not supported")
+    other.gpu_utilization = 70
+    source = laptop.begin()
+    source.read()
+    laptop.fake.reset_calls()
+    found = states(laptop, source, IDLE_S + 3 * STEP_S)
+    assert found[-1] == "quiet"
+    assert laptop.fake.calls("nvmlShutdown") == 1, "an open handle would keep it awake"
+
+
 def test_a_gpu_that_was_off_before_is_woken_by_the_start_alone(laptop: Laptop) -> None:
     gpu = add(laptop)
     source = laptop.begin()
