@@ -184,6 +184,18 @@ def test_a_gpu_that_does_not_fall_asleep_is_asked_again_and_left_alone_ever_less
     assert max(pauses) <= LONGEST_PAUSE_S + IDLE_S + PATIENCE_S + 2 * STEP_S
 
 
+def test_work_now_and_then_is_no_reason_to_leave_a_gpu_alone_more_often(laptop: Laptop) -> None:
+    gpu = add(laptop)
+    source = laptop.begin()
+    quiet = 0
+    for _ in range(60):
+        quiet += states(laptop, source, 4 * 60).count("quiet") > 0
+        gpu.gpu_utilization = 20
+        states(laptop, source, 60)
+        gpu.gpu_utilization = 0
+    assert quiet <= 5, "in five hours, of a GPU that drives a display"
+
+
 def test_it_is_left_alone_for_longer_than_the_kernel_waits(laptop: Laptop) -> None:
     add(laptop)
     laptop.kernel.write("sys/bus/pci/devices/0000:01:00.0/power/autosuspend_delay_ms", "100000\n")

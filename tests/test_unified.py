@@ -143,6 +143,18 @@ def test_a_shared_boards_memory_call_that_fails_for_once_says_nothing(
     assert said(read())[0].memory_from is None
 
 
+def test_a_board_that_has_said_its_memory_is_not_shared_because_it_fails_to(
+    driver: FakeNvml, read: Callable[[], Snapshot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gpumon_core.telemetry.nvml.FACTS_S", -1.0)
+    driver.add_gpu(name="NVIDIA GH200 480GB", memory_total=96 * GIB)
+    assert said(read())[0].memory_total_mib == 96 * 1024
+    driver.fail("nvmlDeviceGetMemoryInfo", pynvml.NVML_ERROR_NOT_SUPPORTED, times=1)
+    read()
+    info, _ = said(read())
+    assert (info.memory_from, info.memory_total_mib) == ("device", 96 * 1024)
+
+
 def test_zeros_of_an_unknown_board_are_not_its_memory(driver: FakeNvml, read: Callable[[], Snapshot]) -> None:
     driver.add_gpu(name="NVIDIA RTX A6000", **ZEROS)
     info, values = said(read())

@@ -111,7 +111,6 @@ class Sleep:
             gpu = self._gpus.setdefault(folder.name, _Gpu())
             if not is_idle:
                 gpu.idle_since = None
-                gpu.failures, gpu.awake_until = 0, 0.0
             elif gpu.idle_since is None:
                 gpu.idle_since = self.clock()
 
