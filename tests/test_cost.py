@@ -212,14 +212,15 @@ def test_processes_are_asked_at_every_tick_whatever_they_cost(
 
 
 def test_what_costs_little_again_is_asked_at_every_tick_again(
-    machine: Machine, ticks: Callable[[int, float], list[Snapshot]]
+    machine: Machine, ticks: Callable[[int, float], list[Snapshot]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(cost, "TURNS", 2)
     boards(machine, 8)
     machine.costs_s = {"nvmlGpmSampleGet": 0.01}
-    ticks(SETTLED, 4.0)
+    ticks(cost.TURN + 1, 4.0)
     now, machine.costs_s = machine.thread_time(), {}
     machine.thread_time = lambda: now  # type: ignore[method-assign]
-    ticks(4 * cost.MEASURED + 8, 4.0)
+    ticks(2 * cost.TURN, 4.0)
     machine.driver.reset_calls()
     ticks(8, 4.0)
     assert machine.driver.calls("nvmlGpmSampleGet", 0) == 8

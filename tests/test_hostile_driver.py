@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import fake_nvml
@@ -18,7 +19,7 @@ from gpumon_core.metrics import GPU_METRICS, PROCESS_METRICS, TICK_METRICS, Aggr
 from gpumon_core.observer import Observer
 from gpumon_core.store import database, now, schema
 from gpumon_core.store.writer import Writer
-from gpumon_core.telemetry import nvml
+from gpumon_core.telemetry import nvml, plan
 from gpumon_core.telemetry.limits import PID_LIMIT, is_pid
 from gpumon_core.telemetry.nvml import NvmlSource
 from gpumon_core.telemetry.records import Snapshot
@@ -166,6 +167,22 @@ def test_a_power_limit_that_no_board_has_is_not_known(driver: FakeNvml, limit: i
     assert read().gpus[0].power_limit_w is None
 
 
+def test_a_power_that_follows_from_a_counter_that_cannot_be_is_not_known(
+    driver: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = [1000.0]
+    monkeypatch.setattr(plan, "time", SimpleNamespace(monotonic=lambda: at[0]))
+    source = NvmlSource("here")
+    source.read()
+    at[0] += 4
+    driver.gpus[0].energy_mj = 10**15
+    driver.gpus[1].energy_mj += 400_000
+    snapshot = source.read()
+    source.close()
+    assert (values(snapshot)["power"] or 0.0) <= 10_000
+    assert values(snapshot, "GPU-second")["power"] == 100
+
+
 @pytest.mark.parametrize("version", [-1, 0, 99, 2**31 - 1])
 def test_a_cuda_version_that_is_none_is_not_known(driver: FakeNvml, version: int) -> None:
     driver.cuda_version = version
@@ -193,6 +210,27 @@ def test_an_answer_that_nobody_thought_of_costs_one_reading(
     found = values(read())
     assert found["fan_speed"] is None
     assert found["temperature"] == 61
+
+
+@pytest.mark.parametrize("stamp", [2**64 - 1, 2**63])
+def test_a_sample_from_no_time_costs_itself(driver: FakeNvml, stamp: int) -> None:
+    """Believed, it would be the newest for good, and what comes after it nothing new."""
+    gpu = driver.gpus[0]
+    process = gpu.add_process(7, GIB, sm=40)
+    source = NvmlSource("here")
+    for second in range(4):
+        gpu.add_sample(pynvml.NVML_GPU_UTILIZATION_SAMPLES, 40, (1000 + second) * 1_000_000)
+        process.time_us = (1000 + second) * 1_000_000
+        if second == 1:
+            gpu.add_sample(pynvml.NVML_GPU_UTILIZATION_SAMPLES, 90, stamp)
+            process.time_us = stamp
+        snapshot = source.read()
+        if second == 1:
+            # The fake's ring is in order of time from here on.
+            gpu._raw.rings[pynvml.NVML_GPU_UTILIZATION_SAMPLES].written -= 1
+    assert (values(snapshot)["utilization"], snapshot.readings[0].sampling) == (40, "interval")
+    assert snapshot.processes[0].sm_utilization == 40
+    source.close()
 
 
 # ---- Two of one name -----------------------------------------------------------------------------

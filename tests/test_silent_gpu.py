@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +16,12 @@ import pynvml
 import pytest
 from fake_nvml import GIB, FakeGpu, FakeNvml
 
-from gpumon_core import doctor, health, settings
+from gpumon_core import doctor, health, observer, settings
+from gpumon_core.attribution.local import LocalAttribution
+from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.cli import glance
 from gpumon_core.export import snapshot as export
+from gpumon_core.metrics import GPU_METRICS
 from gpumon_core.recorder import State
 from gpumon_core.store import database, now
 from gpumon_core.store.writer import Writer
@@ -145,6 +150,29 @@ def test_a_gpu_that_is_silent_for_one_tick_is_there_at_the_next(
     assert "every call to it fails (Unknown Error)" in lost[0]
 
 
+def test_a_mig_instance_that_was_destroyed_is_gone_and_never_lost(
+    driver: FakeNvml, begin: Callable[[], NvmlSource], caplog: pytest.LogCaptureFixture
+) -> None:
+    mig = driver.gpus[0].add_mig(uuid="MIG-a")
+    source = begin()
+    assert "MIG-a" in uuids(source.read())
+    mig.remove()
+    assert not source.read().lost
+    assert uuids(source.read()) == ["GPU-first", "GPU-second"]
+    assert not [line for line in caplog.messages if "lost" in line]
+
+
+def test_a_mig_instance_that_answers_nothing_is_lost(driver: FakeNvml, begin: Callable[[], NvmlSource]) -> None:
+    mig = driver.gpus[0].add_mig(uuid="MIG-a")
+    source = begin()
+    source.read()
+    for name in READING:
+        driver.fail(f"nvmlDeviceGet{name}", pynvml.NVML_ERROR_UNKNOWN, mig)
+    driver.fail("nvmlGpmMigSampleGet", pynvml.NVML_ERROR_UNKNOWN)
+    source.read()
+    assert source.read().lost == {"MIG-a"}
+
+
 def test_one_call_that_answers_is_enough(driver: FakeNvml, begin: Callable[[], NvmlSource]) -> None:
     source = begin()
     source.read()
@@ -182,6 +210,27 @@ def test_nvml_that_cannot_begin_with_an_unknown_error_names_the_container(
     assert caught.value.remedy.startswith("Restart this container") == is_container
 
 
+@pytest.mark.parametrize("mark", [True, False])
+def test_a_container_is_known_by_what_its_engine_leaves_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: bool
+) -> None:
+    (tmp_path / ".dockerenv").touch()
+    (tmp_path / "environ").write_bytes(b"HOME=/\0container=" + (b"podman\0" if not mark else b"\0"))
+    (tmp_path / "cgroup").write_text("0::/init.scope\n")
+    monkeypatch.setattr(remedies, "_MARKS", (tmp_path / (".dockerenv" if mark else "none"),))
+    monkeypatch.setattr(remedies, "_FIRST_PROCESS", tmp_path)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert remedies.is_container.__wrapped__()
+    monkeypatch.setattr(remedies, "_MARKS", ())
+    (tmp_path / "environ").write_bytes(b"HOME=/\0")
+    assert not remedies.is_container.__wrapped__()
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    assert remedies.is_container.__wrapped__()
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST")
+    (tmp_path / "cgroup").write_text("0::/system.slice/docker-0123.scope\n")
+    assert remedies.is_container.__wrapped__()
+
+
 # ---- Nameless ------------------------------------------------------------------------------------
 
 
@@ -215,8 +264,11 @@ def test_a_nameless_gpu_is_listed_everywhere(
     driver.fail("nvmlDeviceGetHandleByIndex_v2", pynvml.NVML_ERROR_UNKNOWN, gpu=1)
     snapshot = begin().read()
     assert watch(snapshot) == [(0, "ok"), (1, "lost")]
-    assert "lost" in export.as_text(snapshot, {}, "nvml")
-    assert [gpu.state for gpu in glance.of_snapshot(snapshot, {}, False).gpus] == ["ok", "lost"]
+    view = glance.of_snapshot(snapshot, {}, False)
+    assert [gpu.state for gpu in view.gpus] == ["ok", "lost"]
+    for text in (export.as_text(snapshot, {}, "nvml"), glance.trouble(view)):
+        assert f"GPU 1: no answer. {remedies.of_lost()}" in text
+    assert not glance.trouble(replace(view, gpus=view.gpus[:1]))
     engine = database.open_for_writing(database_url)
     writer = Writer(engine, "here", "nvml", 1)
     at = time.time()
@@ -368,6 +420,21 @@ def test_what_appears_later_is_found_and_the_rest_goes_on(
     assert caplog.messages == []
 
 
+def test_samples_that_appear_later_are_read(
+    driver: FakeNvml, begin: Callable[[], NvmlSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver.hide("nvmlDeviceGetSamples")
+    source = begin()
+    assert source.read().readings[0].sampling == "point"
+    driver.recover()
+    for device in source._devices:
+        device.again_at = 0.0
+    for second in range(3):
+        driver.gpus[0].add_sample(pynvml.NVML_GPU_UTILIZATION_SAMPLES, 40, (1000 + second) * 1_000_000)
+        reading = source.read().readings[0]
+    assert (reading.sampling, reading.values["utilization"]) == ("interval", 40)
+
+
 # ---- Two readings --------------------------------------------------------------------------------
 
 
@@ -383,3 +450,45 @@ def test_two_readings_are_one_that_lacks_nothing() -> None:
         "fan_speed": 30.0,
         "sm_activity": 44.0,
     }
+
+
+def test_a_look_that_takes_two_readings_has_what_only_the_first_was_asked(
+    driver: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(observer, "BETWEEN_S", 0.0)
+    found = observer.Observer(NvmlSource("here"), LocalAttribution())
+    snapshot, _ = found.observe_once(0.0)
+    found.close()
+    rare = {metric.key for metric in GPU_METRICS if metric.every_s}
+    (gpu, _) = export.as_json(snapshot, {11: ProcessIdentity(11), 12: ProcessIdentity(12)}, "nvml")["gpus"]
+    assert gpu["sm_activity"] == 44
+    assert len([key for key in rare if gpu[key] is not None]) >= 15
+
+
+def test_a_server_tells_of_both_and_goes_on(serve: Callable[..., Any], driver: FakeNvml) -> None:
+    """One that answers nothing and one that cannot say which it is, from the first start on."""
+    third = driver.add_gpu(uuid="GPU-third")
+    fail(driver, driver.gpus[0], pynvml.NVML_ERROR_UNKNOWN, READING)
+    driver.fail("nvmlDeviceGetHandleByIndex_v2", pynvml.NVML_ERROR_UNKNOWN, gpu=1)
+    server = serve(driver)
+    answer = server.wait(lambda _, found: found.get("status") == "degraded")
+    assert (answer["gpus"], answer["gpus_lost"]) == (3, 2)
+    states = [(gpu["gpu_index"], gpu["state"]) for gpu in ask(server.url, "gpus")["gpus"]]
+    assert states == [(0, "lost"), (1, "lost"), (2, "ok")]
+    for route in ("processes", "usage", "models", "original/current", "original/history"):
+        ask(server.url, route)
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as found:
+        up = [
+            line.rsplit(" ", 1)[1]
+            for line in found.read().decode().splitlines()
+            if line.startswith("gpumon_gpu_up{")
+        ]
+    assert sorted(up) == ["0.0", "0.0", "1.0"]
+    assert "Traceback" not in server.log.read_text()
+    assert third.temperature == 40
+
+
+def ask(url: str, route: str) -> Any:
+    """What a route of the API answers."""
+    with urllib.request.urlopen(f"{url}/api/v1/{route}", timeout=10) as found:
+        return json.load(found)

@@ -13,6 +13,7 @@ from gpumon_core.attribution.records import NOTHING, ProcessIdentity
 from gpumon_core.cli.terminal import painted
 from gpumon_core.columns import GAP, aligned, cut, padded, width
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, Level
+from gpumon_core.telemetry import remedies
 from gpumon_core.telemetry.records import Snapshot
 
 if TYPE_CHECKING:
@@ -148,6 +149,12 @@ def _short(name: str | None) -> str:
 
 
 # ---- How it is drawn ---------------------------------------------------------------------------------
+
+
+def trouble(view: View) -> str:
+    """Which GPUs do not answer, and what to do about it; nothing where all do."""
+    lost = [gpu.label for gpu in view.gpus if gpu.state == "lost"]
+    return f"GPU {', '.join(lost)}: no answer. {remedies.of_lost()}" if lost else ""
 
 
 def lines(view: View, columns: int | None, rows: int | None, colours: bool, note: str = "") -> list[str]:

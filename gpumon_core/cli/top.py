@@ -58,7 +58,7 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
         colours = terminal.colours(sys.stdout)
         if once:
             columns = terminal.columns() if sys.stdout.isatty() else None
-            print("\n".join(glance.lines(view, columns, None, colours)))
+            print("\n".join(glance.lines(view, columns, None, colours, glance.trouble(view))))
         else:
             _follow(looking, view, arguments.interval, colours)
     finally:
@@ -73,7 +73,7 @@ def _follow(looking: Looking, view: glance.View, interval_s: float, colours: boo
         # A log would be written into the picture.
         logging.disable(logging.CRITICAL)
     due = time.monotonic() + interval_s
-    note = ""
+    note = glance.trouble(view)
     with whole_screen() as screen:
         while True:
             screen.draw(glance.lines(view, *size(), colours, note))
@@ -82,7 +82,8 @@ def _follow(looking: Looking, view: glance.View, interval_s: float, colours: boo
             if time.monotonic() >= due:
                 due = time.monotonic() + interval_s
                 try:
-                    view, note = looking.look(), ""
+                    view = looking.look()
+                    note = glance.trouble(view)
                 except SourceUnavailable as error:
                     note = f"{error}. {error.remedy}"
 

@@ -12,6 +12,7 @@ from gpumon_core import gpu_state
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.columns import aligned
 from gpumon_core.metrics import CHANGE_METRICS, GPU_METRICS_BY_KEY, TICK_COLUMNS
+from gpumon_core.telemetry import remedies
 from gpumon_core.telemetry.records import GpuInfo, Snapshot
 
 # What a terminal is wide enough for; JSON has everything.
@@ -86,6 +87,9 @@ def as_text(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
             ]
         )
     lines += aligned(rows)
+    lost = [labels[gpu.uuid] for gpu in snapshot.gpus if snapshot.state_of(gpu.uuid) == "lost"]
+    if lost:
+        lines += ["", f"GPU {', '.join(lost)}: no answer. {remedies.of_lost()}"]
     rows = [["GPU", "PID", "Type", "Memory", "SM", "User", "Name", "Workload", "Model"]]
     for process in sorted(snapshot.processes, key=lambda item: -(item.memory_mib or 0)):
         who = identities[process.pid]

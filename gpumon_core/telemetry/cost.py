@@ -28,6 +28,8 @@ CHEAP_S = 0.0005
 RAREST = 4
 # So many measurements decide: the middle one, for now and then a call waits for something.
 MEASURED = 8
+# Measuring takes time itself: it is done during so many ticks, and then of so many times as many.
+TURN, TURNS = RAREST * MEASURED, 8
 # Of what a driver keeps for some time, this part of that time may pass until it is asked again.
 SAFE = 0.7
 
@@ -52,10 +54,16 @@ class Pace:
         self._tick = 0
         self._interval_s = 0.0
         self._allowed_s = inf
+        self._measures = True
 
     def begin(self, interval_s: float, devices: int) -> None:
         """A new tick, so long after the one before it (0: not known), of a machine with so many devices."""
         self._tick += 1
+        self._measures = self._tick // TURN % TURNS == 0
+        if self._tick % TURN == 0:
+            # What was measured a while ago says nothing of now.
+            for question in self._questions.values():
+                question.costs_s = []
         self._interval_s = interval_s
         share_s = BUDGET * SHARE * interval_s / max(1, devices)
         self._allowed_s = max(CHEAP_S, share_s) if interval_s else inf
@@ -67,12 +75,16 @@ class Pace:
             # Beginning at different ticks, so that no tick has all that costs much.
             question = self._questions[name] = _Question(len(self._questions))
         every = question.every
+        if every == 1:
+            return True
         while every > 1 and every * self._interval_s > SAFE * kept_s:
             every //= 2
         return (self._tick + question.offset) % every == 0
 
     def measure(self, name: str, ask: Callable[[], Answer]) -> Answer:
         """Ask, and note the CPU time that it took."""
+        if not self._measures:
+            return ask()
         began = time.thread_time()
         try:
             return ask()
@@ -83,9 +95,10 @@ class Pace:
                 if len(question.costs_s) >= MEASURED:
                     self._decide(name, question)
 
-    def rates(self) -> dict[str, int]:
-        """What is not asked at every tick -> at every how many."""
-        return {name: question.every for name, question in self._questions.items() if question.every > 1}
+    def is_thinned(self, name: str) -> bool:
+        """Whether there are ticks at which this is not asked."""
+        question = self._questions.get(name)
+        return question is not None and question.every > 1
 
     def _decide(self, name: str, question: _Question) -> None:
         cost_s = median(question.costs_s)

@@ -12,6 +12,8 @@ MOST_PROCESSES = 16384
 # In MiB (64 TiB) and W: what a board's memory and its power limit may be.
 MOST_MEMORY_MIB = 2**26
 MOST_POWER_W = 10_000.0
+# No clock that stamps samples in microseconds has come this far, whatever it counts from.
+LATEST_US = 2**60
 # Texts of NVML have room for 96 characters, the names of programs for 255.
 LONGEST_TEXT = 255
 

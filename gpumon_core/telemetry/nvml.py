@@ -119,7 +119,9 @@ class _Device:
         self.silent = 0
         self.has_answered = False
         now = time.monotonic()
-        self.facts_at, self.again_at = now + FACTS_S, now + AGAIN_S
+        # The devices of a machine do so in ticks of their own.
+        self.facts_at = now + FACTS_S * (1 + info.index % 15 / 15)
+        self.again_at = now + AGAIN_S
         self.hung = False
         self.task = Task(lambda: None)
         self.found: _Found | None = None
@@ -447,7 +449,7 @@ class NvmlSource:
             device.try_again()
         values: Values = {}
         used: dict[int, Use] | None = None
-        failed = self._gate.failed
+        failed, self._gate.error = self._gate.failed, None
         offset_s = 4.0 * (device.info.index % 15)
         try:
             device.plan.read(values, RARELY_S, offset_s, self._interval_s, len(self._devices))
@@ -473,8 +475,13 @@ class NvmlSource:
             # It may be for a moment: it is asked again with the next tick, then at longer and longer intervals.
             device.try_again()
             device.silent += 1
-            pause_s = 2.0 ** min(device.silent - 1, 10) - 1
-            self._lose(device, f"every call to it fails{self._why()}", pause_s, self._gate.error)
+            if device.silent == 1:
+                # It may have been taken away: the devices are counted before the next reading.
+                self._counted_at = -inf
+            if device.silent > 1 or device.info.parent_uuid is None:
+                # For a MIG instance that is the usual reason, and nothing to report.
+                pause_s = 2.0 ** min(device.silent - 1, 10) - 1
+                self._lose(device, f"every call to it fails{self._why()}", pause_s, self._gate.error)
             return
         device.silent, device.has_answered = 0, device.has_answered or says_something
         if device.lost_at is not None:

@@ -247,6 +247,8 @@ class Plan:
         return True
 
     def _remember(self, name: str, keys: Iterable[str | None], values: Values) -> None:
+        if not self.pace.is_thinned(name):
+            return
         brought = {key: values[key] for key in keys if key in values and key is not None}
         if brought:
             self._brought[name] = brought

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 
@@ -17,25 +18,28 @@ CONTAINER = (
 )
 # Files that container engines make, and how the cgroup of a container's first process is called.
 _MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
-_CGROUPS = ("docker", "containerd", "kubepods", "libpod", "crio", "lxc")
+_CGROUPS = (b"docker", b"containerd", b"kubepods", b"libpod", b"crio", b"lxc")
+_FIRST_PROCESS = Path("/proc/1")
 
 
 @cache
 def is_container() -> bool:
     """Whether this program runs in a container."""
-    if any(mark.exists() for mark in _MARKS):
+    # Kubernetes names its API to every container.
+    if any(mark.exists() for mark in _MARKS) or "KUBERNETES_SERVICE_HOST" in os.environ:
         return True
+    # systemd's container interface names every kind of container in its first process's environment, which may be
+    # read by root alone.
+    environment = _read("environ")
+    named = environment.startswith(b"container=") or b"\0container=" in environment
+    return named or any(name in _read("cgroup") for name in _CGROUPS)
+
+
+def _read(name: str) -> bytes:
     try:
-        environment = Path("/proc/1/environ").read_bytes()
-        cgroup = Path("/proc/1/cgroup").read_text(encoding="utf-8", errors="replace")
+        return (_FIRST_PROCESS / name).read_bytes()
     except OSError:
-        return False
-    # systemd's container interface names every kind of container in its first process's environment.
-    return (
-        environment.startswith(b"container=")
-        or b"\0container=" in environment
-        or any(n in cgroup for n in _CGROUPS)
-    )
+        return b""
 
 
 def of_lost(code: int | None = UNKNOWN_ERROR) -> str:

@@ -15,6 +15,8 @@ from operator import mul, sub
 
 import pynvml
 
+from gpumon_core.telemetry.limits import LATEST_US
+
 # Quiet reads in a row after which the timestamps are looked at anew: the clock that the driver
 # stamps samples with may have been set back.
 DOUBTFUL_AFTER = 3
@@ -109,9 +111,9 @@ class SampleReader:
         low = _LOW_BITS.get(kind)
         # Nearly always whole numbers, of which a driver may leave the upper half as it found it.
         values = [word & low for word in raw] if low else [_finite(decode(word, kind)) for word in raw]
-        if times and (times[0] <= since or times != sorted(times)):
+        if times and (times[0] <= since or times[-1] >= LATEST_US or times != sorted(times)):
             # Whatever a driver repeats has been counted already.
-            pairs = sorted(pair for pair in zip(times, values, strict=True) if pair[0] > since)
+            pairs = sorted(pair for pair in zip(times, values, strict=True) if since < pair[0] < LATEST_US)
             return [time for time, _ in pairs], [value for _, value in pairs]
         return times, values
 

@@ -15,7 +15,7 @@ from functools import partial
 import pynvml
 
 from gpumon_core.telemetry.gate import Gate, Unsupported
-from gpumon_core.telemetry.limits import is_pid
+from gpumon_core.telemetry.limits import LATEST_US, is_pid
 
 Use = tuple[int | None, int | None, int | None, int | None]
 IDLE: Use = (0, 0, 0, 0)
@@ -100,7 +100,7 @@ class UsageReader:
             for time, pid, sm, memory, encoder, decoder, _, _ in self._entries(
                 _INFO, code, request.processSamplesCount
             )
-            if is_pid(pid)
+            if is_pid(pid) and time < LATEST_US
         ]
 
     def _sample(self, handle: object, since: int) -> list[tuple[int, int, Use]]:
@@ -112,7 +112,9 @@ class UsageReader:
             if not self._too_small(code, count.value):
                 break
         return [
-            (pid, time, _use(*use)) for pid, time, *use in self._entries(_SAMPLE, code, count.value) if is_pid(pid)
+            (pid, time, _use(*use))
+            for pid, time, *use in self._entries(_SAMPLE, code, count.value)
+            if is_pid(pid) and time < LATEST_US
         ]
 
     def _too_small(self, code: int, needed: int) -> bool:
