@@ -489,15 +489,22 @@ class NvmlSource:
             self._gate.forget(device.subject)
             device.lost_at = None
         _judge(device.info, values)
-        if device.info.memory_from == "unified":
-            listed = [(kind, entry) for kind, entry in listed if unified.is_pid(entry.pid, self._system)]
-            held = None if lists["C"] is None else [(entry.pid, entry.memory) for _, entry in listed]
-            unified.complete(values, device.info.name, held, self._system)
-        elif device.info.memory_from is None and not values.get("memory"):
-            # Nothing of nothing: no word of how much is used.
-            values["memory"] = None
+        listed = self._complete(device.info, values, listed, lists["C"] is not None)
         reading = GpuReading(device.info.uuid, {**NOTHING, **values}, device.plan.sampling)
         device.found = _Found(number, reading, listed, used)
+
+    def _complete(
+        self, info: GpuInfo, values: Values, listed: list[tuple[str, Entry]], knows_who: bool
+    ) -> list[tuple[str, Entry]]:
+        """Put into `values` what is known from elsewhere of a GPU that shares the machine's memory; its processes."""
+        if info.memory_from == "unified":
+            listed = [(kind, entry) for kind, entry in listed if unified.is_pid(entry.pid, self._system)]
+            held = [(entry.pid, entry.memory) for _, entry in listed] if knows_who else None
+            unified.complete(values, info.name, held, self._system)
+        elif info.memory_from is None and not values.get("memory"):
+            # Nothing of nothing: no word of how much is used.
+            values["memory"] = None
+        return listed
 
     def _lose(self, device: _Device, why: str, pause_s: float, code: int | None = None) -> None:
         """Note that a device does not answer, and leave it alone for a while."""
