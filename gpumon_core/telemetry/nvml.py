@@ -496,7 +496,7 @@ class NvmlSource:
     def _complete(
         self, info: GpuInfo, values: Values, listed: list[tuple[str, Entry]], knows_who: bool
     ) -> list[tuple[str, Entry]]:
-        """Put into `values` what is known from elsewhere of a GPU that shares the machine's memory; its processes."""
+        """Put into `values` what else is known of a GPU that shares the machine's memory. Its processes."""
         if info.memory_from == "unified":
             listed = [(kind, entry) for kind, entry in listed if unified.is_pid(entry.pid, self._system)]
             held = [(entry.pid, entry.memory) for _, entry in listed] if knows_who else None
