@@ -54,7 +54,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "architecture": "such as Hopper",
         "compute_capability": "such as 9.0",
         "state": "`ok`; `lost`: no longer answers; `hung`: the driver does not return from a call about it; "
-        "`gone`: no longer listed",
+        "`asleep`: switched off while nothing uses it, and not asked; `quiet`: not asked for a while, so that it "
+        "can switch itself off; `gone`: no longer listed",
         "first_seen": "time of its first tick",
         "last_seen": "time of its newest row in `gpu_metrics`",
         "sampling": "`interval`: utilization is the mean since the tick before; `partial`: the mean over the end "

@@ -17,19 +17,18 @@ from urllib.parse import quote, urlencode
 
 import pandas as pd
 
-from gpumon_core import figures
+from gpumon_core import figures, gpu_state
 from gpumon_core import format as fmt
 from gpumon_core.health import fresh_within_s
-from gpumon_core.metrics import GPU_METRICS_BY_KEY, Level, Metric, throttled_by
+from gpumon_core.metrics import GPU_METRICS_BY_KEY, Level, Metric
 
 # What is drawn over time, and what is a word at the foot of a card.
 TRENDS = ("utilization", "temperature", "power")
 DETAIL = ("fan_speed", "sm_clock", "memory_clock")
 TREND_METRICS: Sequence[str] = TRENDS
 SIGNS = {Level.WARNING: ("▲", "warning"), Level.CRITICAL: ("◆", "critical")}
-# A GPU counts as busy from this utilization on, and as held when idle with this share of memory used.
-BUSY_PERCENT = 5.0
-HELD_PERCENT = 10.0
+# The card of a GPU that says nothing says why instead.
+SILENT = ("lost", "asleep")
 # So many processes are named on a card.
 NAMED = 2
 
@@ -150,14 +149,23 @@ def host_line(hosts: Sequence[Row], gpus: Sequence[Row]) -> str:
 
 def card(gpu: Row, scene: Scene, instances: Sequence[Row] = ()) -> str:
     """One GPU's card, with its MIG instances on it."""
-    word, css, why = state(gpu, scene.latest)
+    inside = [condition(part, scene.latest, scene.processes.get(part["id"], ())) for part in instances]
+    mine = [one for row in (gpu, *instances) for one in scene.processes.get(row["id"], ())]
+    found = condition(gpu, scene.latest, mine, inside)
+    word, css, why = found.word, found.css, found.why
     title = _title(gpu, scene.with_host)
     name = gpu["name"] or "unknown model"
-    body = f'<div class="gm-note">{escape(why)}</div>' if css == "lost" else _body(gpu, scene, instances)
-    facts = [title, word] + [
-        f"{metric.label} {fmt.value(metric, gpu[metric.key])}"
-        for metric in (GPU_METRICS_BY_KEY[key] for key in ("utilization", "memory", "temperature"))
-    ]
+    body = f'<div class="gm-note">{escape(why)}</div>' if css in SILENT else _body(gpu, scene, instances)
+    # What a GPU said last is not what it does now.
+    facts = (
+        [title, word]
+        if css in SILENT
+        else [title, word]
+        + [
+            f"{metric.label} {fmt.value(metric, gpu[metric.key])}"
+            for metric in (GPU_METRICS_BY_KEY[key] for key in ("utilization", "memory", "temperature"))
+        ]
+    )
     link = "gpu?" + urlencode({"gpu": _title(gpu, scene.with_host).replace(" · ", " ")})
     return (
         f'<div class="gm-card {css}" role="listitem" aria-label="{escape(", ".join(facts))}" '
@@ -197,7 +205,8 @@ def _body(gpu: Row, scene: Scene, instances: Sequence[Row]) -> str:
 def _instance(gpu: Row, scene: Scene) -> str:
     """A MIG instance on its GPU's card."""
     mine = scene.processes.get(gpu["id"], ())
-    word, css, _ = state(gpu, scene.latest)
+    found = condition(gpu, scene.latest, mine)
+    word, css = found.word, found.css
     name = str(gpu["name"] or "").rsplit(" MIG ", 1)[-1]
     return (
         f'<div class="gm-part" role="group" aria-label="MIG instance {int(gpu["mig_index"])}, {escape(word)}" '
@@ -207,37 +216,47 @@ def _instance(gpu: Row, scene: Scene) -> str:
     )
 
 
-def state(gpu: Row, latest: float = 0.0) -> tuple[str, str, str]:  # noqa: PLR0911 - one for each state
-    """What a GPU is doing in a word, the CSS class of that word, and a sentence about it."""
-    since = fmt.duration(gpu["host_last_seen"] - gpu["last_seen"])
+def state(
+    gpu: Row,
+    latest: float = 0.0,
+    processes: Sequence[Row] | None = None,
+    instances: Sequence[gpu_state.Condition] = (),
+) -> tuple[str, str, str]:
+    """What a GPU is doing in a word, the CSS class of that word, and a sentence about it. `processes` are those on
+    it, None where they are not known; `instances` what its MIG instances are doing."""
+    found = condition(gpu, latest, processes, instances)
+    return found.word, found.css, found.why
+
+
+def condition(
+    gpu: Row,
+    latest: float = 0.0,
+    processes: Sequence[Row] | None = None,
+    instances: Sequence[gpu_state.Condition] = (),
+) -> gpu_state.Condition:
+    """gpu_state.of a row of store.now; a GPU whose machine is silent is stale, whatever it said last."""
     if latest - gpu["host_last_seen"] > fresh_within_s(gpu["host_interval_s"]):
         silent = fmt.duration(latest - gpu["host_last_seen"])
-        return "Stale", "lost", f"No sample from its machine for {silent}. Look at the recorder there."
-    if gpu["state"] == "hung":
-        return (
-            "Hung",
-            "lost",
-            f"The driver has not returned from a call about it for {since}. The other GPUs go on. Look at dmesg; "
-            "a driver that hangs needs a reboot.",
+        return gpu_state.Condition(
+            "Stale", "lost", f"No sample from its machine for {silent}. Look at the recorder there."
         )
-    if gpu["state"] == "lost":
-        return (
-            "Lost",
-            "lost",
-            f"No answer since {since}. It may have fallen off the bus: look at dmesg for “Xid”, and reset or "
-            "reboot.",
-        )
-    if reasons := throttled_by(gpu.get("clocks_event_reasons")):
-        return "Throttled", "throttled", f"Its clocks are held down: {', '.join(reasons).lower()}"
-    utilization, used, total = gpu["utilization"], gpu["memory"], gpu["memory_total_mib"]
-    if not fmt.missing(utilization) and utilization >= BUSY_PERCENT:
-        return "Busy", "busy", "It computes"
-    if not fmt.missing(used) and not fmt.missing(total) and total and 100 * used / total >= HELD_PERCENT:
-        # Without a utilization (a MIG instance) nobody knows whether the memory's holder works.
-        if fmt.missing(utilization):
-            return "In use", "busy", "Memory is held; the driver does not tell whether it computes"
-        return "Held idle", "held", "Memory is held, and nothing is computed"
-    return "Idle", "idle", "Nothing is computed, and next to no memory held"
+    holders = None if processes is None else [_number(process["memory"]) for process in processes]
+    facts = gpu_state.Facts(
+        state=gpu["state"],
+        utilization=_number(gpu["utilization"]),
+        memory_mib=_number(gpu["memory"]),
+        total_mib=_number(gpu["memory_total_mib"]),
+        holders=holders,
+        part="whole" if gpu["mig_index"] is None or fmt.missing(gpu["mig_index"]) else "instance",
+        instances=instances,
+        clocks_event_reasons=_number(gpu.get("clocks_event_reasons")),
+    )
+    return gpu_state.of(facts, fmt.duration(gpu["host_last_seen"] - gpu["last_seen"]))
+
+
+def _number(value: Any) -> float | None:
+    """A number that may be missing, as None or as pandas' NaN."""
+    return None if value is None or fmt.missing(value) else float(value)
 
 
 def _tile(metric: Metric, gpu: Row, spark: Spark | None) -> str:
@@ -269,6 +288,8 @@ def _memory(gpu: Row, scene: Scene, processes: Sequence[Row]) -> str:
     known = None if fmt.missing(used) else float(used)
     level = metric.level(known, None if fmt.missing(whole) else whole)
     number, rest = fmt.value_of(metric, used, whole)
+    if gpu_state.shares_memory(gpu.get("memory_from")):
+        rest += f", {gpu_state.SHARED}"
     bar = ""
     if known is not None and whole and not fmt.missing(whole):
         parts, told = [], 0.0

@@ -13,7 +13,7 @@ from typing import Literal
 
 import sqlalchemy as sa
 
-from gpumon_core import __version__, health
+from gpumon_core import __version__, gpu_state, health
 from gpumon_core.attribution.local import is_wsl, sees_host_processes, user_name
 from gpumon_core.format import duration, memory
 from gpumon_core.recorder import State
@@ -63,9 +63,18 @@ def _driver(settings: Settings) -> Generator[Finding, None, bool]:
         yield Finding("ok", "source", "demo: GPUs are simulated, the driver is not asked")
         return False
     from gpumon_core.telemetry.nvml import NvmlSource
+    from gpumon_core.telemetry.sleep import Sleep
 
+    sleep = Sleep(settings.let_sleep)
+    asleep = sleep.all_asleep()
+    if asleep:
+        # To begin a session would wake them; and the System page is looked at often.
+        yield Finding(
+            "ok", "GPUs", f"{asleep} switched off while nothing uses them: not asked, which would wake them"
+        )
+        return True
     try:
-        source = NvmlSource(settings.host_name)
+        source = NvmlSource(settings.host_name, sleep=sleep)
     except SourceUnavailable as error:
         fallback = "; GPUs are simulated meanwhile" if settings.source == "auto" else ""
         yield Finding("problem", "NVML", f"{error}{fallback}", error.remedy)
@@ -89,18 +98,22 @@ def _driver(settings: Settings) -> Generator[Finding, None, bool]:
         offers = {offer[0].uuid: offer[1:] for offer in source.offers()}
         for gpu in snapshot.gpus:
             name = f"GPU {gpu.index}" + ("" if gpu.mig_index is None else f" MIG {gpu.mig_index}")
-            if gpu.uuid in snapshot.lost:
+            if gpu_state.is_lost(snapshot.state_of(gpu.uuid)):
                 yield Finding("problem", name, f"{gpu.uuid} does not answer", source.remedy(gpu.uuid))
+                continue
+            if not gpu_state.answers(snapshot.state_of(gpu.uuid)):
+                yield Finding("ok", name, f"{gpu.name or 'unknown model'}, switched off to save power: not asked")
                 continue
             by_interval, counts_energy, lacking = offers[gpu.uuid]
             sampling = "interval (the driver's own samples)" if by_interval else "point (one look per tick)"
             energy = "counted by the driver" if counts_energy else "follows from the power"
+            whole = memory(gpu.memory_total_mib)
+            shared = f" {gpu_state.SHARED}" if gpu_state.shares_memory(gpu.memory_from) else ""
             without = f"; does not offer {', '.join(lacking)}" if lacking else ""
             yield Finding(
                 "ok",
                 name,
-                f"{gpu.name or 'unknown model'}, {memory(gpu.memory_total_mib)}; sampling: {sampling}; energy: "
-                f"{energy}{without}",
+                f"{gpu.name or 'unknown model'}, {whole}{shared}; sampling: {sampling}; energy: {energy}{without}",
             )
         yield Finding("ok", "processes", f"{len(snapshot.processes)} on the GPUs now")
     except SourceUnavailable as error:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from gpumon_core import __version__
+from gpumon_core import __version__, gpu_state
 from gpumon_core.recorder import State
 from gpumon_core.store.schema import gpus, hosts
 from gpumon_core.vitals import Vitals
@@ -134,7 +134,7 @@ def judge(
     interval_s = reading.interval_s or interval_s
     age = None if reading.newest is None else age_s if age_s is not None else age_of(reading.newest, interval_s)
     hung = reading.states.count("hung")
-    lost = reading.states.count("lost") + hung
+    lost = sum(map(gpu_state.is_lost, reading.states))
     status: Status
     if age is None or age > fresh_within_s(interval_s):
         status = "no_driver" if state.driver is not None and state.source == "nvml" else "stale"

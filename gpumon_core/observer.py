@@ -121,9 +121,10 @@ def real(settings: Settings) -> Observer:
     from gpumon_core.attribution.local import LocalAttribution
     from gpumon_core.attribution.rules import Rules
     from gpumon_core.telemetry.nvml import NvmlSource
+    from gpumon_core.telemetry.sleep import Sleep
 
     describer = Describer(commands=settings.commands, rules=Rules.load(settings.rules), ask=settings.ask_servers)
-    source = NvmlSource(settings.host_name)
+    source = NvmlSource(settings.host_name, sleep=Sleep(settings.let_sleep))
     socket = None if settings.container_socket is None else str(settings.container_socket)
     inquirer = Inquirer(container_socket=socket) if settings.ask_servers else None
     return Observer(source, LocalAttribution(describer=describer), inquirer)

@@ -102,6 +102,13 @@ class Settings(BaseSettings):
         Path | None,
         Field(description="socket of the container engine, where it is not Docker's or Podman's usual one"),
     ] = None
+    let_sleep: Annotated[
+        Literal["auto", "true", "false"],
+        Field(
+            description="whether a GPU that nothing uses may switch itself off, as laptops do, and is not asked "
+            "then: `auto`, where its driver manages that; `true`, wherever the kernel may; `false`, never"
+        ),
+    ] = "auto"
     idle_minutes: Annotated[
         float,
         Field(
@@ -158,10 +165,10 @@ class Settings(BaseSettings):
     def _upper_case(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
-    @field_validator("source", "commands", mode="before")
+    @field_validator("source", "commands", "let_sleep", mode="before")
     @classmethod
     def _lower_case(cls, value: object) -> object:
-        return value.lower() if isinstance(value, str) else value
+        return str(value).lower() if isinstance(value, str | bool) else value
 
     @field_validator("database_url")
     @classmethod

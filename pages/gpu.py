@@ -6,6 +6,7 @@ import pandas as pd
 import streamlit as st
 
 from gpumon_core import format as fmt
+from gpumon_core import gpu_state
 from gpumon_core.health import Health
 from gpumon_core.metrics import GPU_METRICS, Group
 from pages.ui import charts, chrome, data, filters, links
@@ -65,12 +66,13 @@ def body(now: Health) -> None:
 
 def facts(gpu: pd.Series) -> str:
     """What does not change, as HTML."""
+    shared = f", {gpu_state.SHARED}" if gpu_state.shares_memory(gpu["memory_from"]) else ""
     pieces = {
         "UUID": gpu["uuid"],
         "PCI": gpu["pci_bus_id"],
         "Architecture": gpu["architecture"],
         "Compute capability": gpu["compute_capability"],
-        "Memory": fmt.memory(gpu["memory_total_mib"]),
+        "Memory": fmt.memory(gpu["memory_total_mib"]) + shared,
         "Power limit": fmt.MISSING if fmt.missing(gpu["power_limit_w"]) else f"{gpu['power_limit_w']:.0f} W",
         "First seen": fmt.moment(gpu["first_seen"], chrome.zone()),
         "Utilization": SAMPLING.get(gpu["sampling"], fmt.MISSING),
@@ -79,7 +81,9 @@ def facts(gpu: pd.Series) -> str:
 
 
 def values(gpu: pd.Series) -> None:
-    """Every metric that this GPU has, as it is now."""
+    """Every metric that this GPU has, as it is now; nothing of one that says nothing now."""
+    if not gpu_state.answers(gpu["state"]):
+        return
     shown = {}
     for group in Group:
         has = {

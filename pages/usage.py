@@ -136,14 +136,20 @@ def ranked(at: data.Tick, chosen: Scope, title: str) -> None:
 def headline(ranking: pd.DataFrame, totals: pd.DataFrame) -> None:
     """The range in a few numbers."""
     sums = ranking[["busy_s", "energy_j", "memory_mib_s"]].sum()
-    seconds = totals["seconds"].sum()
+    unknown_s = totals["unknown_s"].sum()
+    seconds = totals["seconds"].sum() - unknown_s
+    silent = f", but for {fmt.duration(unknown_s)} of unknown utilization" if unknown_s > 1 else ""
     numbers = [
         (
             "GPU-hours",
             f"{fmt.amount(sums['busy_s'] / 3600, 1)} h",
             "Hours in which GPUs were busy, at full utilization",
         ),
-        ("Busy", f"{100 * sums['busy_s'] / seconds if seconds else 0:.0f} %", "Of all the time that was recorded"),
+        (
+            "Busy",
+            f"{100 * sums['busy_s'] / seconds:.0f} %" if seconds > 0 else fmt.MISSING,
+            f"Of all the time that was recorded{silent}",
+        ),
         (
             "Memory-hours",
             f"{fmt.amount(sums['memory_mib_s'] / 1024 / 3600, 0)} GiB·h",
@@ -172,11 +178,12 @@ def when(at: data.Tick, chosen: Scope) -> None:
     with right:
         st.subheader("Where each GPU's time went", anchor=False)
         split, table = drawings.time_split(at, chosen, look)
-        plot.show([split], key="split", alt="Each GPU's time: busy, held idle, free, not recorded")
+        plot.show([split], key="split", alt="Each GPU's time: busy, held idle, free, unknown, not recorded")
         turns.rest()
         st.caption(
             "Held idle here is all time in which memory was held and nothing computed; of who used the GPUs, only "
-            f"what lasted {runtime.settings().idle_minutes:g} minutes or longer."
+            f"what lasted {runtime.settings().idle_minutes:g} minutes or longer. Unknown is time in which the "
+            "driver reported no utilization, as of MIG instances."
         )
         tables.download("gpu-time", lambda: csv.plain_csv(table, csv.TIME_UNITS), False, zone, "split_csv")
 

@@ -220,7 +220,7 @@ def test_text_from_outside_stays_text(evil: str) -> None:
         ({"utilization": 60.0}, "Busy"),
         ({"utilization": 0.0, "memory": 100.0}, "Idle"),
         ({"utilization": 0.0, "memory": 20000.0}, "Held idle"),
-        ({"utilization": None, "memory": 20000.0}, "In use"),
+        ({"utilization": None, "memory": 20000.0}, "Unknown"),
         ({"utilization": 60.0, "clocks_event_reasons": float(0x40)}, "Throttled"),
         ({"utilization": 60.0, "clocks_event_reasons": float(0x4)}, "Busy"),
         ({"utilization": 60.0, "clocks_event_reasons": None}, "Busy"),
@@ -234,6 +234,17 @@ def test_the_state_in_a_word(changes: dict[str, object], word: str) -> None:
     assert f">{word}</span>" in html
     assert ("No answer since 1m 12s" in html) == (word == "Lost")
     assert ("for 1m 12s" in html) == (word == "Hung")
+
+
+@pytest.mark.parametrize(("memory_from", "marked"), [("unified", True), ("device", False), (None, False)])
+def test_memory_that_is_shared_with_the_system_says_so(memory_from: str | None, marked: bool) -> None:
+    assert ("shared with the system" in cards.card(gpu(memory_from=memory_from), cards.Scene())) == marked
+
+
+def test_what_a_gpu_said_before_it_fell_asleep_is_not_said_of_it_now() -> None:
+    html = cards.card(gpu(state="asleep", utilization=60.0, temperature=71.0), cards.Scene())
+    assert "Asleep" in html
+    assert "71" not in html
 
 
 def test_the_reason_of_a_throttled_gpu_is_told() -> None:

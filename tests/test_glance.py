@@ -68,3 +68,25 @@ def test_a_gpu_that_does_not_answer_is_told_alike_by_every_verb() -> None:
     assert [gpu["state"] for gpu in export.as_json(taken, {}, "nvml")["gpus"]] == ["lost", "hung"]
     table = export.as_text(taken, {}, "nvml").splitlines()
     assert [line.split()[-1] for line in table[3:5]] == ["lost", "hung"]
+
+
+def test_a_gpu_that_is_asleep_is_called_so_without_alarm() -> None:
+    first, second = (gpu.uuid for gpu in GPUS)
+    taken = replace(tick(0), readings=(), processes=(), asleep=frozenset({first}), quiet=frozenset({second}))
+    view = glance.of_snapshot(taken, {}, simulated=False)
+    assert [gpu.state for gpu in view.gpus] == ["asleep", "quiet"]
+    assert [gpu["state"] for gpu in export.as_json(taken, {}, "nvml")["gpus"]] == ["asleep", "quiet"]
+    table = export.as_text(taken, {}, "nvml").splitlines()
+    assert [line.split()[-1] for line in table[3:5]] == ["asleep", "quiet"]
+    drawn = glance.lines(view, 80, 24, colours=True)
+    assert not any("\x1b" in line for line in drawn if "asleep" in line or "quiet" in line)
+    drawn = glance.lines(replace(view, gpus=(replace(view.gpus[0], state="lost"),)), 80, 24, colours=True)
+    assert any("\x1b" in line for line in drawn if "lost" in line)
+
+
+def test_memory_that_is_shared_is_marked() -> None:
+    full = tick(0)
+    shared = replace(full, gpus=tuple(replace(gpu, memory_from="unified") for gpu in full.gpus))
+    for taken, marks in ((full, 0), (shared, 2)):
+        drawn = glance.lines(glance.of_snapshot(taken, PEOPLE, simulated=False), None, None, colours=False)
+        assert sum(" shared" in line for line in drawn) == marks

@@ -215,6 +215,7 @@ def test_every_fact_arrives_in_its_unit(driver: FakeNvml) -> None:
         pci_bus_id="00000000:01:00.0",
         architecture="Ampere",
         compute_capability="8.6",
+        memory_from="device",
     )
     assert [gpu.index for gpu in snapshot.gpus] == [0, 1]
     assert snapshot.lost == frozenset()
@@ -891,6 +892,7 @@ def test_a_mig_instance_is_a_gpu_below_its_parent(driver: FakeNvml, migs: tuple[
         parent_uuid="GPU-first",
         mig_index=3,
         gpu_instance=migs[1].gpu_instance_id,
+        memory_from="device",
     )
     assert info(snapshot, "MIG-a").mig_index == 0
     assert info(snapshot, "GPU-first").parent_uuid is None

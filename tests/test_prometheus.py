@@ -220,6 +220,23 @@ def test_what_is_asked_rarely_is_there_at_every_tick() -> None:
     assert "DCGM_FI_DEV_GPU_TEMP" not in found
 
 
+@pytest.mark.parametrize("state", ["asleep", "quiet"])
+def test_a_gpu_that_is_left_alone_is_no_alert_and_has_no_values(state: str) -> None:
+    left = snapshot(readings=(), **{state: frozenset({"GPU-0"})})
+    found = families(scene(follow(follow(None, snapshot(), {}), left, {})))
+    assert not [name for name in found if name.startswith("DCGM_")]
+    assert [value for _, value in found["gpumon_gpu_up"]] == [1]
+    assert [value for _, value in found.get("gpumon_gpu_asleep", [])] == ([1] if state == "asleep" else [])
+
+
+def test_of_memory_that_is_shared_with_the_machine_none_is_said_to_be_free() -> None:
+    shared = snapshot((replace(BOARD, memory_from="unified"),))
+    found = families(scene(follow(None, shared, {})))
+    assert "DCGM_FI_DEV_FB_USED" in found
+    assert "DCGM_FI_DEV_FB_TOTAL" in found
+    assert "DCGM_FI_DEV_FB_FREE" not in found
+
+
 def test_a_lost_gpus_series_vanish_and_a_nameless_one_is_down() -> None:
     lost = snapshot(lost=frozenset({"GPU-0"}), readings=(), nameless=frozenset({3}))
     found = families(scene(follow(follow(None, snapshot(), {}), lost, {})))

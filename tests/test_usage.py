@@ -15,6 +15,7 @@ from test_writer import GPUS, HOST, who
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.store import database, usage
 from gpumon_core.store.dimensions import Dimension
+from gpumon_core.store.schema import gpu_usage
 from gpumon_core.store.usage import OWN, Scope
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, ProcessReading, Snapshot
@@ -332,6 +333,44 @@ def test_a_gpus_time_is_busy_held_or_free(engine: sa.Engine) -> None:
     assert frame["held_s"].tolist() == pytest.approx(held, rel=0.001, abs=1)
     assert (frame["busy_s"] + frame["held_s"] + frame["free_s"]).tolist() == pytest.approx([HOURS * HOUR] * 3)
     assert frame["energy_j"].sum() == pytest.approx(whole_j(range(HOURS)), rel=0.001)
+
+
+def test_time_of_unknown_utilization_is_neither_free_nor_idle(database_url: str) -> None:
+    engine = database.open_for_writing(database_url)
+    with engine.begin() as connection:
+        connection.execute(
+            sa.text(
+                "INSERT INTO hosts (id, name, source, interval_s, first_seen, last_seen) "
+                f"VALUES (1, 'one', 'nvml', 4, {DAWN}, {DAWN})"
+            )
+        )
+        connection.execute(
+            sa.text(
+                "INSERT INTO gpus (id, host_id, uuid, gpu_index, state, first_seen, last_seen) "
+                f"VALUES (1, 1, 'GPU-1', 0, 'ok', {DAWN}, {DAWN})"
+            )
+        )
+        connection.execute(
+            sa.insert(gpu_usage).values(
+                timestamp_epoch=DAWN,
+                gpu_id=1,
+                seconds=3600,
+                busy_s=600,
+                held_s=300,
+                unattributed_s=600,
+                energy_j=0,
+                idle_j=0,
+                unattributed_j=0,
+                unrecorded_j=0,
+                unknown_s=2400,
+            )
+        )
+    [totals] = usage.gpu_totals(engine, scope()).to_dict("records")
+    assert (totals["unknown_s"], totals["free_s"]) == (2400, 300)
+    rows = usage.ranking(engine, "user", scope()).set_index("kind")
+    assert rows.loc["unknown", "key"] == OWN["unknown"]
+    assert rows.loc["unknown", "seconds"] == 2400
+    assert rows.loc["unknown", ["busy_s", "energy_j"]].tolist() == [0, 0]
 
 
 def test_gpus_are_in_the_order_of_hosts_and_indices(engine: sa.Engine, database_url: str) -> None:

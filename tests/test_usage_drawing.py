@@ -80,6 +80,18 @@ def test_a_gpus_bar_is_its_whole_time_and_parts_are_told_by_more_than_colour() -
     assert bars[1].marker.pattern.shape
 
 
+def test_unknown_time_is_drawn_where_there_is_some() -> None:
+    whole = {"busy_s": [900.0], "held_s": [0.0], "free_s": [900.0], "unrecorded_s": [0.0]}
+    bars = drawn(figures.time_split(pd.DataFrame({**whole, "unknown_s": [1800.0]}), ["GPU 0"], dark=True)).data
+    assert {bar.name: bar.x[0] for bar in bars} == {
+        **{"busy": 25.0, "held idle": 0.0, "free": 25.0},
+        **{"unknown": 50.0, "not recorded": 0.0},
+    }
+    assert len({(bar.marker.color, bar.marker.pattern.shape) for bar in bars}) == len(bars)
+    bars = drawn(figures.time_split(pd.DataFrame({**whole, "unknown_s": [0.0]}), ["GPU 0"], dark=True)).data
+    assert "unknown" not in {bar.name for bar in bars}
+
+
 # ---- Files -------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from gpumon_core import format as fmt
+from gpumon_core import gpu_state
 from gpumon_core.attribution.records import NOTHING, ProcessIdentity
 from gpumon_core.cli.terminal import painted
 from gpumon_core.columns import GAP, aligned, cut, padded, width
@@ -33,7 +34,8 @@ PROCESS_LINES = 4
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU: its label (3, or 3:1), name, state (ok, or why it has no values), and its METRICS."""
+    """A GPU: its label (3, or 3:1), name, state (ok, or why it has no values), its METRICS, and where its
+    memory is (gpus.memory_from)."""
 
     label: str
     name: str
@@ -41,6 +43,7 @@ class Gpu:
     values: Values
     memory_total_mib: float | None
     power_limit_w: float | None
+    memory_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +81,7 @@ def of_snapshot(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], s
     labels = {gpu.uuid: fmt.gpu_label(gpu.index, gpu.mig_index) for gpu in snapshot.gpus}
     shown = []
     for gpu in snapshot.gpus:
-        whole = (gpu.memory_total_mib, gpu.power_limit_w)
+        whole = (gpu.memory_total_mib, gpu.power_limit_w, gpu.memory_from)
         shown.append(
             Gpu(labels[gpu.uuid], _short(gpu.name), snapshot.state_of(gpu.uuid), values.get(gpu.uuid, {}), *whole)
         )
@@ -115,7 +118,7 @@ def of_recorder(engine: Engine, host: str, now: float, simulated: bool) -> View 
     for row in newest.gpus(engine):
         if row["host"] == host:
             values = {key: row[key] for key in METRICS}
-            whole = (row["memory_total_mib"], row["power_limit_w"])
+            whole = (row["memory_total_mib"], row["power_limit_w"], row["memory_from"])
             label = fmt.gpu_label(row["gpu_index"], row["mig_index"])
             gpus.append(Gpu(label, _short(row["name"]), row["state"], values, *whole))
     for row in newest.processes(engine):
@@ -229,8 +232,9 @@ def _gpu_lines(gpus: Sequence[Gpu], columns: int | None, colours: bool) -> list[
 
 
 def _cells(gpu: Gpu) -> list[_Cell]:
-    if gpu.state != "ok":
-        return [_Cell(gpu.label), _Cell(gpu.name), _Cell(gpu.state, Level.CRITICAL), *[_Cell("")] * 3]
+    if not gpu_state.answers(gpu.state):
+        level = Level.CRITICAL if gpu_state.is_lost(gpu.state) else Level.CALM
+        return [_Cell(gpu.label), _Cell(gpu.name), _Cell(gpu.state, level), *[_Cell("")] * 3]
     metrics = {key: GPU_METRICS_BY_KEY[key] for key in METRICS}
     values = {key: gpu.values.get(key) for key in METRICS}
     wholes = {"memory": gpu.memory_total_mib, "power": gpu.power_limit_w}
@@ -238,6 +242,8 @@ def _cells(gpu: Gpu) -> list[_Cell]:
     for key in ("temperature", "power", "memory", "utilization"):
         number, rest = fmt.value_of(metrics[key], values[key], wholes.get(key))
         text = f"{number} {rest}".strip().replace(" of ", "/")
+        if key == "memory" and gpu_state.shares_memory(gpu.memory_from):
+            text += " shared"
         cells.append(_Cell(text, metrics[key].level(values[key], wholes.get(key))))
     return cells
 
@@ -245,7 +251,7 @@ def _cells(gpu: Gpu) -> list[_Cell]:
 def _bar(gpu: Gpu | None, place: int, length: int) -> str:
     """How full the memory is, or how busy the GPU; blank in the line of titles and where it is not known."""
     part = None
-    if gpu is not None and gpu.state == "ok":
+    if gpu is not None and gpu_state.answers(gpu.state):
         memory, busy = gpu.values.get("memory"), gpu.values.get("utilization")
         if place == 5:
             part = None if busy is None else busy / 100

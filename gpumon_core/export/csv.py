@@ -68,7 +68,7 @@ def _offset(seconds: int) -> str:
 
 
 # Of tables.time_split.
-TIME_UNITS = dict.fromkeys(("Busy", "Held idle", "Free", "Not recorded"), "h")
+TIME_UNITS = dict.fromkeys(("Busy", "Held idle", "Free", "Unknown", "Not recorded"), "h")
 
 
 def plain_csv(table: pd.DataFrame, units: Mapping[str, str]) -> bytes:

@@ -14,9 +14,10 @@ from typing import Literal
 from prometheus_client.core import Metric as ClientFamily
 from prometheus_client.core import Sample
 
-from gpumon_core import __version__
+from gpumon_core import __version__, gpu_state
 from gpumon_core.export.scene import Labels, Scene, labels_of
 from gpumon_core.metrics import GPU_METRICS, PROCESS_METRICS, Metric
+from gpumon_core.telemetry.records import GpuInfo
 
 DCGM = "DCGM_"
 MIB = float(2**20)
@@ -150,7 +151,9 @@ def _memory_free(scene: Scene) -> Samples:
     for gpu in scene.answering:
         values = scene.values(gpu)
         used, reserved = values.get("memory"), values.get("memory_reserved") or 0
-        if gpu.memory_total_mib is not None and used is not None:
+        # Of memory that a GPU shares with the machine, nobody knows how much is free for it.
+        shared = gpu_state.shares_memory(gpu.memory_from)
+        if gpu.memory_total_mib is not None and used is not None and not shared:
             yield scene.dcgm_labels[gpu.uuid], max(0, gpu.memory_total_mib - round(used) - round(reserved))
 
 
@@ -159,9 +162,21 @@ def _gpu_up(scene: Scene) -> Samples:
         return
     up = {gpu.uuid for gpu in scene.answering}
     for gpu in scene.gpus:
-        yield scene.own_labels[gpu.uuid], float(gpu.uuid in up)
+        # One that is asleep is no trouble, and no alert.
+        fine = gpu.uuid in up or _state(scene, gpu) in gpu_state.LEFT_ALONE
+        yield scene.own_labels[gpu.uuid], float(fine)
     for index in sorted(scene.shown.snapshot.nameless):
         yield labels_of(gpu=index, device=f"nvidia{index}", Hostname=scene.host), 0.0
+
+
+def _state(scene: Scene, gpu: GpuInfo) -> str:
+    return scene.shown.snapshot.state_of(gpu.uuid) if scene.shown else ""
+
+
+def _gpu_asleep(scene: Scene) -> Samples:
+    for gpu in scene.gpus:
+        if _state(scene, gpu) == "asleep":
+            yield scene.own_labels[gpu.uuid], 1.0
 
 
 def _gpu_info(scene: Scene) -> Samples:
@@ -258,6 +273,13 @@ FAMILIES: tuple[Family, ...] = (
     Family("DCGM_FI_DEV_FB_FREE", "gauge", "Memory free (in MiB).", "dcgm", _memory_free),
     Family("DCGM_FI_DEV_FB_TOTAL", "gauge", "Memory altogether (in MiB).", "dcgm", _memory_total),
     Family("gpumon_gpu_up", "gauge", "Whether a GPU answers: 0 for one that is lost or hangs.", "gpu", _gpu_up),
+    Family(
+        "gpumon_gpu_asleep",
+        "gauge",
+        "1 of a GPU that is switched off while nothing uses it; others have none.",
+        "gpu",
+        _gpu_asleep,
+    ),
     Family(
         "gpumon_gpu_info",
         "gauge",

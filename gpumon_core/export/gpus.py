@@ -36,6 +36,7 @@ GPUS = Table(
         plain("uuid", "UUID", TEXT, sure=True),
         plain("name", "Name", TEXT),
         plain("memory_total_mib", "Memory", WHOLE, unit="MiB"),
+        plain("memory_from", "Memory from", TEXT),
         plain("power_limit_w", "Board power limit", NUMBER, unit="W"),
         plain("pci_bus_id", "PCI bus id", TEXT),
         plain("architecture", "Architecture", TEXT),

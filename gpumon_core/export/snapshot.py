@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from gpumon_core import format as fmt
+from gpumon_core import gpu_state
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.columns import aligned
 from gpumon_core.metrics import CHANGE_METRICS, GPU_METRICS_BY_KEY, TICK_COLUMNS
@@ -77,11 +78,12 @@ def as_text(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
     for gpu in snapshot.gpus:
         read = values.get(gpu.uuid, {})
         shown = [" ".join(_value(gpu, key, read.get(key))) for key in keys]
+        state = snapshot.state_of(gpu.uuid)
         rows.append(
             [
                 labels[gpu.uuid],
                 gpu.name or fmt.MISSING,
-                *([snapshot.state_of(gpu.uuid)] if gpu.uuid in snapshot.lost else shown),
+                *(shown if gpu_state.answers(state) else [state]),
             ]
         )
     lines += aligned(rows)
@@ -111,4 +113,5 @@ def as_text(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], sourc
 def _value(gpu: GpuInfo, key: str, number: float | None) -> list[str]:
     metric = GPU_METRICS_BY_KEY[key]
     whole = getattr(gpu, metric.share_of) if metric.share_of else None
-    return [part for part in fmt.value_of(metric, number, whole) if part]
+    parts = [part for part in fmt.value_of(metric, number, whole) if part]
+    return [*parts, gpu_state.SHARED] if key == "memory" and gpu_state.shares_memory(gpu.memory_from) else parts

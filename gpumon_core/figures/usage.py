@@ -138,15 +138,22 @@ def week(frame: pd.DataFrame, dark: bool) -> Figure:
 
 
 def time_split(frame: pd.DataFrame, labels: Sequence[str], dark: bool) -> Figure:
-    """Where each GPU's time went: one bar a GPU. frame: busy_s, held_s, free_s, unrecorded_s."""
-    whole = frame[["busy_s", "held_s", "free_s", "unrecorded_s"]].sum(axis=1).clip(lower=1)
+    """Where each GPU's time went: one bar a GPU. frame: busy_s, held_s, free_s, unknown_s,
+    unrecorded_s."""
+    names = ["busy_s", "held_s", "free_s", "unknown_s", "unrecorded_s"]
+    frame = frame.reindex(columns=names, fill_value=0.0)
+    whole = frame.sum(axis=1).clip(lower=1)
     data: list[Figure] = []
     for column, name, ink, pattern in (
         ("busy_s", "busy", color(0, dark), ""),
         ("held_s", "held idle", color(1, dark), "/"),
         ("free_s", "free", "#3d4653" if dark else "#d5dbe2", ""),
+        ("unknown_s", "unknown", "#56606d" if dark else "#b4bcc6", "x"),
         ("unrecorded_s", "not recorded", "#20262e" if dark else "#f0f2f5", "."),
     ):
+        if column == "unknown_s" and not frame[column].any():
+            # Most GPUs report their utilization at all times: then it is nothing to explain.
+            continue
         data.append(
             {
                 "type": "bar",

@@ -38,6 +38,7 @@ OWN = {
     "unattributed": "No known process",
     "unsettled": "Not added up yet",
     "idle": "Idle GPUs",
+    "unknown": "Use not known",
     "unrecorded": "While not recording",
 }
 # The rows of many processes are brought up to date in turn (writer.SETTLED_PER_TICK): what is missing of the
@@ -162,12 +163,14 @@ def _own(totals: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame:
             "seconds": sums["seconds"] - sums["busy_s"] - sums["unknown_s"],
             "energy_j": sums["idle_j"],
         },
+        {"kind": "unknown", "seconds": sums["unknown_s"]},
         {"kind": "unrecorded", "energy_j": sums["unrecorded_j"]},
     ]
     frame = pd.DataFrame(rows).reindex(columns=["key", "kind", "processes", *SUMS, "estimated"])
     frame[["busy_s", "energy_j"]] = frame[["busy_s", "energy_j"]].fillna(0.0)
     frame["key"] = frame["kind"].map(OWN)
-    frame = frame[(frame["energy_j"] > 0.5) | (frame["busy_s"] > 0.5)]
+    unknown = (frame["kind"] == "unknown") & (frame["seconds"] > 0.5)
+    frame = frame[(frame["energy_j"] > 0.5) | (frame["busy_s"] > 0.5) | unknown]
     return frame.astype(dict.fromkeys((*SUMS, "processes", "estimated"), "float64"))
 
 

@@ -465,7 +465,15 @@ class Writer:
     def _know_gpus(self, connection: Connection, now: int, host_id: int, snapshot: Snapshot) -> None:
         """Bring the rows of `gpus` up to date; a tick like the one before costs nothing."""
         marks = tuple(reading.sampling for reading in snapshot.readings)
-        inventory = (snapshot.gpus, snapshot.lost, snapshot.hung, snapshot.nameless, marks)
+        inventory = (
+            snapshot.gpus,
+            snapshot.lost,
+            snapshot.hung,
+            snapshot.nameless,
+            marks,
+            snapshot.asleep,
+            snapshot.quiet,
+        )
         if inventory == self._inventory:
             return
         if not self._gpus:
@@ -701,8 +709,8 @@ class Writer:
         for pair, use in self._live.items():
             if pair in live:
                 continue
-            if pair[1] not in answering and use.gpu.state in ("lost", "hung"):
-                # It is the GPU that does not answer; of its processes nothing is known.
+            if pair[1] not in answering and use.gpu.state in ("lost", "hung", "asleep", "quiet"):
+                # It is the GPU that does not answer, or is not asked; of its processes nothing is known.
                 live[pair] = use
                 continue
             use.now = use.current = GONE

@@ -18,7 +18,7 @@ from typing import Any
 import pynvml
 
 from gpumon_core.metrics import GPU_METRICS, MIB, RARELY_S, TICK_COLUMNS
-from gpumon_core.telemetry import remedies
+from gpumon_core.telemetry import remedies, unified
 from gpumon_core.telemetry.gate import DeviceLost, Gate, SessionOver, Unsupported
 from gpumon_core.telemetry.limits import (
     MOST_GPUS,
@@ -39,6 +39,7 @@ from gpumon_core.telemetry.records import (
     SourceUnavailable,
 )
 from gpumon_core.telemetry.running import FUNCTIONS, VERSIONS, Buffer, Entry
+from gpumon_core.telemetry.sleep import Rest, Sleep
 from gpumon_core.telemetry.usage import IDLE, UsageReader, Use
 from gpumon_core.telemetry.watch import Task, Watch
 
@@ -113,6 +114,8 @@ class _Device:
         # Kind -> the versions of the running-process call still to be believed in.
         self.lists = {kind: list(VERSIONS) for kind in FUNCTIONS}
         self.lost_at: float | None = None
+        # Whether and why it is left alone: see sleep.py. One that is has no handle of this session.
+        self.rest: Rest = ""
         # How long it is left alone, and how many readings in a row it has said nothing at all.
         self.pause_s = RETRY_S
         self.remedy = ""
@@ -128,8 +131,15 @@ class _Device:
 
     @property
     def answers(self) -> bool:
-        """Whether it is worth asking: it is not lost, and no call to it hangs."""
-        return self.lost_at is None and not self.task.stuck
+        """Whether it is worth asking: it is not lost, no call to it hangs, and it is not left alone."""
+        return self.lost_at is None and not self.task.stuck and not self.rest
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing was done on it and nothing held it, as far as its newest reading says."""
+        values = {} if self.found is None else self.found.reading.values
+        done = [values.get(key) for key in ("utilization", "encoder_utilization", "decoder_utilization")]
+        return self.found is not None and done[0] is not None and not any(done)
 
     def move(self, index: int) -> None:
         """Stand at another index from now on, after a device before it was taken away."""
@@ -167,7 +177,17 @@ class NvmlSource:
     # A start that hangs is waited for, never begun a second time.
     _hanging_start: Task | None = None
 
-    def __init__(self, host: str, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        host: str,
+        clock: Callable[[], float] = time.time,
+        sleep: Sleep | None = None,
+        system: unified.System = unified.System(),  # noqa: B008 - it cannot change
+    ) -> None:
+        """`sleep` says which GPUs are not to be asked, by default none. To begin a session wakes those that are
+        off, once."""
+        self._sleep = sleep or Sleep("false")
+        self._system = system
         self._host_name = host
         self._clock = clock
         self._gate = Gate()
@@ -176,6 +196,8 @@ class NvmlSource:
         self._devices: list[_Device] = []
         self._read_at: float | None = None
         self._interval_s = 0.0
+        # How many GPUs the driver listed when they were looked at last.
+        self._count = 0
         self._nameless: set[int] = set()
         self._records: dict[tuple[str, int], ProcessReading] = {}
         self._number = 0
@@ -213,8 +235,8 @@ class NvmlSource:
         try:
             self.host = HostInfo(self._host_name)
             self._learn_host()
-            # Handles of an earlier session mean nothing now.
-            self._devices = []
+            # Handles of an earlier session mean nothing now; who is left alone is not asked for a new one.
+            self._devices = [device for device in self._devices if device.rest]
             self._devices = self._enumerate(self._gate.fact("driver", pynvml.nvmlDeviceGetCount) or 0)
         except (SessionOver, DeviceLost) as error:
             _shut_down()
@@ -250,7 +272,12 @@ class NvmlSource:
     def read(self) -> Snapshot:
         """Ask every device once. Raises SourceUnavailable when the session is over."""
         try:
+            if self._all_rest():
+                self._number += 1
+                return self._snapshot(self._clock(), self._number)
             self._reopen()
+            if any(device.handle is None and not device.rest for device in self._devices):
+                self._watch.run([Task(self._take_up)], START_HANG_S)
             if time.monotonic() - self._counted_at >= RECOUNT_S:
                 self._watch.run([self._recounting], HANG_S)
             timestamp = self._clock()
@@ -260,13 +287,41 @@ class NvmlSource:
             self._read_at, self._interval_s = now, 0.0 if before is None else now - before
             for device in self._devices:
                 device.task.action = partial(self._read_device, device, number)
-            self._watch.run([device.task for device in self._devices], HANG_S)
+            self._watch.run([device.task for device in self._devices if not device.rest], HANG_S)
         except SessionOver as error:
             self.close()
             raise SourceUnavailable(
                 f"The NVIDIA driver went away: {error}", "It is tried again until it returns; look at dmesg."
             ) from None
         return self._snapshot(timestamp, number)
+
+    def _all_rest(self) -> bool:
+        """Look which GPUs are to be left alone, and let go of them; whether that is all there are."""
+        for device in self._devices:
+            bus_id, here = device.info.pci_bus_id, device.found
+            if here is not None and here.number == self._number and device.info.parent_uuid is None:
+                # A desktop has the GPU open all the time; a fine-grained driver lets it sleep all the same.
+                holders = {kind for kind, _ in here.listed}
+                free = not holders or (holders == {"G"} and self._sleep.is_fine_grained(bus_id))
+                self._sleep.saw(bus_id, device.is_idle and free)
+            trouble = device.lost_at is not None or device.task.stuck
+            rest = "" if trouble else self._sleep.look(bus_id)
+            if rest and not device.rest:
+                log.info("%s (%s) is left alone: %s", device.subject, device.info.uuid, rest)
+            device.rest = rest
+        if self._open and any(device.rest and device.handle is not None for device in self._devices):
+            # A session that has a GPU open keeps it awake: the others get a new one.
+            self._open = False
+            self._watch.run([Task(self._end)], CLOSE_HANG_S)
+            for device in self._devices:
+                device.handle = None
+        return bool(self._devices) and all(device.rest for device in self._devices)
+
+    def _take_up(self) -> None:
+        """Give those that woke up a handle of this session."""
+        before = self._devices
+        self._devices = self._enumerate(self._count)
+        _release(device for device in before if device not in self._devices and device.handle is not None)
 
     def _reopen(self) -> None:
         """Begin a new session after one that ended, at longer and longer intervals. Raises SourceUnavailable."""
@@ -329,6 +384,8 @@ class NvmlSource:
             lost=hung | {device.info.uuid for device in self._devices if device.lost_at is not None},
             hung=hung,
             nameless=frozenset(self._nameless),
+            asleep=frozenset(device.info.uuid for device in self._devices if device.rest == "asleep"),
+            quiet=frozenset(device.info.uuid for device in self._devices if device.rest == "quiet"),
         )
 
     def _record(
@@ -401,7 +458,8 @@ class NvmlSource:
         try:
             device.plan.read(values, RARELY_S, offset_s, self._interval_s, len(self._devices))
             answered = self._gate.answered
-            listed = [(kind, entry) for kind in FUNCTIONS for entry in self._list(device, kind)]
+            lists = {kind: self._list(device, kind) for kind in FUNCTIONS}
+            listed = [(kind, entry) for kind, entries in lists.items() for entry in entries or ()]
             says_something = device.plan.told or self._gate.answered > answered
             # Once more after the last has left: it may have worked until then.
             if says_something and (listed or follows):
@@ -437,9 +495,23 @@ class NvmlSource:
             self._gate.forget(device.subject)
             device.lost_at = None
         _judge(device.info, values)
+        listed = self._complete(device.info, values, listed, lists["C"] is not None)
         ended = _ended(listed, used) if follows and used else {}
         reading = GpuReading(device.info.uuid, {**NOTHING, **values}, device.plan.sampling, ended)
         device.found = _Found(number, reading, listed, used)
+
+    def _complete(
+        self, info: GpuInfo, values: Values, listed: list[tuple[str, Entry]], knows_who: bool
+    ) -> list[tuple[str, Entry]]:
+        """Put into `values` what else is known of a GPU that shares the machine's memory. Its processes."""
+        if info.memory_from == "unified":
+            listed = [(kind, entry) for kind, entry in listed if unified.is_pid(entry.pid, self._system)]
+            held = [(entry.pid, entry.memory) for _, entry in listed] if knows_who else None
+            unified.complete(values, info.name, held, self._system)
+        elif info.memory_from is None and not values.get("memory"):
+            # Nothing of nothing: no word of how much is used.
+            values["memory"] = None
+        return listed
 
     def _lose(self, device: _Device, why: str, pause_s: float, code: int | None = None) -> None:
         """Note that a device does not answer, and leave it alone for a while."""
@@ -459,11 +531,15 @@ class NvmlSource:
         info = device.info
         parent = next((one.info for one in self._devices if one.info.uuid == info.parent_uuid), None)
         told = self._facts(device.handle, info.index, parent, info.mig_index)
+        if told.memory_from == "unified" and info.memory_from == "device":
+            # A driver that has said once how much memory the board has is not believed when it says nothing.
+            told = replace(told, memory_total_mib=None, memory_from=None)
         changed = {name: getattr(told, name) for name in MAY_CHANGE if getattr(told, name) is not None}
         device.info = replace(info, **changed)
         device.plan.power_limit_w = device.info.power_limit_w
 
-    def _list(self, device: _Device, kind: str) -> list[Entry]:
+    def _list(self, device: _Device, kind: str) -> list[Entry] | None:
+        """The processes of a kind; None where the driver does not list them, or failed to this time."""
         versions = device.lists[kind]
         while versions:
             suffix, size = versions[0]
@@ -476,8 +552,8 @@ class NvmlSource:
                 log.debug("%s: %s: %s", device.subject, function, reason)
                 del versions[0]
                 continue
-            return list(found or ())
-        return []
+            return None if found is None else list(found)
+        return None
 
     def _owner(self, device: _Device, entry: Entry) -> str | None:
         """The UUID an entry belongs to: a MIG parent's list names the instances' processes too.
@@ -510,6 +586,10 @@ class NvmlSource:
         if count == len(parents) and not split and not in_doubt:
             return
         before = self._devices
+        if count != self._count:
+            # One was plugged in or taken out: those behind it have other indices now, and all are looked at.
+            for device in before:
+                device.rest = ""
         self._devices = self._enumerate(count)
         _release(device for device in before if device not in self._devices)
         if {device.info.uuid for device in self._devices} != {device.info.uuid for device in before}:
@@ -518,6 +598,7 @@ class NvmlSource:
     def _enumerate(self, count: int) -> list[_Device]:
         """The GPUs, each with its MIG instances. One that is as it was stays the object that it is, with all that
         is measured between two readings."""
+        self._count = count
         nameless: set[int] = set()
         found: list[_Device] = []
         for index in range(min(count, MOST_GPUS)):
@@ -540,7 +621,7 @@ class NvmlSource:
         """The GPU at an index and its instances; none where there is none for this user. Raises DeviceLost."""
         subject = f"GPU {index}"
         known = [one for one in self._devices if one.info.index == index and one not in found]
-        if any(one.task.stuck for one in known):
+        if any(one.task.stuck or one.rest for one in known):
             return known
         failed = self._gate.failed
         handle = self._gate.fact(subject, pynvml.nvmlDeviceGetHandleByIndex, index)
@@ -645,8 +726,17 @@ class NvmlSource:
         def text(call: Callable[..., Any]) -> str | None:
             return self._gate.text(subject, call, handle)
 
-        memory = ask(pynvml.nvmlDeviceGetMemoryInfo)
-        total = None if memory is None else within(round(memory.total * MIB), MOST_MEMORY_MIB)
+        name = text(pynvml.nvmlDeviceGetName)
+        memory, supported = None, True
+        try:
+            memory = self._gate.ask(subject, pynvml.nvmlDeviceGetMemoryInfo, handle)
+        except Unsupported:
+            supported = False
+        # Zeros that are answered with success are a word of their own.
+        whole = None if memory is None else round(memory.total * MIB)
+        total, memory_from = unified.memory_facts(
+            name, supported, whole if whole == 0 else within(whole, MOST_MEMORY_MIB), self._system
+        )
         bus_id = parent.pci_bus_id if parent else text(_pci_bus_id)
         capability = ask(pynvml.nvmlDeviceGetCudaComputeCapability)
         capability = f"{capability[0]}.{capability[1]}" if _is_version(capability) else None
@@ -655,8 +745,8 @@ class NvmlSource:
             index=index,
             # A board whose UUID cannot be read still has a place on the bus that tells it apart.
             uuid=text(pynvml.nvmlDeviceGetUUID) or _place(bus_id or str(index), mig_index),
-            name=text(pynvml.nvmlDeviceGetName),
-            memory_total_mib=None if total is None else int(total),
+            name=name,
+            memory_total_mib=total,
             power_limit_w=_watts(ask(pynvml.nvmlDeviceGetEnforcedPowerLimit))
             or _watts(ask(pynvml.nvmlDeviceGetPowerManagementLimit)),
             pci_bus_id=bus_id,
@@ -664,6 +754,7 @@ class NvmlSource:
             compute_capability=capability or (parent.compute_capability if parent else None),
             parent_uuid=parent.uuid if parent else None,
             mig_index=mig_index,
+            memory_from=memory_from,
         )
 
 

@@ -93,7 +93,8 @@ class Snapshot:
     `gpus` lists every GPU known, `lost` the UUIDs of those that no longer answer, `hung` those of them
     in whose driver call a thread still waits, and `readings` the GPUs that did answer. `nameless` are
     the indices of GPUs that were lost before they could say which they are, `asleep` the UUIDs of those that
-    are switched off and not asked, so that they stay so. `elapsed` is when it was read by a clock that nobody
+    are switched off and not asked, so that they stay so, and `quiet` of those that are not asked for a while, so
+    that they can switch themselves off. `elapsed` is when it was read by a clock that nobody
     sets (seconds; CLOCK_BOOTTIME, which goes on in suspend); None where only `timestamp` is known.
     """
 
@@ -107,12 +108,12 @@ class Snapshot:
     nameless: frozenset[int] = frozenset()
     asleep: frozenset[str] = frozenset()
     elapsed: float | None = None
+    quiet: frozenset[str] = frozenset()
 
     def state_of(self, uuid: str) -> str:
-        """Whether a GPU answers: ok, asleep, lost, or hung."""
-        if uuid in self.hung:
-            return "hung"
-        return "lost" if uuid in self.lost else "asleep" if uuid in self.asleep else "ok"
+        """Whether a GPU answers: ok, quiet, asleep, lost, or hung."""
+        states = {"hung": self.hung, "lost": self.lost, "asleep": self.asleep, "quiet": self.quiet}
+        return next((state for state, uuids in states.items() if uuid in uuids), "ok")
 
     def with_nameless(self) -> Snapshot:
         """The same, in which those that cannot say which they are stand among the lost, by their place."""

@@ -378,6 +378,7 @@ def _board(index: int, seed: int, mig: bool) -> _Board:
         pci_bus_id=f"{index // len(cast.BUSES):08X}:{cast.BUSES[index % len(cast.BUSES)]}:00.0",
         architecture=card.architecture,
         compute_capability=card.compute_capability,
+        memory_from="device",
     )
     if mig and index == cast.MIG_INDEX:
         units = tuple(_instance(info, seed, number) for number in range(len(cast.MIG_INSTANCES)))
@@ -423,6 +424,7 @@ def _instance(parent: GpuInfo, seed: int, number: int) -> _Unit:
         mig_index=number,
         # As the driver numbers them, from behind the numbers of larger instances.
         gpu_instance=7 + number,
+        memory_from="device",
     )
     return _Unit(info, memory_mib, cast.MIG_DRIVER_MIB, weight, role)
 

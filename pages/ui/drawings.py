@@ -214,7 +214,7 @@ def ledger_trend(at: data.Tick, by: Dimension, scope: Scope, measure: str, look:
 
 @data.shared(max_entries=24, hash_funcs=_SCOPED_LOOKS)
 def week(at: data.Tick, scope: Scope, look: Look) -> str:
-    """How busy the GPUs were at each hour of the week."""
+    """How busy the GPUs were at each hour of the week, of the time of which their utilization is known."""
     own = data.gpu_hours(at, scope)
     mine = data.usage_trend(at, "gpu", scope, None) if scope.chooses else own
     return figures.as_json(figures.week(ledger.by_week(mine, own, look.zone), look.dark))

@@ -146,10 +146,15 @@ def usage(ranked: pd.DataFrame) -> pd.DataFrame:
 
 def time_split(split: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
     """Where each GPU's time went, in hours."""
-    names = {"Busy": "busy_s", "Held idle": "held_s", "Free": "free_s", "Not recorded": "unrecorded_s"}
-    return pd.DataFrame(
-        {"GPU": labels, **{name: (split[column] / 3600).round(3) for name, column in names.items()}}
-    )
+    names = {
+        "Busy": "busy_s",
+        "Held idle": "held_s",
+        "Free": "free_s",
+        "Unknown": "unknown_s",
+        "Not recorded": "unrecorded_s",
+    }
+    hours = {name: (split[column] / 3600).round(3) for name, column in names.items() if column in split}
+    return pd.DataFrame({"GPU": labels, **hours})
 
 
 def idle_holders(frame: pd.DataFrame, zone: ZoneInfo, now: int) -> pd.DataFrame:

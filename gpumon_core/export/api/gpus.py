@@ -9,6 +9,7 @@ from sqlalchemy.engine import Engine
 from starlette.requests import Request
 from starlette.responses import Response
 
+from gpumon_core import gpu_state
 from gpumon_core.export import parameters
 from gpumon_core.export.api.resource import (
     FORMAT,
@@ -53,7 +54,7 @@ def chosen(values: Values, engine: Engine, gone: bool = False) -> pd.DataFrame:
     for name, column in (("gpu", "id"), ("host", "host")):
         if values[name]:
             table = table[table[column].isin(values[name])]
-    answers = table["state"] == "ok"
+    answers = table["state"].map(gpu_state.answers).astype(bool)
     within = table["host_interval_s"].map(fresh_within_s)
     table = table.assign(fresh=answers & ((time.time() - table["last_seen"]).abs() <= within))
     table[METRIC_KEYS] = table[METRIC_KEYS].where(answers)

@@ -1,0 +1,168 @@
+"""What a GPU is doing, in one word: the one place that decides it.
+
+What is not known is neither idle nor free: where the driver reports no utilization, as of MIG instances, the word
+is Unknown, and the sentence says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gpumon_core.format import memory as memory_text
+from gpumon_core.metrics import throttled_by
+
+# A GPU counts as busy from this utilization on, and as held when idle with this share of memory used; of a GPU
+# whose memory is not known as a whole, with this much.
+BUSY_PERCENT = 5.0
+HELD_PERCENT = 10.0
+HELD_MIB = 1024.0
+
+# Of gpus.state: a GPU that does not answer although it should, and one that is left alone.
+NOT_ANSWERING = frozenset({"lost", "hung"})
+LEFT_ALONE = frozenset({"asleep", "quiet"})
+
+# What stands beside the memory of a GPU that has none of its own.
+SHARED = "shared with the system"
+
+Css = Literal["busy", "held", "idle", "unknown", "throttled", "asleep", "lost"]
+# What a GPU is to the driver: whole, split into MIG instances, or one of these.
+Part = Literal["whole", "split", "instance"]
+UNREPORTED: dict[Part, str] = {
+    "whole": "The driver does not report its utilization",
+    "split": "The driver does not report the utilization of a GPU that is split by MIG",
+    "instance": "The driver does not report utilization on MIG",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A word, the CSS class of that word, and a sentence about it."""
+
+    word: str
+    css: Css
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a GPU at a tick; None is not known.
+
+    state: that of `gpus.state`. utilization: %. memory_mib, total_mib: MiB. holders: the memory in MiB that each
+    of its processes holds, None where it is not known who is there. instances: the conditions of its MIG
+    instances.
+    """
+
+    state: str = "ok"
+    utilization: float | None = None
+    memory_mib: float | None = None
+    total_mib: float | None = None
+    holders: Sequence[float | None] | None = None
+    part: Part = "whole"
+    instances: Sequence[Condition] = ()
+    clocks_event_reasons: float | None = None
+
+
+def answers(state: str) -> bool:
+    """Whether a GPU in this state says what it does."""
+    return state == "ok"
+
+
+def is_lost(state: str) -> bool:
+    """Whether a GPU in this state is a trouble: it should answer, and does not."""
+    return state in NOT_ANSWERING
+
+
+def shares_memory(memory_from: object) -> bool:
+    """Whether a GPU of this `gpus.memory_from` takes its memory from the machine's."""
+    return memory_from == "unified"
+
+
+def of(facts: Facts, lasting: str = "a while") -> Condition:
+    """What a GPU is doing. `lasting` says how long it has been in its state, where it does not answer."""
+    if not answers(facts.state):
+        return _silent(facts.state, lasting)
+    if reasons := throttled_by(facts.clocks_event_reasons):
+        return Condition("Throttled", "throttled", f"Its clocks are held down: {', '.join(reasons).lower()}")
+    held = _held(facts)
+    if facts.utilization is None:
+        return _unreported(facts, held)
+    if facts.utilization >= BUSY_PERCENT:
+        return Condition("Busy", "busy", "It computes")
+    return IDLE[held]
+
+
+# By whether memory is held, of a GPU that computes nothing.
+IDLE: dict[bool | None, Condition] = {
+    None: Condition("Unknown", "unknown", "Nothing is computed; how much memory is held is not known"),
+    True: Condition("Held idle", "held", "Memory is held, and nothing is computed"),
+    False: Condition("Idle", "idle", "Nothing is computed, and next to no memory is held"),
+}
+
+
+def _silent(state: str, lasting: str) -> Condition:
+    """Of a GPU without a reading."""
+    conditions = {
+        "hung": Condition(
+            "Hung",
+            "lost",
+            f"The driver has not returned from a call about it for {lasting}. The other GPUs go on. Look at "
+            "dmesg; a driver that hangs needs a reboot.",
+        ),
+        "lost": Condition(
+            "Lost",
+            "lost",
+            f"No answer since {lasting}. It may have fallen off the bus: look at dmesg for “Xid”, and reset or "
+            "reboot.",
+        ),
+        "asleep": Condition(
+            "Asleep",
+            "asleep",
+            f"Not asked for {lasting}: it is switched off to save power, as nothing uses it, and a question would "
+            "wake it.",
+        ),
+        "quiet": Condition(
+            "Quiet",
+            "asleep",
+            f"Not asked for {lasting}, so that it can switch itself off: nothing uses it (GPUMON_LET_SLEEP).",
+        ),
+        "gone": Condition("Gone", "lost", "The driver does not list it any more"),
+    }
+    return conditions.get(state, Condition("Unknown", "unknown", f"Its state is “{state}”"))
+
+
+def _held(facts: Facts) -> bool | None:
+    """Whether more than a little memory is held; None where that is not known."""
+    known = [mib for mib in facts.holders or () if mib is not None]
+    by_processes = sum(known)
+    used = facts.memory_mib
+    # What processes hold is a part of what is used, so that no use can be less.
+    least = max(used or 0.0, by_processes)
+    if least >= (facts.total_mib * HELD_PERCENT / 100 if facts.total_mib else HELD_MIB):
+        return True
+    if used is not None and (facts.total_mib or used):
+        return False
+    # Without the driver's own figure, the processes' memory is all there is, where each of them says it.
+    return False if facts.holders is not None and len(known) == len(facts.holders) else None
+
+
+def _unreported(facts: Facts, held: bool | None) -> Condition:
+    """Of a GPU whose utilization is not known."""
+    words = {instance.word for instance in facts.instances}
+    if words:
+        if "Busy" in words:
+            return Condition("Busy", "busy", "One of its MIG instances computes")
+        if words == {"Idle"} and held is False:
+            return Condition("Idle", "idle", "Nothing is on its MIG instances")
+        if words <= {"Idle", "Held idle"}:
+            return Condition("Held idle", "held", "Memory is held on its MIG instances, and nothing is computed")
+    elif facts.holders is not None and not facts.holders and held is False and facts.memory_mib is not None:
+        return Condition("Idle", "idle", "No process is on it, and next to no memory is held")
+    why = UNREPORTED["split" if words else facts.part]
+    mib = max(facts.memory_mib or 0.0, sum(mib or 0.0 for mib in facts.holders or ()))
+    if held:
+        why += f"; {memory_text(mib)} are held"
+    elif facts.holders:
+        why += f"; {len(facts.holders)} process{'es are' if len(facts.holders) > 1 else ' is'} on it"
+    return Condition("Unknown", "unknown", why)
