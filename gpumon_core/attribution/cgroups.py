@@ -31,8 +31,8 @@ MAKERS = {
 }
 # Beside a container stands its monitor, in a group of almost the same name.
 MONITOR = re.compile(r".*conmon")
-# Whose a container is that has a bare id: the part above it tells, and else it is Docker's, which puts it below any
-# parent. dockerd keeps its containers in containerd's namespace "moby".
+# Whose a container is that has a bare id: the part above it tells, and else it is Docker's, which puts it below
+# any parent. dockerd keeps its containers in containerd's namespace "moby".
 ABOVE: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("docker", re.compile("docker|moby")),
     # The path does not say which engine runs a pod; containerd is the one that most clusters have.
@@ -108,8 +108,9 @@ def _read(path: str) -> dict[str, str]:
     above = ""
     in_slurm = False
     for part in path.split("/"):
-        if owner := USER_SLICE.fullmatch(part):
-            found.setdefault("slice_uid", owner["uid"] or owner["manager"])
+        # Slices inside a container are its own users'.
+        if "container_id" not in found and (owner := USER_SLICE.fullmatch(part)):
+            found["slice_uid"] = owner["uid"] or owner["manager"]
         container = _container(above, part)
         if container is not None:
             found["container_engine"], found["container_id"] = container
