@@ -128,14 +128,36 @@ def test_where_descriptors_may_not_be_read_the_owner_of_the_socket_decides(
 ) -> None:
     proc = FakeProc(tmp_path / "proc")
     proc.put(7, 100)
-    (proc.path / "7" / "net").mkdir()
+    (proc.path / "self" / "net").mkdir(parents=True)
     line = f"   0: 0100007F:1F40 00000000:0000 0A 00000000:00000000 00:00000000 00000000 {uid} 0 4711 1 0 100 0"
-    (proc.path / "7" / "net" / "tcp").write_text(f"  sl  local_address\n{line}\n  1: gar")
-    (proc.path / "7" / "net" / "tcp6").write_text("  sl\n   0: " + "0" * 31 + "\n")
+    (proc.path / "self" / "net" / "tcp").write_text(f"  sl  local_address\n{line}\n  1: gar")
+    (proc.path / "self" / "net" / "tcp6").write_text("  sl\n   0: " + "0" * 31 + "\n")
     monkeypatch.setattr(listeners, "_sockets", lambda pid, proc: None)
     monkeypatch.setattr(listeners, "_users", lambda family, proc: {1000})
     assert find(((7, None),), None, "127.0.0.1", 8000, str(proc.path)).verdict == verdict
-    assert find(((8, None),), None, "127.0.0.1", 8000, str(proc.path)).verdict == "unknown", "no table at all"
+    assert find(((7, None),), None, "10.0.2.9", 8000, str(proc.path)).verdict == "unknown", "no table at all"
+
+
+@pytest.mark.parametrize(
+    ("host", "verdict"),
+    [("172.17.0.3", "own"), ("127.0.0.1", "nobody"), ("192.168.1.5", "nobody")],
+    ids=["its own address", "this loopback", "an address that both have"],
+)
+def test_a_server_in_a_network_of_its_own_does_not_speak_for_who_answers_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, verdict: str
+) -> None:
+    proc = FakeProc(tmp_path / "proc")
+    proc.put(7, 100)
+    for name in ("self", "7"):
+        (proc.path / name / "net").mkdir(parents=True)
+        (proc.path / name / "net" / "tcp").write_text("  sl\n")
+    (proc.path / "self" / "net" / "fib_trie").write_text("     |-- 192.168.1.5\n        /32 host LOCAL\n")
+    lines = [f"   {n}: {address}:1F40 0:0 0A 0:0 00:0 0 0 0 {n} 1\n" for n, address in enumerate(
+        ("0100007F", "00000000"), 4711
+    )]  # fmt: skip
+    (proc.path / "7" / "net" / "tcp").write_text("  sl\n" + "".join(lines))
+    monkeypatch.setattr(listeners, "_sockets", lambda pid, proc: {4711, 4712})
+    assert find(((7, None),), None, host, 8000, str(proc.path)).verdict == verdict
 
 
 def learned(*pids: int, until: Callable[[dict[int, ProcessIdentity]], bool]) -> dict[int, ProcessIdentity]:

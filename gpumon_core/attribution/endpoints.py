@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gpumon_core.attribution.files import read
+from gpumon_core.attribution.listeners import addresses
 from gpumon_core.attribution.records import Endpoint
 from gpumon_core.attribution.rules import option
 
@@ -70,15 +70,7 @@ def _host(pid: int, proc: str) -> str:
             return "127.0.0.1"
     except OSError:
         return "127.0.0.1"
-    # Local addresses stand before "host LOCAL" in the routing table: proc_pid_net(5), net/ipv4/fib_trie.c.
-    before = ""
-    for line in (read(f"{proc}/{pid}/net/fib_trie") or b"").decode("ascii", "replace").splitlines():
-        if "host LOCAL" in line:
-            if before and not before.startswith("127."):
-                return before
-        elif "|--" in line:
-            before = line.rpartition(" ")[2]
-    return "127.0.0.1"
+    return next(iter(addresses(pid, proc)), "127.0.0.1")
 
 
 def get(host: str, port: int, path: str) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gpumon_core.attribution import containers, endpoints, listeners, ollama
-from gpumon_core.attribution.records import Ask, Endpoint, ProcessIdentity
+from gpumon_core.attribution.records import Ask, Endpoint, ProcessIdentity, is_placeholder
 from gpumon_core.attribution.rules import tidy
 from gpumon_core.telemetry.records import ProcessReading
 
@@ -44,6 +44,8 @@ class _Subject:
     memory_asked_mib: int | None = None
     container: Mapping[str, str] | None = None
     model: Any = _UNKNOWN
+    # Whether its own command line names its model.
+    is_outspoken: bool = False
     # The sockets that were found to be its server's.
     sockets: frozenset[int] = frozenset()
     # Fields of Program that are known; None before the first answer. Always replaced, never changed.
@@ -80,7 +82,8 @@ class Inquirer:
             subject = self._subjects.get(pid)
             if subject is None or subject.ask is not identity.ask:
                 assert identity.ask is not None
-                subject = _Subject(pid, identity.ask)
+                model = identity.program.model
+                subject = _Subject(pid, identity.ask, is_outspoken=bool(model and not is_placeholder(model)))
                 wake = True
             subject.memory_mib = memory.get(pid)
             wake = wake or _has_changed(subject)
@@ -200,7 +203,11 @@ class Inquirer:
         if found.verdict == "nobody" and answers[where] is not None:
             # It has begun to listen meanwhile: it, or somebody else.
             found = _whose(subject, host, port)
-        return None if found.verdict == "foreign" else answers[where]
+        # What nobody is seen to have said does not count against what the process says of itself.
+        is_believed = found.verdict in ("own", "unknown") or (
+            found.verdict == "nobody" and not subject.is_outspoken
+        )
+        return answers[where] if is_believed else None
 
 
 def _whose(subject: _Subject, host: str, port: int) -> listeners.Found:

@@ -63,7 +63,9 @@ def find(
     """Whether what listens at a host and port belongs to a server's processes, of which the first is the one on
     the GPU and the last may have others below it, or to the process that launched them, which may have opened the
     socket for them. `known` are sockets that were found to be theirs before."""
-    table = listeners(family[0][0], proc)
+    # Whatever the process has in a network of its own, it is this one's sockets that answer at its addresses.
+    is_here = host.startswith("127.") or host in addresses("self", proc)
+    table = listeners("self" if is_here else family[0][0], proc)
     if table is None:
         return Found("unknown", host)
     table = [one for one in table if one.port == port]
@@ -72,6 +74,8 @@ def find(
     verdict: Verdict = "foreign"
     # A server that listens at one address alone is asked there.
     for place in dict.fromkeys((host, *(one.address for one in table if one.address not in ANYWHERE))):
+        if not is_here and place.startswith(("127.", "::1")):
+            continue
         answering = _answering(table, place)
         inodes = frozenset(one.inode for one in answering)
         if not inodes:
@@ -92,7 +96,21 @@ def _answering(table: Iterable[Listener], host: str) -> list[Listener]:
     return []
 
 
-def listeners(pid: int, proc: str = "/proc") -> list[Listener] | None:
+def addresses(pid: int | str, proc: str = "/proc") -> list[str]:
+    """The addresses of a process's network, without the loopback's: proc_pid_net(5), net/ipv4/fib_trie.c."""
+    found: dict[str, None] = {}
+    before = ""
+    for line in (read(f"{proc}/{pid}/net/fib_trie", LARGEST_TABLE) or b"").decode("ascii", "replace").splitlines():
+        # Local addresses stand before "host LOCAL".
+        if "host LOCAL" in line:
+            if before and not before.startswith("127."):
+                found[before] = None
+        elif "|--" in line:
+            before = line.rpartition(" ")[2]
+    return list(found)
+
+
+def listeners(pid: int | str, proc: str = "/proc") -> list[Listener] | None:
     """The sockets that listen in a process's network namespace; None where that may not be read."""
     found, was_read = [], False
     for name in ("tcp", "tcp6"):
