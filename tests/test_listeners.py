@@ -138,25 +138,31 @@ def test_where_descriptors_may_not_be_read_the_owner_of_the_socket_decides(
     assert find(((7, None),), None, "10.0.2.9", 8000, str(proc.path)).verdict == "unknown", "no table at all"
 
 
+LOOPBACK, ALL = "0100007F", "00000000"
+
+
 @pytest.mark.parametrize(
-    ("host", "verdict"),
-    [("172.17.0.3", "own"), ("127.0.0.1", "nobody"), ("192.168.1.5", "nobody")],
-    ids=["its own address", "this loopback", "an address that both have"],
+    ("host", "listening", "verdict"),
+    [
+        ("172.17.0.3", ALL, "own"),
+        ("172.17.0.3", LOOPBACK, "foreign"),
+        ("127.0.0.1", ALL, "nobody"),
+        ("127.0.0.1", LOOPBACK, "nobody"),
+        ("192.168.1.5", ALL, "nobody"),
+    ],
 )
 def test_a_server_in_a_network_of_its_own_does_not_speak_for_who_answers_here(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, verdict: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, listening: str, verdict: str
 ) -> None:
+    """Its loopback is not this one, and an address that both have (as with pasta) is answered here."""
     proc = FakeProc(tmp_path / "proc")
     proc.put(7, 100)
     for name in ("self", "7"):
         (proc.path / name / "net").mkdir(parents=True)
         (proc.path / name / "net" / "tcp").write_text("  sl\n")
     (proc.path / "self" / "net" / "fib_trie").write_text("     |-- 192.168.1.5\n        /32 host LOCAL\n")
-    lines = [f"   {n}: {address}:1F40 0:0 0A 0:0 00:0 0 0 0 {n} 1\n" for n, address in enumerate(
-        ("0100007F", "00000000"), 4711
-    )]  # fmt: skip
-    (proc.path / "7" / "net" / "tcp").write_text("  sl\n" + "".join(lines))
-    monkeypatch.setattr(listeners, "_sockets", lambda pid, proc: {4711, 4712})
+    (proc.path / "7" / "net" / "tcp").write_text(f"  sl\n   0: {listening}:1F40 0:0 0A 0:0 00:0 0 0 0 4711 1\n")
+    monkeypatch.setattr(listeners, "_sockets", lambda pid, proc: {4711})
     assert find(((7, None),), None, host, 8000, str(proc.path)).verdict == verdict
 
 
@@ -176,11 +182,29 @@ def learned(*pids: int, until: Callable[[dict[int, ProcessIdentity]], bool]) -> 
         attribution.close()
 
 
-def test_a_server_that_loads_has_not_the_model_of_who_has_its_port(start: Start) -> None:
+def test_a_server_that_loads_has_not_the_model_of_who_has_its_port(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoints, "get", lambda *where: pytest.fail(f"{where} was asked"))
     _, port = start("other", model="somebody-elses")
     pid, _ = start("vllm", "serve", "--port", str(port), "org/own", host="none")
     found = learned(pid, until=lambda known: not known[pid].pending)
     assert found[pid].program.model == "org/own"
+
+
+@pytest.mark.parametrize(
+    ("line", "model"),
+    [
+        (("llama-server", "-m", "/models/mine.gguf", "--port", "1"), "mine.gguf"),
+        (("llama-server", "--port", "1"), "somebody-elses"),
+    ],
+)
+def test_what_nobody_is_seen_to_say_does_not_count_against_what_a_process_says_of_itself(
+    start: Start, monkeypatch: pytest.MonkeyPatch, line: tuple[str, ...], model: str
+) -> None:
+    monkeypatch.setattr(endpoints, "get", lambda *where: {"data": [{"id": "somebody-elses"}]})
+    pid, _ = start(*line, host="none")
+    assert learned(pid, until=lambda known: not known[pid].pending)[pid].program.model == model
 
 
 def test_what_listens_only_once_it_is_asked_is_looked_at_again(

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from test_attribution import FakeProc
 
+from gpumon_core.attribution import describe
+from gpumon_core.attribution.files import read
 from gpumon_core.attribution.local import LocalAttribution
 from gpumon_core.attribution.records import ProcessIdentity
 
@@ -136,6 +138,15 @@ def test_a_backend_of_localai_is_known_through_the_shell_that_starts_it(proc: Fa
     assert found.ask.address == ("127.0.0.1", 8081)
 
 
+def test_a_shell_between_a_server_and_its_worker_does_not_divide_them(proc: FakeProc) -> None:
+    put(proc, 7, 1, "/usr/bin/text-generation-launcher --model-id org/x --port 8085")
+    put(proc, 8, 7, "/bin/sh -c exec\ttext-generation-server")
+    put(proc, 9, 8, "/usr/bin/python3 /usr/bin/text-generation-server serve org/x")
+    found = who(proc, 9)
+    assert found.ask is not None
+    assert found.ask.address == ("127.0.0.1", 8085)
+
+
 def test_which_of_the_workers_it_is_a_worker_says_itself(proc: FakeProc) -> None:
     put(proc, 7, 1, "/usr/bin/python3 run.py", cwd="/srv/x")
     put_spawned(proc, 8, 7, LOCAL_RANK="1", WORLD_SIZE="2")
@@ -155,7 +166,15 @@ def test_workers_of_a_parent_that_has_gone_are_what_they_are(proc: FakeProc) -> 
     assert who(proc, 8).name == "python3 -c"
 
 
-def test_workers_all_the_way_up_come_to_an_end(proc: FakeProc) -> None:
+def test_workers_all_the_way_up_come_to_an_end(proc: FakeProc, monkeypatch: pytest.MonkeyPatch) -> None:
     for pid in range(2, 40):
         put_spawned(proc, pid, pid - 1)
+    looked: list[str] = []
+
+    def watched(path: str) -> bytes | None:
+        looked.append(path)
+        return read(path)
+
+    monkeypatch.setattr(describe, "read", watched)
     assert who(proc, 39).name == "python3 -c"
+    assert sum(path.endswith("/cmdline") for path in looked) <= 1 + describe.LONGEST_FAMILY

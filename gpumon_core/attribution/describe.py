@@ -25,7 +25,10 @@ LONGEST_TEXT = 1024
 # Engines that call containers by a name of people's, and those that can be asked for it.
 NAMED = ("lxc", "systemd-nspawn")
 ENGINES = ("docker", "podman", "containerd", "cri-o")
-BLOB = re.compile(r"/.+/blobs/sha256-[0-9a-f]{64}")
+BLOB = re.compile(r"/blobs/sha256-[0-9a-f]{64}")
+# So many arguments of a process are looked at for what it runs, and so much of one for a file.
+MOST_ARGUMENTS = 4096
+LONGEST_PATH = 4096
 # A server's processes of which the arguments are looked at, from the one on the GPU upwards.
 LONGEST_FAMILY = 4
 # So many of those above a process are named to the rules.
@@ -101,10 +104,11 @@ class Describer:
         owner = int(placed.slice_uid) if placed.slice_uid is not None else None
         if self._commands == "off":
             return names.readable(comm, ()), program, self._ask(pid, program, owner)
-        own = self._looked_at(pid, comm, above)
+        cmdline = read(f"{folder}/cmdline")
+        own = self._looked_at(pid, comm, above, cmdline)
         family = _Family((pid, None), own)
         acting = self._acting(family, above)
-        arguments, environment, executable = own.arguments, own.environment, own.executable
+        arguments, environment, executable = _arguments(cmdline), own.environment, own.executable
         name = acting.name
         if self._commands != "full":
             # A process may call itself anything: a title is as good a place for a password as an argument.
@@ -153,14 +157,16 @@ class Describer:
             pid = int(fields[1])
         return found
 
-    def _looked_at(self, pid: int, comm: str, above: Sequence[_Ancestor]) -> rules.Program:
+    def _looked_at(
+        self, pid: int, comm: str, above: Sequence[_Ancestor], cmdline: bytes | None = None
+    ) -> rules.Program:
         """A process as rules look at it."""
         folder = f"{self._proc}/{pid}"
-        arguments = _arguments(read(f"{folder}/cmdline"))
+        arguments = _arguments(read(f"{folder}/cmdline") if cmdline is None else cmdline)
         return rules.Program(
             names.readable(comm, arguments),
             _link(f"{folder}/exe"),
-            tuple(arguments),
+            tuple(arguments[:MOST_ARGUMENTS]),
             _environment(read(f"{folder}/environ")),
             partial(_mapped, folder),
             _link(f"{folder}/cwd"),
@@ -236,7 +242,7 @@ class Describer:
         named = program.container_engine in ENGINES and program.container_id is not None
         if address is None and not named:
             return None
-        blob = next((found[0] for one in programs for text in one.arguments if (found := BLOB.search(text))), None)
+        blob = next(filter(None, (_blob(text) for one in programs for text in one.arguments)), None)
         return Ask(
             endpoint=endpoint if address is not None else None,
             address=address,
@@ -280,6 +286,13 @@ def _arguments(cmdline: bytes | None) -> list[str]:
 def _environment(environ: bytes | None) -> dict[str, str]:
     pairs = (entry.partition(b"=") for entry in (environ or b"").split(b"\0"))
     return {_text(key): _printable(_text(value)) for key, separator, value in pairs if separator}
+
+
+def _blob(argument: str) -> str | None:
+    """The file of a model in Ollama's folders, in an argument that is its path or has it behind an option."""
+    argument = argument[:LONGEST_PATH]
+    found = BLOB.search(argument)
+    return argument[argument.index("/") : found.end()] if found and found.start() else None
 
 
 def _mapped(folder: str) -> list[str]:

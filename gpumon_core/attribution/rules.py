@@ -27,6 +27,8 @@ CONDITIONS = (*TEXTS, "library", "environment")
 WAYS = ("option", "after", "environment")
 # So much of a command line is looked at.
 LONGEST = 65536
+# So much of a path, as the kernel takes it (PATH_MAX).
+LONGEST_PATH = 4096
 # A model that Hugging Face's hub has loaded: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 CACHED = re.compile(r"models--([^/]+?)--([^/]+)")
 BLOB = re.compile(r"sha256-([0-9a-f]{12})[0-9a-f]{52}")
@@ -69,11 +71,11 @@ class Program:
         script = self.line.script
         if script is None:
             return here
-        return os.path.dirname(os.path.normpath(os.path.join(here or "", script))[:LONGEST])
+        return os.path.dirname(os.path.normpath(os.path.join(here or "", script[:LONGEST_PATH])))
 
     def texts(self) -> dict[str, tuple[str, ...]]:
         """What the conditions are searched in."""
-        first = self.arguments[0] if self.arguments else ""
+        first = self.arguments[0][:LONGEST_PATH] if self.arguments else ""
         return {
             # A title that a process has given itself: "VLLM::EngineCore", "ray::IDLE".
             "name": (self.name, first) if "::" in first else (self.name,),
@@ -193,6 +195,7 @@ def _after(program: Program, word: str) -> str | None:
 
 def tidy(model: str) -> str:
     """A model as people name it: without the folders around a file, and with the owner on the hub."""
+    model = model[:LONGEST_PATH]
     if cached := CACHED.search(model):
         return f"{cached[1]}/{cached[2]}"
     if blob := BLOB.search(model):
