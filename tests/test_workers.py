@@ -147,6 +147,28 @@ def test_a_shell_between_a_server_and_its_worker_does_not_divide_them(proc: Fake
     assert found.ask.address == ("127.0.0.1", 8085)
 
 
+def test_a_worker_that_mpi_started_belongs_to_who_asked_for_it(proc: FakeProc) -> None:
+    put(proc, 7, 1, "/usr/bin/python3 /usr/local/bin/trtllm-serve Qwen/Qwen3-8B --tp_size 2 --port 8002")
+    put(proc, 8, 7, "/usr/bin/orted --hnp")
+    put(proc, 9, 8, "/usr/bin/python3 -m mpi4py.futures.server")
+    found = who(proc, 9)
+    assert (found.name, found.program.workload) == ("trtllm-serve", "TensorRT-LLM")
+    assert found.program.model == "Qwen/Qwen3-8B"
+    assert found.ask is not None
+    assert found.ask.address == ("127.0.0.1", 8002)
+    assert found.ask.launcher is None
+
+
+def test_only_its_own_parent_may_have_opened_the_socket_for_a_server(proc: FakeProc) -> None:
+    """What is above a shell has started other things as well."""
+    put(proc, 7, 1, "/usr/bin/code-server --port 8000")
+    put(proc, 8, 7, "/bin/bash")
+    put(proc, 9, 8, "/usr/bin/python3 /usr/local/bin/vllm serve org/x")
+    found = who(proc, 9)
+    assert found.ask is not None
+    assert (found.ask.family, found.ask.launcher) == (((9, None),), (8, 80))
+
+
 def test_which_of_the_workers_it_is_a_worker_says_itself(proc: FakeProc) -> None:
     put(proc, 7, 1, "/usr/bin/python3 run.py", cwd="/srv/x")
     put_spawned(proc, 8, 7, LOCAL_RANK="1", WORLD_SIZE="2")

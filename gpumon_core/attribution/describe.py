@@ -36,6 +36,7 @@ NEAREST = 3
 # Programs that only start another: what is above them is above it.
 PASSES_ON = re.compile(
     r"(?:ba|da|z|k|fi)?sh|.*\.sh|tini|dumb-init|docker-init|env|sudo|nice|timeout|uv|conda|pixi"
+    r"|orted|prted|hydra_\w+"
 )
 # A chain of parents longer than this is cut at its upper end.
 LONGEST_CHAIN = 12
@@ -54,19 +55,20 @@ class _Ancestor:
 
 
 class _Family:
-    """A process and those above it that it belongs to; `reach` is how far up it has been looked."""
+    """A process and those above it that it belongs to; `reach` is how far up it has been looked, and `top` how far
+    up the last of them is."""
 
     def __init__(self, member: tuple[int, int | None], program: rules.Program) -> None:
         self.members = [member]
         self.programs = [program]
-        self.reach = 0
-        self.launcher: tuple[int, int | None] | None = None
+        self.reach = self.top = 0
 
     def add(self, one: _Ancestor, program: rules.Program) -> None:
         """Take in one that is further up."""
         self.members.append((one.pid, one.start))
         self.programs.append(program)
         self.reach += 1
+        self.top = self.reach
 
 
 class Describer:
@@ -131,9 +133,8 @@ class Describer:
             model=_short(self._mask.text(workload.model)) if workload and workload.model else None,
         )
         # Who has started the first of them may have opened the socket for them.
-        if family.reach < len(above):
-            family.launcher = (above[family.reach].pid, above[family.reach].start)
-        ask = self._ask(pid, program, owner, workload, family)
+        launcher = next(((one.pid, one.start) for one in above[family.top : family.top + 1]), None)
+        ask = self._ask(pid, program, owner, workload, family, launcher)
         if self._commands == "name":
             return name, program, ask
         program = replace(
@@ -178,6 +179,9 @@ class Describer:
         own = program = family.programs[0]
         while names.is_worker(program.line, program.arguments) and family.reach < min(len(above), LONGEST_FAMILY):
             one = above[family.reach]
+            if PASSES_ON.fullmatch(one.comm):
+                family.reach += 1
+                continue
             program = self._looked_at(one.pid, one.comm, above[family.reach + 1 :])
             family.add(one, program)
         if program is own or names.is_worker(program.line, program.arguments):
@@ -228,6 +232,7 @@ class Describer:
         owner: int | None,
         workload: rules.Workload | None = None,
         family: _Family | None = None,
+        launcher: tuple[int, int] | None = None,
     ) -> Ask | None:
         if not self._asks:
             return None
@@ -251,7 +256,7 @@ class Describer:
             root=f"{self._proc}/{pid}/root",
             proc=self._proc,
             family=tuple(family.members) if family is not None else (),
-            launcher=family.launcher if family is not None else None,
+            launcher=launcher,
             owner=owner,
         )
 

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gpumon_core.attribution import containers, endpoints, listeners, ollama
@@ -39,7 +39,7 @@ class _Subject:
     pid: int
     ask: Ask
     due: float = 0.0
-    retry_s: float = FIRST_RETRY_S
+    retry_s: float = field(default_factory=lambda: FIRST_RETRY_S)
     memory_mib: int | None = None
     memory_asked_mib: int | None = None
     container: Mapping[str, str] | None = None

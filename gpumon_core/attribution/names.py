@@ -174,11 +174,12 @@ INTERPRETERS: tuple[Interpreter, ...] = (
 
 
 # What multiprocessing, and others as it does, start a worker with: its methods "spawn" and "forkserver" (which are
-# those that CUDA works with), joblib's loky, PyTorch's compilers, R's and Julia's clusters.
+# those that CUDA works with), joblib's loky, mpi4py (as of TensorRT-LLM), PyTorch's compilers, R's and Julia's
+# clusters.
 WORKER_CODE = re.compile(
     r"from (?:multiprocessing|multiprocess|billiard)\.\w+ import|parallel:::\.(?:work|slave)RSOCK"
 )
-WORKER_MODULE = re.compile(r"(?:joblib\.externals\.)?loky\.backend\.popen_loky_\w+")
+WORKER_MODULE = re.compile(r"(?:joblib\.externals\.)?loky\.backend\.popen_loky_\w+|mpi4py\.futures\.server")
 WORKER_SCRIPT = re.compile(r".*/torch/_inductor/compile_worker/__main__\.py")
 WORKER_OPTIONS = re.compile(r"--multiprocessing-fork|--worker(?:=.*)?")
 
