@@ -74,6 +74,22 @@ POD = f"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{UNDER}.s
         (f"4:memory:/docker/{ID}\n1:name=systemd:/docker/{INNER}\n", Placement("docker", INNER)),
         (f"1:name=systemd:/docker/{ID}\n0::/docker/{INNER}\n", Placement("docker", INNER)),
         ("0::/slurm/uid_1000/job_\u0661", Placement()),
+        # wherever an engine was told to put them
+        (f"9:perf_event:/ecs/{UID}/{ID}\n1:name=systemd:/ecs/{UID}/{ID}\n", Placement("docker", ID)),
+        (f"0::/ecstasks.slice/ecstasks-{'a5' * 16}.slice/docker-{ID}.scope", Placement("docker", ID)),
+        (f"0::/ecs/{'a5' * 16}/{'a5' * 16}-3264187598", Placement("containerd", f"{'a5' * 16}-3264187598")),
+        (f"0::/my/own/parent/{ID}", Placement("docker", ID)),
+        (f"0::/batch.slice/docker-{ID}.scope", Placement("docker", ID)),
+        (f"0::/../{ID}", Placement("docker", ID)),
+        (f"0::/../../{POD.rsplit('/', 1)[1]}/cri-containerd-{ID}.scope", Placement("containerd", ID, UID)),
+        (f"0::/../crio-{ID}.scope", Placement("cri-o", ID)),
+        (f"0::/{ID}", Placement("docker", ID)),
+        (f"0::/actions_job/{ID}", Placement("docker", ID)),
+        (f"0::/system.slice/balena-{ID}.scope", Placement("docker", ID)),
+        (f"0::/libpod_parent/{INNER}", Placement()),
+        (f"0::/libpod_parent/{INNER}/libpod-{ID}", Placement("podman", ID)),
+        (f"0::/machine.slice/machine-libpod_pod_{INNER}.slice/libpod-{ID}.scope", Placement("podman", ID)),
+        (f"0::/user.slice/my-{ID[:-1]}.scope", Placement(unit=f"my-{ID[:-1]}.scope")),
         ("0::/system.slice/caf\\xc3\\xa9.service", Placement(unit="café.service")),
         ("0::/system.slice/a\\x00\\xffb.service", Placement(unit="a\ufffd\ufffdb.service")),
         ("0::/system.slice/a\udcff\u2028b.service", Placement(unit="a\ufffd\ufffdb.service")),
@@ -81,6 +97,20 @@ POD = f"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{UNDER}.s
 )  # fmt: skip
 def test_a_process_is_found_where_it_stands(text: str, found: Placement) -> None:
     assert placement(text) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "uid"),
+    [
+        (f"0::/user.slice/user-1000.slice/user@1000.service/user.slice/libpod-{ID}.scope", "1000"),
+        (f"0::/user.slice/user-1000.slice/user@1000.service/app.slice/docker.service/docker/{ID}", "1000"),
+        ("0::/../user@1001.service/app.slice/x.scope", "1001"),
+        (f"0::/system.slice/docker-{ID}.scope", None),
+        (f"0::/system.slice/docker-{ID}.scope/user.slice/user-1000.slice/session-1.scope", None),
+    ],
+)
+def test_a_rootless_container_belongs_to_the_user_in_whose_slice_it_is(text: str, uid: str | None) -> None:
+    assert placement(text).slice_uid == uid
 
 
 def test_no_text_makes_it_raise_and_what_it_says_can_be_stored() -> None:

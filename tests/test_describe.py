@@ -6,6 +6,7 @@ import os
 import pwd
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -194,6 +195,32 @@ def test_hostile_texts_are_cut_and_printable(tmp_path: Path) -> None:
     for text in (found.name, found.program.command, found.program.job_id):
         assert text is not None
         assert text.isprintable()
+
+
+@pytest.mark.parametrize(
+    "cmdline",
+    [
+        b"ollama\0runner\0" + b"/" * (1 << 20) + b"\0",
+        b"ollama\0runner\0" + b"--model\0" * 200_000,
+        b"python\0" + b"forge" * 200_000 + b"/launch.py\0",
+        b"python\0" + b"/forge" * 200_000 + b"/launch.py\0",
+        b"python\0" + b"-W\0x\0" * 200_000,
+        b"ray::" + b"train" * 200_000 + b"\0",
+        b"vllm\0serve\0" + b"models--" * 100_000 + b"\0",
+    ],
+    ids=["slashes", "options", "words", "folders", "values", "title", "cache"],
+)
+def test_a_command_line_without_end_is_looked_at_only_so_far(tmp_path: Path, cmdline: bytes) -> None:
+    """A pattern that goes back and forth in a megabyte would hold up the tick for hours."""
+    proc = FakeProc(tmp_path / "proc")
+    proc.put(7, 100, cmdline.split(b"\0", 1)[0][:15], cmdline)
+    found: list[object] = []
+    looks = threading.Thread(
+        target=lambda: found.append(LocalAttribution(proc.path, trusted=True).identify({7}, 0)[7]), daemon=True
+    )
+    looks.start()
+    looks.join(60)
+    assert found
 
 
 def test_a_chain_of_parents_ends_even_where_it_goes_in_circles(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import socket
 import socketserver
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import PATIENCE_S, eventually
+from test_attribution import FakeProc
 
 from gpumon_core.attribution import containers, endpoints, inquirer, ollama
 from gpumon_core.attribution.describe import Describer
@@ -325,6 +327,125 @@ def test_a_pods_container_is_known_by_the_file_that_its_runtime_runs_it_by(
 
 
 @pytest.mark.parametrize(
+    ("engine", "uid", "sockets"),
+    [
+        ("docker", 1000, ["/var/run/docker.sock", "/run/user/1000/docker.sock"]),
+        ("podman", 1000, ["/run/podman/podman.sock", "/run/user/1000/podman/podman.sock"]),
+        ("docker", 0, ["/var/run/docker.sock"]),
+        ("containerd", 1000, ["/var/run/docker.sock"]),
+        ("cri-o", 1000, []),
+    ],
+)
+def test_an_engine_is_asked_where_it_listens(
+    monkeypatch: pytest.MonkeyPatch, engine: str, uid: int, sockets: list[str]
+) -> None:
+    asked: list[str] = []
+
+    def refuse(place: str, path: str) -> Any:
+        asked.append(place)
+        raise ConnectionRefusedError(path)
+
+    monkeypatch.setattr(containers, "get_over_socket", refuse)
+    monkeypatch.setattr(containers, "read", lambda path: None)
+    assert containers.facts_of(engine, ID, uid) == {}
+    assert asked == sockets
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["/run/containerd", "/run/k3s/containerd", "/var/snap/microk8s/common/run/containerd", "/run/k0s/containerd"],
+)
+def test_a_containerd_that_comes_with_a_cluster_has_a_folder_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    place = f"{state}/io.containerd.runtime.v2.task/k8s.io/{ID}/config.json"
+    config = json.dumps({"annotations": {"io.kubernetes.cri.sandbox-name": "llm-0"}}).encode()
+    monkeypatch.setattr(containers, "read", lambda path: config if path == place else None)
+    assert containers.facts_of("containerd", ID, 0) == {"pod": "llm-0"}
+
+
+def test_a_rootless_engine_is_that_of_the_slices_user_and_is_asked_again_when_it_is_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is user 100998 outside of the container; the engine is user 1000's."""
+    asked: list[int] = []
+
+    def facts(engine: str, container: str, uid: int, extra: str | None = None) -> dict[str, str]:
+        asked.append(uid)
+        return {} if len(asked) < 3 else {"container_name": "ollama"}
+
+    monkeypatch.setattr(containers, "facts_of", facts)
+    monkeypatch.setattr(inquirer, "FIRST_RETRY_S", 0.01)
+    proc = FakeProc(tmp_path / "proc")
+    proc.put(7, 100, b"ollama", b"ollama\0serve\0", uid=100_998)
+    path = f"/user.slice/user-1000.slice/user@1000.service/app.slice/docker.service/docker/{ID}"
+    (proc.path / "7" / "cgroup").write_text(f"0::{path}\n")
+    found = LocalAttribution(
+        proc.path, trusted=True, describer=Describer(str(proc.path), commands="off")
+    ).identify({7}, 0)[7]
+    ask = Inquirer()
+    ends = time.monotonic() + 30
+    while ask.add({7: found}, [reading(7)])[7].program.container_name != "ollama":
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    ask.close()
+    assert asked == [1000, 1000, 1000]
+
+
+def test_a_router_has_none_of_the_models_that_it_lists(server: Server) -> None:
+    entries = [
+        {"id": "org/Aaa-1B", "status": {"value": "unloaded"}},
+        {"id": "org/Big-9B", "status": {"value": "loaded"}},
+    ]
+    server.answers["/v1/models"] = {"data": entries}
+    ask = Inquirer()
+    address = ("127.0.0.1", server.port)
+    identity = ProcessIdentity(7, "boot:1", ask=Ask(Endpoint("/v1/models", "data.*.id", port=1), address))
+    ask.add({7: identity}, [])
+    ask.wait(5)
+    assert ask.add({7: identity}, [])[7].program.model is None
+    ask.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "way", "model"),
+    [
+        ({"data": [{"id": "a", "state": "not-loaded"}, {"id": "b", "state": "loaded"}]}, "data.*.id", "b"),
+        ({"data": [{"id": "a", "state": "loaded"}, {"id": "b", "state": "loaded"}]}, "data.*.id", None),
+        ({"loaded_models": [{"id": "qwen3"}]}, "loaded_models.*.id", "qwen3"),
+        ({"loaded_models": []}, "loaded_models.*.id", None),
+        ({"loaded_models": [{"id": 3}, "x", None]}, "loaded_models.*.id", None),
+    ],
+)
+def test_of_a_library_only_what_is_loaded_counts(answer: object, way: str, model: str | None) -> None:
+    assert ollama.model_of(answer, None, "", 4000, way) == model
+
+
+def test_a_server_that_answers_a_letter_at_a_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "WHOLE_S", 0.3)
+    listening = socket.create_server(("127.0.0.1", 0))
+    ended = threading.Event()
+
+    def drip() -> None:
+        connection, _ = listening.accept()
+        with connection:
+            while not ended.is_set():
+                try:
+                    connection.sendall(b"H")
+                except OSError:
+                    return
+                time.sleep(0.05)
+
+    threading.Thread(target=drip, daemon=True).start()
+    try:
+        with pytest.raises(OSError, match=r"."):
+            endpoints.get("127.0.0.1", listening.getsockname()[1], "/")
+    finally:
+        ended.set()
+        listening.close()
+
+
+@pytest.mark.parametrize(
     ("arguments", "environment", "port"),
     [
         ([], {}, 8000),
@@ -335,6 +456,16 @@ def test_a_pods_container_is_known_by_the_file_that_its_runtime_runs_it_by(
         ([], {"PORT": ":9005"}, 9005),
         ([], {"PORT": "[::]:99999"}, 8000),
         (["--port"], {"PORT": "somewhere"}, 8000),
+        (["--port", "0.0.0.0:9006"], {}, 9006),
+        (["--port=:9007"], {}, 9007),
+        (["--port", "1", "--port", "9008"], {}, 9008),
+        ([], {"PORT": "0.0.0.0"}, 8000),
+        ([], {"PORT": "http://0.0.0.0"}, 80),
+        ([], {"PORT": "https://house.example/ollama"}, 443),
+        ([], {"PORT": "127.0.0.1:9009/ollama"}, 9009),
+        ([], {"PORT": "[::1]:9010"}, 9010),
+        ([], {"PORT": "::1"}, 8000),
+        ([], {"PORT": "[::1]"}, 8000),
     ],
 )
 def test_a_servers_port_stands_in_its_arguments_or_environment(

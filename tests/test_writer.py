@@ -124,6 +124,21 @@ def test_what_is_learned_later_is_kept_with_the_same_row(engine: sa.Engine, writ
     assert ask(engine, RUNNING) == [(7, "ollama runner", "qwen3:8b")]
 
 
+def test_a_user_whose_name_becomes_known_later_has_it_from_the_beginning(
+    engine: sa.Engine, writer: Writer
+) -> None:
+    def called(user: str | None) -> dict[int, ProcessIdentity]:
+        return {7: replace(who(7)[7], user=user)}
+
+    for now, user in ((100, "4711"), (104, "ada"), (108, None), (112, "ada")):
+        writer.write(tick(now, {(0, 7): 1000, (1, 7): 1000}), called(user))
+        assert ask(engine, "SELECT username FROM gpu_processes") == [("4711" if now == 100 else "ada",)]
+    program = Program(command="python train.py")
+    later = Writer(engine, "here", "nvml", 4)
+    later.write(tick(116, {(0, 7): 1000}), {7: replace(called("ada@house")[7], program=program)})
+    assert ask(engine, "SELECT username FROM gpu_processes") == [("ada@house",)]
+
+
 def test_a_row_from_before_an_upgrade_is_told_what_it_runs(engine: sa.Engine, writer: Writer) -> None:
     writer.write(tick(100, {(0, 7): 1000}), who(7))
     Writer(engine, "here", "nvml", 4).write(tick(104, {(0, 7): 1000}), runs(7, Program(command="x")))

@@ -7,39 +7,53 @@ those are in /proc/PID/cgroup.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 # A path longer than this is nobody's, and not worth the search.
 LONGEST = 4096
+# Every engine calls a container by 64 hexadecimal digits, wherever it puts the group: below a folder of its own
+# (/docker), of an orchestrator (/ecs/TASK), of the user (--cgroup-parent), or, seen from a control group namespace
+# beside it, below nothing at all (/../ID). The shape tells, and a prefix the engine: "docker-ID.scope",
+# "libpod-ID", or "slice:cri-containerd:ID", which is meant for systemd but is a folder where an engine has none.
 ID = r"(?P<id>[0-9a-f]{64})"
+SHAPE = re.compile(rf"(?:(?P<maker>.+)[-:])?{ID}(?:\.scope)?")
+# On AWS Fargate a container is its task's id with a number behind it.
+FARGATE = re.compile(r"(?P<id>[0-9a-f]{32}-[0-9]{6,20})")
+MAKERS = {
+    "docker": "docker",
+    "libpod": "podman",
+    # In the group of a service (--cgroups=split, as Quadlet does) Podman adds "payload".
+    "libpod-payload": "podman",
+    "crio": "cri-o",
+    "cri-containerd": "containerd",
+    "containerd": "containerd",
+    "nerdctl": "containerd",
+}
+# Beside a container stands its monitor, in a group of almost the same name.
+MONITOR = re.compile(r".*conmon")
+# Whose a container is that has a bare id: the part above it tells, and else it is Docker's, which puts it below
+# any parent. dockerd keeps its containers in containerd's namespace "moby".
+ABOVE: tuple[tuple[str, re.Pattern[str]], ...] = (
+    ("docker", re.compile("docker|moby")),
+    # The path does not say which engine runs a pod; containerd is the one that most clusters have.
+    ("containerd", re.compile(r"(?:.*-)?pod[0-9a-f_-]{32,36}(?:\.slice)?|default|k8s\.io")),
+)
+# There Podman keeps its pods, which have ids of the same shape.
+POD_PARENT = "libpod_parent"
 
-# What one part of a path, and the part above it, say of a container. Groups: id, the container.
+# Engines that call a container by a name. Groups: id, the container's name.
 ANY = ".*"
-CONTAINERS: tuple[tuple[str, re.Pattern[str], re.Pattern[str]], ...] = tuple(
+NAMED: tuple[tuple[str, re.Pattern[str], re.Pattern[str]], ...] = tuple(
     (engine, re.compile(above), re.compile(pattern))
     for engine, above, pattern in (
-        ("docker", ANY, rf"docker-{ID}\.scope"),
-        # In the group of a service (--cgroups=split, as Quadlet does) Podman adds "payload".
-        ("podman", ANY, rf"libpod-(?:payload-)?{ID}(?:\.scope)?"),
-        ("cri-o", ANY, rf"crio-{ID}(?:\.scope)?"),
-        ("containerd", ANY, rf"(?:cri-containerd|nerdctl|containerd)-{ID}\.scope"),
-        # "slice:prefix:name" is meant for systemd; an engine that does not use it makes a folder of that name.
-        ("docker", ANY, rf".*:docker:{ID}"),
-        ("podman", ANY, rf".*:libpod:{ID}"),
-        ("cri-o", ANY, rf".*:crio:{ID}"),
-        ("containerd", ANY, rf".*:(?:cri-containerd|nerdctl):{ID}"),
         ("lxc", ANY, r"lxc\.payload\.(?P<id>.+)"),
         # libvirt's virtual machines stand there too (machine-qemu\x2d1\x2dname.scope), and are no containers.
         ("systemd-nspawn", r"machine\.slice", r"machine-(?!qemu\\x2d)(?P<id>.+)\.scope"),
         ("systemd-nspawn", ANY, r"systemd-nspawn@(?P<id>.+)\.service"),
-        # dockerd keeps its containers in containerd's namespace "moby".
-        ("docker", "docker|moby", ID),
-        # The path does not say which engine runs a pod; containerd is the one that most clusters have.
-        ("containerd", r"(?:.*-)?pod[0-9a-f_-]{32,36}(?:\.slice)?", ID),
-        ("containerd", r"default|k8s\.io", ID),
         ("lxc", r"lxc|lxc\.payload", r"(?!lxc\.monitor)(?P<id>.+)"),
     )
 )
+USER_SLICE = re.compile(r"user-(?P<uid>[0-9]{1,10})\.slice|user@(?P<manager>[0-9]{1,10})\.service")
 POD = re.compile(r"(?:.*-)?pod(?P<uid>[0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-9a-f]{12})(?:\.slice(?::.*)?)?")
 JOB = re.compile(r"job_(?P<id>[0-9]+)")
 SLURM = re.compile(r"slurm(?:_.*)?|(?:.*_)?slurmstepd\.scope")
@@ -60,7 +74,8 @@ class Placement:
     """What the control groups of a process tell; None where they tell nothing.
 
     `container_id` is 64 hexadecimal digits, or, of LXC and systemd-nspawn, the container's name. `unit` is
-    the nearest systemd service or session around the process; `pod_uid` is Kubernetes'.
+    the nearest systemd service or session around the process; `pod_uid` is Kubernetes'. `slice_uid` is the user in
+    whose slice it stands, who owns the container of a rootless engine whatever user the process is inside.
     """
 
     container_engine: str | None = None
@@ -68,6 +83,7 @@ class Placement:
     pod_uid: str | None = None
     unit: str | None = None
     slurm_job: str | None = None
+    slice_uid: str | None = field(default=None, compare=False)
 
 
 def placement(text: str) -> Placement:
@@ -92,6 +108,9 @@ def _read(path: str) -> dict[str, str]:
     above = ""
     in_slurm = False
     for part in path.split("/"):
+        # Slices inside a container are its own users'.
+        if "container_id" not in found and (owner := USER_SLICE.fullmatch(part)):
+            found["slice_uid"] = owner["uid"] or owner["manager"]
         container = _container(above, part)
         if container is not None:
             found["container_engine"], found["container_id"] = container
@@ -109,10 +128,25 @@ def _read(path: str) -> dict[str, str]:
 
 
 def _container(above: str, part: str) -> tuple[str, str] | None:
-    for engine, parent, pattern in CONTAINERS:
+    """The engine and the container that a part of a path stands for."""
+    if found := SHAPE.fullmatch(part):
+        maker = found["maker"]
+        if maker is None:
+            return None if above == POD_PARENT else (_engine(above), found["id"])
+        if MONITOR.fullmatch(maker):
+            return None
+        # Before the colons stands the slice.
+        return MAKERS.get(maker.rpartition(":")[2]) or _engine(above), found["id"]
+    if found := FARGATE.fullmatch(part):
+        return "containerd", found["id"]
+    for engine, parent, pattern in NAMED:
         if (found := pattern.fullmatch(part)) and parent.fullmatch(above):
             return engine, _unescaped(found["id"])
     return None
+
+
+def _engine(above: str) -> str:
+    return next((engine for engine, parent in ABOVE if parent.fullmatch(above)), "docker")
 
 
 def _unescaped(name: str) -> str:

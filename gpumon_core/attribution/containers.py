@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from gpumon_core.attribution.endpoints import get_over_socket, values_at
@@ -17,11 +18,20 @@ from gpumon_core.attribution.files import read
 
 ID = re.compile(r"[0-9a-f]{64}")
 SOCKETS = {
-    "docker": ("/var/run/docker.sock",),
+    # A rootless engine listens in the folder of the user that it belongs to.
+    "docker": ("/var/run/docker.sock", "/run/user/{uid}/docker.sock"),
     "podman": ("/run/podman/podman.sock", "/run/user/{uid}/podman/podman.sock"),
 }
+# Where containerd keeps its state: by itself, and as part of k3s and RKE2, MicroK8s, k0s and Docker.
+STATES = (
+    "/run/containerd",
+    "/run/k3s/containerd",
+    "/var/snap/microk8s/common/run/containerd",
+    "/run/k0s/containerd",
+    "/run/docker/containerd/daemon",
+)
 CONFIGS = (
-    "/run/containerd/io.containerd.runtime.v2.task/{namespace}/{id}/config.json",
+    *(f"{state}/io.containerd.runtime.v2.task/{{namespace}}/{{id}}/config.json" for state in STATES),
     "/run/containers/storage/overlay-containers/{id}/userdata/config.json",
     "/var/lib/containers/storage/overlay-containers/{id}/userdata/config.json",
 )
@@ -41,15 +51,25 @@ def facts_of(engine: str, container: str, uid: int, extra_socket: str | None = N
     """What can be told of a container, by the fields of attribution.records.Program; {} where nothing."""
     if ID.fullmatch(container) is None:
         return {}
-    sockets = [place.format(uid=uid) for place in SOCKETS.get(engine, ())]
+    # Root's engine is the system's own.
+    sockets = [place.format(uid=uid) for place in SOCKETS.get(engine, ()) if uid or "{uid}" not in place]
     if extra_socket is not None:
         sockets.insert(0, extra_socket)
+    return (
+        _from_sockets(sockets, container)
+        or _from_config(container)
+        # The path does not say of a pod's container whether containerd runs it or Docker.
+        or (_from_sockets(SOCKETS["docker"][:1], container) if engine == "containerd" else {})
+    )
+
+
+def _from_sockets(sockets: Sequence[str], container: str) -> dict[str, str]:
     for place in sockets:
         try:
             return _from_engine(get_over_socket(place, f"/containers/{container}/json"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             continue
-    return _from_config(container)
+    return {}
 
 
 def _from_engine(answer: Any) -> dict[str, str]:
@@ -71,7 +91,7 @@ def _from_config(container: str) -> dict[str, str]:
                 continue
             try:
                 annotations = json.loads(content).get("annotations") or {}
-            except (ValueError, AttributeError):
+            except (ValueError, AttributeError, RecursionError):
                 continue
             if isinstance(annotations, dict):
                 found = {

@@ -6,13 +6,13 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 from gpumon_core.attribution import names, rules
 from gpumon_core.attribution.cgroups import placement
-from gpumon_core.attribution.endpoints import address_of
+from gpumon_core.attribution.endpoints import address_of, port_behind
 from gpumon_core.attribution.files import read
 from gpumon_core.attribution.records import NOTHING, Ask, Program
 from gpumon_core.attribution.rules import Rules
@@ -25,14 +25,50 @@ LONGEST_TEXT = 1024
 # Engines that call containers by a name of people's, and those that can be asked for it.
 NAMED = ("lxc", "systemd-nspawn")
 ENGINES = ("docker", "podman", "containerd", "cri-o")
-BLOB = re.compile(r"/.+/blobs/sha256-[0-9a-f]{64}")
+BLOB = re.compile(r"/blobs/sha256-[0-9a-f]{64}")
+# So many arguments of a process are looked at for what it runs, and so much of one for a file.
+MOST_ARGUMENTS = 4096
+LONGEST_PATH = 4096
 # A server's processes of which the arguments are looked at, from the one on the GPU upwards.
 LONGEST_FAMILY = 4
+# So many of those above a process are named to the rules.
+NEAREST = 3
+# Programs that only start another: what is above them is above it.
+PASSES_ON = re.compile(
+    r"(?:ba|da|z|k|fi)?sh|.*\.sh|tini|dumb-init|docker-init|env|sudo|nice|timeout|uv|conda|pixi"
+    r"|orted|prted|hydra_\w+"
+)
 # A chain of parents longer than this is cut at its upper end.
 LONGEST_CHAIN = 12
 # Where a pod's namespace stands in its containers:
 # https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/
 NAMESPACE_FILE = "root/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+
+
+@dataclass(frozen=True, slots=True)
+class _Ancestor:
+    """A process above another; `start` is in clock ticks since the boot."""
+
+    pid: int
+    comm: str
+    start: int
+
+
+class _Family:
+    """A process and those above it that it belongs to; `reach` is how far up it has been looked, and `top` how far
+    up the last of them is."""
+
+    def __init__(self, member: tuple[int, int | None], program: rules.Program) -> None:
+        self.members = [member]
+        self.programs = [program]
+        self.reach = self.top = 0
+
+    def add(self, one: _Ancestor, program: rules.Program) -> None:
+        """Take in one that is further up."""
+        self.members.append((one.pid, one.start))
+        self.programs.append(program)
+        self.reach += 1
+        self.top = self.reach
 
 
 class Describer:
@@ -57,6 +93,7 @@ class Describer:
         may not be read."""
         folder = f"{self._proc}/{pid}"
         placed = placement(_text(read(f"{folder}/cgroup")))
+        above = self._above(parent)
         program = replace(
             NOTHING,
             container_engine=placed.container_engine,
@@ -64,24 +101,23 @@ class Describer:
             container_name=placed.container_id if placed.container_engine in NAMED else None,
             unit=placed.unit,
             job_id=placed.slurm_job,
-            parents=self._parents(parent),
+            parents=" > ".join(names.readable(one.comm, ()) for one in reversed(above)) or None,
         )
+        owner = int(placed.slice_uid) if placed.slice_uid is not None else None
         if self._commands == "off":
-            return names.readable(comm, ()), program, self._ask(pid, program)
-        arguments = _arguments(read(f"{folder}/cmdline"))
-        environment = _environment(read(f"{folder}/environ"))
-        executable = _link(f"{folder}/exe")
-        name = names.readable(comm, arguments)
+            return names.readable(comm, ()), program, self._ask(pid, program, owner)
+        cmdline = read(f"{folder}/cmdline")
+        own = self._looked_at(pid, comm, above, cmdline)
+        family = _Family((pid, None), own)
+        acting = self._acting(family, above)
+        arguments, environment, executable = _arguments(cmdline), own.environment, own.executable
+        name = acting.name
         if self._commands != "full":
             # A process may call itself anything: a title is as good a place for a password as an argument.
             name = self._mask.text(name)
-        looked_at = rules.Program(
-            names.readable(comm, arguments), executable, tuple(arguments), environment, partial(_mapped, folder)
-        )
-        workload = self._rules.identify(looked_at)
-        family = [(pid, looked_at)]
+        workload = self._rules.identify(acting)
         if workload is not None:
-            workload = self._with_family(workload, parent, family)
+            workload = self._with_family(workload, family, above)
         job_id = placed.slurm_job or environment.get("SLURM_JOB_ID")
         in_pod = placed.pod_uid is not None or "KUBERNETES_SERVICE_HOST" in environment
         program = replace(
@@ -96,68 +132,122 @@ class Describer:
             category=workload.category if workload else None,
             model=_short(self._mask.text(workload.model)) if workload and workload.model else None,
         )
-        ask = self._ask(pid, program, workload, family)
+        # Who has started the first of them may have opened the socket for them.
+        launcher = next(((one.pid, one.start) for one in above[family.top : family.top + 1]), None)
+        ask = self._ask(pid, program, owner, workload, family, launcher)
         if self._commands == "name":
             return name, program, ask
         program = replace(
             program,
             command=self._command(arguments),
-            working_directory=_short(_link(f"{folder}/cwd")),
+            working_directory=_short(own.working_directory),
             # Jupyter names the notebook to its kernel: https://github.com/jupyter-server/jupyter_server/pull/679
             notebook=_short(environment.get("JPY_SESSION_NAME")),
         )
         return name, program, ask
 
-    def _with_family(
-        self, workload: rules.Workload, parent: int, family: list[tuple[int, rules.Program]]
-    ) -> rules.Workload:
-        """Add to the family those above that are of the same workload: a server's worker has often no more than a
-        title, and its launcher the arguments."""
-        while parent > 1 and len(family) < LONGEST_FAMILY:
-            stat = read(f"{self._proc}/{parent}/stat")
+    def _above(self, pid: int) -> list[_Ancestor]:
+        """Its parents up to the session or service that the first process of the system started, nearest first."""
+        found: list[_Ancestor] = []
+        while pid > 1 and len(found) < LONGEST_CHAIN:
+            stat = read(f"{self._proc}/{pid}/stat")
             if not stat:
                 break
             comm, fields = split_stat(stat)
-            folder = f"{self._proc}/{parent}"
-            arguments = _arguments(read(f"{folder}/cmdline"))
-            environment = _environment(read(f"{folder}/environ"))
-            above = rules.Program(
-                names.readable(comm, arguments),
-                _link(f"{folder}/exe"),
-                tuple(arguments),
-                environment,
-                partial(_mapped, folder),
-            )
-            theirs = self._rules.identify(above)
-            if theirs is None or theirs.name != workload.name:
+            found.append(_Ancestor(pid, comm, int(fields[19])))
+            pid = int(fields[1])
+        return found
+
+    def _looked_at(
+        self, pid: int, comm: str, above: Sequence[_Ancestor], cmdline: bytes | None = None
+    ) -> rules.Program:
+        """A process as rules look at it."""
+        folder = f"{self._proc}/{pid}"
+        arguments = _arguments(read(f"{folder}/cmdline") if cmdline is None else cmdline)
+        return rules.Program(
+            names.readable(comm, arguments),
+            _link(f"{folder}/exe"),
+            tuple(arguments[:MOST_ARGUMENTS]),
+            _environment(read(f"{folder}/environ")),
+            partial(_mapped, folder),
+            _link(f"{folder}/cwd"),
+            tuple(names.readable(one.comm, ()) for one in above[:NEAREST]),
+        )
+
+    def _acting(self, family: _Family, above: Sequence[_Ancestor]) -> rules.Program:
+        """For whom a process acts: one that was started to work for its parent has no name of its own."""
+        own = program = family.programs[0]
+        while names.is_worker(program.line, program.arguments) and family.reach < min(len(above), LONGEST_FAMILY):
+            one = above[family.reach]
+            if PASSES_ON.fullmatch(one.comm):
+                family.reach += 1
+                continue
+            program = self._looked_at(one.pid, one.comm, above[family.reach + 1 :])
+            family.add(one, program)
+        if program is own or names.is_worker(program.line, program.arguments):
+            return own
+        # What it has loaded, and which of the workers it is, it knows itself.
+        environment = {**program.environment, **own.environment}
+        return replace(program, environment=environment, libraries=own.libraries)
+
+    def _with_family(
+        self, workload: rules.Workload, family: _Family, above: Sequence[_Ancestor]
+    ) -> rules.Workload:
+        """Add to the family those above that are of the same workload: a server's worker has often no more than a
+        title, and its launcher the arguments. What a process says itself goes before what those above it say."""
+        while family.reach < min(len(above), LONGEST_FAMILY):
+            one = above[family.reach]
+            if PASSES_ON.fullmatch(one.comm):
+                family.reach += 1
+                continue
+            program = self._looked_at(one.pid, one.comm, above[family.reach + 1 :])
+            theirs = self._rules.identify(program)
+            model, endpoint, goes_on = None, None, False
+            if theirs is not None and (
+                theirs.name == workload.name or (workload.worker and theirs.category == workload.category)
+            ):
+                model, endpoint, goes_on = theirs.model, theirs.endpoint, theirs.name == workload.name
+            elif workload.worker:
+                # A script that uses the library of a server: its arguments may name the model.
+                model = rules.model_of(workload.ways, program)
+            else:
                 break
-            family.append((parent, above))
-            workload = replace(workload, model=workload.model or theirs.model)
-            parent = int(fields[1])
+            family.add(one, program)
+            # A worker of a worker has as little to say.
+            is_worker = workload.worker and (theirs is None or theirs.worker)
+            workload = replace(
+                workload,
+                model=workload.model or model,
+                endpoint=workload.endpoint or endpoint,
+                worker=is_worker,
+            )
+            if not goes_on:
+                break
         return workload
 
     def _ask(
         self,
         pid: int,
         program: Program,
+        owner: int | None,
         workload: rules.Workload | None = None,
-        family: Sequence[tuple[int, rules.Program]] = (),
+        family: _Family | None = None,
+        launcher: tuple[int, int] | None = None,
     ) -> Ask | None:
         if not self._asks:
             return None
         endpoint = workload.endpoint if workload is not None else None
         address = None
+        programs = family.programs if family is not None else []
         if endpoint is not None:
-            # Whoever has the port among the arguments is the one that listens: the launcher knows best.
-            arguments = [text for _, member in reversed(family) for text in member.arguments]
-            environment = {key: text for _, member in reversed(family) for key, text in member.environment.items()}
-            address = address_of(endpoint, pid, arguments, environment, self._proc)
+            # The nearest that names a port: a router has one of its own.
+            arguments = (one.arguments for one in programs if port_behind(endpoint.option, one.arguments))
+            environment = (one.environment for one in programs if endpoint.environment in one.environment)
+            address = address_of(endpoint, pid, next(arguments, ()), next(environment, {}), self._proc)
         named = program.container_engine in ENGINES and program.container_id is not None
         if address is None and not named:
             return None
-        blob = next(
-            (found[0] for _, member in family for text in member.arguments if (found := BLOB.search(text))), None
-        )
+        blob = next(filter(None, (_blob(text) for one in programs for text in one.arguments)), None)
         return Ask(
             endpoint=endpoint if address is not None else None,
             address=address,
@@ -165,6 +255,9 @@ class Describer:
             blob=blob,
             root=f"{self._proc}/{pid}/root",
             proc=self._proc,
+            family=tuple(family.members) if family is not None else (),
+            launcher=launcher,
+            owner=owner,
         )
 
     def _command(self, arguments: Sequence[str]) -> str | None:
@@ -174,18 +267,6 @@ class Describer:
             arguments = self._mask.arguments(arguments)
         command = arguments[0] if len(arguments) == 1 else shlex.join(arguments)
         return command if len(command) <= LONGEST_COMMAND else command[: LONGEST_COMMAND - 1] + "…"
-
-    def _parents(self, pid: int) -> str | None:
-        """The names of its parents up to the session or service that the first process of the system started."""
-        chain: list[str] = []
-        while pid > 1 and len(chain) < LONGEST_CHAIN:
-            stat = read(f"{self._proc}/{pid}/stat")
-            if not stat:
-                break
-            comm, fields = split_stat(stat)
-            chain.append(names.readable(comm, ()))
-            pid = int(fields[1])
-        return " > ".join(reversed(chain)) or None
 
     def _namespace(self, folder: str, environment: Mapping[str, str]) -> str | None:
         named = environment.get("POD_NAMESPACE") or _text(read(f"{folder}/{NAMESPACE_FILE}")).strip()
@@ -210,6 +291,13 @@ def _arguments(cmdline: bytes | None) -> list[str]:
 def _environment(environ: bytes | None) -> dict[str, str]:
     pairs = (entry.partition(b"=") for entry in (environ or b"").split(b"\0"))
     return {_text(key): _printable(_text(value)) for key, separator, value in pairs if separator}
+
+
+def _blob(argument: str) -> str | None:
+    """The file of a model in Ollama's folders, in an argument that is its path or has it behind an option."""
+    argument = argument[:LONGEST_PATH]
+    found = BLOB.search(argument)
+    return argument[argument.index("/") : found.end()] if found and found.start() else None
 
 
 def _mapped(folder: str) -> list[str]:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gpumon_core.attribution.files import read
+from gpumon_core.attribution.listeners import addresses
 from gpumon_core.attribution.records import Endpoint
+from gpumon_core.attribution.rules import option
 
 if TYPE_CHECKING:
     from http.client import HTTPConnection
@@ -19,6 +23,11 @@ if TYPE_CHECKING:
 SILENCE_S = 1.0
 WHOLE_S = 3.0
 LARGEST = 1 << 20
+PORTS = {"http": "80", "https": "443"}
+# What a server says of a model that it could load, and has not.
+NOT_LOADED = frozenset(
+    {"unloaded", "not-loaded", "not_loaded", "sleeping", "loading", "downloading", "downloaded", "failed"}
+)
 # So many models are named of a process that serves several.
 MOST_MODELS = 4
 
@@ -27,26 +36,31 @@ def address_of(
     endpoint: Endpoint, pid: int, arguments: Sequence[str], environment: Mapping[str, str], proc: str = "/proc"
 ) -> tuple[str, int] | None:
     """Host and port of the server that a process is; None where no port is known."""
-    port = _after_option(arguments, endpoint.option) if endpoint.option else None
+    port = port_behind(endpoint.option, arguments)
     if port is None and endpoint.environment:
-        # OLLAMA_HOST is a port, an address, or both.
-        port = _port(environment.get(endpoint.environment, "").rstrip("/").rpartition(":")[2])
+        port = _port(environment.get(endpoint.environment, ""))
     if port is None:
         port = endpoint.port
     return None if port is None else (_host(pid, proc), port)
 
 
-def _after_option(arguments: Sequence[str], option: str) -> int | None:
-    for position, argument in enumerate(arguments):
-        if argument == option and position + 1 < len(arguments):
-            return _port(arguments[position + 1])
-        if argument.startswith(f"{option}="):
-            return _port(argument[len(option) + 1 :])
-    return None
+def port_behind(name: str | None, arguments: Sequence[str]) -> int | None:
+    """The port behind an option of a command line."""
+    return _port(option(arguments, name) or "") if name else None
 
 
 def _port(text: str) -> int | None:
-    return int(text) if text.isdecimal() and len(text) <= 5 and 0 < int(text) < 65536 else None
+    """The port in a text that is a port, an address with one, or an address of the web."""
+    scheme, separator, place = text.rpartition("://")
+    place = place.partition("/")[0]
+    if place.isdecimal() and not separator:
+        digits = place
+    else:
+        before, colon, digits = place.rpartition(":")
+        # An IPv6 address has colons of its own: [::]:11434.
+        if not colon or (":" in before and not before.endswith("]")):
+            digits = PORTS.get(scheme, "")
+    return int(digits) if re.fullmatch("[0-9]{1,5}", digits) and 0 < int(digits) < 65536 else None
 
 
 def _host(pid: int, proc: str) -> str:
@@ -56,15 +70,7 @@ def _host(pid: int, proc: str) -> str:
             return "127.0.0.1"
     except OSError:
         return "127.0.0.1"
-    # Local addresses stand before "host LOCAL" in the routing table: proc_pid_net(5), net/ipv4/fib_trie.c.
-    before = ""
-    for line in (read(f"{proc}/{pid}/net/fib_trie") or b"").decode("ascii", "replace").splitlines():
-        if "host LOCAL" in line:
-            if before and not before.startswith("127."):
-                return before
-        elif "|--" in line:
-            before = line.rpartition(" ")[2]
-    return "127.0.0.1"
+    return next(iter(addresses(pid, proc)), "127.0.0.1")
 
 
 def get(host: str, port: int, path: str) -> Any:
@@ -94,7 +100,14 @@ def _ask(connection: HTTPConnection, path: str) -> Any:
     from http.client import OK, HTTPException
 
     ends = time.monotonic() + WHOLE_S
+    # Each wait has its limit, but a server that sends a letter at a time could make any number of them.
+    last = None
     try:
+        if connection.sock is None:
+            connection.connect()
+        last = threading.Timer(WHOLE_S, _cut, (connection.sock,))
+        last.daemon = True
+        last.start()
         connection.request("GET", path, headers={"Accept": "application/json", "Connection": "close"})
         answer = connection.getresponse()
         if answer.status != OK:
@@ -108,8 +121,15 @@ def _ask(connection: HTTPConnection, path: str) -> Any:
     except HTTPException as error:
         raise OSError(f"no HTTP: {error!r}") from error
     finally:
+        if last is not None:
+            last.cancel()
         connection.close()
     return json.loads(b"".join(parts))
+
+
+def _cut(stream: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        stream.shutdown(socket.SHUT_RDWR)
 
 
 def values_at(answer: Any, way: str) -> list[Any]:
@@ -131,3 +151,29 @@ def values_at(answer: Any, way: str) -> list[Any]:
 def names_at(answer: Any, way: str) -> list[str]:
     """The texts among `values_at`, without the empty ones."""
     return [value for value in values_at(answer, way) if isinstance(value, str) and value.strip()]
+
+
+def loaded_at(answer: Any, way: str) -> tuple[list[str], bool]:
+    """The names at a way of the models that are loaded, as far as the answer says so, and whether it says so at
+    all: a router lists what it could load as well."""
+    above, _, last = way.rpartition(".")
+    found, says = [], False
+    for entry in values_at(answer, above):
+        says = says or _state(entry) is not None
+        if is_loaded(entry):
+            found += names_at(entry, last)
+    return found, says
+
+
+def is_loaded(entry: Any) -> bool:
+    """Whether a server has loaded a model, as far as it says so."""
+    return _state(entry) not in NOT_LOADED
+
+
+def _state(entry: Any) -> str | None:
+    if not isinstance(entry, dict):
+        return None
+    state = entry.get("state", entry.get("status"))
+    if isinstance(state, dict):
+        state = state.get("value")
+    return state.lower() if isinstance(state, str) else None

@@ -8,7 +8,7 @@ import os
 LARGEST = 1 << 22
 
 
-def read(path: str) -> bytes | None:
+def read(path: str, largest: int = LARGEST) -> bytes | None:
     """A file's bytes, or as many as are of use; None where it is gone or may not be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -17,7 +17,7 @@ def read(path: str) -> bytes | None:
     try:
         # /proc/stat of a large machine takes several reads: it counts every interrupt of every line.
         parts, size = [], 0
-        while size < LARGEST and (part := os.read(descriptor, 65536)):
+        while size < largest and (part := os.read(descriptor, 65536)):
             parts.append(part)
             size += len(part)
         return b"".join(parts)

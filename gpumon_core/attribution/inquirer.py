@@ -9,11 +9,11 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gpumon_core.attribution import containers, endpoints, ollama
-from gpumon_core.attribution.records import Ask, ProcessIdentity
+from gpumon_core.attribution import containers, endpoints, listeners, ollama
+from gpumon_core.attribution.records import Ask, Endpoint, ProcessIdentity, is_placeholder
 from gpumon_core.attribution.rules import tidy
 from gpumon_core.telemetry.records import ProcessReading
 
@@ -39,11 +39,15 @@ class _Subject:
     pid: int
     ask: Ask
     due: float = 0.0
-    retry_s: float = FIRST_RETRY_S
+    retry_s: float = field(default_factory=lambda: FIRST_RETRY_S)
     memory_mib: int | None = None
     memory_asked_mib: int | None = None
     container: Mapping[str, str] | None = None
     model: Any = _UNKNOWN
+    # Whether its own command line names its model.
+    is_outspoken: bool = False
+    # The sockets that were found to be its server's.
+    sockets: frozenset[int] = frozenset()
     # Fields of Program that are known; None before the first answer. Always replaced, never changed.
     facts: Mapping[str, str | None] | None = None
     # The identity it was given, what was known then, and what became of them.
@@ -78,7 +82,8 @@ class Inquirer:
             subject = self._subjects.get(pid)
             if subject is None or subject.ask is not identity.ask:
                 assert identity.ask is not None
-                subject = _Subject(pid, identity.ask)
+                model = identity.program.model
+                subject = _Subject(pid, identity.ask, is_outspoken=bool(model and not is_placeholder(model)))
                 wake = True
             subject.memory_mib = memory.get(pid)
             wake = wake or _has_changed(subject)
@@ -139,7 +144,8 @@ class Inquirer:
         complete = True
         if ask.container is not None and not subject.container:
             engine, container = ask.container
-            uid = containers.owner(subject.pid, ask.proc)
+            # A rootless engine belongs to the user of the slice, whoever the process is inside.
+            uid = containers.owner(subject.pid, ask.proc) if ask.owner is None else ask.owner
             subject.container = containers.facts_of(engine, container, uid, self._container_socket)
             complete = bool(subject.container)
         if ask.endpoint is not None and ask.address is not None:
@@ -158,19 +164,12 @@ class Inquirer:
 
     def _ask_server(self, subject: _Subject, answers: dict[tuple[str, int, str], Any]) -> bool:
         """Learn the model; whether the server answered."""
-        endpoint, (host, port) = subject.ask.endpoint, subject.ask.address or ("", 0)
+        endpoint = subject.ask.endpoint
         assert endpoint is not None
-        where = (host, port, endpoint.path)
-        if where not in answers:
-            # The runners of one server are answered together.
-            try:
-                answers[where] = endpoints.get(*where)
-            except FAILURES as error:
-                log.debug("http://%s:%d%s: %s", *where, error)
-                answers[where] = None
-        answer = answers[where]
+        answer = self._answer(subject, endpoint, answers)
         if endpoint.runners:
-            model = ollama.model_of(answer, subject.ask.blob, subject.ask.root, subject.memory_mib)
+            ask = subject.ask
+            model = ollama.model_of(answer, ask.blob, ask.root, subject.memory_mib, endpoint.models)
             if model is not None:
                 subject.model = model
             return answer is not None or model is not None
@@ -179,9 +178,44 @@ class Inquirer:
         ):
             # It does not answer, or somebody else does.
             return False
-        names = dict.fromkeys(tidy(name) for name in endpoints.names_at(answer, endpoint.models))
+        loaded, is_router = endpoints.loaded_at(answer, endpoint.models)
+        # What a router has loaded runs in processes below it, each of which knows its own.
+        names = dict.fromkeys(() if is_router else map(tidy, loaded))
         subject.model = ", ".join(list(names)[: endpoints.MOST_MODELS]) or None
         return True
+
+    def _answer(self, subject: _Subject, endpoint: Endpoint, answers: dict[tuple[str, int, str], Any]) -> Any:
+        """What the process's own server says; None where it says nothing, or somebody else has its port."""
+        host, port = subject.ask.address or ("", 0)
+        found = _whose(subject, host, port)
+        if found.verdict == "foreign":
+            log.debug("port %d is not process %d's", port, subject.pid)
+            return None
+        subject.sockets = found.inodes
+        where = (found.host, port, endpoint.path)
+        if where not in answers:
+            # The runners of one server are answered together.
+            try:
+                answers[where] = endpoints.get(*where)
+            except FAILURES as error:
+                log.debug("http://%s:%d%s: %s", *where, error)
+                answers[where] = None
+        if found.verdict == "nobody" and answers[where] is not None:
+            # It has begun to listen meanwhile: it, or somebody else.
+            found = _whose(subject, host, port)
+        # What nobody is seen to have said does not count against what the process says of itself.
+        is_believed = found.verdict in ("own", "unknown") or (
+            found.verdict == "nobody" and not subject.is_outspoken
+        )
+        return answers[where] if is_believed else None
+
+
+def _whose(subject: _Subject, host: str, port: int) -> listeners.Found:
+    """Whether it is a process's own server, or that of those it belongs to, that listens at an address."""
+    ask = subject.ask
+    if not ask.family:
+        return listeners.Found("unknown", host)
+    return listeners.find(ask.family, ask.launcher, host, port, ask.proc, subject.sockets)
 
 
 def _has_changed(subject: _Subject) -> bool:

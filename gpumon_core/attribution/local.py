@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import pwd
 import select
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
 
+from gpumon_core.attribution import users
 from gpumon_core.attribution.describe import Describer, split_stat
 from gpumon_core.attribution.files import read
 from gpumon_core.attribution.records import ProcessIdentity
+from gpumon_core.attribution.users import UserNames, id_inside
 from gpumon_core.telemetry.limits import is_pid
 
 # Inode of the first PID namespace: PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h.
@@ -49,6 +50,9 @@ class LocalAttribution:
         # In a container with PIDs of its own, the driver's PID may be another program's number here.
         self._trusted = sees_host_processes() if trusted is None else trusted
         self._known: dict[int, ProcessIdentity] = {}
+        self._users = UserNames(users.owner_of)
+        # The user ids, by PID, of those whose user has no name so far.
+        self._nameless: dict[int, int] = {}
         # A handle on a process (pidfd_open(2)) tells of its end, and never means a later process
         # under the same PID: asking all of them at once is the cheapest way to know who is still who.
         self._handles: dict[int, int] = {}
@@ -69,6 +73,8 @@ class LocalAttribution:
             pid: self._known[pid] if pid in self._handles and pid in self._known else self._identify(pid)
             for pid in pids
         }
+        if self._nameless:
+            self._name_users()
         return dict(self._known)
 
     def close(self) -> None:
@@ -122,10 +128,29 @@ class LocalAttribution:
 
     def _user(self, pid: int) -> str | None:
         """The real user's name: a folder in /proc belongs to root where a process is not dumpable."""
+        self._nameless.pop(pid, None)
         for line in (read(f"{self._proc}/{pid}/status") or b"").splitlines():
             if line.startswith(b"Uid:"):
-                return user_name(int(line.split()[1]))
+                uid = int(line.split()[1])
+                owner = self._users.find(uid)
+                if owner is None:
+                    self._nameless[pid] = uid
+                    return str(uid)
+                if not owner.is_subordinate:
+                    return owner.name
+                inside = id_inside(uid, read(f"{self._proc}/{pid}/uid_map"))
+                # 0 is root in every namespace.
+                return owner.name if inside is None else f"{owner.name} ({inside or 'root'} in the container)"
         return None
+
+    def _name_users(self) -> None:
+        """Look again for the names of users that a directory did not know."""
+        for pid, uid in list(self._nameless.items()):
+            known = self._known.get(pid)
+            if known is None:
+                del self._nameless[pid]
+            elif self._users.find(uid) is not None:
+                self._known[pid] = replace(known, user=self._user(pid) or known.user)
 
 
 def _boot_time(stat: bytes | None) -> int | None:
@@ -135,10 +160,7 @@ def _boot_time(stat: bytes | None) -> int | None:
     return None
 
 
-@lru_cache(maxsize=1024)
 def user_name(uid: int) -> str:
-    """The login name of a user id, or the number where it has none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    """The login name of a user id, the user that it is given to for containers, or else the number."""
+    owner = users.owner_of(uid)
+    return str(uid) if owner is None else owner.name

@@ -3,29 +3,213 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
 
 # The kernel cuts a command's name off here (TASK_COMM_LEN - 1); the full one is in its arguments.
 COMM_LENGTH = 15
 # A name is for a column of a table.
 LONGEST = 120
-
-# Options of the interpreters that take the next argument: python(1), node(1), java(1), perl(1), julia(1).
-PYTHON_TAKES = frozenset({"-W", "-X", "--check-hash-based-pycs"})
-JAVA_TAKES = frozenset(
-    {"-cp", "-classpath", "--class-path", "-p", "--module-path", "--add-modules", "--add-opens"}
-)
-NODE_TAKES = frozenset({"-r", "--require", "--import", "--loader", "-C", "--conditions"})
-OTHER_TAKES = frozenset({"-o", "-O", "--project-dir", "-L", "--load", "-I"})
+# So many arguments of an interpreter are looked at for its script.
+MOST_OPTIONS = 256
+# So much of the code that an interpreter was given is looked at.
+LONGEST_CODE = 4096
 # Files that say nothing by themselves: it is their folder that has the name.
 FACELESS = frozenset({"__main__.py", "__init__.py"})
+# Names that a library gives to the first thread of whatever has loaded it: PyTorch's, and Python's own.
+THREADS = frozenset({"pt_main_thread", "MainThread"})
+# An interpreter that is started by another program of the kind, as the dynamic linker starts Python.
+DEEPEST = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A command line, taken apart. `name` is what people call it; `script` is the file and `module` the module
+    that an interpreter runs, and `code` the code that it was given, which is never a name: it may hold secrets.
+    `arguments` are those of the script or program itself."""
+
+    name: str | None = None
+    script: str | None = None
+    module: str | None = None
+    code: str | None = None
+    arguments: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreter:
+    """How a program takes what it runs. Short options are letters, which may stand together behind one dash.
+
+    `takes` need a value, in the same argument or the next one; `ends` have what follows them in the same argument
+    only; `code`, `module` and `script` say what is run. `verbs` may stand before the script, and those that map to
+    "code" have code behind them.
+    """
+
+    program: re.Pattern[str]
+    takes: str = ""
+    ends: str = ""
+    code: str = ""
+    module: str = ""
+    script: str = ""
+    long_takes: frozenset[str] = frozenset()
+    long_code: frozenset[str] = frozenset()
+    long_module: frozenset[str] = frozenset()
+    long_script: frozenset[str] = frozenset()
+    verbs: Mapping[str, str] = field(default_factory=dict)
+    # java -Xmx2g, node -pe and R -e are words, not letters that stand together.
+    is_wordy: bool = False
+    # A class is called by its last part.
+    is_dotted: bool = False
+    # What it runs is another program with arguments of its own.
+    is_loader: bool = False
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Sources: python(1), julia's src/jloptions.c, R(1) and Rscript(1), java(1), node(1), perlrun(1), ruby(1), lua(1),
+# php(1), octave(1), bash(1), zshoptions(1), fish(1), ld.so(8).
+INTERPRETERS: tuple[Interpreter, ...] = (
+    Interpreter(
+        re.compile(r"(?:python|pypy)[\d.]*(?:-[a-z]+)?[dt]?"),
+        takes="WX",
+        code="c",
+        module="m",
+        long_takes=_words("--check-hash-based-pycs"),
+    ),
+    Interpreter(
+        re.compile(r"julia(?:-[\w.]+)?"),
+        takes="HLJCtpOg",
+        code="eE",
+        module="m",
+        long_takes=_words(
+            "--threads --gcthreads --procs --machine-file --home --load --sysimage --cpu-target --startup-file"
+            " --handle-signals --compiled-modules --pkgimages --history-file --depwarn --warn-overwrite"
+            " --warn-scope"
+            " --check-bounds --inline --polly --math-mode --compile --optimize-min --min-optlevel --color --banner"
+            " --sysimage-native-code --bind-to --output-o --output-ji --output-bc --output-asm --output-unopt-bc"
+            " --output-incremental --heap-size-hint --permalloc-pkgimg --trace-compile --trace-dispatch"
+        ),
+        long_code=_words("--eval --print"),
+        long_module=_words("--module"),
+    ),
+    Interpreter(
+        re.compile(r"R(?:script)?"),
+        is_wordy=True,
+        long_takes=_words("-g --gui -d --debugger --encoding --debugger-args --default-packages"),
+        long_code=_words("-e"),
+        long_script=_words("-f --file"),
+        verbs={"CMD": "", "BATCH": ""},
+    ),
+    Interpreter(
+        re.compile(r"java"),
+        is_wordy=True,
+        is_dotted=True,
+        long_takes=_words(
+            "-cp -classpath --class-path -p --module-path --upgrade-module-path --add-modules --add-opens"
+            " --add-exports --add-reads --limit-modules --patch-module --enable-native-access --source"
+        ),
+        long_script=_words("-jar"),
+        long_module=_words("-m --module"),
+    ),
+    Interpreter(
+        re.compile(r"node(?:js)?|deno|bun"),
+        is_wordy=True,
+        long_takes=_words(
+            "-r --require --import --loader --experimental-loader -C --conditions --input-type --env-file"
+            " --env-file-if-exists --title --icu-data-dir --openssl-config --redirect-warnings --diagnostic-dir"
+            " --report-dir --report-directory --report-filename --unhandled-rejections --dns-result-order"
+            " --disable-warning --trace-event-categories --experimental-config-file --watch-path --config"
+            " --import-map --lock --cert --preload --cwd"
+        ),
+        long_code=_words("-e --eval -p --print -pe"),
+        verbs={"run": "", "serve": "", "eval": "code"},
+    ),
+    Interpreter(re.compile(r"perl[\d.]*"), takes="I", ends="0lCdDFimMVx", code="eE"),
+    Interpreter(
+        re.compile(r"ruby[\d.]*"),
+        takes="IrCE",
+        ends="0xWKFTi",
+        code="e",
+        long_takes=_words("--encoding --external-encoding --internal-encoding"),
+    ),
+    Interpreter(re.compile(r"lua(?:jit)?[\d.]*(?:-[\d.]+)?"), takes="lj", ends="ObW", code="e"),
+    Interpreter(re.compile(r"php[\d.]*"), takes="dcz", code="rBRE", script="fF"),
+    Interpreter(
+        re.compile(r"octave(?:-cli|-gui)?(?:-[\d.]+)?"),
+        takes="p",
+        long_takes=_words("--path --exec-path --info-file --image-path --texi-macros-file"),
+        long_code=_words("--eval"),
+    ),
+    Interpreter(
+        re.compile(r"(?:ba|da|z|k|mk|a)?sh"),
+        takes="oO",
+        code="c",
+        long_takes=_words("--rcfile --init-file --emulate"),
+    ),
+    Interpreter(
+        re.compile(r"fish"),
+        takes="CDdof",
+        code="c",
+        long_takes=_words("--init-command --features --debug --debug-output --profile"),
+        long_code=_words("--command"),
+    ),
+    Interpreter(
+        re.compile(r"dotnet|mono(?:-sgen)?"),
+        is_wordy=True,
+        long_takes=_words(
+            "--additionalprobingpath --additional-deps --depsfile --fx-version --roll-forward --runtimeconfig"
+            " --config --project"
+        ),
+        verbs={"exec": "", "run": ""},
+    ),
+    Interpreter(
+        re.compile(r"ld-[\w.-]+\.so[\d.]*|ld\.so"),
+        is_loader=True,
+        is_wordy=True,
+        long_takes=_words("--library-path --inhibit-rpath --argv0 --preload --audit --glibc-hwcaps-prepend"),
+    ),
+)
+
+
+# What multiprocessing, and others as it does, start a worker with: its methods "spawn" and "forkserver" (which are
+# those that CUDA works with), joblib's loky, mpi4py (as of TensorRT-LLM), PyTorch's compilers, R's and Julia's
+# clusters.
+WORKER_CODE = re.compile(
+    r"from (?:multiprocessing|multiprocess|billiard)\.\w+ import|parallel:::\.(?:work|slave)RSOCK"
+)
+WORKER_MODULE = re.compile(r"(?:joblib\.externals\.)?loky\.backend\.popen_loky_\w+|mpi4py\.futures\.server")
+WORKER_SCRIPT = re.compile(r".*/torch/_inductor/compile_worker/__main__\.py")
+WORKER_OPTIONS = re.compile(r"--multiprocessing-fork|--worker(?:=.*)?")
+
+
+def is_worker(line: Line, arguments: Sequence[str]) -> bool:
+    """Whether an interpreter was started by a program to work for it, and runs nothing that has a name."""
+    if line.code is not None:
+        return WORKER_CODE.search(line.code[:LONGEST_CODE]) is not None
+    if line.module is not None:
+        return WORKER_MODULE.fullmatch(line.module) is not None
+    if line.script is not None:
+        return WORKER_SCRIPT.fullmatch(line.script) is not None
+    return any(WORKER_OPTIONS.fullmatch(argument) for argument in arguments[1:MOST_OPTIONS])
 
 
 def readable(comm: str, arguments: Sequence[str]) -> str:
     """The name of a process, from the kernel's name for it (os.fsdecode's text) and its arguments."""
-    name = _of_interpreter(arguments) or _of_program(comm, arguments)
+    name = taken_apart(arguments).name or _of_program(comm, arguments)
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")[:LONGEST]
+
+
+def taken_apart(arguments: Sequence[str], depth: int = 0) -> Line:
+    """What a command line runs; without a name where only the kernel has one."""
+    if not arguments:
+        return Line()
+    program = arguments[0].rsplit("/", 1)[-1]
+    for interpreter in INTERPRETERS:
+        if interpreter.program.fullmatch(program):
+            return _of_interpreter(interpreter, program, arguments, depth)
+    return Line(arguments=tuple(arguments[1:]))
 
 
 def _of_program(comm: str, arguments: Sequence[str]) -> str:
@@ -34,6 +218,9 @@ def _of_program(comm: str, arguments: Sequence[str]) -> str:
     if arguments[0].lower().endswith(".exe"):
         # A Windows program under Wine or Proton.
         return PureWindowsPath(arguments[0]).name or comm
+    if comm in THREADS:
+        # It calls itself by a title, or is a program that has Python inside.
+        return arguments[0].rsplit("/", 1)[-1] or comm
     # As bytes: the cut may go through a letter.
     cut = comm.encode("utf-8", "surrogateescape")
     if len(cut) >= COMM_LENGTH:
@@ -43,77 +230,91 @@ def _of_program(comm: str, arguments: Sequence[str]) -> str:
     return comm
 
 
-def _of_interpreter(arguments: Sequence[str]) -> str | None:
-    """What an interpreter runs; None for any other program."""
-    if not arguments:
-        return None
-    program = arguments[0].rsplit("/", 1)[-1]
-    for pattern, what in _INTERPRETERS:
-        if pattern.fullmatch(program):
-            return what(program, arguments[1:])
-    return None
+def _of_interpreter(interpreter: Interpreter, program: str, arguments: Sequence[str], depth: int) -> Line:
+    kind, value, position = _what_it_runs(interpreter, arguments)
+    rest = tuple(arguments[position:])
+    if kind == "code":
+        name = f"{program} -c" if interpreter.code == "c" and interpreter.module else program
+        return Line(name, code=value, arguments=rest)
+    if kind == "module":
+        name = value.removesuffix(".__main__")
+        if interpreter.is_dotted:
+            # MODULE/CLASS
+            name = name.rsplit("/", 1)[-1].rsplit(".", 1)[-1]
+        return Line(name or None, module=value or None, arguments=rest)
+    if kind != "script":
+        return Line()
+    if interpreter.is_loader and depth < DEEPEST:
+        inner = taken_apart(arguments[position - 1 :], depth + 1)
+        if inner.name:
+            return inner
+    file = _script(value)
+    if interpreter.is_dotted and file and "-jar" not in arguments[:position]:
+        file = file.rsplit(".", 1)[-1]
+    return Line(file, script=value or None, arguments=rest)
 
 
-def _python(program: str, arguments: Sequence[str]) -> str | None:
-    position = 0
-    while position < len(arguments):
+def _what_it_runs(interpreter: Interpreter, arguments: Sequence[str]) -> tuple[str, str, int]:
+    """Whether an interpreter runs a script, a module or code, which, and where its own arguments begin."""
+    position, has_ended = 1, False
+    while position < min(len(arguments), MOST_OPTIONS):
         argument = arguments[position]
-        if argument == "-" or not argument:
-            return None
-        if not argument.startswith("-"):
-            return _script(argument)
-        if argument in PYTHON_TAKES:
-            position += 2
-            continue
-        # Short options may stand together ("-um module"), and -m and -c end them.
-        if not argument.startswith("--") and argument[1] not in "WX":
-            for place, letter in enumerate(argument[1:], 1):
-                if letter in "mc":
-                    rest = argument[place + 1 :] or next(iter(arguments[position + 1 :]), "")
-                    return f"{program} -c" if letter == "c" else rest.removesuffix(".__main__") or None
         position += 1
-    return None
+        if has_ended or not argument.startswith(("-", "+")) or len(argument) < 2:
+            # "-" is the standard input.
+            if argument in ("", "-", "+"):
+                break
+            if has_ended or argument not in interpreter.verbs:
+                return "script", argument, position
+            kind, value = interpreter.verbs[argument], None
+        elif argument == "--":
+            has_ended = True
+            continue
+        elif argument.startswith("--") or interpreter.is_wordy:
+            kind, value = _long(interpreter, argument)
+        else:
+            kind, value = _letters(interpreter, argument)
+        if kind and value is None:
+            value = arguments[position] if position < len(arguments) else ""
+            position += 1
+        if kind and kind != "takes":
+            return kind, value or "", position
+    return "", "", position
 
 
-def _java(program: str, arguments: Sequence[str]) -> str | None:
-    del program
-    for position, argument in enumerate(arguments):
-        if argument == "-jar":
-            return _script(next(iter(arguments[position + 1 :]), ""))
-    found = _first(arguments, JAVA_TAKES)
-    return found.rsplit(".", 1)[-1] if found else None
+def _long(interpreter: Interpreter, argument: str) -> tuple[str, str | None]:
+    """What an option of a whole word means, and its value where that is in the same argument."""
+    option, separator, value = argument.partition("=")
+    for kind, options in (
+        ("takes", interpreter.long_takes),
+        ("code", interpreter.long_code),
+        ("module", interpreter.long_module),
+        ("script", interpreter.long_script),
+    ):
+        if option in options:
+            return kind, value if separator else None
+    return "", None
 
 
-def _node(program: str, arguments: Sequence[str]) -> str | None:
-    del program
-    return _script(_first(arguments, NODE_TAKES))
-
-
-def _other(program: str, arguments: Sequence[str]) -> str | None:
-    if any(argument in ("-c", "-e", "-E") for argument in arguments[:1]):
-        return program
-    return _script(_first(arguments, OTHER_TAKES))
-
-
-_INTERPRETERS: tuple[tuple[re.Pattern[str], Callable[[str, Sequence[str]], str | None]], ...] = (
-    (re.compile(r"(?:python|pypy)[\d.]*(?:-[a-z]+)?t?"), _python),
-    (re.compile(r"java"), _java),
-    (re.compile(r"node(?:js)?|deno|bun"), _node),
-    (re.compile(r"(?:ba|da|z|k|fi)?sh|perl[\d.]*|ruby[\d.]*|Rscript|julia|lua[\d.]*"), _other),
-)
-
-
-def _first(arguments: Sequence[str], takes: frozenset[str]) -> str | None:
-    """The first argument that is neither an option nor an option's value."""
-    skip = False
-    for argument in arguments:
-        if skip:
-            skip = False
-        elif argument in takes:
-            skip = True
-        elif argument and not argument.startswith("-"):
-            return argument
-    return None
+def _letters(interpreter: Interpreter, argument: str) -> tuple[str, str | None]:
+    """The same of letters that stand together: "-uBm", "-lane", "-Wignore"."""
+    for place, letter in enumerate(argument[1:], 1):
+        rest = argument[place + 1 :] or None
+        for kind, letters in (
+            ("takes", interpreter.takes),
+            ("code", interpreter.code),
+            ("module", interpreter.module),
+            ("script", interpreter.script),
+        ):
+            if letter in letters:
+                # A shell's -c takes its code from the next argument, and more letters may follow it.
+                return kind, None if kind == "code" and interpreter.program.fullmatch("sh") else rest
+        if letter in interpreter.ends:
+            if letter in "0l" and rest:
+                # A number in octal, and more letters behind it.
+                continue
+            break
+    return "", None
 
 
 def _script(path: str | None) -> str | None:

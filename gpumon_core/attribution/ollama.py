@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from gpumon_core.attribution.endpoints import values_at
+from gpumon_core.attribution.endpoints import is_loaded, values_at
 from gpumon_core.attribution.files import read
 
 BLOB = re.compile(r"(?P<models>.*)/blobs/sha256-(?P<digest>[0-9a-f]{64})")
@@ -23,14 +23,17 @@ MOST_MANIFESTS = 2000
 MIB = 1 << 20
 
 
-def model_of(answer: Any, blob: str | None, root: str, memory_mib: int | None) -> str | None:
-    """The model of one runner. `answer` is what /api/ps said, or None; `blob` is the runner's file, under
-    `root` in this file system; `memory_mib` is what it holds of the GPU."""
-    loaded = [entry for entry in values_at(answer, "models.*") if isinstance(entry, dict)]
+def model_of(
+    answer: Any, blob: str | None, root: str, memory_mib: int | None, way: str = "models.*.name"
+) -> str | None:
+    """The model of one runner. `answer` is what /api/ps said, or None, and `way` leads to the names in it; `blob`
+    is the runner's file, under `root` in this file system; `memory_mib` is what it holds of the GPU."""
+    above, _, last = way.rpartition(".")
     sizes = {
         name: entry.get("size_vram")
-        for entry in loaded
-        if isinstance(name := entry.get("name") or entry.get("model"), str) and name
+        for entry in values_at(answer, above)
+        if isinstance(entry, dict) and is_loaded(entry)
+        if isinstance(name := entry.get(last) or entry.get("model"), str) and name
     }
     names = sorted(_names(blob, root)) if blob else []
     if names:

@@ -65,7 +65,9 @@ class Endpoint:
 class Ask:
     """What others can be asked about a process: a server at `address` what it serves, an engine how the
     container (engine, id) is called. `blob` is the model's file as an Ollama runner names it, `root` the root of
-    the file system that it means, and `proc` where processes are looked up."""
+    the file system that it means, and `proc` where processes are looked up. Only a server that `family` has is
+    believed: the process, and those above it that belong to it, each with its start in clock ticks. `launcher` is
+    who started them, and `owner` the user in whose slice they are."""
 
     endpoint: Endpoint | None = None
     address: tuple[str, int] | None = None
@@ -73,6 +75,9 @@ class Ask:
     blob: str | None = None
     root: str = ""
     proc: str = "/proc"
+    family: tuple[tuple[int, int | None], ...] = ()
+    launcher: tuple[int, int | None] | None = None
+    owner: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,14 +5,16 @@ The table is workloads.toml beside this file; a user's own file goes before it (
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from gpumon_core.attribution import names
 from gpumon_core.attribution.records import Endpoint
 
 BUILT_IN = Path(__file__).with_name("workloads.toml")
@@ -20,40 +22,83 @@ CATEGORIES = (
     *("inference", "training", "image generation", "notebook", "rendering"),
     *("media", "desktop", "game", "other"),
 )
-CONDITIONS = ("name", "executable", "argument", "command", "library", "environment")
-TEXTS = CONDITIONS[:4]
+TEXTS = ("name", "verb", "folder", "parent", "executable", "argument", "command")
+CONDITIONS = (*TEXTS, "library", "environment")
 WAYS = ("option", "after", "environment")
 # So much of a command line is looked at.
 LONGEST = 65536
+# So much of a path, as the kernel takes it (PATH_MAX).
+LONGEST_PATH = 4096
 # A model that Hugging Face's hub has loaded: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 CACHED = re.compile(r"models--([^/]+?)--([^/]+)")
 BLOB = re.compile(r"sha256-([0-9a-f]{12})[0-9a-f]{52}")
+# Options that are known by their name to take no value. Of any other it is taken for granted that what follows it
+# is its value, so that a value is never taken for a model.
+FLAG = re.compile(
+    r"--(no|enable|disable|use|skip|allow|trust|enforce|return|calculate|ignore|verbose|debug|quiet|help|version)(-.*)?"
+    r"|--(async-scheduling|headless|fully-sharded-loras|kv-sharing-fast-prefill|language-model-only|share|listen)|-[hv]"
+)
 
 
 class RulesError(Exception):
     """A table of rules that cannot be used; `str()` is one sentence."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Program:
     """What a rule may look at: the readable name, the path of the executable, arguments, environment, and the
-    paths of the files that it has mapped, which are read only where a rule asks for them."""
+    paths of the files that it has mapped, which are read only where a rule asks for them; the working directory,
+    and the names of those that started it, the nearest first."""
 
     name: str
     executable: str | None
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     libraries: Callable[[], Sequence[str]] = tuple
+    working_directory: str | None = None
+    ancestors: tuple[str, ...] = ()
+
+    @cached_property
+    def line(self) -> names.Line:
+        """The command line, taken apart."""
+        return names.taken_apart(self.arguments)
+
+    @cached_property
+    def folder(self) -> str | None:
+        """The program's own folder: of a script where it is, of anything else where it runs."""
+        # systemd sets no PWD, and a shell's may be another process's by now; but it is what a shell says.
+        here = self.working_directory or self.environment.get("PWD")
+        script = self.line.script
+        if script is None:
+            return here
+        return os.path.dirname(os.path.normpath(os.path.join(here or "", script[:LONGEST_PATH])))
+
+    def texts(self) -> dict[str, tuple[str, ...]]:
+        """What the conditions are searched in."""
+        first = self.arguments[0][:LONGEST_PATH] if self.arguments else ""
+        return {
+            # A title that a process has given itself: "VLLM::EngineCore", "ray::IDLE".
+            "name": (self.name, first) if "::" in first else (self.name,),
+            "verb": self.line.arguments[:1],
+            "folder": (self.folder or "",),
+            "parent": self.ancestors,
+            "executable": (self.executable or first,),
+            "argument": self.arguments[:1024],
+            "command": (" ".join(self.arguments)[:LONGEST],),
+        }
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What a program is, its category, the model as its command line names it, and who can be asked for it."""
+    """What a program is, its category, the model as its command line names it, and who can be asked for it.
+    `worker`: it works for the process above it, which knows the model; `ways` are those to the model's name."""
 
     name: str
     category: str
     model: str | None = None
     endpoint: Endpoint | None = None
+    worker: bool = False
+    ways: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +110,7 @@ class _Rule:
     library: re.Pattern[str] | None
     ways: tuple[tuple[str, str], ...]
     endpoint: Endpoint | None
+    worker: bool
 
 
 class Rules:
@@ -82,12 +128,7 @@ class Rules:
 
     def identify(self, program: Program) -> Workload | None:
         """What the first rule that fits says of it, or None."""
-        texts = {
-            "name": (program.name,),
-            "executable": (program.executable or "",),
-            "argument": program.arguments[:1024],
-            "command": (" ".join(program.arguments)[:LONGEST],),
-        }
+        texts = program.texts()
         mapped: Sequence[str] | None = None
         for rule in self._rules:
             if all(
@@ -99,45 +140,62 @@ class Rules:
                     mapped = program.libraries() if mapped is None else mapped
                     if not any(map(rule.library.search, mapped)):
                         continue
-                return Workload(rule.name, rule.category, _model(rule, program), rule.endpoint)
+                model = model_of(rule.ways, program)
+                return Workload(rule.name, rule.category, model, rule.endpoint, rule.worker, rule.ways)
         return None
 
 
-def _model(rule: _Rule, program: Program) -> str | None:
-    for way, name in rule.ways:
+def model_of(ways: Sequence[tuple[str, str]], program: Program) -> str | None:
+    """The model that a program's command line or environment names, by the first way that leads to one."""
+    for way, name in ways:
         found = (
             program.environment.get(name)
             if way == "environment"
-            else _option(program.arguments, name)
+            else option(program.line.arguments, name)
             if way == "option"
-            else _after(program.arguments, name)
+            else _after(program, name)
         )
         if found:
             return tidy(found)
     return None
 
 
-def _option(arguments: Sequence[str], name: str) -> str | None:
+def option(arguments: Sequence[str], name: str) -> str | None:
+    """The value of an option, the last where it is given twice, as programs take it."""
+    found = None
     for position, argument in enumerate(arguments):
-        if argument.startswith(name):
-            if argument == name:
-                value = arguments[position + 1] if position + 1 < len(arguments) else ""
-                return None if value.startswith("-") else value
-            if argument[len(name)] == "=":
-                return argument[len(name) + 1 :]
-    return None
+        if argument == name:
+            value = arguments[position + 1] if position + 1 < len(arguments) else ""
+            found = found if value.startswith("-") else value
+        elif argument.startswith(name) and argument[len(name)] == "=":
+            found = argument[len(name) + 1 :]
+    return found
 
 
-def _after(arguments: Sequence[str], word: str) -> str | None:
-    """The argument that follows a word, unless that is an option."""
-    for argument, value in pairwise(arguments):
-        if argument == word:
-            return None if value.startswith("-") else value
+def _after(program: Program, word: str) -> str | None:
+    """The first argument after a word, or after the program that is called so, that is neither an option nor an
+    option's value."""
+    arguments = program.line.arguments
+    if word in arguments:
+        position = arguments.index(word) + 1
+    elif word == program.name:
+        position = 0
+    else:
+        return None
+    while position < len(arguments):
+        argument = arguments[position]
+        if not argument.startswith("-"):
+            return argument
+        has_value = "=" not in argument and argument != "--" and not FLAG.fullmatch(argument)
+        position += 1
+        if has_value and position < len(arguments) and not arguments[position].startswith("-"):
+            position += 1
     return None
 
 
 def tidy(model: str) -> str:
     """A model as people name it: without the folders around a file, and with the owner on the hub."""
+    model = model[:LONGEST_PATH]
     if cached := CACHED.search(model):
         return f"{cached[1]}/{cached[2]}"
     if blob := BLOB.search(model):
@@ -166,7 +224,7 @@ def _read(path: Path) -> tuple[list[_Rule], tuple[str, ...]]:
 
 
 def _rule(place: str, entry: Mapping[str, Any]) -> _Rule:
-    _known(place, entry, ("name", "category", "match", "model", "endpoint"))
+    _known(place, entry, ("name", "category", "match", "model", "endpoint", "worker"))
     name, category = entry.get("name"), entry.get("category", "other")
     if not isinstance(name, str) or not name:
         raise RulesError(f"{place}: name must be a text")
@@ -183,6 +241,9 @@ def _rule(place: str, entry: Mapping[str, Any]) -> _Rule:
     ways = entry.get("model", [])
     if not isinstance(ways, list):
         raise RulesError(f"{place}: model must be a list of tables with one of {', '.join(WAYS)}")
+    worker = entry.get("worker", False)
+    if not isinstance(worker, bool):
+        raise RulesError(f"{place}: worker must be true or false")
     return _Rule(
         name,
         category,
@@ -191,6 +252,7 @@ def _rule(place: str, entry: Mapping[str, Any]) -> _Rule:
         _pattern(place, match["library"]) if "library" in match else None,
         tuple(_way(place, way) for way in ways),
         _endpoint(place, entry["endpoint"]) if "endpoint" in entry else None,
+        worker,
     )
 
 

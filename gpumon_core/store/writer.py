@@ -755,6 +755,10 @@ class Writer:
         if use is None or use.kind != process.kind:
             use = self._know_pair(connection, now, known[0], gpu, process, use or moved.get(pair))
             moved[pair] = use
+        if use.identity is not None and who.user not in (None, use.identity.user):
+            # A directory that did not know the user id has come back.
+            named = sa.update(gpu_processes).where(gpu_processes.c.id == known[0]).values(username=who.user)
+            connection.execute(named)
         program, use.program_id = self._running.get(known[0], NOBODY)
         if program is not NOTHING and not who.pending:
             self._know_model(connection, now, use, program)
@@ -850,6 +854,8 @@ class Writer:
         facts: dict[str, object] = {"program_id": program_id or None}
         if identity.name is not None:
             facts["name"] = identity.name
+        if identity.user is not None:
+            facts["username"] = identity.user
         connection.execute(sa.update(gpu_processes).where(gpu_processes.c.id == process_id).values(facts))
         self._running[process_id] = (identity.program, program_id)
 
