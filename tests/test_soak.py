@@ -130,7 +130,7 @@ def test_thirty_days_of_the_field_are_in_the_ledger_as_they_were(
     happened: dict[str, int] = defaultdict(int)
     interval = 60
     with loaded(fake):
-        source, writer = NvmlSource("here"), Writer(engine, "here", "nvml", interval)
+        source, writer = NvmlSource("here", clock=time.time), Writer(engine, "here", "nvml", interval)
         hiccup: Board | None = None
         first = True
         while clock.passed < DAYS * 86400:
@@ -151,7 +151,7 @@ def test_thirty_days_of_the_field_are_in_the_ledger_as_they_were(
                 source.close()
                 seconds = float(rng.choice((interval, rng.randrange(4 * interval, 12 * HOUR))))
                 interval = rng.choice(INTERVALS)
-                source, writer = NvmlSource("here"), Writer(engine, "here", "nvml", interval)
+                source, writer = NvmlSource("here", clock=time.time), Writer(engine, "here", "nvml", interval)
             elif event < 0.03:
                 happened["kills"] += 1
                 writer = Writer(engine, "here", "nvml", interval)

@@ -610,8 +610,8 @@ class Writer:
             if since <= 0:
                 # The clock was set back before this recorder came: nothing says how long it was.
                 pause = UNKNOWN_PAUSE_S
-            elif since > longest_step(self.interval_s):
-                pause = since - dt
+            else:
+                pause = max(0.0, since - dt)
         counter, before = values.get("energy"), gpu.meter.counter.value
         limit = gpu.info.power_limit_w if gpu.info is not None else None
         added = gpu.meter.add(counter, values.get("power"), limit, dt, pause)

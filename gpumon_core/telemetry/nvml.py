@@ -520,6 +520,7 @@ class NvmlSource:
             log.error("%s (%s) is lost: %s. %s", device.subject, device.info.uuid, why, device.remedy)
         device.lost_at = time.monotonic()
         device.pause_s = pause_s
+        device.plan.pause()
 
     def _why(self) -> str:
         error = self._gate.error

@@ -201,6 +201,10 @@ class Plan:
         if not self._has_nvlink:
             self._has_nvlink = None
 
+    def pause(self) -> None:
+        """The device does not answer: a mean power since before then would say nothing of the next tick."""
+        self._energy = EnergyCounter()
+
     def close(self) -> None:
         """Give back what the driver lent."""
         if self._gpm is not None:
