@@ -50,10 +50,15 @@ class Resumed:
 
 
 def resume(
-    connection: Connection, gpus: Iterable[Gpu], newest: int, interval_s: float, idle_after_s: float
+    connection: Connection,
+    gpus: Iterable[Gpu],
+    newest: int,
+    interval_s: float,
+    idle_after_s: float,
+    settled: bool = False,
 ) -> Resumed:
     """Take up the processes that were on these GPUs at the newest tick (UTC seconds), with all that was recorded
-    of them until then. Raises sqlalchemy.exc.DBAPIError."""
+    of them until then; `settled`: all of it is in the ledger. Raises sqlalchemy.exc.DBAPIError."""
     found = Resumed()
     by_id = {gpu.id: gpu for gpu in gpus}
     query = sa.select(process_gpus).where(process_gpus.c.active == 1, process_gpus.c.gpu_id.in_(list(by_id)))
@@ -71,7 +76,8 @@ def resume(
             use.program_id = found.programs.get(use.process_id, UNKNOWN_PROGRAM)
             use.serves_mps = is_mps_server(names.get(use.process_id))
         _resume_sessions(connection, found, ids)
-        _catch_up(connection, found, by_id, newest, interval_s, idle_after_s)
+        if not settled:
+            _catch_up(connection, found, by_id, newest, interval_s, idle_after_s)
     return found
 
 

@@ -252,7 +252,9 @@ class Writer:
         self._add_usage.run(connection, rows.unrecorded)
         self._add_changes.run(connection, rows.changes)
         self._add_snapshots.run(connection, rows.snapshots)
-        self._settle(connection, list((rows.moved | self._in_turn(SETTLED_PER_TICK * written)).values()))
+        # Of time that repeats, the ticks of both times stand among each other: none of them is left to be added later.
+        turn = self._live if rows.again else self._in_turn(SETTLED_PER_TICK * written)
+        self._settle(connection, list((rows.moved | turn).values()))
         self._set_gpus.run(
             connection,
             [
@@ -800,7 +802,10 @@ class Writer:
     def _resume(self, connection: Connection) -> None:
         """Take up the processes that were on the GPUs at the newest tick before this recorder's first."""
         self._resumed = True
-        found = resume(connection, self._gpus.values(), self._last_tick, self.interval_s, self.idle_after_s)
+        repeats = self._newest_tick > self._last_tick
+        found = resume(
+            connection, self._gpus.values(), self._last_tick, self.interval_s, self.idle_after_s, settled=repeats
+        )
         self._live.update(found.live)
         self._processes.update(found.processes)
         self._running.update((process_id, (NOTHING, program)) for process_id, program in found.programs.items())
