@@ -180,6 +180,8 @@ class Writer:
         # The tick before, and the newest there is: they differ after the clock was set back.
         self._last_tick = 0
         self._newest_tick = 0
+        # Up to then, what is read of the ticks may be of time that was recorded twice.
+        self._mixed_until = -1
         # The tick before by the clock that nobody sets, of this run of the program.
         self._last_moment: Moment | None = None
         self._gpus: dict[str, Gpu] = {}
@@ -252,8 +254,9 @@ class Writer:
         self._add_usage.run(connection, rows.unrecorded)
         self._add_changes.run(connection, rows.changes)
         self._add_snapshots.run(connection, rows.snapshots)
-        # Of time that repeats, the ticks of both times stand among each other: none of them is left to be added later.
-        turn = self._live if rows.again else self._in_turn(SETTLED_PER_TICK * written)
+        # Of time that repeats, the ticks of both times stand among each other: none is left to be added later.
+        mixed = self._last_tick <= self._mixed_until
+        turn = self._live if mixed else self._in_turn(SETTLED_PER_TICK * written)
         self._settle(connection, list((rows.moved | turn).values()))
         self._set_gpus.run(
             connection,
@@ -284,6 +287,7 @@ class Writer:
         repeats = now <= self._newest_tick
         if repeats:
             self.rewritten_from = min(now, self.rewritten_from or now)
+            self._mixed_until = self._newest_tick + 2 * HEARTBEAT_S + int(longest_step(self.interval_s))
         before = self._last_moment or Moment(self._last_tick)
         since = moment.since(before)
         gap = not 0 < since <= longest_step(self.interval_s)
