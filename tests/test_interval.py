@@ -474,9 +474,11 @@ def test_an_energy_counter_that_began_anew_within_a_short_tick_counts_from_there
     gpu.energy_mj = 5_000
     clock.now += 0.2
     assert tick(source)["power"] == 50
-    gpu.energy_mj += 120_000
-    clock.now += 1
-    assert tick(source)["power"] == 120
+    # The first step back is doubted for a reading.
+    for power in (50, 120):
+        gpu.energy_mj += 120_000
+        clock.now += 1
+        assert tick(source)["power"] == power
 
 
 def test_an_energy_counter_that_stands_still_is_not_believed(

@@ -21,6 +21,7 @@ from gpumon_core.telemetry.records import GpuReading, ProcessReading, Snapshot
 
 DAWN = 1_800_000_000  # The beginning of an hour.
 HOUR = 3600
+HALF = 1800
 HOURS = 6
 STEP = 20
 SERVER = Program(
@@ -116,7 +117,8 @@ def story() -> Iterator[tuple[Snapshot, dict[int, ProcessIdentity]]]:
             for gpu, pid, kind, memory, sm in there(hour)
         )
         identities = {row.pid: SWAPPED if row.pid == 7 and hour >= SWAP else PEOPLE[row.pid] for row in rows}
-        yield Snapshot(DAWN + STEP * step, HOST, GPUS, tuple(readings), rows), identities
+        # A tick speaks of the time before it.
+        yield Snapshot(DAWN + STEP * (step + 1), HOST, GPUS, tuple(readings), rows), identities
 
 
 @pytest.fixture
@@ -133,7 +135,12 @@ def engine(database_url: str) -> sa.Engine:
 
 def scope(first: int = 0, last: int = HOURS - 1, **filters: Any) -> Scope:
     """The hours from `first` to `last`, both of them whole."""
-    return Scope(DAWN + first * HOUR + 7, DAWN + last * HOUR + 1800, **filters)
+    return Scope(DAWN + first * HOUR + 7, DAWN + (last + 1) * HOUR, **filters)
+
+
+def half_hours(first: int, end: int) -> list[int]:
+    """When the half hours of the hours from `first` up to `end` begin."""
+    return list(range(DAWN + first * HOUR, DAWN + end * HOUR, HALF))
 
 
 def ids(engine: sa.Engine) -> dict[int, int]:
@@ -249,7 +256,7 @@ def test_where_the_driver_does_not_tell_the_row_says_that_it_is_an_estimate(data
     for step in range(20):
         reading = GpuReading("GPU-0", {"utilization": 50.0, "power": 100.0})
         rows = (ProcessReading("GPU-0", 7, "C", 3000), ProcessReading("GPU-0", 9, "C", 1000))
-        writer.write(Snapshot(DAWN + 4 * step, HOST, GPUS[:1], (reading,), rows), PEOPLE)
+        writer.write(Snapshot(DAWN + 4 * (step + 1), HOST, GPUS[:1], (reading,), rows), PEOPLE)
     frame = usage.ranking(database.open_for_reading(database_url), "process", scope())
     assert frame["busy_s"].tolist()[:2] == [30.0, 10.0]
     assert frame["estimated"].tolist()[:2] == [1.0, 1.0]
@@ -277,7 +284,7 @@ def test_what_many_processes_have_used_just_now_adds_up_too(database_url: str) -
     for step in range(15):
         rows = tuple(ProcessReading("GPU-0", pid, "C", 100, 1, None, None, None) for pid in pids)
         reading = GpuReading("GPU-0", {"utilization": 100.0, "power": 300.0})
-        writer.write(Snapshot(DAWN + 4 * step, HOST, GPUS[:1], (reading,), rows), identities)
+        writer.write(Snapshot(DAWN + 4 * (step + 1), HOST, GPUS[:1], (reading,), rows), identities)
     frame = usage.ranking(database.open_for_reading(database_url), "user", scope())
     assert frame["busy_s"].sum() == pytest.approx(60, rel=0.01)
     assert frame["energy_j"].sum() == pytest.approx(18_000, rel=0.01)
@@ -287,10 +294,10 @@ def test_what_many_processes_have_used_just_now_adds_up_too(database_url: str) -
 
 
 @pytest.mark.parametrize("by", ["user", "model", "gpu", "process"])
-def test_hour_by_hour_it_is_the_same(engine: sa.Engine, by: Dimension) -> None:
+def test_half_hour_by_half_hour_it_is_the_same(engine: sa.Engine, by: Dimension) -> None:
     frame = usage.trend(engine, by, scope())
     assert frame["timestamp_epoch"].is_monotonic_increasing
-    assert sorted(set(frame["timestamp_epoch"])) == [DAWN + HOUR * hour for hour in range(HOURS)]
+    assert sorted(set(frame["timestamp_epoch"])) == half_hours(0, HOURS)
     assert not frame.duplicated(["timestamp_epoch", "key"]).any()
     whole = parts(usage.ranking(engine, by, scope()))
     for key, rows in frame.groupby("key", dropna=False):
@@ -299,10 +306,10 @@ def test_hour_by_hour_it_is_the_same(engine: sa.Engine, by: Dimension) -> None:
             assert rows[name].sum() == pytest.approx(row[name]), (key, name)
 
 
-def test_an_hour_has_what_was_used_in_it(engine: sa.Engine) -> None:
+def test_a_half_hour_has_what_was_used_in_it(engine: sa.Engine) -> None:
     frame = usage.trend(engine, "user", scope(users=["grace"]))
-    assert frame["timestamp_epoch"].tolist() == [DAWN + HOUR * hour for hour in (1, 2, 3)]
-    assert frame["busy_s"].tolist() == pytest.approx([HOUR * 0.8] * 3)
+    assert frame["timestamp_epoch"].tolist() == half_hours(1, 4)
+    assert frame["busy_s"].tolist() == pytest.approx([HALF * 0.8] * 6)
 
 
 def test_of_some_processes_the_others_are_one(engine: sa.Engine) -> None:
@@ -336,7 +343,7 @@ def test_a_gpus_time_is_busy_held_or_free(engine: sa.Engine) -> None:
 
 def test_gpus_are_in_the_order_of_hosts_and_indices(engine: sa.Engine, database_url: str) -> None:
     other = Writer(database.open_for_writing(database_url), "a-host", "nvml", STEP)
-    other.write(Snapshot(DAWN, HOST, GPUS[:1], (GpuReading("GPU-0", {"utilization": 0.0}),)), {})
+    other.write(Snapshot(DAWN + STEP, HOST, GPUS[:1], (GpuReading("GPU-0", {"utilization": 0.0}),)), {})
     frame = usage.gpu_totals(engine, scope())
     assert list(zip(frame["host"], frame["gpu_index"], strict=True)) == [
         ("a-host", 0),
@@ -347,11 +354,11 @@ def test_gpus_are_in_the_order_of_hosts_and_indices(engine: sa.Engine, database_
     assert usage.gpu_totals(engine, scope(gpu_ids=[2]))["gpu_index"].tolist() == [1]
 
 
-def test_all_gpus_together_hour_by_hour(engine: sa.Engine) -> None:
+def test_all_gpus_together_by_the_half_hour(engine: sa.Engine) -> None:
     frame = usage.gpu_hours(engine, scope(1, 3, gpu_ids=[1, 2]))
-    assert frame["timestamp_epoch"].tolist() == [DAWN + HOUR * hour for hour in (1, 2, 3)]
-    assert frame["seconds"].tolist() == [2 * HOUR] * 3
-    expected = [sum(HOUR * utilization(hour, gpu) / 100 for gpu in (0, 1)) for hour in (1, 2, 3)]
+    assert frame["timestamp_epoch"].tolist() == half_hours(1, 4)
+    assert frame["seconds"].tolist() == [2 * HALF] * 6
+    expected = [sum(HALF * utilization(hour, gpu) / 100 for gpu in (0, 1)) for hour in (1, 1, 2, 2, 3, 3)]
     assert frame["busy_s"].tolist() == pytest.approx(expected, rel=0.001)
 
 
@@ -362,16 +369,15 @@ def test_who_holds_memory_for_nothing_is_named_with_what_is_lost(engine: sa.Engi
     [row] = usage.idle_holders(engine, scope(), 600).to_dict("records")
     assert (row["pid"], row["username"], row["name"], row["workload"]) == (9, "ada", "ipykernel", "Jupyter")
     assert (row["gpu_index"], row["memory"], row["running"]) == (1, 6000, True)
-    last = DAWN + HOURS * HOUR - STEP
-    assert row["idle_since"] == DAWN
-    assert row["idle_s"] == pytest.approx(last - DAWN, abs=STEP)
+    assert row["idle_since"] == DAWN + STEP, "when it was first seen"
+    assert row["idle_s"] == pytest.approx(HOURS * HOUR, abs=STEP)
     assert row["wasted_mib_s"] == pytest.approx(6000 * row["idle_s"])
 
 
 def test_within_a_part_of_the_time_only_that_part_is_lost(engine: sa.Engine) -> None:
     [row] = usage.idle_holders(engine, scope(4), 600).to_dict("records")
     assert row["idle_s"] == pytest.approx(2 * HOUR, abs=STEP)
-    assert row["idle_since"] == DAWN, "since when, whatever the range"
+    assert row["idle_since"] == DAWN + STEP, "since when, whatever the range"
     assert usage.idle_holders(engine, scope(), 7 * HOUR).empty
     assert usage.idle_holders(engine, scope(users=["grace"]), 600).empty
     assert usage.idle_holders(engine, scope(gpu_ids=[1]), 600).empty
@@ -416,8 +422,8 @@ def test_which_model_was_loaded_when_and_how_much_memory_it_took(engine: sa.Engi
     frame = usage.sessions(engine, scope())
     assert frame["model"].tolist() == ["b:70b", "a:7b"], "the newest first; a training run serves none"
     assert frame["running"].tolist() == [True, False]
-    assert frame["first_seen"].tolist() == [DAWN + SWAP * HOUR, DAWN]
-    assert frame["last_seen"].tolist() == [DAWN + HOURS * HOUR - STEP, DAWN + SWAP * HOUR - STEP]
+    assert frame["first_seen"].tolist() == [DAWN + SWAP * HOUR + STEP, DAWN + STEP]
+    assert frame["last_seen"].tolist() == [DAWN + HOURS * HOUR, DAWN + SWAP * HOUR]
     assert frame["lifetime_s"].tolist() == [(HOURS - SWAP) * HOUR - STEP, SWAP * HOUR - STEP]
     assert frame["max_memory"].tolist() == [8000, 8000]
     assert frame["avg_memory"].tolist() == pytest.approx([8000, 8000])
@@ -471,8 +477,8 @@ def test_keys_are_called_as_people_call_them(
     }
 
 
-def test_scopes_that_mean_the_same_hours_are_the_same() -> None:
-    assert scope().identity == replace(scope(), start=DAWN + 3599).identity
+def test_scopes_that_mean_the_same_half_hours_are_the_same() -> None:
+    assert scope().identity == replace(scope(), start=DAWN + 1799).identity
     assert scope().identity != replace(scope(), users=("ada",)).identity
     assert scope().identity != replace(scope(), programs_with={"model": ("a",)}).identity
 

@@ -326,7 +326,7 @@ class NvmlSource:
             return
         values: Values = {}
         used: dict[int, Use] | None = None
-        follows = device.usage_read == number - 1
+        follows = 0 < device.usage_read == number - 1
         try:
             device.plan.read(values, RARELY_S, 4.0 * (device.info.index % 15))
             listed = [(kind, entry) for kind in FUNCTIONS for entry in self._list(device, kind)]
