@@ -182,7 +182,9 @@ def test_nothing_over_time_is_an_empty_frame() -> None:
 
 def test_the_hours_of_the_week_are_the_viewers() -> None:
     monday = epoch("2026-06-15T09:00")
-    whole = sums((monday, 2 * HOUR, 0), (monday + 7 * DAY, 2 * HOUR, 0), columns="timestamp_epoch seconds unknown_s")
+    whole = sums(
+        (monday, 2 * HOUR, 0), (monday + 7 * DAY, 2 * HOUR, 0), columns="timestamp_epoch seconds unknown_s"
+    )
     used = sums((monday, 1800.0), (monday, 1800.0), columns="timestamp_epoch busy_s")
     [row] = ledger.by_week(used, whole, BERLIN).to_dict("records")
     # Half of the first Monday's hour of two GPUs, nothing of the second's.
