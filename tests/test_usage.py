@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import pairwise
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pandas as pd
 import pytest
 import sqlalchemy as sa
 from test_writer import GPUS, HOST, who
 
+from gpumon_core import ledger
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.store import database, usage
 from gpumon_core.store.dimensions import Dimension
@@ -322,6 +326,97 @@ def test_of_some_processes_the_others_are_one(engine: sa.Engine) -> None:
         assert frame[name].sum() == pytest.approx(every[name].sum()), name
     few = frame[frame["key"] != usage.ALL_OTHERS]
     assert few["busy_s"].sum() == pytest.approx(every[every["key"].isin(chosen)]["busy_s"].sum())
+
+
+@dataclass
+class Days:
+    """Three local days of one GPU: it takes 100, 200 and 300 W, and Ada has it from 9 to 17 o'clock."""
+
+    engine: sa.Engine
+    zone: ZoneInfo
+    midnights: list[int]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [after - before for before, after in pairwise(self.midnights)]
+
+    def scope(self, first: int = 0, end: int = 3) -> Scope:
+        return Scope(self.midnights[first], self.midnights[end])
+
+
+def three_days(url: str, zone: ZoneInfo) -> Days:
+    # On Lord Howe Island the clock is set back by half an hour in the second night.
+    midnights = [int(datetime(2026, 4, day, tzinfo=zone).timestamp()) for day in (4, 5, 6, 7)]
+    ticks = []
+    for begin in range(midnights[0], midnights[-1], 60):
+        local = datetime.fromtimestamp(begin, zone)
+        busy = 9 <= local.hour < 17
+        rows = (ProcessReading("GPU-0", 7, "C", 100, 100, None, None, None),) if busy else ()
+        values = {"utilization": 100.0 if busy else 0.0, "power": 100.0 * (local.day - 3)}
+        reading = GpuReading("GPU-0", values)
+        ticks.append((Snapshot(begin + 60, HOST, GPUS[:1], (reading,), rows), {7: PEOPLE[7]} if busy else {}))
+    writer = Writer(database.open_for_writing(url), "here", "nvml", 60)
+    for first in range(0, len(ticks), 180):
+        writer.write_all(ticks[first : first + 180])
+    writer.settle()
+    return Days(database.open_for_reading(url), zone, midnights)
+
+
+@pytest.mark.parametrize(("name", "hours"), [("Asia/Kolkata", 72), ("Australia/Lord_Howe", 72.5)])
+def test_where_the_hour_begins_at_half_past_a_day_has_its_own_energy(
+    database_url: str, name: str, hours: float
+) -> None:
+    days = three_days(database_url, ZoneInfo(name))
+    assert sum(days.lengths) == hours * HOUR
+    used, whole = usage.trend(days.engine, "user", days.scope()), usage.gpu_hours(days.engine, days.scope())
+    free = ledger.Prices(None, None, "EUR")
+    drawn = ledger.over_time(used, whole, ["ada"], {"ada": "ada"}, "Energy", free, days.zone, ledger.DAY_S)
+    assert drawn["timestamp_epoch"].tolist() == days.midnights[:3]
+    expected = [0.1 * number * length / HOUR for number, length in enumerate(days.lengths, 1)]
+    assert (drawn["ada"] + drawn[OWN["idle"]]).tolist() == pytest.approx(expected)
+    assert drawn["ada"].tolist() == pytest.approx([0.8, 1.6, 2.4])
+    week = ledger.by_week(used, whole, days.zone)
+    assert len(week) == 3 * 24
+    assert week["share"].tolist() == pytest.approx([100.0 * (9 <= hour < 17) for hour in week["hour"]])
+
+
+def test_days_one_by_one_are_all_of_them_at_once(database_url: str) -> None:
+    days = three_days(database_url, ZoneInfo("Asia/Kolkata"))
+    numbers = [*usage.TOTALS, "free_s"]
+    one_by_one = [usage.gpu_totals(days.engine, days.scope(day, day + 1))[numbers].iloc[0] for day in range(3)]
+    at_once = usage.gpu_totals(days.engine, days.scope())[numbers].iloc[0]
+    assert sum(one_by_one).to_dict() == pytest.approx(at_once.to_dict())  # type: ignore[union-attr]
+    assert [each["seconds"] for each in one_by_one] == [24 * HOUR] * 3
+    assert [each["energy_j"] for each in one_by_one] == pytest.approx([24 * HOUR * watt for watt in (100, 200, 300)])
+    parts = [usage.ranking(days.engine, "user", days.scope(day, day + 1)) for day in range(3)]
+    whole = usage.ranking(days.engine, "user", days.scope())
+    for name in ("busy_s", "seconds", "energy_j"):
+        assert sum(frame[name].sum() for frame in parts) == pytest.approx(whole[name].sum()), name
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        pytest.param(HOUR + 200, {HALF: 1000, HOUR: 200}, id="it straddles the hour"),
+        pytest.param(HOUR, {HALF: 1200}, id="it is on the hour"),
+        pytest.param(HOUR + 600, {HALF: 600, HOUR: 600}, id="it begins on the hour"),
+    ],
+)
+def test_a_long_tick_is_in_the_half_hours_that_it_speaks_of(
+    database_url: str, last: int, expected: dict[int, int]
+) -> None:
+    writer = Writer(database.open_for_writing(database_url), "here", "nvml", 600)
+    for moment in (last - 600, last):
+        reading = GpuReading("GPU-0", {"utilization": 50.0, "power": 100.0})
+        rows = (ProcessReading("GPU-0", 7, "C", 100, 50, None, None, None),)
+        writer.write(Snapshot(DAWN + moment, HOST, GPUS[:1], (reading,), rows), PEOPLE)
+    writer.settle()
+    engine = database.open_for_reading(database_url)
+    for frame in (usage.gpu_hours(engine, scope()), usage.trend(engine, "user", scope())):
+        assert dict(zip(frame["timestamp_epoch"] - DAWN, frame["seconds"], strict=True)) == expected
+        assert frame["busy_s"].tolist() == pytest.approx([seconds / 2 for seconds in expected.values()])
+    energy = usage.gpu_hours(engine, scope())["energy_j"]
+    assert energy.tolist() == pytest.approx([100 * seconds for seconds in expected.values()])
 
 
 # ---- The GPUs themselves -----------------------------------------------------------------------------
