@@ -1330,6 +1330,24 @@ def test_where_no_process_runs_their_utilization_is_not_asked(
     assert (fake.calls(INFO), fake.calls(SAMPLE)) == (0, 0)
 
 
+@EACH_API
+def test_what_a_process_did_before_it_ended_is_told_once(
+    gpu: FakeGpu, begin: Callable[[], NvmlSource], monkeypatch: pytest.MonkeyPatch, api: str
+) -> None:
+    driver = Usage(monkeypatch, api)
+    last = gpu.add_process(11, GIB)
+    driver.kept = [(11, START, (80, 0, 0, 0))]
+    source = begin()
+    assert source.read().readings[0].ended == {}
+    last.remove()
+    driver.kept = [(11, START + 1000, (60, 0, 0, 0))]
+    snapshot = source.read()
+    assert (snapshot.processes, snapshot.readings[0].ended) == ((), {11: 60})
+    asked = len(driver.since)
+    assert source.read().readings[0].ended == {}
+    assert len(driver.since) == asked, "nobody is there, nor was"
+
+
 def test_processes_on_mig_instances_have_no_utilization(
     fake: FakeNvml, gpu: FakeGpu, begin: Callable[[], NvmlSource]
 ) -> None:
