@@ -22,7 +22,7 @@ ROLLUPS = tuple(tier.table.name for tier in TIERS)
 AFFINITIES = ((sa.Integer, "integer"), (sa.Float, "real"), (sa.Text, "text"))
 
 TICK = "time of the tick"
-HOUR = "first second of the hour"
+HALF_HOUR = "first second of the half hour; of rows of older versions, of the hour"
 GPU = "`gpus.id`"
 PROCESS = "`gpu_processes.id`"
 PROGRAM = "`programs.id`"
@@ -143,7 +143,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "present": "1; 0 at the first tick without the process",
     },
     "process_hours": {
-        "timestamp_epoch": HOUR,
+        "timestamp_epoch": HALF_HOUR,
         "process_id": PROCESS,
         "gpu_id": GPU,
         "program_id": f"what it ran, {PROGRAM}; 0 where that is not known",
@@ -156,7 +156,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "estimated": "1 where busy time and energy are split by memory",
     },
     "gpu_usage": {
-        "timestamp_epoch": HOUR,
+        "timestamp_epoch": HALF_HOUR,
         "gpu_id": GPU,
         "seconds": "how long it was recorded",
         "busy_s": "its utilization times the time",

@@ -17,7 +17,7 @@ from pages.ui import chrome, data, drawings, filters, links, plot, sheets, table
 RANGES = ("6h", "24h", "3d", "7d", "30d", "1y")
 TITLES: dict[str, Dimension] = {name.capitalize(): name for name in DIMENSIONS} | {"GPU": "gpu"}
 TITLES.pop("Gpu")
-# The ledger counts by the hour: nothing on this page changes from one tick to the next.
+# The ledger counts by the half hour: nothing on this page changes from one tick to the next.
 REFRESH_S = 60
 
 found = chrome.ready()
@@ -122,7 +122,7 @@ def ranked(at: data.Tick, chosen: Scope, title: str) -> None:
 
     tables.download(f"usage-{by}", content, ranking.empty, zone, "usage_csv")
     since = fmt.plain(f"{fmt.moment(chosen.first_step, zone)} ({chrome.zone_label()})")
-    notes = [f"Counted by the hour, from {since}."]
+    notes = [f"Counted by the half hour, from {since}."]
     if "Estimate" in shown:
         notes.append(
             "Where the estimate is ticked, the driver does not tell processes apart: their GPU's use is split by "

@@ -124,7 +124,8 @@ def test_every_page_has_the_imported_hours(engine: sa.Engine, settings: Settings
     listed = processes.process_history(reader)
     assert sorted(listed["name"]) == ["serve", "train"]
     # 4 hours at 360 W are 1440 Wh, of which half was idle; the rest went to both by their memory.
-    chosen = Scope(times[0], times[-1])
+    # The first tick speaks of the seconds before it.
+    chosen = Scope(times[0] - INTERVAL_S, times[-1])
     [total] = usage.gpu_totals(reader, chosen).to_dict("records")
     assert (total["seconds"], total["busy_s"]) == (4 * HOUR, 2 * HOUR)
     assert total["energy_j"] == pytest.approx(1440 * 3600, rel=1e-6)
@@ -536,21 +537,22 @@ def test_what_is_taken_at_the_turn_of_an_hour_is_no_tick_of_our_own(
     assert importer.run(settings, file.path, now=NOW).taken["ticks"] == 40
 
 
-def test_the_hour_in_which_a_recorder_works_gets_both(
-    engine: sa.Engine, settings: Settings, file: Original
+def test_the_half_hour_in_which_a_recorder_works_gets_both(
+    database_url: str, settings: Settings, file: Original
 ) -> None:
-    """It began with the hour half gone, and goes on while the first half is imported."""
+    """It began with the half hour nearly gone, and goes on while what was before is imported."""
+    engine = database.open_for_writing(database_url)
     own = Writer(engine, "here", "nvml", INTERVAL_S)
     values = {"temperature": 40.0, "utilization": 10.0, "memory": 2000, "power": 200.0}
 
     def tick(at: int) -> None:
         own.write(Snapshot(at, HostInfo("here"), GPUS[:1], (GpuReading("GPU-00", values),)), {})
 
-    tick(NOW + 4)
+    tick(NOW - 100)
     file.ticks(range(NOW - 600, NOW - 200, 4))
     importer.run(settings, file.path, now=NOW)
-    tick(NOW + 8)
-    assert ask(engine, "SELECT seconds, energy_j FROM gpu_usage") == [(412.0, 400 * 100 + 12 * 200)]
+    tick(NOW - 96)
+    assert ask(engine, "SELECT seconds, energy_j FROM gpu_usage") == [(408.0, 400 * 100 + 8 * 200)]
 
 
 def test_energy_that_a_counter_has_told_of_is_not_told_again(

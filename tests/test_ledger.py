@@ -102,9 +102,10 @@ def test_a_day_is_the_viewers_even_when_the_clock_is_set(day: str) -> None:
     assert found.tolist() == [before, *[begin] * length, begin + length * HOUR]
 
 
-def test_hours_are_hours_wherever_the_viewer_is() -> None:
-    times = pd.Series([7200, 7201, 10799, 10800])
-    assert ledger.steps(times, HOUR, KOLKATA).tolist() == [7200, 7200, 7200, 10800]
+def test_an_hour_is_the_viewers_even_where_it_begins_at_half_past() -> None:
+    times = pd.Series([7200, 8999, 9000, 10800])
+    assert ledger.steps(times, HOUR, BERLIN).tolist() == [7200, 7200, 7200, 10800]
+    assert ledger.steps(times, HOUR, KOLKATA).tolist() == [5400, 5400, 9000, 9000]
 
 
 def test_a_night_without_midnight_or_with_two_has_its_day_all_the_same() -> None:
@@ -181,18 +182,28 @@ def test_nothing_over_time_is_an_empty_frame() -> None:
 
 def test_the_hours_of_the_week_are_the_viewers() -> None:
     monday = epoch("2026-06-15T09:00")
-    whole = sums((monday, 2 * HOUR), (monday + 7 * DAY, 2 * HOUR), columns="timestamp_epoch seconds")
+    whole = sums(
+        (monday, 2 * HOUR, 0), (monday + 7 * DAY, 2 * HOUR, 0), columns="timestamp_epoch seconds unknown_s"
+    )
     used = sums((monday, 1800.0), (monday, 1800.0), columns="timestamp_epoch busy_s")
     [row] = ledger.by_week(used, whole, BERLIN).to_dict("records")
     # Half of the first Monday's hour of two GPUs, nothing of the second's.
     assert row == {"weekday": 0, "hour": 9, "share": 25.0}
 
 
+def test_time_of_which_the_driver_did_not_say_counts_for_nothing() -> None:
+    nine, ten = epoch("2026-06-15T09:00"), epoch("2026-06-15T10:00")
+    whole = sums((nine, HOUR, HOUR / 2), (ten, HOUR, HOUR), columns="timestamp_epoch seconds unknown_s")
+    used = sums((nine, 900.0), columns="timestamp_epoch busy_s")
+    [row] = ledger.by_week(used, whole, BERLIN).to_dict("records")
+    assert row == {"weekday": 0, "hour": 9, "share": 50.0}, "of an hour of which nothing is known there is no row"
+
+
 def test_the_hour_that_the_clock_skips_was_never_there_and_the_doubled_one_counts_twice() -> None:
     for day, hours in (("2026-03-29", 23), ("2026-10-25", 25)):
         begin = epoch(f"{day}T00:00")
         times = [begin + HOUR * number for number in range(hours)]
-        whole = pd.DataFrame({"timestamp_epoch": times, "seconds": float(HOUR)})
+        whole = pd.DataFrame({"timestamp_epoch": times, "seconds": float(HOUR), "unknown_s": 0.0})
         used = pd.DataFrame({"timestamp_epoch": times, "busy_s": HOUR / 2})
         frame = ledger.by_week(used, whole, BERLIN)
         assert frame["weekday"].unique().tolist() == [6]

@@ -19,6 +19,7 @@ import tracemalloc
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ class Machine:
 
     def tick(self) -> None:
         self.now += self.interval_s
-        assert self.writer.write(*self.observer.observe())
+        snapshot, identities = self.observer.observe()
+        assert self.writer.write(replace(snapshot, elapsed=self.now), identities)
 
     def ask(self, query: str) -> list[tuple[Any, ...]]:
         with self.engine.connect() as connection:

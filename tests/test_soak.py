@@ -6,11 +6,13 @@ The account that it is held against is kept here, in plain Python and pandas, fr
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import sqlite3
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from gpumon_core.store import database, rollups
 from gpumon_core.store import writer as writer_module
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.nvml import NvmlSource
+from gpumon_core.telemetry.records import Snapshot
 
 DAYS = 30
 BEGIN = 1_790_000_000
@@ -113,89 +116,136 @@ def split(end: int, seconds: float) -> list[tuple[int, float]]:
     return found
 
 
+class Field:
+    """Three boards, a driver, a clock, a recorder, and what happens to them."""
+
+    def __init__(self, folder: Path, clock: Clock, rng: random.Random) -> None:
+        self.fake, self.clock, self.rng = FakeNvml(folder / "state"), clock, rng
+        numbers = {"power_enforced_limit_mw": 350_000, "memory_used": GIB}
+        self.boards = [
+            Board(self.fake.add_gpu(uuid=f"GPU-{n}", **numbers, energy_mj=None if n == 2 else 0), n != 2)
+            for n in range(3)
+        ]
+        self.engine = database.open_for_writing(f"sqlite:///{folder}/gpumon.db")
+        self.interval = 60
+        self.source: NvmlSource | None = None
+        self.hiccup: Board | None = None
+        self.seconds = 0.0
+
+    def begin(self) -> None:
+        self.source = NvmlSource("here", clock=time.time)
+        self.writer = Writer(self.engine, "here", "nvml", self.interval)
+
+    def counting(self) -> Board:
+        return self.rng.choice(self.boards[:2])
+
+    def clock_is_set(self) -> None:
+        far = self.rng.choice((-1, 1)) * self.rng.choice(STEPS)
+        self.clock.offset = BEGIN + (far if self.rng.random() < 0.7 else 0)
+
+    def machine_sleeps(self) -> None:
+        self.seconds = float(self.rng.randrange(4 * self.interval, 12 * HOUR))
+
+    def recorder_restarts(self) -> None:
+        self.end()
+        if self.rng.random() < 0.5:
+            self.machine_sleeps()
+        else:
+            self.seconds = float(self.interval)
+        self.interval = self.rng.choice(INTERVALS)
+        self.begin()
+
+    def recorder_is_killed(self) -> None:
+        self.writer = Writer(self.engine, "here", "nvml", self.interval)
+
+    def gpu_is_lost(self) -> None:
+        self.rng.choice(self.boards).gpu.lost = True
+
+    def counter_begins_anew(self) -> None:
+        board = self.counting()
+        board.counter_j = 0.0
+        if board.missed_j:
+            # What a lost GPU had counted until then nobody can know.
+            board.missed_j = 1e-9
+
+    def counter_steps_back(self) -> None:
+        self.counting().counter_j -= self.rng.choice((0.001, 1.0, 50.0))
+
+    def counter_misses_a_reading(self) -> None:
+        board = self.counting()
+        # After a pause it could not be told from a counter that began anew.
+        self.hiccup = None if board.missed_j else board
+
+    def reading_fails(self) -> None:
+        self.fake.fail(ENERGY, pynvml.NVML_ERROR_UNKNOWN)
+
+    def pass_time(self) -> Snapshot:
+        """Let the time of a tick pass, with what happens in it; what the driver says then."""
+        assert self.source is not None
+        self.clock.passed += self.seconds
+        self.fake.clear_processes()
+        for board in self.boards:
+            board.counter_j += board.watts * self.seconds
+            board.tell(self.fake)
+        if self.hiccup is not None:
+            self.hiccup.gpu.energy_mj, self.hiccup = 17, None
+        snapshot = replace(self.source.read(), elapsed=self.clock.passed)
+        self.fake.recover()
+        return snapshot
+
+    def end(self) -> None:
+        self.writer.settle()
+        if self.source is not None:
+            self.source.close()
+
+
+# What happens before a tick, and how often.
+EVENTS: tuple[tuple[Callable[[Field], None], float], ...] = (
+    (Field.clock_is_set, 0.01),
+    (Field.machine_sleeps, 0.005),
+    (Field.recorder_restarts, 0.005),
+    (Field.recorder_is_killed, 0.01),
+    (Field.gpu_is_lost, 0.01),
+    (Field.counter_begins_anew, 0.01),
+    (Field.counter_steps_back, 0.01),
+    (Field.counter_misses_a_reading, 0.01),
+    (Field.reading_fails, 0.01),
+)
+
+
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", [int(os.environ.get("SOAK_SEED", "18"))])
+@pytest.mark.parametrize("seed", [int(seed) for seed in os.environ.get("SOAK_SEEDS", "18 19").split()])
 def test_thirty_days_of_the_field_are_in_the_ledger_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(writer_module, "SETTLED_PER_TICK", 2)
     rng, clock, account = random.Random(seed), Clock(monkeypatch), Account()
-    fake = FakeNvml(tmp_path / "state")
-    numbers = {"power_enforced_limit_mw": 350_000, "memory_used": GIB}
-    boards = [
-        Board(fake.add_gpu(uuid=f"GPU-{place}", **numbers, energy_mj=None if place == 2 else 0), place != 2)
-        for place in range(3)
-    ]
-    engine = database.open_for_writing(f"sqlite:///{tmp_path}/gpumon.db")
-    happened: dict[str, int] = defaultdict(int)
-    interval = 60
-    with loaded(fake):
-        source, writer = NvmlSource("here", clock=time.time), Writer(engine, "here", "nvml", interval)
-        hiccup: Board | None = None
-        first = True
-        while clock.passed < DAYS * 86400:
-            event = rng.random()
-            seconds = float(interval)
+    field = Field(tmp_path, clock, rng)
+    happened: Counter[str] = Counter()
+    with loaded(field.fake):
+        field.begin()
+        for tick in itertools.count():
+            field.seconds = float(field.interval)
             if rng.random() < 0.1:
-                for board in boards:
+                for board in field.boards:
                     board.draw(rng)
-            if event < 0.01:
-                happened["clock steps"] += 1
-                clock.offset = BEGIN + (rng.choice((-1, 1)) * rng.choice(STEPS) if rng.random() < 0.7 else 0)
-            elif event < 0.015:
-                happened["suspends"] += 1
-                seconds = float(rng.randrange(4 * interval, 12 * HOUR))
-            elif event < 0.02:
-                happened["restarts"] += 1
-                writer.settle()
-                source.close()
-                seconds = float(rng.choice((interval, rng.randrange(4 * interval, 12 * HOUR))))
-                interval = rng.choice(INTERVALS)
-                source, writer = NvmlSource("here", clock=time.time), Writer(engine, "here", "nvml", interval)
-            elif event < 0.03:
-                happened["kills"] += 1
-                writer = Writer(engine, "here", "nvml", interval)
-            elif event < 0.04:
-                happened["lost"] += 1
-                rng.choice(boards).gpu.lost = True
-            elif event < 0.05:
-                happened["resets"] += 1
-                anew = rng.choice(boards[:2])
-                anew.counter_j = 0.0
-                if anew.missed_j:
-                    # What a lost GPU had counted until then nobody can know.
-                    anew.missed_j = 1e-9
-            elif event < 0.06:
-                happened["steps back"] += 1
-                rng.choice(boards[:2]).counter_j -= rng.choice((0.001, 1.0, 50.0))
-            elif event < 0.07:
-                happened["hiccups"] += 1
-                hiccup = rng.choice(boards[:2])
-            elif event < 0.08:
-                happened["failed readings"] += 1
-                fake.fail(ENERGY, pynvml.NVML_ERROR_UNKNOWN)
-            for board in boards:
-                if board.gpu.lost and rng.random() < 0.2:
-                    board.gpu.lost = False
-            clock.passed += seconds
-            fake.clear_processes()
-            for board in boards:
-                board.counter_j += board.watts * seconds
-                board.tell(fake)
-            if hiccup is not None:
-                # After a pause it could not be told from a counter that began anew.
-                hiccup.gpu.energy_mj = hiccup.gpu.energy_mj if hiccup.missed_j else 17
-                hiccup = None
-            snapshot = replace(source.read(), elapsed=clock.passed)
-            assert writer.write(snapshot, IDENTITIES)
-            fake.recover()
-            follow(boards, account, clock, seconds, interval, first)
-            first = False
-        writer.settle()
-        source.close()
-    rollups.roll_up(engine, "here")
-    engine.dispose()
-    compare(tmp_path / "gpumon.db", account, dict(happened), seed)
+            for event, often in EVENTS:
+                if rng.random() < often:
+                    happened[event.__name__] += 1
+                    event(field)
+                    break
+            for board in field.boards:
+                board.gpu.lost = board.gpu.lost and rng.random() < 0.8
+            snapshot = field.pass_time()
+            assert field.writer.write(snapshot, IDENTITIES)
+            follow(field.boards, account, clock, field.seconds, field.interval, tick == 0)
+            if clock.passed > DAYS * 86400:
+                break
+        field.end()
+    rollups.roll_up(field.engine, "here")
+    field.engine.dispose()
+    assert len(happened) == len(EVENTS)
+    compare(tmp_path / "gpumon.db", account, f"seed {seed}, {dict(happened)}")
 
 
 def follow(
@@ -219,7 +269,7 @@ def follow(
         board.missed_j, board.read_at = 0.0, end
 
 
-def compare(path: Path, account: Account, happened: dict[str, int], seed: int) -> None:
+def compare(path: Path, account: Account, said: str) -> None:
     """The ledger and the account, user by user and hour by hour."""
     with sqlite3.connect(f"file:{path}?mode=ro", uri=True) as connection:
         mine = pd.read_sql_query(
@@ -237,7 +287,6 @@ def compare(path: Path, account: Account, happened: dict[str, int], seed: int) -
         [(user, hour, *values) for (user, hour), values in account.users.items()],
         columns=["user", "hour", "joules", "busy"],
     )
-    said = f"seed {seed}, {happened}"
     for name in ("joules", "busy"):
         for user in USERS:
             found, truth = (frame.loc[frame["user"] == user, name].sum() for frame in (mine, due))

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import datetime
+from itertools import pairwise
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pandas as pd
 import pytest
 import sqlalchemy as sa
 from test_writer import GPUS, HOST, who
 
+from gpumon_core import ledger
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.store import database, usage
 from gpumon_core.store.dimensions import Dimension
@@ -22,6 +26,8 @@ from gpumon_core.telemetry.records import GpuReading, ProcessReading, Snapshot
 
 DAWN = 1_800_000_000  # The beginning of an hour.
 HOUR = 3600
+HALF = 1800
+KWH = 3.6e6
 HOURS = 6
 STEP = 20
 SERVER = Program(
@@ -117,7 +123,8 @@ def story() -> Iterator[tuple[Snapshot, dict[int, ProcessIdentity]]]:
             for gpu, pid, kind, memory, sm in there(hour)
         )
         identities = {row.pid: SWAPPED if row.pid == 7 and hour >= SWAP else PEOPLE[row.pid] for row in rows}
-        yield Snapshot(DAWN + STEP * step, HOST, GPUS, tuple(readings), rows), identities
+        # A tick speaks of the time before it.
+        yield Snapshot(DAWN + STEP * (step + 1), HOST, GPUS, tuple(readings), rows), identities
 
 
 @pytest.fixture
@@ -134,7 +141,12 @@ def engine(database_url: str) -> sa.Engine:
 
 def scope(first: int = 0, last: int = HOURS - 1, **filters: Any) -> Scope:
     """The hours from `first` to `last`, both of them whole."""
-    return Scope(DAWN + first * HOUR + 7, DAWN + last * HOUR + 1800, **filters)
+    return Scope(DAWN + first * HOUR + 7, DAWN + (last + 1) * HOUR, **filters)
+
+
+def half_hours(first: int, end: int) -> list[int]:
+    """When the half hours of the hours from `first` up to `end` begin."""
+    return list(range(DAWN + first * HOUR, DAWN + end * HOUR, HALF))
 
 
 def ids(engine: sa.Engine) -> dict[int, int]:
@@ -250,7 +262,7 @@ def test_where_the_driver_does_not_tell_the_row_says_that_it_is_an_estimate(data
     for step in range(20):
         reading = GpuReading("GPU-0", {"utilization": 50.0, "power": 100.0})
         rows = (ProcessReading("GPU-0", 7, "C", 3000), ProcessReading("GPU-0", 9, "C", 1000))
-        writer.write(Snapshot(DAWN + 4 * step, HOST, GPUS[:1], (reading,), rows), PEOPLE)
+        writer.write(Snapshot(DAWN + 4 * (step + 1), HOST, GPUS[:1], (reading,), rows), PEOPLE)
     frame = usage.ranking(database.open_for_reading(database_url), "process", scope())
     assert frame["busy_s"].tolist()[:2] == [30.0, 10.0]
     assert frame["estimated"].tolist()[:2] == [1.0, 1.0]
@@ -278,7 +290,7 @@ def test_what_many_processes_have_used_just_now_adds_up_too(database_url: str) -
     for step in range(15):
         rows = tuple(ProcessReading("GPU-0", pid, "C", 100, 1, None, None, None) for pid in pids)
         reading = GpuReading("GPU-0", {"utilization": 100.0, "power": 300.0})
-        writer.write(Snapshot(DAWN + 4 * step, HOST, GPUS[:1], (reading,), rows), identities)
+        writer.write(Snapshot(DAWN + 4 * (step + 1), HOST, GPUS[:1], (reading,), rows), identities)
     frame = usage.ranking(database.open_for_reading(database_url), "user", scope())
     assert frame["busy_s"].sum() == pytest.approx(60, rel=0.01)
     assert frame["energy_j"].sum() == pytest.approx(18_000, rel=0.01)
@@ -288,10 +300,10 @@ def test_what_many_processes_have_used_just_now_adds_up_too(database_url: str) -
 
 
 @pytest.mark.parametrize("by", ["user", "model", "gpu", "process"])
-def test_hour_by_hour_it_is_the_same(engine: sa.Engine, by: Dimension) -> None:
+def test_half_hour_by_half_hour_it_is_the_same(engine: sa.Engine, by: Dimension) -> None:
     frame = usage.trend(engine, by, scope())
     assert frame["timestamp_epoch"].is_monotonic_increasing
-    assert sorted(set(frame["timestamp_epoch"])) == [DAWN + HOUR * hour for hour in range(HOURS)]
+    assert sorted(set(frame["timestamp_epoch"])) == half_hours(0, HOURS)
     assert not frame.duplicated(["timestamp_epoch", "key"]).any()
     whole = parts(usage.ranking(engine, by, scope()))
     for key, rows in frame.groupby("key", dropna=False):
@@ -300,10 +312,10 @@ def test_hour_by_hour_it_is_the_same(engine: sa.Engine, by: Dimension) -> None:
             assert rows[name].sum() == pytest.approx(row[name]), (key, name)
 
 
-def test_an_hour_has_what_was_used_in_it(engine: sa.Engine) -> None:
+def test_a_half_hour_has_what_was_used_in_it(engine: sa.Engine) -> None:
     frame = usage.trend(engine, "user", scope(users=["grace"]))
-    assert frame["timestamp_epoch"].tolist() == [DAWN + HOUR * hour for hour in (1, 2, 3)]
-    assert frame["busy_s"].tolist() == pytest.approx([HOUR * 0.8] * 3)
+    assert frame["timestamp_epoch"].tolist() == half_hours(1, 4)
+    assert frame["busy_s"].tolist() == pytest.approx([HALF * 0.8] * 6)
 
 
 def test_of_some_processes_the_others_are_one(engine: sa.Engine) -> None:
@@ -316,6 +328,113 @@ def test_of_some_processes_the_others_are_one(engine: sa.Engine) -> None:
         assert frame[name].sum() == pytest.approx(every[name].sum()), name
     few = frame[frame["key"] != usage.ALL_OTHERS]
     assert few["busy_s"].sum() == pytest.approx(every[every["key"].isin(chosen)]["busy_s"].sum())
+
+
+@dataclass
+class Days:
+    """Three local days of one GPU: it takes 100, 200 and 300 W, and Ada has it from 9 to 17 o'clock."""
+
+    engine: sa.Engine
+    zone: ZoneInfo
+    midnights: list[int]
+
+    @property
+    def lengths(self) -> list[int]:
+        return [after - before for before, after in pairwise(self.midnights)]
+
+    def scope(self, first: int = 0, end: int = 3) -> Scope:
+        return Scope(self.midnights[first], self.midnights[end])
+
+
+def three_days(url: str, zone: ZoneInfo) -> Days:
+    # On Lord Howe Island the clock is set back by half an hour in the second night.
+    midnights = [int(datetime(2026, 4, day, tzinfo=zone).timestamp()) for day in (4, 5, 6, 7)]
+    ticks = []
+    for begin in range(midnights[0], midnights[-1], 60):
+        local = datetime.fromtimestamp(begin, zone)
+        busy = 9 <= local.hour < 17
+        rows = (ProcessReading("GPU-0", 7, "C", 100, 100, None, None, None),) if busy else ()
+        values = {"utilization": 100.0 if busy else 0.0, "power": 100.0 * (local.day - 3)}
+        reading = GpuReading("GPU-0", values)
+        ticks.append((Snapshot(begin + 60, HOST, GPUS[:1], (reading,), rows), {7: PEOPLE[7]} if busy else {}))
+    writer = Writer(database.open_for_writing(url), "here", "nvml", 60)
+    for first in range(0, len(ticks), 180):
+        writer.write_all(ticks[first : first + 180])
+    writer.settle()
+    return Days(database.open_for_reading(url), zone, midnights)
+
+
+@pytest.mark.parametrize(("name", "hours"), [("Asia/Kolkata", 72), ("Australia/Lord_Howe", 72.5)])
+def test_where_the_hour_begins_at_half_past_a_day_has_its_own_energy(
+    database_url: str, name: str, hours: float
+) -> None:
+    days = three_days(database_url, ZoneInfo(name))
+    assert sum(days.lengths) == hours * HOUR
+    used, whole = usage.trend(days.engine, "user", days.scope()), usage.gpu_hours(days.engine, days.scope())
+    free = ledger.Prices(None, None, "EUR")
+    drawn = ledger.over_time(used, whole, ["ada"], {"ada": "ada"}, "Energy", free, days.zone, ledger.DAY_S)
+    assert drawn["timestamp_epoch"].tolist() == days.midnights[:3]
+    expected = [0.1 * number * length / HOUR for number, length in enumerate(days.lengths, 1)]
+    assert (drawn["ada"] + drawn[OWN["idle"]]).tolist() == pytest.approx(expected)
+    assert drawn["ada"].tolist() == pytest.approx([0.8, 1.6, 2.4])
+    week = ledger.by_week(used, whole, days.zone)
+    assert len(week) == 3 * 24
+    assert week["share"].tolist() == pytest.approx([100.0 * (9 <= hour < 17) for hour in week["hour"]])
+
+
+@pytest.mark.parametrize("name", ["Asia/Kolkata", "Australia/Lord_Howe"])
+def test_of_a_local_day_nothing_is_told_of_the_half_hour_before_it(database_url: str, name: str) -> None:
+    days = three_days(database_url, ZoneInfo(name))
+    for day in range(3):
+        chosen = days.scope(day, day + 1)
+        used, whole = usage.trend(days.engine, "user", chosen), usage.gpu_hours(days.engine, chosen)
+        free = ledger.Prices(None, None, "EUR")
+        for span_s in (ledger.HOUR_S, ledger.DAY_S):
+            drawn = ledger.over_time(used, whole, ["ada"], {"ada": "ada"}, "Energy", free, days.zone, span_s)
+            assert drawn["timestamp_epoch"].iloc[0] == days.midnights[day], (day, span_s)
+            kwh = drawn["ada"].sum() + drawn[OWN["idle"]].sum()
+            assert kwh * KWH == pytest.approx(usage.gpu_totals(days.engine, chosen)["energy_j"].sum())
+
+
+def test_days_one_by_one_are_all_of_them_at_once(database_url: str) -> None:
+    days = three_days(database_url, ZoneInfo("Asia/Kolkata"))
+    numbers = [*usage.TOTALS, "free_s"]
+    one_by_one = [usage.gpu_totals(days.engine, days.scope(day, day + 1))[numbers].iloc[0] for day in range(3)]
+    at_once = usage.gpu_totals(days.engine, days.scope())[numbers].iloc[0]
+    assert sum(one_by_one).to_dict() == pytest.approx(at_once.to_dict())  # type: ignore[union-attr]
+    assert [each["seconds"] for each in one_by_one] == [24 * HOUR] * 3
+    assert [each["energy_j"] for each in one_by_one] == pytest.approx(
+        [24 * HOUR * watt for watt in (100, 200, 300)]
+    )
+    parts = [usage.ranking(days.engine, "user", days.scope(day, day + 1)) for day in range(3)]
+    whole = usage.ranking(days.engine, "user", days.scope())
+    for name in ("busy_s", "seconds", "energy_j"):
+        assert sum(frame[name].sum() for frame in parts) == pytest.approx(whole[name].sum()), name
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        pytest.param(HOUR + 200, {HALF: 1000, HOUR: 200}, id="it straddles the hour"),
+        pytest.param(HOUR, {HALF: 1200}, id="it is on the hour"),
+        pytest.param(HOUR + 600, {HALF: 600, HOUR: 600}, id="it begins on the hour"),
+    ],
+)
+def test_a_long_tick_is_in_the_half_hours_that_it_speaks_of(
+    database_url: str, last: int, expected: dict[int, int]
+) -> None:
+    writer = Writer(database.open_for_writing(database_url), "here", "nvml", 600)
+    for moment in (last - 600, last):
+        reading = GpuReading("GPU-0", {"utilization": 50.0, "power": 100.0})
+        rows = (ProcessReading("GPU-0", 7, "C", 100, 50, None, None, None),)
+        writer.write(Snapshot(DAWN + moment, HOST, GPUS[:1], (reading,), rows), PEOPLE)
+    writer.settle()
+    engine = database.open_for_reading(database_url)
+    for frame in (usage.gpu_hours(engine, scope()), usage.trend(engine, "user", scope())):
+        assert dict(zip(frame["timestamp_epoch"] - DAWN, frame["seconds"], strict=True)) == expected
+        assert frame["busy_s"].tolist() == pytest.approx([seconds / 2 for seconds in expected.values()])
+    energy = usage.gpu_hours(engine, scope())["energy_j"]
+    assert energy.tolist() == pytest.approx([100 * seconds for seconds in expected.values()])
 
 
 # ---- The GPUs themselves -----------------------------------------------------------------------------
@@ -375,7 +494,7 @@ def test_time_of_unknown_utilization_is_neither_free_nor_idle(database_url: str)
 
 def test_gpus_are_in_the_order_of_hosts_and_indices(engine: sa.Engine, database_url: str) -> None:
     other = Writer(database.open_for_writing(database_url), "a-host", "nvml", STEP)
-    other.write(Snapshot(DAWN, HOST, GPUS[:1], (GpuReading("GPU-0", {"utilization": 0.0}),)), {})
+    other.write(Snapshot(DAWN + STEP, HOST, GPUS[:1], (GpuReading("GPU-0", {"utilization": 0.0}),)), {})
     frame = usage.gpu_totals(engine, scope())
     assert list(zip(frame["host"], frame["gpu_index"], strict=True)) == [
         ("a-host", 0),
@@ -386,11 +505,11 @@ def test_gpus_are_in_the_order_of_hosts_and_indices(engine: sa.Engine, database_
     assert usage.gpu_totals(engine, scope(gpu_ids=[2]))["gpu_index"].tolist() == [1]
 
 
-def test_all_gpus_together_hour_by_hour(engine: sa.Engine) -> None:
+def test_all_gpus_together_by_the_half_hour(engine: sa.Engine) -> None:
     frame = usage.gpu_hours(engine, scope(1, 3, gpu_ids=[1, 2]))
-    assert frame["timestamp_epoch"].tolist() == [DAWN + HOUR * hour for hour in (1, 2, 3)]
-    assert frame["seconds"].tolist() == [2 * HOUR] * 3
-    expected = [sum(HOUR * utilization(hour, gpu) / 100 for gpu in (0, 1)) for hour in (1, 2, 3)]
+    assert frame["timestamp_epoch"].tolist() == half_hours(1, 4)
+    assert frame["seconds"].tolist() == [2 * HALF] * 6
+    expected = [sum(HALF * utilization(hour, gpu) / 100 for gpu in (0, 1)) for hour in (1, 1, 2, 2, 3, 3)]
     assert frame["busy_s"].tolist() == pytest.approx(expected, rel=0.001)
 
 
@@ -401,16 +520,15 @@ def test_who_holds_memory_for_nothing_is_named_with_what_is_lost(engine: sa.Engi
     [row] = usage.idle_holders(engine, scope(), 600).to_dict("records")
     assert (row["pid"], row["username"], row["name"], row["workload"]) == (9, "ada", "ipykernel", "Jupyter")
     assert (row["gpu_index"], row["memory"], row["running"]) == (1, 6000, True)
-    last = DAWN + HOURS * HOUR - STEP
-    assert row["idle_since"] == DAWN
-    assert row["idle_s"] == pytest.approx(last - DAWN, abs=STEP)
+    assert row["idle_since"] == DAWN + STEP, "when it was first seen"
+    assert row["idle_s"] == pytest.approx(HOURS * HOUR, abs=STEP)
     assert row["wasted_mib_s"] == pytest.approx(6000 * row["idle_s"])
 
 
 def test_within_a_part_of_the_time_only_that_part_is_lost(engine: sa.Engine) -> None:
     [row] = usage.idle_holders(engine, scope(4), 600).to_dict("records")
     assert row["idle_s"] == pytest.approx(2 * HOUR, abs=STEP)
-    assert row["idle_since"] == DAWN, "since when, whatever the range"
+    assert row["idle_since"] == DAWN + STEP, "since when, whatever the range"
     assert usage.idle_holders(engine, scope(), 7 * HOUR).empty
     assert usage.idle_holders(engine, scope(users=["grace"]), 600).empty
     assert usage.idle_holders(engine, scope(gpu_ids=[1]), 600).empty
@@ -455,8 +573,8 @@ def test_which_model_was_loaded_when_and_how_much_memory_it_took(engine: sa.Engi
     frame = usage.sessions(engine, scope())
     assert frame["model"].tolist() == ["b:70b", "a:7b"], "the newest first; a training run serves none"
     assert frame["running"].tolist() == [True, False]
-    assert frame["first_seen"].tolist() == [DAWN + SWAP * HOUR, DAWN]
-    assert frame["last_seen"].tolist() == [DAWN + HOURS * HOUR - STEP, DAWN + SWAP * HOUR - STEP]
+    assert frame["first_seen"].tolist() == [DAWN + SWAP * HOUR + STEP, DAWN + STEP]
+    assert frame["last_seen"].tolist() == [DAWN + HOURS * HOUR, DAWN + SWAP * HOUR]
     assert frame["lifetime_s"].tolist() == [(HOURS - SWAP) * HOUR - STEP, SWAP * HOUR - STEP]
     assert frame["max_memory"].tolist() == [8000, 8000]
     assert frame["avg_memory"].tolist() == pytest.approx([8000, 8000])
@@ -510,8 +628,8 @@ def test_keys_are_called_as_people_call_them(
     }
 
 
-def test_scopes_that_mean_the_same_hours_are_the_same() -> None:
-    assert scope().identity == replace(scope(), start=DAWN + 3599).identity
+def test_scopes_that_mean_the_same_half_hours_are_the_same() -> None:
+    assert scope().identity == replace(scope(), start=DAWN + 1799).identity
     assert scope().identity != replace(scope(), users=("ada",)).identity
     assert scope().identity != replace(scope(), programs_with={"model": ("a",)}).identity
 

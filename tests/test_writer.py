@@ -668,3 +668,14 @@ def test_what_a_killed_recorder_had_not_settled_is_counted_by_the_next(
     )
     # Joules and milliseconds are whole ones.
     assert ask(engine, sums.format(2))[0] == pytest.approx(ask(engine, sums.format(1))[0], rel=0.005)
+
+
+def test_what_a_process_did_before_it_ended_is_its_own(engine: sa.Engine, writer: Writer) -> None:
+    rows = (ProcessReading("GPU-0", 7, "C", 1000, 60),)
+    for now, utilization, there, ended in ((100, 60.0, rows, {}), (104, 60.0, rows, {}), (108, 30.0, (), {7: 30})):
+        reading = GpuReading("GPU-0", {"utilization": utilization, "power": 100.0}, ended=ended)
+        writer.write(Snapshot(now, HOST, GPUS[:1], (reading,), there), who(7))
+    writer.settle()
+    assert ask(engine, "SELECT busy_s, energy_j FROM process_hours") == [pytest.approx((6.0, 600.0))]
+    assert ask(engine, "SELECT busy_s, active FROM process_gpus") == [(6.0, 0)]
+    assert ask(engine, "SELECT busy_s, unattributed_s FROM gpu_usage") == [(6.0, 0.0)]

@@ -1,6 +1,6 @@
 """Who used how much of the GPUs: the ranking of the usage page.
 
-Use is counted by the hour: every hour that the range touches counts whole.
+Use is counted by the half hour: each that the range touches counts whole.
 Rows for what belongs to no process (idle GPUs, time without a recorder, ...)
 come last, so that all rows together are what the GPUs took. Where the driver
 does not tell processes apart, their GPU's use is split by the memory that they
@@ -96,7 +96,7 @@ def _as_text(told: Mapping[str, Any]) -> str:
     from gpumon_core.columns import aligned
 
     by, currency = told["by"], told["currency"]
-    head = f"Use of the GPUs by {by}, from {told['from']} to {told['to']}, counted by the hour"
+    head = f"Use of the GPUs by {by}, from {told['from']} to {told['to']}, counted by the half hour"
     if not told["usage"]:
         return f"{head}\n\nNothing was recorded in this time range: choose a longer one with --since."
     keys = [key for key in SHOWN if key != "cost" or currency]

@@ -358,6 +358,7 @@ def _stood_at(
             *(gpus.c.id, gpus.c.first_seen, before.c.timestamp_epoch, before.c[key]),
             *(after.c.timestamp_epoch, after.c[key]),
         )
+        .select_from(gpus)
         .outerjoin(before, edge(sa.func.max, before, lambda time: time < first))
         .outerjoin(after, edge(sa.func.min, after, lambda time: time >= first))
         .where(gpus.c.id.in_(ids))

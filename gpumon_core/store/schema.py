@@ -283,7 +283,7 @@ process_snapshots = Table(
     sqlite_with_rowid=False,
 )
 
-# What a process used of a GPU in each hour (its first second) while it ran that program (0 where that is
+# What a process used of a GPU in each half hour (its first second) while it ran that program (0 where that is
 # unknown). seconds it was there; busy_s, its part of the GPU's busy time (a GPU at 100 % for a second is 1),
 # split by SM utilization; idle_s, time in which it did nothing for longer than GPUMON_IDLE_MINUTES; memory held,
 # in MiB times seconds; its part of the GPU's energy. Where the driver does not tell processes apart, nor the
@@ -306,7 +306,7 @@ process_hours = Table(
     sqlite_with_rowid=False,
 )
 
-# What a GPU did in each hour: the seconds that were recorded, those of them in which it was busy (its
+# What a GPU did in each half hour: the seconds that were recorded, those of them in which it was busy (its
 # utilization times the time), and those in which it was not although a process that computes held it; its
 # energy, and of that what it took while nothing ran (idle_j), what belongs to no known process
 # (unattributed_j, as unattributed_s of busy_s), and what it took while nobody recorded (unrecorded_j). In

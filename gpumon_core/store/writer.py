@@ -613,11 +613,8 @@ class Writer:
         pause = 0.0
         if gpu.read_at is not None:
             since = moment.since(gpu.read_at)
-            if since <= 0:
-                # The clock was set back before this recorder came: nothing says how long it was.
-                pause = UNKNOWN_PAUSE_S
-            else:
-                pause = max(0.0, since - dt)
+            # Where the clock was set back before this recorder came, nothing says how long it was.
+            pause = UNKNOWN_PAUSE_S if since <= 0 else max(0.0, since - dt)
         counter, before = values.get("energy"), gpu.meter.counter.value
         limit = gpu.info.power_limit_w if gpu.info is not None else None
         added = gpu.meter.add(counter, values.get("power"), limit, dt, pause)

@@ -452,7 +452,7 @@ class NvmlSource:
             device.try_again()
         values: Values = {}
         used: dict[int, Use] | None = None
-        follows = device.usage_read == number - 1
+        follows = 0 < device.usage_read == number - 1
         failed, self._gate.error = self._gate.failed, None
         offset_s = 4.0 * (device.info.index % 15)
         try:

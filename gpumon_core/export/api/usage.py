@@ -147,7 +147,7 @@ RESOURCES = (
     Resource(
         "/api/v1/usage",
         "GPU-hours, memory-hours, energy and cost of each user, container, workload, model, process, GPU or job, "
-        "the busiest first. Counted by the hour: every hour that the range touches counts.",
+        "the busiest first. Counted by the half hour: each that the range touches counts.",
         (*ranges.parameters(DEFAULT_RANGE), BY, *_filters("The use by processes"), TZ, FORMAT, *PAGING),
         ranking,
         _ranking_schema,
