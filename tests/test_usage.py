@@ -27,7 +27,6 @@ from gpumon_core.telemetry.records import GpuReading, ProcessReading, Snapshot
 DAWN = 1_800_000_000  # The beginning of an hour.
 HOUR = 3600
 HALF = 1800
-KWH = 3.6e6
 HOURS = 6
 STEP = 20
 SERVER = Program(
@@ -382,20 +381,6 @@ def test_where_the_hour_begins_at_half_past_a_day_has_its_own_energy(
     assert week["share"].tolist() == pytest.approx([100.0 * (9 <= hour < 17) for hour in week["hour"]])
 
 
-@pytest.mark.parametrize("name", ["Asia/Kolkata", "Australia/Lord_Howe"])
-def test_of_a_local_day_nothing_is_told_of_the_half_hour_before_it(database_url: str, name: str) -> None:
-    days = three_days(database_url, ZoneInfo(name))
-    for day in range(3):
-        chosen = days.scope(day, day + 1)
-        used, whole = usage.trend(days.engine, "user", chosen), usage.gpu_hours(days.engine, chosen)
-        free = ledger.Prices(None, None, "EUR")
-        for span_s in (ledger.HOUR_S, ledger.DAY_S):
-            drawn = ledger.over_time(used, whole, ["ada"], {"ada": "ada"}, "Energy", free, days.zone, span_s)
-            assert drawn["timestamp_epoch"].iloc[0] == days.midnights[day], (day, span_s)
-            kwh = drawn["ada"].sum() + drawn[OWN["idle"]].sum()
-            assert kwh * KWH == pytest.approx(usage.gpu_totals(days.engine, chosen)["energy_j"].sum())
-
-
 def test_days_one_by_one_are_all_of_them_at_once(database_url: str) -> None:
     days = three_days(database_url, ZoneInfo("Asia/Kolkata"))
     numbers = [*usage.TOTALS, "free_s"]
@@ -403,9 +388,7 @@ def test_days_one_by_one_are_all_of_them_at_once(database_url: str) -> None:
     at_once = usage.gpu_totals(days.engine, days.scope())[numbers].iloc[0]
     assert sum(one_by_one).to_dict() == pytest.approx(at_once.to_dict())  # type: ignore[union-attr]
     assert [each["seconds"] for each in one_by_one] == [24 * HOUR] * 3
-    assert [each["energy_j"] for each in one_by_one] == pytest.approx(
-        [24 * HOUR * watt for watt in (100, 200, 300)]
-    )
+    assert [each["energy_j"] for each in one_by_one] == pytest.approx([24 * HOUR * watt for watt in (100, 200, 300)])
     parts = [usage.ranking(days.engine, "user", days.scope(day, day + 1)) for day in range(3)]
     whole = usage.ranking(days.engine, "user", days.scope())
     for name in ("busy_s", "seconds", "energy_j"):

@@ -7,14 +7,14 @@ touches, so that the parts of a GPU's time and energy always add up to the whole
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from gpumon_core.store.accounts import step_of
+from gpumon_core.store.accounts import HOUR_S, step_of
 from gpumon_core.store.dimensions import Dimension
 from gpumon_core.store.frames import fetch, gpu_labels, with_programs
 from gpumon_core.store.processes import CONTAINER, PAGE_ROWS, Position, walk
@@ -236,13 +236,14 @@ def gpu_totals(engine: Engine, scope: Scope) -> pd.DataFrame:
 
 
 def gpu_hours(engine: Engine, scope: Scope) -> pd.DataFrame:
-    """All chosen GPUs together, by the half hour.
+    """All chosen GPUs together, by the half hour, of every hour that the range touches.
 
     Columns: timestamp_epoch, and the sums of `gpu_usage` as float64.
     """
+    touched = replace(scope, start=scope.start - scope.start % HOUR_S)
     query = (
         sa.select(gpu_usage.c.timestamp_epoch, *(sa.func.sum(gpu_usage.c[name]).label(name) for name in TOTALS))
-        .where(*scope.hours(gpu_usage))
+        .where(*touched.hours(gpu_usage))
         .group_by(gpu_usage.c.timestamp_epoch)
         .order_by(gpu_usage.c.timestamp_epoch)
     )
