@@ -50,9 +50,7 @@ STORIES: dict[str, tuple[list[float | None], list[float]]] = {
 
 
 @pytest.mark.parametrize(("values", "counted"), STORIES.values(), ids=STORIES)
-def test_a_growth_counts_where_the_gpu_can_have_taken_it(
-    values: list[float | None], counted: list[float]
-) -> None:
+def test_a_growth_counts_where_the_gpu_can_have_taken_it(values: list[float | None], counted: list[float]) -> None:
     meter = begun()
     assert joules(meter, values) == pytest.approx(counted)
     assert meter.source == "counter"

@@ -388,7 +388,9 @@ def test_days_one_by_one_are_all_of_them_at_once(database_url: str) -> None:
     at_once = usage.gpu_totals(days.engine, days.scope())[numbers].iloc[0]
     assert sum(one_by_one).to_dict() == pytest.approx(at_once.to_dict())  # type: ignore[union-attr]
     assert [each["seconds"] for each in one_by_one] == [24 * HOUR] * 3
-    assert [each["energy_j"] for each in one_by_one] == pytest.approx([24 * HOUR * watt for watt in (100, 200, 300)])
+    assert [each["energy_j"] for each in one_by_one] == pytest.approx(
+        [24 * HOUR * watt for watt in (100, 200, 300)]
+    )
     parts = [usage.ranking(days.engine, "user", days.scope(day, day + 1)) for day in range(3)]
     whole = usage.ranking(days.engine, "user", days.scope())
     for name in ("busy_s", "seconds", "energy_j"):
