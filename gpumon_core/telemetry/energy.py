@@ -16,6 +16,8 @@ ABOVE_LIMIT = 1.1
 AT_ONCE_S = 2.0
 # The limit of a board that does not say: no single GPU of today takes as much.
 HIGHEST_W = 3000.0
+# What a counter grows by since it was doubted, as parts of what the power says.
+CONFIRMED = (0.4, 2.5)
 # After so long without a plausible growth, the energy no longer comes from the counter.
 DOUBTED_S = 60.0
 
@@ -72,7 +74,7 @@ class EnergyCounter:
             growths.append(Growth(value - self._doubted, self._doubted_age_s, from_doubt=True))
         elif pause and value < self.value:
             growths.append(Growth(value, self.age_s, from_doubt=True))
-        possible = [growth for growth in growths if self._is_possible(growth, limit, power_w)]
+        possible = [growth for growth in growths if self._is_possible(growth, limit, power_w, pause)]
         if not possible:
             if value != self.value:
                 self._doubted, self._doubted_age_s = value, 0.0
@@ -83,9 +85,14 @@ class EnergyCounter:
         self._believe(value)
         return found
 
-    def _is_possible(self, growth: Growth, limit_w: float, power_w: float | None) -> bool:
+    def _is_possible(self, growth: Growth, limit_w: float, power_w: float | None, pause: bool) -> bool:
         if growth.joules == 0:
             return not power_w
+        if growth.from_doubt and not pause and power_w:
+            # A count that is new has to be confirmed by the power.
+            estimate = power_w * growth.seconds
+            if not CONFIRMED[0] * estimate <= growth.joules <= CONFIRMED[1] * estimate:
+                return False
         most = ABOVE_LIMIT * limit_w * growth.seconds + max(0.0, AT_ONCE_S * limit_w - self._excess_j)
         return 0 < growth.joules <= most
 
