@@ -33,6 +33,8 @@ from gpumon_core.store.schema import gpu_metrics, gpu_processes, model_sessions,
 
 # Of a GPU at a tick: its id, energy (J), power (W), utilization (%) and the time that it speaks of (ms).
 GpuTick = tuple[int, float | None, float | None, float | None, int | None]
+# Labels of ticks are whole seconds: the time between two may seem longer by so much.
+LABEL_S = 1.0
 
 
 @dataclass(slots=True)
@@ -121,6 +123,7 @@ def _catch_up(
     uses: dict[tuple[int, int], Use] = {}
     ledgers = dict(found.processes.values())
     energy: dict[int, float] = {}
+    seen: dict[int, int] = {}
     place, before = 0, None
     for now in sorted(ticks):
         while place < len(states) and states[place].timestamp_epoch <= now:
@@ -136,8 +139,7 @@ def _catch_up(
                 use = uses.get(pair) or _ended(connection, row.process_id, by_id[row.gpu_id], now)
             use.now = tuple(getattr(row, key) for key in PROCESS_KEYS)
             uses[pair] = use
-        gap = not before or now - before > longest_step(interval_s)
-        usual = interval_s if gap else float(now - (before or now))
+        usual = float(now - before) if before and now - before <= longest_step(interval_s) else interval_s
         before = now
         totals: dict[int, int | None] = {}
         dt = usual
@@ -147,9 +149,10 @@ def _catch_up(
             dt = usual if recorded_ms is None else recorded_ms / 1000
             known, estimate = energy.get(gpu_id), (power or 0.0) * dt
             gpu.tick_j = estimate if known is None or joules is None else max(0.0, joules - known)
-            if gap and power is not None:
+            if power is not None and now - seen.get(gpu_id, now) > dt + LABEL_S:
                 # What was taken while nobody looked is nobody's.
                 gpu.tick_j = min(gpu.tick_j, estimate)
+            seen[gpu_id] = now
             if joules is not None:
                 energy[gpu_id] = joules
             here = [use for use in uses.values() if use.gpu is gpu]
