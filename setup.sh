@@ -144,6 +144,7 @@ check() {
     need systemd-analyze systemd
     need shellcheck shellcheck
     need promtool prometheus prometheus
+    need faketime faketime
     local bin=$VENV/bin
     "$bin/ruff" format --check .
     "$bin/ruff" check .

@@ -107,14 +107,16 @@ def active_processes(engine: Engine) -> pd.DataFrame:
 
 
 def process_life(
-    engine: Engine, process_id: int, start: int | None = None, end: int | None = None
+    engine: Engine, process_id: int, start: int | None = None, end: int | None = None, recorded: bool = False
 ) -> pd.DataFrame:
     """One process at every tick that is still kept, between `start` and `end` (or all its life).
 
-    Columns: gpu_id, timestamp_epoch, memory (MiB), sm_utilization, memory_utilization,
-    encoder_utilization, decoder_utilization (%), as float64. Only ticks at which it was there have rows.
+    With `recorded`, there is also recorded_ms, the time that the tick speaks of. Columns: gpu_id, timestamp_epoch,
+    memory (MiB), sm_utilization, memory_utilization, encoder_utilization, decoder_utilization (%), as float64.
+    Only ticks at which it was there have rows.
     """
-    columns = ["gpu_id", "timestamp_epoch", *PROCESS_KEYS]
+    numbers = [*PROCESS_KEYS, *(["recorded_ms"] if recorded else [])]
+    columns = ["gpu_id", "timestamp_epoch", *numbers]
     with engine.connect() as connection:
         span = connection.execute(
             sa.select(gpu_processes.c.first_seen, gpu_processes.c.last_seen).where(
@@ -134,7 +136,7 @@ def process_life(
     )
     parts = []
     for gpu_id, states in rows.groupby("gpu_id"):
-        ticked = sa.select(gpu_metrics.c.timestamp_epoch).where(
+        ticked = sa.select(gpu_metrics.c.timestamp_epoch, gpu_metrics.c.recorded_ms).where(
             gpu_metrics.c.gpu_id == int(str(gpu_id)),
             gpu_metrics.c.timestamp_epoch >= begin,
             gpu_metrics.c.timestamp_epoch <= finish,
@@ -146,7 +148,7 @@ def process_life(
     if not parts:
         return pd.DataFrame(columns=columns)
     life = pd.concat(parts, ignore_index=True)[columns]
-    return _numbers(life, *PROCESS_KEYS).astype({"gpu_id": "int64", "timestamp_epoch": "int64"})
+    return _numbers(life, *numbers).astype({"gpu_id": "int64", "timestamp_epoch": "int64"})
 
 
 def resolutions(engine: Engine) -> pd.DataFrame:

@@ -31,6 +31,10 @@ DENSER = 1.5
 FEWEST_ROWS = 200
 # Marks a point that was measured; a gap has NaN there.
 THERE = "there"
+# The time that a point's longest row speaks of, ms.
+RECORDED = "recorded_ms"
+# Times of ticks are whole seconds: two may seem to lie further apart by so much.
+LABEL_S = 1.5
 
 
 # Every chart asks for it, so that it is put together once: of each GPU when each table's rows begin and end.
@@ -272,6 +276,10 @@ def _query(
                 columns.append(column)
             names.append(metric.key + suffix)
             places.append(len(columns) - 1)
+    spoken_of = table.c.recorded_ms
+    columns.append(sa.func.max(spoken_of) if grouped else spoken_of)
+    names.append(RECORDED)
+    places.append(len(columns) - 1)
     query = sa.select(*columns).where(table.c.gpu_id.in_(ids), time >= start, time <= stretch.end)
     if grouped:
         query = query.group_by(table.c.gpu_id, bucket)
@@ -327,7 +335,9 @@ def _with_gaps(frame: pd.DataFrame, resolution: _Resolution, step: int) -> pd.Da
     distance[np.diff(owners, prepend=np.nan) != 0] = np.nan
     usual = max(float(step), float(np.nanmedian(distance)) if np.isfinite(distance).any() else 0.0)
     allowed = (GAP_STEPS if resolution.raw else GAP_BUCKETS) * usual
-    wide = np.flatnonzero(distance > allowed)
+    # Rows of older versions do not say of how much time they speak.
+    own = np.maximum(frame[RECORDED].to_numpy() / 1000 + step + LABEL_S, GAP_BUCKETS * step)
+    wide = np.flatnonzero(distance > np.where(np.isnan(own), allowed, own))
     if not len(wide):
         return frame
     breaks = pd.DataFrame({"gpu_id": owners[wide], "timestamp_epoch": times[wide] - distance[wide] / 2})

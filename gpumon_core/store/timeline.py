@@ -35,6 +35,8 @@ LIFE_FROM_TICKS_S = 6 * HOUR_S
 # In a stretch no longer than this, who was there is found by the hours.
 LONGEST_BY_HOURS_S = 8 * 24 * HOUR_S
 OTHERS = -1
+# Times of ticks are whole seconds: two ticks may seem to lie further apart by so much.
+LABEL_MS = 1500
 
 
 def lanes(
@@ -209,6 +211,7 @@ def _from_ticks(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) ->
 def _ticked(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) -> pd.DataFrame:
     """When GPUs were sampled without a gap: gpu_id, since, until (the second after the last tick)."""
     time = gpu_metrics.c.timestamp_epoch
+    usual_ms = 1000 * GAP_STEPS * hosts.c.interval_s
     gpu: dict[str, Any] = {"partition_by": gpu_metrics.c.gpu_id, "order_by": time}
     ticks = (
         sa.select(
@@ -216,13 +219,20 @@ def _ticked(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) -> pd.
             time,
             (time - sa.func.lag(time).over(**gpu)).label("before"),
             (sa.func.lead(time).over(**gpu) - time).label("after"),
+            gpu_metrics.c.recorded_ms.label("before_ms"),
+            sa.func.lead(gpu_metrics.c.recorded_ms).over(**gpu).label("after_ms"),
         )
         .where(gpu_metrics.c.gpu_id.in_(list(gpu_ids)), time >= start - LOOK_BACK_S, time <= end)
         .subquery()
     )
-    pause = GAP_STEPS * hosts.c.interval_s
+    # A tick says of how much time before it it speaks; of one that does not, the present interval has to say.
     begins, ends = (
-        sa.case((ticks.c[side].is_(None), 1), (ticks.c[side] > pause, 1), else_=0) for side in ("before", "after")
+        sa.case(
+            (ticks.c[side].is_(None), 1),
+            (1000 * ticks.c[side] > sa.func.coalesce(ticks.c[f"{side}_ms"] + LABEL_MS, usual_ms), 1),
+            else_=0,
+        )
+        for side in ("before", "after")
     )
     query = (
         sa.select(ticks.c.gpu_id, ticks.c.timestamp_epoch, begins, ends)
@@ -300,7 +310,7 @@ def life(engine: Engine, process_id: int, points: int) -> tuple[pd.DataFrame, bo
     long = span.last_seen - span.first_seen > LIFE_FROM_TICKS_S
     if long or not _ticks_are_kept(engine, span.first_seen):
         return _life_by_hours(engine, process_id, span.first_seen, span.last_seen), True
-    ticks = process_life(engine, process_id)
+    ticks = process_life(engine, process_id, recorded=True)
     if ticks.empty:
         return _life_by_hours(engine, process_id, span.first_seen, span.last_seen), True
     step = max(1, (span.last_seen - span.first_seen) // max(1, points))
@@ -311,17 +321,24 @@ def life(engine: Engine, process_id: int, points: int) -> tuple[pd.DataFrame, bo
     parts |= {f"{key}_min": grouped[key].min() for key in keys} | {
         f"{key}_max": grouped[key].max() for key in keys
     }
-    return _with_gaps(pd.DataFrame(parts).reset_index()), False
+    parts["recorded_s"] = grouped["recorded_ms"].max() / 1000
+    return _with_gaps(pd.DataFrame(parts).reset_index(), step=step), False
 
 
-def _with_gaps(frame: pd.DataFrame, longest: float | None = None) -> pd.DataFrame:
-    """Add a row of NaN between the rows of a GPU that are further apart than `longest` seconds (by default a few
-    times what is usual in the frame), so that no line leads across."""
+def _with_gaps(frame: pd.DataFrame, longest: float | None = None, step: float = 0.0) -> pd.DataFrame:
+    """Add a row of NaN between the rows of a GPU that are further apart than `longest` seconds, so that no line
+    leads across. By default that is what a row speaks of (recorded_s) and a step, or where that is not known a few
+    times what is usual in the frame."""
     apart = frame.groupby("gpu_id")["timestamp_epoch"].diff()
-    wide = apart > (GAP_STEPS * apart.median() if longest is None else longest)
+    allowed: Any = longest
+    if longest is None:
+        own = frame.pop("recorded_s") + step + LABEL_MS / 1000
+        allowed = own.fillna(GAP_STEPS * apart.median())
+    wide = apart > allowed
     gaps = frame.loc[wide, ["gpu_id", "timestamp_epoch"]]
     gaps["timestamp_epoch"] -= (apart[wide] / 2).astype("int64")
-    return pd.concat([frame, gaps]).sort_values(["gpu_id", "timestamp_epoch"], ignore_index=True)
+    joined: pd.DataFrame = pd.concat([frame, gaps])
+    return joined.sort_values(["gpu_id", "timestamp_epoch"], ignore_index=True)
 
 
 def _life_by_hours(engine: Engine, process_id: int, first_seen: int, last_seen: int) -> pd.DataFrame:

@@ -1,0 +1,110 @@
+"""Setting the wall clock neither stops nor hurries the recording, and the server says so."""
+
+from __future__ import annotations
+
+import glob
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import PATIENCE_S, Server, eventually
+from fake_nvml import FakeNvml
+
+from gpumon_core import health
+from gpumon_core.clockwork import Clockwork, SteadyTrigger
+from gpumon_core.recorder import State
+
+FAKETIME = next(iter(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), None)
+NEED_FAKETIME = pytest.mark.skipif(FAKETIME is None, reason="no libfaketime is installed")
+
+
+@NEED_FAKETIME
+def test_a_server_whose_clock_is_set_goes_on_recording(
+    serve: Callable[..., Server], fake: FakeNvml, tmp_path: Path
+) -> None:
+    fake.add_gpu(uuid="GPU-0", gpu_utilization=50, power_mw=100_000)
+    offset = tmp_path / "offset"
+    offset.write_text("+0")
+    server = serve(
+        fake,
+        LD_PRELOAD=str(FAKETIME),
+        FAKETIME_TIMESTAMP_FILE=str(offset),
+        FAKETIME_NO_CACHE="1",
+        FAKETIME_DONT_FAKE_MONOTONIC="1",
+    ).ready()
+    for set_to in ("-3600", "+0", "+86400", "+0"):
+        offset.write_text(set_to)
+        before = server.health()[1]["recorder"]["ticks"]
+        found = server.wait(lambda _, answer, known=before: answer["recorder"]["ticks"] >= known + 4)  # type: ignore[misc]
+        # Two ticks may be late before a sample counts as old.
+        assert found["age_seconds"] < 5
+        assert found["status"] == "ok"
+
+    def newest() -> bool:
+        with sqlite3.connect(f"file:{server.data_dir}/gpumon.db?mode=ro", uri=True) as connection:
+            [(seen,)] = connection.execute("SELECT last_seen FROM hosts")
+        return abs(time.time() - seen) < 30
+
+    assert eventually(newest), "a last_seen from the wrong clock is corrected"
+
+
+def test_a_job_is_due_by_the_monotonic_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    trigger = SteadyTrigger(4.0, 1.0)
+
+    def due_in() -> float:
+        return (trigger.get_next_fire_time(None, datetime.now(UTC)) - datetime.now(UTC)).total_seconds()
+
+    for passed, expected in ((0.0, 1.0), (1.0, 4.0), (1.5, 3.5), (4.999, 4.001), (5.0, 4.0), (41.0, 4.0)):
+        now[0] = 100.0 + passed
+        assert due_in() == pytest.approx(expected, abs=0.05), passed
+
+
+def test_a_job_that_still_runs_is_left_out_and_counted() -> None:
+    skipped: list[str] = []
+    release, runs = threading.Event(), []
+
+    def job() -> None:
+        runs.append(1)
+        release.wait(PATIENCE_S)
+
+    clockwork = Clockwork(("one",), skipped.append)
+    clockwork.add("slow", job, 0.2, 0.0, "one")
+    clockwork.start()
+    eventually(lambda: len(skipped) >= 2)
+    assert len(runs) == 1
+    release.set()
+    eventually(lambda: len(runs) >= 3)
+    clockwork.stop()
+    assert set(skipped) == {"slow"}
+
+
+@pytest.mark.parametrize(
+    ("seconds_ago", "age_s", "status"),
+    [
+        (1, None, "ok"),
+        (600, None, "stale"),
+        (-3600, None, "stale"),
+        (-3600, 1.0, "ok"),
+        (600, 1.0, "ok"),
+        (0, 60.0, "stale"),
+    ],
+)
+def test_age_is_what_the_recorder_knows_and_else_what_two_clocks_agree_on(
+    seconds_ago: int, age_s: float | None, status: str
+) -> None:
+    reading = health.Reading(newest=int(time.time()) - seconds_ago, interval_s=4.0, states=("ok",))
+    state: Any = State("recording", "nvml", "sqlite://")
+    assert health.judge(reading, state, 4.0, age_s=age_s).status == status
+
+
+def test_a_time_far_in_the_future_has_no_age() -> None:
+    future = datetime.now(UTC) + timedelta(hours=1)
+    assert health.age_of(int(future.timestamp()), 4.0) is None
+    assert health.age_of(int(time.time()) + 1, 4.0) == 0.0
