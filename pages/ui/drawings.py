@@ -165,14 +165,16 @@ def throttling(at: data.Tick, gpu_id: int, start: int, end: int, look: Look) -> 
 
 
 @data.shared(max_entries=24, hash_funcs=_LOOKS)
-def life(at: data.Tick, process_id: int, look: Look) -> tuple[str | None, bool]:
-    """figures.life of one process, None where nothing of it is kept; and whether its points are means of hours."""
+def life(at: data.Tick, process_id: int, first: int, last: int, look: Look) -> tuple[str | None, bool]:
+    """figures.life of one process from when it was first seen to when it was last, None where nothing of it is
+    kept; and whether its points are means of hours."""
     frame, by_hour = timeline.life(runtime.engine(at[0]), process_id, POINTS_OF_A_LIFE)
     if frame.empty:
         return None, by_hour
     labels = usage.labels(runtime.engine(at[0]), "gpu", [])
-    start, end = int(frame["timestamp_epoch"].min()), int(frame["timestamp_epoch"].max())
-    figure = figures.life(frame, labels, start, max(end, start + 1), look.dark)
+    # Its first hour may have begun before it came.
+    frame["timestamp_epoch"] = frame["timestamp_epoch"].clip(first, max(first, last))
+    figure = figures.life(frame, labels, first, max(last, first + 1), look.dark)
     return figures.as_json(figure), by_hour
 
 

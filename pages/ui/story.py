@@ -100,7 +100,8 @@ def show(at: data.Tick, process_id: int) -> None:
     if process["command"]:
         st.code(process["command"], language=None, wrap_lines=True)
     look = drawings.look()
-    text, by_hour = drawings.life(at, process_id, look)
+    first, last = int(process["first_seen"]), int(process["last_seen"])
+    text, by_hour = drawings.life(at, process_id, first, last, look)
     if text is not None:
         plot.show(
             [text],
