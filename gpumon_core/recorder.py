@@ -23,7 +23,7 @@ from gpumon_core.settings import Settings, mask_password
 from gpumon_core.store import database, health, retention, rollups
 from gpumon_core.store.lock import Lock, recorder_lock
 from gpumon_core.store.writer import Attributed, Writer
-from gpumon_core.telemetry.records import SourceUnavailable
+from gpumon_core.telemetry.records import SourceUnavailable, elapsed
 from gpumon_core.vitals import Pulse, Vitals, give_back_memory
 
 log = logging.getLogger(__name__)
@@ -76,6 +76,14 @@ class _Recording:
         self._pulse = pulse
         self._waiting: deque[Attributed] = deque()
         self.newest: Newest | None = None
+        # When it began: by the wall clock, or by the history where that is ahead; and by the clock nobody sets.
+        self._began = max(time.time(), float(retention.newest(engine) or 0)), elapsed()
+
+    @property
+    def now(self) -> float:
+        """UTC seconds for what forgets: a wall clock that was set far ahead must not cost the history."""
+        began, at = self._began
+        return min(time.time(), began + elapsed() - at)
 
     def tick(self, interval_s: float) -> None:
         """Take a snapshot, and write it and whatever waits. Raises SourceUnavailable and SQLAlchemyError; what
@@ -466,7 +474,7 @@ class Recorder:
             settings.retention_raw_days, settings.retention_minute_days, settings.retention_hour_days
         )
         try:
-            retention.forget(recording.engine, keep, stopping=self._stopping)
+            retention.forget(recording.engine, keep, recording.now, stopping=self._stopping)
         except SQLAlchemyError as error:
             # What is not forgotten now is forgotten an hour later.
             log.warning("retention was broken off: %s", getattr(error, "orig", None) or error)

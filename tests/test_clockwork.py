@@ -17,7 +17,8 @@ from fake_nvml import FakeNvml
 
 from gpumon_core import health
 from gpumon_core.clockwork import Clockwork, SteadyTrigger
-from gpumon_core.recorder import State
+from gpumon_core.recorder import Recorder, State
+from gpumon_core.settings import load
 
 FAKETIME = next(iter(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), None)
 NEED_FAKETIME = pytest.mark.skipif(FAKETIME is None, reason="no libfaketime is installed")
@@ -108,3 +109,21 @@ def test_a_time_far_in_the_future_has_no_age() -> None:
     future = datetime.now(UTC) + timedelta(hours=1)
     assert health.age_of(int(future.timestamp()), 4.0) is None
     assert health.age_of(int(time.time()) + 1, 4.0) == 0.0
+
+
+def test_a_clock_that_is_set_years_ahead_does_not_cost_the_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = load(data_dir=tmp_path, source="demo", host_name="here", interval=1)
+    recorder = Recorder(settings)
+    recorder.start()
+    try:
+        eventually(lambda: recorder.vitals.ticks > 0)
+        began = time.time()
+        monkeypatch.setattr(time, "time", lambda: began + 10 * 365 * 86400)
+        recorder._keep_house()
+    finally:
+        recorder.stop()
+    with sqlite3.connect(tmp_path / "demo.db") as connection:
+        [(oldest,)] = connection.execute("SELECT min(timestamp_epoch) FROM gpu_metrics")
+    assert oldest < began

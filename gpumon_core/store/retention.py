@@ -20,6 +20,7 @@ from gpumon_core.store.schema import (
     gpu_processes,
     gpu_usage,
     gpus,
+    hosts,
     imports,
     model_sessions,
     process_gpus,
@@ -55,6 +56,13 @@ class Keep:
 
 class _Stopped(Exception):
     """The run is broken off; the next one continues it."""
+
+
+def newest(engine: Engine) -> int | None:
+    """The time of the newest tick of any host, UTC seconds. Raises sqlalchemy.exc.DBAPIError."""
+    with engine.connect() as connection:
+        found: int | None = connection.execute(sa.select(sa.func.max(hosts.c.last_seen))).scalar()
+    return found
 
 
 def forget(
