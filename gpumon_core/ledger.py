@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pandas as pd
 
 from gpumon_core.format import JOULES_PER_KWH
+from gpumon_core.store.accounts import STEP_S
 from gpumon_core.store.usage import OWN
 
 HOUR_S, DAY_S = 3600, 86400
@@ -100,6 +102,12 @@ def steps(epochs: pd.Series, span_s: int, zone: ZoneInfo) -> pd.Series:
     # A night in which the clock is set has its midnight once or twice, or not at all.
     aware = midnight.dt.tz_localize(zone, ambiguous=True, nonexistent="shift_forward").dt.tz_convert("UTC")
     return aware.dt.tz_localize(None).astype("datetime64[s]").astype("int64")
+
+
+def fits(zone: ZoneInfo, moment: float) -> bool:
+    """Whether the hours of a zone are made of the ledger's half hours at a moment (UTC seconds): not in Nepal."""
+    offset = datetime.fromtimestamp(moment, zone).utcoffset() or timedelta()
+    return offset.total_seconds() % STEP_S == 0
 
 
 def over_time(

@@ -123,6 +123,10 @@ def ranked(at: data.Tick, chosen: Scope, title: str) -> None:
     tables.download(f"usage-{by}", content, ranking.empty, zone, "usage_csv")
     since = fmt.plain(f"{fmt.moment(chosen.first_step, zone)} ({chrome.zone_label()})")
     notes = [f"Counted by the half hour, from {since}."]
+    if not ledger.fits(zone, chosen.end):
+        notes.append(
+            "This time zone is off by a quarter of an hour: its hours and days begin 15 minutes early here."
+        )
     if "Estimate" in shown:
         notes.append(
             "Where the estimate is ticked, the driver does not tell processes apart: their GPU's use is split by "

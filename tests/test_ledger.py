@@ -209,3 +209,11 @@ def test_the_hour_that_the_clock_skips_was_never_there_and_the_doubled_one_count
         assert frame["weekday"].unique().tolist() == [6]
         assert frame["hour"].tolist() == [hour for hour in range(24) if hours == 25 or hour != 2]
         assert frame["share"].tolist() == [50.0] * len(frame)
+
+
+@pytest.mark.parametrize(
+    ("zone", "fits"),
+    [("UTC", True), ("Asia/Kolkata", True), ("Asia/Kathmandu", False), ("Pacific/Chatham", False)],
+)
+def test_a_zone_that_is_off_by_a_quarter_of_an_hour_does_not_fit(zone: str, fits: bool) -> None:
+    assert ledger.fits(ZoneInfo(zone), 1_790_000_000) == fits
