@@ -320,7 +320,8 @@ def test_the_charts_draw_what_the_tables_say(page: Page, history: History, view:
     for area in areas:
         # The last value is drawn once more, where its hour ends.
         hours = area["y"][:-1]
-        assert len(hours) == (latest - history.start) // HOUR + 1
+        # The first tick speaks of the time before it.
+        assert len(hours) == latest // HOUR - (history.start - 1) // HOUR + 1
         assert sum(hours) == pytest.approx(history.used("p.username")[area["name"]][0], abs=0.001)
     assert {area["name"] for area in areas} == {"ada", "grace", "linus"}
     assert week["type"] == "bar"

@@ -42,7 +42,7 @@ def test_keys_are_unique_and_valid_names() -> None:
 
 def test_every_row_has_its_column_and_every_column_its_row() -> None:
     for table, metrics, own in (
-        (gpu_metrics, TICK_METRICS, {"gpu_id", "timestamp_epoch"}),
+        (gpu_metrics, TICK_METRICS, {"gpu_id", "timestamp_epoch", "recorded_ms"}),
         (process_snapshots, PROCESS_METRICS, {"gpu_id", "timestamp_epoch", "process_id", "present"}),
     ):
         peaks = {metric.peak for metric in metrics if metric.peak}
@@ -60,12 +60,12 @@ def test_every_metric_is_kept_with_the_ticks_or_when_it_changes() -> None:
     assert all(metric.kept == "change" for metric in GPU_METRICS if metric.every_s)
 
 
-def test_a_rollup_has_three_columns_of_every_metric_and_one_of_a_counter() -> None:
+def test_a_rollup_has_four_columns_of_every_metric_and_one_of_a_counter() -> None:
     for tier in TIERS:
-        wanted = {"gpu_id", "timestamp_epoch", "samples"}
+        wanted = {"gpu_id", "timestamp_epoch", "samples", "recorded_ms"}
         for metric in TICK_METRICS:
             counter = metric.aggregate is Aggregate.COUNTER
-            wanted |= {metric.key + suffix for suffix in (("",) if counter else ("", "_min", "_max"))}
+            wanted |= {metric.key + suffix for suffix in (("",) if counter else ("", "_min", "_max", "_known_ms"))}
         assert set(tier.table.columns.keys()) == wanted
 
 

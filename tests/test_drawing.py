@@ -116,7 +116,7 @@ def test_plain_text_cannot_become_markup() -> None:
 def test_the_catalogue_is_the_schema_and_consistent() -> None:
     keys = [metric.key for metric in GPU_METRICS]
     assert len(set(keys)) == len(keys)
-    assert [column.name for column in gpu_metrics.columns][2:] == list(TICK_COLUMNS)
+    assert [column.name for column in gpu_metrics.columns][2:] == [*TICK_COLUMNS, "recorded_ms"]
     assert len({metric.prometheus for metric in GPU_METRICS}) == len(keys)
     for metric in GPU_METRICS:
         assert metric.critical is None or (metric.warning or 0) < metric.critical
