@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import sqlalchemy as sa
 from test_writer import HOST, who
@@ -17,7 +19,7 @@ PARTS = ((120, 0, 1200), (10, 1200, 1800), (10, 2100, 2700))
 
 
 @pytest.fixture
-def engine(database_url: str) -> sa.Engine:
+def engine(database_url: str) -> Iterator[sa.Engine]:
     engine = database.open_for_writing(database_url)
     for interval, begin, end in PARTS:
         writer = Writer(engine, "here", "nvml", interval)
@@ -29,7 +31,8 @@ def engine(database_url: str) -> sa.Engine:
             writer.write(Snapshot(BEGIN + at, HOST, (GPU,), reading, rows, elapsed=500.0 + at), who(7))
         writer.settle()
     rollups.roll_up(engine, "here")
-    return engine
+    yield engine
+    engine.dispose()
 
 
 @pytest.mark.parametrize("points", [300, 40])

@@ -281,6 +281,9 @@ def _query(
     names.append(RECORDED)
     places.append(len(columns) - 1)
     query = sa.select(*columns).where(table.c.gpu_id.in_(ids), time >= start, time <= stretch.end)
+    if not resolution.raw and end > start:
+        # A bucket that begins where the range ends is not in it.
+        query = query.where(time < end)
     if grouped:
         query = query.group_by(table.c.gpu_id, bucket)
     # The driver's own tuples, and one array of numbers for everything: many times faster than rows
