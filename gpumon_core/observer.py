@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.settings import Settings
-from gpumon_core.telemetry.records import Snapshot, Source, SourceUnavailable, elapsed
+from gpumon_core.telemetry.records import Snapshot, Source, SourceUnavailable
 
 if TYPE_CHECKING:
     from gpumon_core.attribution.inquirer import Inquirer
@@ -47,8 +47,7 @@ class Observer:
 
     def observe(self) -> Attributed:
         """One snapshot, and who its processes are. Raises SourceUnavailable."""
-        at = elapsed()
-        snapshot = replace(self.source.read(), elapsed=at)
+        snapshot = self.source.read()
         identities = self._attribution.identify(
             {process.pid for process in snapshot.processes}, snapshot.timestamp
         )

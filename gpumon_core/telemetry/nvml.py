@@ -37,6 +37,7 @@ from gpumon_core.telemetry.records import (
     ProcessReading,
     Snapshot,
     SourceUnavailable,
+    elapsed_beside,
 )
 from gpumon_core.telemetry.running import FUNCTIONS, VERSIONS, Buffer, Entry
 from gpumon_core.telemetry.sleep import Rest, Sleep
@@ -190,6 +191,7 @@ class NvmlSource:
         self._system = system
         self._host_name = host
         self._clock = clock
+        self._elapsed: float | None = None
         self._gate = Gate()
         self._watch = Watch("nvml", lambda: self._gate.calling)
         self._open = False
@@ -274,13 +276,14 @@ class NvmlSource:
         try:
             if self._all_rest():
                 self._number += 1
+                self._elapsed = elapsed_beside(self._clock)
                 return self._snapshot(self._clock(), self._number)
             self._reopen()
             if any(device.handle is None and not device.rest for device in self._devices):
                 self._watch.run([Task(self._take_up)], START_HANG_S)
             if time.monotonic() - self._counted_at >= RECOUNT_S:
                 self._watch.run([self._recounting], HANG_S)
-            timestamp = self._clock()
+            timestamp, self._elapsed = self._clock(), elapsed_beside(self._clock)
             self._number += 1
             number = self._number
             now, before = time.monotonic(), self._read_at
@@ -377,6 +380,7 @@ class NvmlSource:
         self._records = {key: self._records[key] for key in processes if key in self._records}
         return Snapshot(
             timestamp=timestamp,
+            elapsed=self._elapsed,
             host=self.host,
             gpus=tuple(device.info for device in self._devices),
             readings=tuple(readings),

@@ -6,7 +6,7 @@ A value that the hardware does not offer is None, never 0 and never a sentinel.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -147,6 +147,11 @@ def elapsed() -> float:
     """Seconds by a clock that nobody sets; where the system has one, it goes on while the machine is suspended."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if clock is None else time.clock_gettime(clock)
+
+
+def elapsed_beside(clock: Callable[[], float]) -> float | None:
+    """`elapsed`, where `clock` is the wall clock; None where it is another one, as in a simulation of the past."""
+    return elapsed() if clock is time.time else None
 
 
 class SourceUnavailable(Exception):

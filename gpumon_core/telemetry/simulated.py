@@ -10,13 +10,13 @@ import time
 import uuid
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import inf, pi, sin
 
 from gpumon_core.metrics import TICK_COLUMNS
 from gpumon_core.telemetry import simulated_cast as cast
-from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot
+from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot, elapsed_beside
 from gpumon_core.telemetry.simulated_cast import DAY, HOUR, Card
 from gpumon_core.telemetry.simulated_load import (
     FIRST_PID,
@@ -173,7 +173,7 @@ class SimulatedSource:
 
     def read(self) -> Snapshot:
         """The snapshot of this moment."""
-        return self.snapshot_at(self._clock())
+        return replace(self.snapshot_at(self._clock()), elapsed=elapsed_beside(self._clock))
 
     def close(self) -> None:
         """Nothing is held."""
