@@ -265,6 +265,14 @@ def test_a_wall_clock_that_is_set_changes_labels_and_no_amount(
     assert ask(engine, "SELECT last_busy FROM process_gpus ORDER BY process_id") == [(end,), (begin + step,)]
 
 
+def test_a_history_that_began_in_1970_does_not_become_a_million_rows(engine: sa.Engine, writer: Writer) -> None:
+    writer.write(measured(100, energy=1000.0, power=100.0), {})
+    Writer(engine, "here", "nvml", 4).write(measured(1_800_000_000, energy=500_000.0, power=100.0), {})
+    [(rows, joules)] = ask(engine, "SELECT count(*), sum(energy_j) FROM gpu_usage")
+    assert rows < 20_000
+    assert joules == pytest.approx(499_000, rel=0.001)
+
+
 def test_a_failed_tick_leaves_nothing_and_the_next_is_whole(engine: sa.Engine, writer: Writer) -> None:
     writer.write(tick(100, {(0, 7): 100}), who(7))
 

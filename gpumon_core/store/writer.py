@@ -76,6 +76,8 @@ CLOCK_SET_S = 2.0
 # How long a pause may have been of which nothing is known: what a counter grew by in it can be more than any board
 # takes in a month only if the counter errs.
 UNKNOWN_PAUSE_S = 30 * 86400.0
+# What was taken in a pause is spread over so much of it at the most: each half hour of it is a row.
+LONGEST_SPREAD_S = 400 * 86400.0
 UNRECORDED = ("energy_j", "unrecorded_j")
 # What serves a model, and so has sessions of it: a training run has one, too, but does not serve it.
 SERVING = ("inference", "image generation")
@@ -628,6 +630,8 @@ class Writer:
         # It lies at the time at which it was taken, as far as the wall clock can say.
         end = int(moment.label - dt)
         length = max(1.0, end - gpu.read_at.label) if gpu.read_at is not None else 1.0
+        # A machine without a clock of its own begins in 1970: a label alone may be decades off.
+        length = min(length, pause or length, LONGEST_SPREAD_S)
         if counter is not None and before is not None and counter < before and moment.elapsed is not None:
             # The counter began anew, at the earliest when the machine was started.
             length = min(length, max(1.0, moment.elapsed))
