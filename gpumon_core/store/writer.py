@@ -631,7 +631,7 @@ class Writer:
         end = int(moment.label - dt)
         length = max(1.0, end - gpu.read_at.label) if gpu.read_at is not None else 1.0
         # A machine without a clock of its own begins in 1970: a label alone may be decades off.
-        length = min(length, pause or length, LONGEST_SPREAD_S)
+        length = min(length, LONGEST_SPREAD_S)
         if counter is not None and before is not None and counter < before and moment.elapsed is not None:
             # The counter began anew, at the earliest when the machine was started.
             length = min(length, max(1.0, moment.elapsed))
