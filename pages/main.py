@@ -7,7 +7,7 @@ from pathlib import Path
 import streamlit as st
 from sqlalchemy.exc import DBAPIError
 
-from pages.ui import chrome, links, turns
+from pages.ui import chrome, links
 
 st.set_page_config(page_title="gpumon", page_icon=str(Path(__file__).parent / "ui" / "icon.png"), layout="wide")
 page = st.navigation(
@@ -59,8 +59,7 @@ page = st.navigation(
 )
 links.arrive(page.url_path)
 try:
-    with turns.charts_first():
-        page.run()
+    page.run()
 except DBAPIError as error:
     # Of what stands around the page's own fragment, which deals with its errors itself.
     chrome.unreachable(error)

@@ -12,7 +12,7 @@ from gpumon_core.export import usage as export
 from gpumon_core.health import Health
 from gpumon_core.store.dimensions import DIMENSIONS, Dimension
 from gpumon_core.store.usage import Scope
-from pages.ui import chrome, data, drawings, filters, links, plot, sheets, tables, turns
+from pages.ui import chrome, data, drawings, filters, links, plot, sheets, tables
 
 RANGES = ("6h", "24h", "3d", "7d", "30d", "1y")
 TITLES: dict[str, Dimension] = {name.capitalize(): name for name in DIMENSIONS} | {"GPU": "gpu"}
@@ -183,7 +183,6 @@ def when(at: data.Tick, chosen: Scope) -> None:
         st.subheader("Where each GPU's time went", anchor=False)
         split, table = drawings.time_split(at, chosen, look)
         plot.show([split], key="split", alt="Each GPU's time: busy, held idle, free, unknown, not recorded")
-        turns.rest()
         st.caption(
             "Held idle here is all time in which memory was held and nothing computed; of who used the GPUs, only "
             f"what lasted {runtime.settings().idle_minutes:g} minutes or longer. Unknown is time in which the "
