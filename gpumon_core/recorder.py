@@ -16,14 +16,13 @@ import time
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from gpumon_core.buffer import Buffer, FileFailed
 from gpumon_core.clockwork import Clockwork
 from gpumon_core.newest import Newest, follow
 from gpumon_core.observer import Observer, SimulatedObserver, real
-from gpumon_core.session import Problem, Session, Target, patience_s, prepare, set_aside
+from gpumon_core.session import Problem, Session, Target, open_database, prepare
 from gpumon_core.settings import Settings, mask_password
 from gpumon_core.store import database
 from gpumon_core.store.lock import Lock, LockLost, recorder_lock
@@ -305,7 +304,7 @@ class Recorder:
                 return None
             if target.file is not None and (found := target.file.look()) != "same":
                 notice = prepare(target.file, found)
-            engine, damaged = self._open_database(url)
+            engine, damaged = open_database(url, self._settings, self._pulse)
             session = Session(target, self._settings, observer.source.name, lock, self._pulse, engine)
             session.notice = damaged or notice
             session.take_over()
@@ -318,16 +317,6 @@ class Recorder:
             lock.release()
             raise
         return session
-
-    def _open_database(self, url: str) -> tuple[Engine, Problem | None]:
-        """The database, and what happened to it; a damaged file is set aside, and a new one begun. Raises
-        database.DatabaseError."""
-        try:
-            return database.open_for_writing(url, patience_s(self._settings)), None
-        except database.DatabaseDamaged:
-            notice = set_aside(url)
-            self._pulse.failed(notice.reason, tick=False)
-            return database.open_for_writing(url, patience_s(self._settings)), notice
 
     def _stand_by(self, lock: Lock, url: str) -> None:
         holder = lock.holder()

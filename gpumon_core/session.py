@@ -274,10 +274,11 @@ class Session:
             log.error("the database %s was %s while it was open", file.path, _WORDS[found])
         self.engine.dispose()
         self.notice = prepare(file, self._lost)
-        engine = database.open_for_writing(self.target.url, patience_s(self._settings))
+        self._pulse.failed(self.notice.reason, tick=False)
+        engine, damaged = open_database(self.target.url, self._settings, self._pulse)
+        self.notice = damaged or self.notice
         self._lost, self._is_unchecked, self._is_unsure = None, True, True
         self._use(engine)
-        self._pulse.failed(self.notice.reason, tick=False)
 
     def doubt(self) -> None:
         """Let the file be checked before the next tick is written: somebody has met damage in it."""
@@ -296,7 +297,7 @@ class Session:
         self.engine.dispose()
         self.notice = set_aside(self.target.url)
         self._pulse.failed(self.notice.reason, tick=False)
-        self._use(database.open_for_writing(self.target.url, patience_s(self._settings)))
+        self._use(open_database(self.target.url, self._settings, self._pulse)[0])
         self._is_unchecked, self._is_unsure = False, True
 
     # ---- Beside the ticks --------------------------------------------------------------------------
@@ -348,9 +349,17 @@ class Session:
 _WORDS = {"gone": "removed", "replaced": "replaced by another file"}
 
 
-def patience_s(settings: Settings) -> float:
-    """How long a transaction waits for another program's lock: no tick comes late for it."""
-    return min(database.WRITER_TIMEOUT_S, settings.interval / 4)
+def open_database(url: str, settings: Settings, pulse: Pulse) -> tuple[Engine, Problem | None]:
+    """The database, and what happened to it: a damaged file is set aside, and a new one begun. Raises
+    database.DatabaseError."""
+    # How long a transaction waits for another program's lock.
+    patience_s = min(database.WRITER_TIMEOUT_S, settings.interval / 4)
+    try:
+        return database.open_for_writing(url, patience_s), None
+    except database.DatabaseDamaged:
+        notice = set_aside(url)
+        pulse.failed(notice.reason, tick=False)
+        return database.open_for_writing(url, patience_s), notice
 
 
 def prepare(file: OpenFile, found: str) -> Problem:
