@@ -39,8 +39,7 @@ REHEARSAL_S = 3600.0
 # Ticks that wait in memory while the database does not take them: an hour at the usual interval. The
 # oldest make room for newer ones.
 BUFFER_TICKS = 900
-# How long the end waits for a job that is at work, and for what waits to be written: 10 s in all at the most.
-JOBS_END_S = 3.0
+# How long the end waits for what is being written and for the source: 10 s at the most, with the jobs at work.
 WRITING_ENDS_S = 4.0
 SAMPLING_ENDS_S = 1.0
 
@@ -157,7 +156,7 @@ class Recorder:
         """Let the running tick commit, then close everything, within 10 s. Doing it twice is fine."""
         if self._clockwork is not None:
             self._stopping.set()
-            for name in self._clockwork.stop(JOBS_END_S):
+            for name in self._clockwork.stop():
                 log.warning("a job of %s does not end, and is not waited for", name)
             self._clockwork = None
             self._ending.set()

@@ -206,12 +206,13 @@ class Session:
     def _put_without_processes(self, tick: Attributed, why: str) -> int:
         """Write a tick that was refused: without the texts that are refused, without processes, or not at all."""
         snapshot, identities = tick
-        refused = {identity for identity in identities.values() if self._writer.refuses(identity)}
+        named = {identity for identity in identities.values() if identity != _nameless(identity)}
+        refused = {identity for identity in named if self._writer.refuses(identity)}
         if refused:
             # Those that have ended are forgotten.
             self._refused = refused | self._refused.intersection(identities.values())
-            named = ", ".join(str(identity.pid) for identity in refused)
-            reason = f"what is known of process {named} cannot be written, and is left out: {why}"
+            pids = ", ".join(str(identity.pid) for identity in refused)
+            reason = f"what is known of process {pids} cannot be written, and is left out: {why}"
             self._say(reason, tick=False)
             return self._put([tick])
         if not snapshot.processes:
