@@ -474,7 +474,8 @@ class Recorder:
             settings.retention_raw_days, settings.retention_minute_days, settings.retention_hour_days
         )
         try:
-            retention.forget(recording.engine, keep, recording.now, stopping=self._stopping)
+            host = settings.host_name
+            retention.forget(recording.engine, keep, recording.now, stopping=self._stopping, host=host)
         except SQLAlchemyError as error:
             # What is not forgotten now is forgotten an hour later.
             log.warning("retention was broken off: %s", getattr(error, "orig", None) or error)
