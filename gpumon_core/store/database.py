@@ -9,7 +9,8 @@ import sqlite3
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -18,6 +19,9 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 
 from gpumon_core.settings import mask_password
 from gpumon_core.store.schema import for_postgresql, metadata
+
+if TYPE_CHECKING:
+    from gpumon_core.store.server import ServerConnection
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +45,10 @@ _stamp = sa.Table(
     sa.Column("version_num", sa.String(32), nullable=False),
     sa.PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
 )
+
+
+# The open connections of every engine on a server.
+_connections: WeakKeyDictionary[Engine, WeakSet[ServerConnection]] = WeakKeyDictionary()
 
 
 class DatabaseError(Exception):
@@ -93,6 +101,13 @@ def _may_pass(error: Exception) -> bool:
     from gpumon_core.store.server import may_come_back
 
     return may_come_back(error)
+
+
+def break_off(engine: Engine) -> None:
+    """Let everything that any thread waits for on a server fail now, as when a program must end: it raises
+    sqlalchemy.exc.DBAPIError there. Whether a COMMIT among it was done is not known. A file never takes long."""
+    for connection in list(_connections.get(engine, ())):
+        connection.break_off()
 
 
 def is_damage(error: BaseException) -> bool:
@@ -307,7 +322,9 @@ def _server_engine(url: sa.URL, write: bool) -> Engine:
 
     @event.listens_for(engine, "do_connect")
     def _connect(_: object, __: object, arguments: list[Any], options: dict[str, Any]) -> server.ServerConnection:
-        return server.ServerConnection.connect(*arguments, **options)
+        made = server.ServerConnection.connect(*arguments, **options)
+        _connections.setdefault(engine, WeakSet()).add(made)
+        return made
 
     if write:
 

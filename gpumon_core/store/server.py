@@ -7,6 +7,9 @@ clock. Imported only where there is such a server: a recorder on SQLite does wit
 
 from __future__ import annotations
 
+import os
+import socket
+from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
 import psycopg
@@ -94,6 +97,11 @@ class ServerConnection(psycopg.Connection[Any]):
             # What comes later would be taken for the answer to the next question.
             self.close()
             raise psycopg.OperationalError(f"the server did not answer within {limit or 0:g} s") from error
+
+    def break_off(self) -> None:
+        """Let whatever another thread waits for on this connection fail now."""
+        with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(self.fileno())) as own:
+            own.shutdown(socket.SHUT_RDWR)
 
 
 def may_come_back(error: BaseException) -> bool:
