@@ -40,7 +40,7 @@ REHEARSAL_S = 3600.0
 # oldest make room for newer ones.
 BUFFER_TICKS = 900
 # How long the end waits for what is being written and for the source: 10 s at the most, with the jobs at work.
-WRITING_ENDS_S = 4.0
+WRITING_ENDS_S = 3.0
 SAMPLING_ENDS_S = 1.0
 
 
@@ -165,6 +165,9 @@ class Recorder:
                 self._writing.join(WRITING_ENDS_S)
                 if self._writing.is_alive():
                     log.warning("the database does not answer, and is not waited for")
+                    if self._session is not None:
+                        database.break_off(self._session.engine)
+                        self._writing.join(SAMPLING_ENDS_S)
                 self._writing = None
             self._save_waiting()
             self._sample(None, None)
@@ -482,6 +485,25 @@ class Recorder:
                 reason = str(refused)
         self._pulse.failed(reason, tick=False)
         self._fail("database", reason)
+        self._look_at_version(session)
+
+    def _look_at_version(self, session: Session) -> None:
+        """Say so where a newer gpumon has moved the database on meanwhile."""
+        try:
+            newer = database.newer_revision(session.engine)
+        except SQLAlchemyError as error:
+            # The next minute asks again.
+            log.debug("the revision of the database cannot be read: %s", error)
+            return
+        if newer is None:
+            self._is_well("version")
+            return
+        self._fail(
+            "version",
+            f"A newer gpumon has brought the database {mask_password(session.target.url)} to revision {newer}; "
+            f"this one, of revision {database.head()}, goes on as long as it can",
+            "Update this gpumon.",
+        )
 
     def _rehearse(self, session: Session) -> None:
         """A demo that begins has an hour behind it already, so that there is something to see."""
@@ -516,6 +538,7 @@ class Recorder:
             if not session.lock.is_held():
                 self._lose_lock(session)
                 return
+            self._look_at_version(session)
             session.roll_up(self._stopping)
             session.note_health()
             give_back_memory()
@@ -544,7 +567,8 @@ def _acquire(lock: Lock, url: str) -> bool:
     except OSError as error:
         path = database.file_of(url)
         if path is None:
-            raise database.DatabaseAway(
+            kind = database.DatabaseError if isinstance(error, PermissionError) else database.DatabaseAway
+            raise kind(
                 f"The database {mask_password(url)} cannot be reached ({error.strerror}). Look at the server "
                 "and at GPUMON_DATABASE_URL."
             ) from error

@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 # So many ticks are written in one transaction where many wait.
 CATCH_UP_TICKS = 50
+# PostgreSQL's class of "syntax error or access rule violation": a column or a table that is not there, or a right.
+SCHEMA_ERRORS = "42"
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +191,9 @@ class Session:
         except Exception as error:
             if database.is_damage(error) or (isinstance(error, DBAPIError) and error.connection_invalidated):
                 raise
+            if (getattr(getattr(error, "orig", None), "sqlstate", None) or "").startswith(SCHEMA_ERRORS):
+                # Every tick would be refused: the tables are not those of this gpumon, or not for this user.
+                raise
             if len(batch) > 1:
                 # One of them it is; the others are good.
                 return sum(self._put([tick]) for tick in batch)
@@ -328,7 +333,7 @@ class Session:
         keep = retention.Keep(
             settings.retention_raw_days, settings.retention_minute_days, settings.retention_hour_days
         )
-        retention.forget(self.engine, keep, self.now, stopping=stopping)
+        retention.forget(self.engine, keep, self.now, stopping=stopping, host=settings.host_name)
 
     def close(self) -> None:
         """Give the database back, with its ledger up to date where it takes that. For the thread that writes."""
