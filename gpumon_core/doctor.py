@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from gpumon_core import __version__, gpu_state, health
 from gpumon_core.attribution.local import is_wsl, sees_host_processes, user_name
 from gpumon_core.format import duration, memory
+from gpumon_core.masking import hide
 from gpumon_core.recorder import State
 from gpumon_core.settings import Settings, mask_password, unknown_variables
 from gpumon_core.store import database
@@ -42,6 +43,11 @@ class Finding:
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Look at everything; slow calls to a sick driver included, so not for a page's path."""
+    for finding in _examine(settings):
+        yield replace(finding, text=hide(finding.text))
+
+
+def _examine(settings: Settings) -> Iterator[Finding]:
     yield Finding("ok", "gpumon", f"{__version__} on Python {sys.version.split()[0]}, as user {_user()}")
     for sentence in unknown_variables():
         yield Finding("warning", "settings", sentence, "Correct or remove it.")

@@ -7,11 +7,19 @@ import sys
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from gpumon_core.settings import SettingsError, variable
+from gpumon_core.masking import hide
+from gpumon_core.settings import SettingsError, shown, variable
 
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 FILE_BYTES = 10_000_000
 OLDER_FILES = 3
+
+
+class _Hiding(logging.Formatter):
+    """Lines without the secrets of the settings, whoever wrote them: a library's error may quote one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hide(super().format(record))
 
 
 class _File(RotatingFileHandler):
@@ -42,10 +50,11 @@ def configure(level: str, file: Path | None = None) -> None:
             handlers.append(_File(file, maxBytes=FILE_BYTES, backupCount=OLDER_FILES, encoding="utf-8"))
         except OSError as error:
             raise SettingsError(
-                f"{variable('log_file')}={file}: must be a file that this user can write to ({error.strerror})"
+                f"{variable('log_file')}={shown('log_file', file)}: must be a file that this user can write to "
+                f"({error.strerror})"
             ) from None
     for handler in handlers:
-        handler.setFormatter(logging.Formatter(FORMAT))
+        handler.setFormatter(_Hiding(FORMAT))
         handler.addFilter(_is_failure)
     ours = logging.getLogger("gpumon_core")
     ours.handlers[:] = handlers

@@ -17,6 +17,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
 from gpumon_core.clockwork import Clockwork
+from gpumon_core.masking import hide
 from gpumon_core.newest import Newest, follow
 from gpumon_core.observer import Observer, SimulatedObserver, real
 from gpumon_core.settings import Settings, mask_password
@@ -46,6 +47,10 @@ class Problem:
 
     reason: str
     remedy: str
+
+    def __post_init__(self) -> None:
+        # Pages and /healthz show it, and another library's error may quote a password.
+        object.__setattr__(self, "reason", hide(self.reason))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import ctypes
 import threading
 from dataclasses import dataclass, replace
 
+from gpumon_core.masking import hide
 from gpumon_core.store.health import Minute
 from gpumon_core.telemetry.records import elapsed
 
@@ -69,6 +70,8 @@ class Pulse:
 
     def failed(self, reason: str, tick: bool) -> None:
         """Something went wrong; `tick` says that it cost one."""
+        # Pages, /healthz and the database show it.
+        reason = hide(reason)
         self._add(failed=int(tick))
         with self._guard:
             self._error = reason

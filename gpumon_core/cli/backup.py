@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpumon_core.cli import stored, terminal
-from gpumon_core.settings import Settings
+from gpumon_core.masking import STARS
+from gpumon_core.settings import Settings, mask_password
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -137,12 +138,12 @@ def dump_command(url: str) -> str:
     from sqlalchemy.engine import make_url
 
     parsed = make_url(url)
-    shown = parsed.set(drivername="postgresql").render_as_string(hide_password=True)
+    shown = mask_password(parsed.set(drivername="postgresql").render_as_string(hide_password=False))
     name = f"gpumon-{time.strftime('%Y%m%d-%H%M%S')}.dump"
     command = f"pg_dump --format=custom --file={name} {shlex.quote(shown)}"
     note = (
         " (write the password in the place of ***, or leave `:***` out and set PGPASSWORD)"
-        if parsed.password
+        if STARS in shown
         else ""
     )
     return command + note
