@@ -13,7 +13,7 @@ from typing import Literal
 
 import sqlalchemy as sa
 
-from gpumon_core import __version__, gpu_state, health
+from gpumon_core import __version__, gpu_state, health, private_files
 from gpumon_core.attribution.local import is_wsl, sees_host_processes, user_name
 from gpumon_core.format import duration, memory
 from gpumon_core.masking import hide
@@ -57,6 +57,8 @@ def _examine(settings: Settings) -> Iterator[Finding]:
     # As the recorder does it.
     simulates = settings.source == "demo" or (settings.source == "auto" and not has_driver)
     yield from _database(settings, simulates)
+    for reason, remedy in private_files.sentences(_exposed(settings)):
+        yield Finding("warning", "privacy", reason, remedy)
 
 
 def _user() -> str:
@@ -212,6 +214,24 @@ def _recording(path: Path | None, settings: Settings, found: health.Health) -> F
     lock = RecorderLock(path, settings.host_name) if path is not None else None
     who = f"{lock.holder()} records, but " if lock is not None and not lock.is_free() else "nobody records, and "
     return Finding("warning", "recording", who + newest, "Start it with ./setup.sh run, or look at its log.")
+
+
+def _exposed(settings: Settings) -> list[private_files.Exposed]:
+    return private_files.exposed(database.files_of(settings), settings.log_file)
+
+
+def fix(settings: Settings) -> Iterator[Finding]:
+    """Mend what can be mended without asking: let nobody else look into the history. Says what it has done."""
+    for one in _exposed(settings):
+        if one.obstacle:
+            # The examination names it.
+            continue
+        if why := private_files.mend(one):
+            yield Finding(
+                "problem", "privacy", f"{one} could not be kept from others: {why}", "Look at the folder."
+            )
+        else:
+            yield Finding("ok", "mended", f"{one} is kept from other users of this machine now")
 
 
 def render(finding: Finding) -> str:

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gpumon_core.masking import Secret, mask_password, remember, secrets_in
+from gpumon_core.private_files import make_folder
 
 __all__ = ["Settings", "SettingsError", "load", "mask_password"]
 
@@ -317,7 +318,7 @@ def check_data_dir(settings: Settings) -> None:
     """Make the data folder, and raise SettingsError where nothing can be written to it."""
     path = settings.data_dir
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from filelock import FileLock, Timeout
 from sqlalchemy.engine import make_url
 
+from gpumon_core.private_files import FILE, make_folder
+
 if TYPE_CHECKING:
     import psycopg
 
@@ -84,7 +86,7 @@ class FileRecorderLock(Lock):
     def __init__(self, database: Path, host: str) -> None:
         self._path = database.with_name(database.name + ".lock")
         self._host = host
-        self._lock = FileLock(self._path, thread_local=False)
+        self._lock = FileLock(self._path, mode=FILE, thread_local=False)
 
     def is_free(self) -> bool:
         if self._lock.is_locked:
@@ -99,7 +101,7 @@ class FileRecorderLock(Lock):
     def acquire(self) -> bool:
         if self._lock.is_locked:
             return True
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         try:
             self._lock.acquire(timeout=self.PROBE_S, poll_interval=0.01)
         except Timeout:
