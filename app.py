@@ -24,6 +24,7 @@ from starlette.routing import Route
 
 from gpumon_core import allocator, logs, runtime
 from gpumon_core.export import api, prometheus
+from gpumon_core.masking import hide
 from gpumon_core.settings import SettingsError, check_data_dir, unknown_variables
 from pages.ui import assets, document
 
@@ -69,7 +70,7 @@ def healthz(_: Request) -> JSONResponse:
         problem = runtime.state().recording
         answer = {
             "status": "stale",
-            "recording_problem": problem.reason if problem else str(error.orig),
+            "recording_problem": hide(problem.reason if problem else str(error.orig)),
             "recorder": counts and asdict(counts),
         }
         return JSONResponse(answer, status_code=503)

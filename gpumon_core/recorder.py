@@ -18,6 +18,7 @@ from typing import Literal
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from gpumon_core import private_files
 from gpumon_core.buffer import Buffer, FileFailed
 from gpumon_core.clockwork import Clockwork
 from gpumon_core.newest import Newest, follow
@@ -128,6 +129,9 @@ class Recorder:
                 "recording is switched off (GPUMON_RECORD): serving %s", mask_password(self._state.database_url)
             )
             return
+        exposed = private_files.exposed(database.files_of(self._settings), self._settings.log_file)
+        for reason, remedy in private_files.sentences(exposed):
+            log.warning("%s. %s", reason, remedy)
         try:
             self._open()
         except database.DatabaseError as error:

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from gpumon_core import buffer
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.buffer import Buffer
+from gpumon_core.masking import hide
 from gpumon_core.settings import Settings, mask_password
 from gpumon_core.store import database, health, retention, rollups, sqlite_file
 from gpumon_core.store.lock import Lock, LockLost
@@ -37,6 +38,10 @@ class Problem:
 
     reason: str
     remedy: str
+
+    def __post_init__(self) -> None:
+        # Pages and /healthz show it, and another library's error may quote a password.
+        object.__setattr__(self, "reason", hide(self.reason))
 
 
 @dataclass(slots=True)

@@ -17,7 +17,8 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 
-from gpumon_core.settings import mask_password
+from gpumon_core.private_files import make_file, make_folder
+from gpumon_core.settings import Settings, mask_password
 from gpumon_core.store.schema import for_postgresql, metadata
 from gpumon_core.store.sqlite_file import explain_foreign, identity
 
@@ -82,7 +83,8 @@ def open_for_writing(url: str, patience_s: float = WRITER_TIMEOUT_S) -> Engine:
         raise DatabaseError(foreign)
     try:
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
+            make_file(path)
         engine = _engine(url, write=True, patience_s=patience_s)
         _upgrade(engine, url)
     except (OSError, sa.exc.DBAPIError) as error:
@@ -188,6 +190,12 @@ def file_of(url: str) -> Path | None:
     if parsed.get_backend_name() != "sqlite" or not parsed.database:
         return None
     return Path(parsed.database)
+
+
+def files_of(settings: Settings) -> list[Path]:
+    """The SQLite files of an installation: of real GPUs, wherever they are kept, and of simulated ones."""
+    found = map(file_of, (settings.real_database_url, settings.demo_database_url))
+    return [*(path for path in found if path is not None), settings.data_dir / "gpumon.db"]
 
 
 def revision(connection: sa.Connection) -> str | None:

@@ -23,6 +23,8 @@ from weakref import WeakSet
 from filelock import FileLock, Timeout
 from sqlalchemy.engine import Connection, make_url
 
+from gpumon_core.private_files import FILE, make_folder
+
 if TYPE_CHECKING:
     from psycopg import Connection as Session
 
@@ -110,7 +112,7 @@ class FileRecorderLock(Lock):
     def __init__(self, database: Path, host: str) -> None:
         self._path = database.with_name(database.name + ".lock")
         self._host = host
-        self._lock = FileLock(self._path, thread_local=False)
+        self._lock = FileLock(self._path, mode=FILE, thread_local=False)
         self._identity: tuple[int, int] | None = None
 
     def is_free(self) -> bool:
@@ -128,7 +130,7 @@ class FileRecorderLock(Lock):
             return True
         # One that was removed or replaced guards nothing.
         self._lock.release()
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         try:
             self._lock.acquire(timeout=self.PROBE_S, poll_interval=0.01)
         except Timeout:

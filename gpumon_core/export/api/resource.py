@@ -26,6 +26,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from gpumon_core import runtime
 from gpumon_core.export import accept
 from gpumon_core.export.parameters import LARGEST, LAST_MOMENT, BadParameter, Parameter, one_of, read, whole, words
+from gpumon_core.masking import hide
 from gpumon_core.store import database, naming
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Resource:
             return problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
             # The driver's own words have the reason, and neither the query nor the password.
-            why = " ".join(str(getattr(error, "orig", None) or error).split())
+            why = hide(" ".join(str(getattr(error, "orig", None) or error).split()))
             log.warning("%s cannot be answered: the database says %s", self.path, why)
             detail = f"The database cannot be read ({why}). Try again, or look at the System page."
             return problem(HTTPStatus.SERVICE_UNAVAILABLE, detail)
