@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from gpumon_core.text import clean
+
 PREFIX = "GPUMON_"
 ENV_FILE = ".env"
 
@@ -187,6 +189,11 @@ class Settings(BaseSettings):
             # SQLAlchemy's own words may quote a part of the password.
             raise ValueError("has a part that cannot be read; write @ : / in a password as %40 %3A %2F") from None
         return url
+
+    @field_validator("host_name")
+    @classmethod
+    def _clean_name(cls, value: str) -> str:
+        return clean(value)
 
     @field_validator("rules")
     @classmethod
