@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import select
+import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from gpumon_core.attribution import users
+from gpumon_core.attribution import names, users
 from gpumon_core.attribution.describe import Describer, split_stat
 from gpumon_core.attribution.files import read
-from gpumon_core.attribution.records import ProcessIdentity
+from gpumon_core.attribution.readers import Late, Readers
+from gpumon_core.attribution.records import NOTHING, Ask, ProcessIdentity, Program
 from gpumon_core.attribution.users import UserNames, id_inside
 from gpumon_core.telemetry.limits import is_pid
 
@@ -19,6 +22,12 @@ INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 
 # The device of a GPU that Windows shares with its Linux.
 WSL = Path("/dev/dxg")
+
+# To read a command line or an environment can take for ever: the process may hang in the kernel while it holds
+# what such a read waits for (mm->mmap_lock, signal->exec_update_lock). All new processes of a tick together are
+# waited for so long, and while one hangs others only for a moment; what comes later is taken at a later tick.
+PATIENCE_S = 1.5
+SHORT_PATIENCE_S = 0.1
 
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
@@ -50,6 +59,10 @@ class LocalAttribution:
         # In a container with PIDs of its own, the driver's PID may be another program's number here.
         self._trusted = sees_host_processes() if trusted is None else trusted
         self._known: dict[int, ProcessIdentity] = {}
+        self.readers = Readers()
+        # The PIDs of which what they run has not been read so far, and until when this tick waits for it.
+        self._unread: set[int] = set()
+        self._waits_until = 0.0
         self._users = UserNames(users.owner_of)
         # The user ids, by PID, of those whose user has no name so far.
         self._nameless: dict[int, int] = {}
@@ -69,8 +82,12 @@ class LocalAttribution:
         for pid, handle in list(self._handles.items()):
             if pid not in pids or handle in ended:
                 self._let_go(pid)
+        self._waits_until = time.monotonic() + PATIENCE_S
+        self._unread &= pids
         self._known = {
-            pid: self._known[pid] if pid in self._handles and pid in self._known else self._identify(pid)
+            pid: self._known[pid]
+            if pid in self._handles and pid in self._known and pid not in self._unread
+            else self._identify(pid)
             for pid in pids
         }
         if self._nameless:
@@ -81,6 +98,7 @@ class LocalAttribution:
         """Let go of every process."""
         for pid in list(self._handles):
             self._let_go(pid)
+        self.readers.close()
 
     def _hold(self, pid: int) -> None:
         if self._uses_handles and pid not in self._handles:
@@ -112,9 +130,9 @@ class LocalAttribution:
         comm, fields = split_stat(stat)
         start_ticks = int(fields[19])
         start_key = f"{self._boot}:{start_ticks}"
-        if known is not None and known.start_key == start_key:
+        if known is not None and known.start_key == start_key and pid not in self._unread:
             return known
-        name, program, ask = self._describer.describe(pid, comm, int(fields[1]))
+        name, program, ask = self._describe(pid, start_ticks, comm, int(fields[1]))
         return ProcessIdentity(
             pid=pid,
             start_key=start_key,
@@ -122,9 +140,24 @@ class LocalAttribution:
             name=name,
             user=self._user(pid),
             program=program,
-            pending=ask is not None,
+            pending=ask is not None or pid in self._unread,
             ask=ask,
         )
+
+    def _describe(self, pid: int, start: int, comm: str, parent: int) -> tuple[str, Program, Ask | None]:
+        """What a process runs, as far as it can be read by now: until then the kernel's name for it."""
+        patience_s = max(0.0, self._waits_until - time.monotonic())
+        if self.readers.is_late:
+            patience_s = min(patience_s, SHORT_PATIENCE_S)
+        what = f"PID {pid}'s command line, environment or files"
+        try:
+            describe = partial(self._describer.describe, pid, comm, parent)
+            found = self.readers.read((pid, start), what, describe, patience_s)
+        except Late:
+            self._unread.add(pid)
+            return names.readable(comm, ()), NOTHING, None
+        self._unread.discard(pid)
+        return found
 
     def _user(self, pid: int) -> str | None:
         """The real user's name: a folder in /proc belongs to root where a process is not dumpable."""
