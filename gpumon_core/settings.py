@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     host_name: Annotated[
         str,
         Field(
-            default_factory=socket.gethostname,
+            default_factory=lambda: clean(socket.gethostname()),
             min_length=1,
             max_length=255,
             description="name under which this machine's history is kept; by default the system's host name",

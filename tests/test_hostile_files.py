@@ -31,7 +31,8 @@ from gpumon_core.attribution.inquirer import Inquirer
 from gpumon_core.attribution.local import LocalAttribution
 from gpumon_core.attribution.readers import Late, Readers
 from gpumon_core.attribution.records import Ask, ProcessIdentity, Program
-from gpumon_core.observer import Observer
+from gpumon_core.observer import Observer, SimulatedObserver
+from gpumon_core.settings import load
 from gpumon_core.telemetry.records import HostInfo, ProcessReading, Snapshot
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a process a root of its own")
@@ -143,7 +144,7 @@ def root_with(tmp_path: Path) -> tuple[Path, Path]:
     return root, place
 
 
-def up(place: Path, target: Path) -> str:
+def up(target: Path) -> str:
     return "../" * 40 + str(target).lstrip("/")
 
 
@@ -176,9 +177,9 @@ def links_through_the_root(place: Path) -> None:
 PLANTED: dict[str, Callable[[Path, Path], object]] = {
     "absolute link to gpumon's environment": lambda place, _: place.symlink_to("/proc/self/environ"),
     "absolute link to gpumon's name": lambda place, _: place.symlink_to("/proc/self/comm"),
-    "link upwards to gpumon's name": lambda place, _: place.symlink_to(up(place, Path("/proc/self/comm"))),
+    "link upwards to gpumon's name": lambda place, _: place.symlink_to(up(Path("/proc/self/comm"))),
     "absolute link to a secret": lambda place, secret: place.symlink_to(secret),
-    "link upwards to a secret": lambda place, secret: place.symlink_to(up(place, secret)),
+    "link upwards to a secret": lambda place, secret: place.symlink_to(up(secret)),
     "hard link to a secret": lambda place, secret: os.link(secret, place),
     "magic link": lambda place, _: place.symlink_to("/proc/self/fd/0"),
     "links through the root": lambda place, _: links_through_the_root(place),
@@ -675,7 +676,7 @@ def test_no_more_threads_hang_than_there_may_be(monkeypatch: pytest.MonkeyPatch)
 
     for key in range(3 * readers.MOST_HANGING):
         with pytest.raises(Late):
-            reading.read(key, f"file {key}", hang, 0.0)
+            reading.read(key, f"file {key}", hang, 0.0, whose=key // 3)
     eventually(lambda: len(began) == readers.MOST_HANGING)
     assert reading.hung == readers.MOST_HANGING
     assert re.fullmatch(rf"file 0 has not .* UTC \(and {readers.MOST_HANGING - 1} more\)", reading.problem or "")
@@ -685,6 +686,48 @@ def test_no_more_threads_hang_than_there_may_be(monkeypatch: pytest.MonkeyPatch)
     assert reading.read(0, "file 0", lambda: 8, PATIENCE_S) == 8
     with pytest.raises(ZeroDivisionError):
         reading.read("other", "a file", lambda: 1 / 0, PATIENCE_S)
+
+
+def test_what_hangs_of_one_user_does_not_keep_anything_of_another_from_being_read() -> None:
+    reading, goes_on = Readers(), threading.Event()
+    for key in range(2 * readers.MOST_OF_ONE):
+        with pytest.raises(Late):
+            reading.read(key, "a file", goes_on.wait, 0.0, whose=1000)
+    with pytest.raises(Late, match=f"while {readers.MOST_OF_ONE} others hang"):
+        reading.read("new", "a file", int, PATIENCE_S, whose=1000)
+    assert reading.read("new", "a file", int, PATIENCE_S, whose=1001) == 0
+    goes_on.set()
+
+
+def test_what_is_simulated_hangs_nowhere() -> None:
+    observer = SimulatedObserver(load(source="demo"))
+    assert (observer.hung_readers, observer.reader_problem) == (0, None)
+    observer.close()
+
+
+@needs_root
+@pytest.mark.parametrize("kind", ["absolute", "upwards", "through a folder", "mounted over"])
+def test_no_link_leaves_the_root_of_a_process_that_may_read_everything(
+    tmp_path: Path, begin: Begin, seen: Look, kind: str
+) -> None:
+    """Its user is root, as in many containers: only its root keeps it from the files outside."""
+    root, place = root_with(tmp_path)
+    (tmp_path / "outside").mkdir()
+    outside = tmp_path / "outside" / "namespace"
+    outside.write_text("private")
+    code = ""
+    if kind == "absolute":
+        place.symlink_to(outside)
+    elif kind == "upwards":
+        place.symlink_to(up(outside))
+    elif kind == "through a folder":
+        place.parent.rmdir()
+        place.parent.symlink_to(up(outside.parent))
+    else:
+        code = f"apart()\nmount('none', {str(place.parent)!r}, b'tmpfs')\n"
+        code += f"os.symlink({str(outside)!r}, {str(place)!r})\n"
+    process = begin(root, 0, code, KUBERNETES_SERVICE_HOST="10.0.0.1")
+    assert seen(process.pid).program.namespace is None
 
 
 def test_a_pods_file_is_looked_at_where_nobody_may_be_asked(tmp_path: Path, begin: Begin) -> None:

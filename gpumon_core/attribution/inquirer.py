@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from gpumon_core import text
-from gpumon_core.attribution import containers, endpoints, inside, listeners, ollama
+from gpumon_core.attribution import containers, endpoints, inside, listeners, ollama, rights
 from gpumon_core.attribution.readers import Late, Readers
 from gpumon_core.attribution.records import Ask, Endpoint, ProcessIdentity, is_placeholder
 from gpumon_core.attribution.rules import tidy
@@ -196,7 +196,7 @@ class Inquirer:
         # A user can put anything where that user's engine has its socket.
         what = f"PID {subject.pid}'s container engine ({engine}, user {uid})"
         try:
-            subject.container = self.readers.read((ask, "engine"), what, facts, ENGINE_S)
+            subject.container = self.readers.read((ask, "engine"), what, facts, ENGINE_S, uid)
         except Late as error:
             log.debug("%s", error)
         return bool(subject.container)
@@ -206,7 +206,8 @@ class Inquirer:
         ask, what = subject.ask, f"PID {subject.pid}'s file {inside.NAMESPACE_FILE}"
         look = partial(inside.look, ask.proc, subject.pid, subject.start, inside.namespace)
         try:
-            subject.namespace = self.readers.read((ask, "namespace"), what, look, FILE_S, is_last=True)
+            whose = rights.user_of(f"{ask.proc}/{subject.pid}")
+            subject.namespace = self.readers.read((ask, "namespace"), what, look, FILE_S, whose, is_last=True)
         except Late as error:
             log.debug("%s", error)
             return False

@@ -132,19 +132,22 @@ class LocalAttribution:
         start_key = f"{self._boot}:{start_ticks}"
         if known is not None and known.start_key == start_key and pid not in self._unread:
             return known
-        name, program, ask = self._describe(pid, start_ticks, comm, int(fields[1]))
+        status = read(f"{self._proc}/{pid}/status")
+        name, program, ask = self._describe(pid, start_ticks, comm, int(fields[1]), _uid(status))
         return ProcessIdentity(
             pid=pid,
             start_key=start_key,
             start_time=None if self._boot_time is None else self._boot_time + start_ticks / TICKS_PER_S,
             name=name,
-            user=self._user(pid),
+            user=self._user(pid, status),
             program=program,
             pending=ask is not None or pid in self._unread,
             ask=ask,
         )
 
-    def _describe(self, pid: int, start: int, comm: str, parent: int) -> tuple[str, Program, Ask | None]:
+    def _describe(
+        self, pid: int, start: int, comm: str, parent: int, uid: int | None
+    ) -> tuple[str, Program, Ask | None]:
         """What a process runs, as far as it can be read by now: until then the kernel's name for it."""
         patience_s = max(0.0, self._waits_until - time.monotonic())
         if self.readers.is_late:
@@ -152,29 +155,28 @@ class LocalAttribution:
         what = f"PID {pid}'s command line, environment or files"
         try:
             describe = partial(self._describer.describe, pid, comm, parent)
-            found = self.readers.read((pid, start), what, describe, patience_s)
+            found = self.readers.read((pid, start), what, describe, patience_s, uid)
         except Late:
             self._unread.add(pid)
             return names.readable(comm, ()), NOTHING, None
         self._unread.discard(pid)
         return found
 
-    def _user(self, pid: int) -> str | None:
+    def _user(self, pid: int, status: bytes | None) -> str | None:
         """The real user's name: a folder in /proc belongs to root where a process is not dumpable."""
         self._nameless.pop(pid, None)
-        for line in (read(f"{self._proc}/{pid}/status") or b"").splitlines():
-            if line.startswith(b"Uid:"):
-                uid = int(line.split()[1])
-                owner = self._users.find(uid)
-                if owner is None:
-                    self._nameless[pid] = uid
-                    return str(uid)
-                if not owner.is_subordinate:
-                    return owner.name
-                inside = id_inside(uid, read(f"{self._proc}/{pid}/uid_map"))
-                # 0 is root in every namespace.
-                return owner.name if inside is None else f"{owner.name} ({inside or 'root'} in the container)"
-        return None
+        uid = _uid(status)
+        if uid is None:
+            return None
+        owner = self._users.find(uid)
+        if owner is None:
+            self._nameless[pid] = uid
+            return str(uid)
+        if not owner.is_subordinate:
+            return owner.name
+        inside = id_inside(uid, read(f"{self._proc}/{pid}/uid_map"))
+        # 0 is root in every namespace.
+        return owner.name if inside is None else f"{owner.name} ({inside or 'root'} in the container)"
 
     def _name_users(self) -> None:
         """Look again for the names of users that a directory did not know."""
@@ -183,7 +185,17 @@ class LocalAttribution:
             if known is None:
                 del self._nameless[pid]
             elif self._users.find(uid) is not None:
-                self._known[pid] = replace(known, user=self._user(pid) or known.user)
+                self._known[pid] = replace(
+                    known, user=self._user(pid, read(f"{self._proc}/{pid}/status")) or known.user
+                )
+
+
+def _uid(status: bytes | None) -> int | None:
+    """The real user id in /proc/PID/status."""
+    for line in (status or b"").splitlines():
+        if line.startswith(b"Uid:"):
+            return int(line.split()[1])
+    return None
 
 
 def _boot_time(stat: bytes | None) -> int | None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from gpumon_core.attribution import inside
+from gpumon_core.attribution import inside, rights
 from gpumon_core.attribution.endpoints import is_loaded, values_at
 from gpumon_core.attribution.files import Tree
 from gpumon_core.attribution.readers import Late, Readers
@@ -89,6 +89,7 @@ def names_of(blob: str, root: str, readers: Readers | None = None, start: int | 
             f"PID {pid}'s folder of Ollama's manifests",
             lambda: inside.look(proc, int(pid), start, look),
             PATIENCE_S,
+            rights.user_of(f"{proc}/{pid}"),
             is_last=True,
         )
     except OSError:

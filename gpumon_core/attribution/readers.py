@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 
 # From then on a read counts as hanging.
 HANGS_S = 2.0
-# So many may hang; while they do, nothing else is read.
-MOST_HANGING = 8
+# So many of one user's may hang, and so many in all; while they do, nothing else of that user, or at all, is read.
+MOST_OF_ONE = 4
+MOST_HANGING = 32
 # So many that were late, and are there by now, wait to be asked for.
 MOST_KEPT = 64
 # A hostile program could make any number of them: so often the log says so at the most.
@@ -34,8 +35,9 @@ class Late(Exception):
 
 
 class _Read:
-    def __init__(self, what: str, action: Callable[[], Any]) -> None:
+    def __init__(self, what: str, whose: int | None, action: Callable[[], Any]) -> None:
         self.what = what
+        self.whose = whose
         self.began = time.monotonic()
         self.began_at = datetime.now(UTC)
         self.is_done = threading.Event()
@@ -72,16 +74,23 @@ class Readers:
         self._said_at = -SAID_EVERY_S
 
     def read(
-        self, key: Hashable, what: str, action: Callable[[], Found], patience_s: float, is_last: bool = False
+        self,
+        key: Hashable,
+        what: str,
+        action: Callable[[], Found],
+        patience_s: float,
+        whose: int | None = None,
+        is_last: bool = False,
     ) -> Found:
         """What `action` returns or raises, on another thread. Raises Late where that is not there after
-        `patience_s`: asked again with the same key, it is the same read. `what` is named where it hangs. After one
-        that `is_last` its thread ends: it has changed that thread."""
+        `patience_s`: asked again with the same key, it is the same read. `what` is named where it hangs, and
+        `whose` is the user to blame then. After one that `is_last` its thread ends: it has changed that thread."""
         read = self._late.get(key)
         if read is None:
-            if self.is_full:
-                raise Late(f"{what} is not read while {len(self._late)} others hang")
-            read = _Read(what, action)
+            late = [one.whose for one in self._late.values() if not one.is_done.is_set()]
+            if len(late) >= MOST_HANGING or late.count(whose) >= MOST_OF_ONE:
+                raise Late(f"{what} is not read while {len(late)} others hang")
+            read = _Read(what, whose, action)
             try:
                 jobs = self._begin(read, is_last)
             except RuntimeError:
@@ -120,11 +129,6 @@ class Readers:
         else:
             self._jobs = jobs
         return jobs
-
-    @property
-    def is_full(self) -> bool:
-        """Whether nothing else can be read just now."""
-        return sum(not one.is_done.is_set() for one in self._late.values()) >= MOST_HANGING
 
     @property
     def is_late(self) -> bool:

@@ -47,6 +47,12 @@ def of(status: bytes | None) -> Rights | None:
     return Rights(found["Uid"][3], gid, tuple(found.get("Groups", ())[:MOST_GROUPS]))
 
 
+def user_of(process: str) -> int | None:
+    """The user with whose rights a process opens files; None where it may not be looked at."""
+    rights = of(read(f"{process}/status"))
+    return None if rights is None else rights.uid
+
+
 def take(rights: Rights) -> None:
     """Take such rights, for good. Raises OSError where that cannot be done; nothing may be opened then."""
     libc = ctypes.CDLL(None, use_errno=True)
