@@ -13,17 +13,22 @@ import re
 import shutil
 import signal
 import socket
+import sqlite3
 import stat
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, eventually
-from test_inquirer import DIGEST, Server, manifest
+from conftest import PATIENCE_S, Server, eventually
+from fake_nvml import FakeNvml
+from test_attribution import FakeProc
+from test_inquirer import DIGEST, manifest
+from test_inquirer import Server as ModelServer
 
 from gpumon_core.attribution import containers, endpoints, files, inside, local, ollama, readers, rights
 from gpumon_core.attribution.describe import Describer
@@ -460,7 +465,7 @@ def test_a_runner_with_a_pipe_among_its_manifests_is_named_all_the_same(
     # Its command line is that of a runner, and its root its own.
     program = tmp_path / "ollama"
     program.write_text(CHILD.replace("sys.argv[1], int(sys.argv[2]), sys.argv[3]", f"{str(root)!r}, {NOBODY}, ''"))
-    server = Server()
+    server = ModelServer()
     server.answers["/api/ps"] = {"models": []}
     process = subprocess.Popen(
         [sys.executable, str(program), "runner", "--model", f"/models/blobs/sha256-{DIGEST}"],
@@ -497,7 +502,7 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @needs_root
 def test_a_users_engine_is_no_link_to_the_systems(tmp_path: Path, user_folder: Path) -> None:
-    engine = Server(tmp_path / "docker.sock")
+    engine = ModelServer(tmp_path / "docker.sock")
     engine.answers["/x"] = {"Name": "/of-root"}
     (user_folder / "docker.sock").symlink_to(tmp_path / "docker.sock")
     os.link(tmp_path / "docker.sock", user_folder / "hard.sock")
@@ -534,6 +539,41 @@ user = 0
 """
     begin("", 0, code)
     assert endpoints.get_over_socket(str(user_folder / "docker.sock"), "/x") == {}
+
+
+@needs_root
+def test_a_group_that_a_user_has_named_like_roots_container_is_not_asked_about_with_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever owns a control group can make others in it, of any name."""
+    container = "a1" * 32
+    engine = ModelServer(tmp_path / "docker.sock")
+    engine.answers[f"/containers/{container}/json"] = {"Name": "/of-root", "Config": {"Image": "private"}}
+    monkeypatch.setitem(containers.SOCKETS, "docker", (str(tmp_path / "docker.sock"),))
+    (tmp_path / "config").write_text(json.dumps({"annotations": {"nerdctl/name": "of-root"}}))
+    monkeypatch.setattr(containers, "CONFIGS", (str(tmp_path / "config"),))
+    monkeypatch.setattr(containers, "GROUPS", {"": (str(tmp_path / "groups"),)})
+    own = tmp_path / "groups/user.slice/user-65534.slice/user@65534.service"
+    own.mkdir(parents=True)
+    os.chown(own, NOBODY, NOBODY)
+    (tmp_path / "groups/system.slice").mkdir()
+    proc = FakeProc(tmp_path / "proc")
+    for pid, above in ((7, own.relative_to(tmp_path / "groups")), (8, Path("system.slice"))):
+        proc.put(pid, 100, uid=NOBODY)
+        (proc.path / str(pid) / "cgroup").write_text(f"0::/{above}/docker-{container}.scope\n")
+    attribution, ask = LocalAttribution(proc.path, trusted=True, describer=Describer(str(proc.path))), Inquirer()
+    readings = [ProcessReading("GPU-0", pid, "C", 1) for pid in (7, 8)]
+
+    def tick() -> dict[int, ProcessIdentity] | None:
+        found = ask.add(attribution.identify({7, 8}, 0), readings)
+        return None if any(one.pending for one in found.values()) else found
+
+    found = eventually(tick)
+    ask.close()
+    engine.close()
+    assert found is not None
+    assert (found[7].program.container_name, found[7].program.container_image) == (None, None)
+    assert found[8].program.container_name == "of-root"
 
 
 # ---- What never answers --------------------------------------------------------------------------
@@ -747,3 +787,50 @@ def test_a_containers_file_that_is_a_pipe_or_a_folder_is_none(
     (tmp_path / ("b" * 64)).mkdir()
     for container in ("a" * 64, "b" * 64):
         assert containers.facts_of("cri-o", container, 0) == {}
+
+
+# ---- A whole server ------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(no_fuse(), reason="only root can mount a file system that hangs")
+@pytest.mark.skipif(not local.sees_host_processes(), reason="the PIDs here are not the host's")
+def test_a_server_beside_hostile_processes_records_publishes_nothing_of_its_own_and_ends(
+    tmp_path: Path, begin: Begin, serve: Callable[..., Server], fake: FakeNvml
+) -> None:
+    hostile = {}
+    for kind, plant in {
+        "link": lambda place: place.symlink_to("/proc/self/environ"),
+        "pipe": lambda place: os.mkfifo(place, 0o666),
+        "hanging": lambda place: None,
+    }.items():
+        root, place = root_with(tmp_path / kind)
+        plant(place)
+        code = FUSE if kind == "hanging" else ""
+        more = [str(place.parent.relative_to(root))] if kind == "hanging" else []
+        hostile[kind] = begin(root, 0, code, *more, KUBERNETES_SERVICE_HOST="10.0.0.1", POD_NAME=f"{kind}-0").pid
+    gpu = fake.add_gpu()
+    for pid in hostile.values():
+        gpu.add_process(pid, 1 << 30)
+    server = serve(fake, GPUMON_PRICE_PER_KWH="0.31", MARKER="namespace-of-gpumon")
+    server.ready()
+
+    def published() -> str:
+        with urllib.request.urlopen(f"{server.url}/api/v1/processes", timeout=PATIENCE_S) as answer:
+            return str(answer.read().decode())
+
+    found = eventually(lambda: all(f"{kind}-0" in (text := published()) for kind in hostile) and text)
+    assert "namespace-of-gpumon" not in found
+    before = gpu_ticks(server)
+    eventually(lambda: gpu_ticks(server) >= before + 3)
+    assert "namespace-of-gpumon" not in published()
+    assert server.stop() == -signal.SIGTERM
+    assert "Traceback" not in server.log.read_text()
+
+
+def gpu_ticks(server: Server) -> int:
+    """How many ticks a server has written."""
+    database = sqlite3.connect(f"file:{server.data_dir / 'gpumon.db'}?mode=ro", uri=True, timeout=PATIENCE_S)
+    try:
+        return int(database.execute("SELECT count(DISTINCT timestamp_epoch) FROM gpu_metrics").fetchone()[0])
+    finally:
+        database.close()

@@ -192,6 +192,8 @@ class Inquirer:
         ask = subject.ask
         # A rootless engine belongs to the user of the slice, whoever the process is inside.
         uid = containers.owner(subject.pid, ask.proc) if ask.owner is None else ask.owner
+        if maker := containers.maker(subject.pid, container, ask.proc):
+            engine, uid = f"{containers.ROOTLESS}{engine}", maker
         facts = partial(containers.facts_of, engine, container, uid, self._container_socket)
         # A user can put anything where that user's engine has its socket.
         what = f"PID {subject.pid}'s container engine ({engine}, user {uid})"
