@@ -31,9 +31,6 @@ LONGEST_OF = {
     # DNS names of Kubernetes: a subdomain, and a label.
     "pod": 253,
     "namespace": 63,
-    # NVML has room for 96, a host for 255.
-    "GpuInfo.name": 255,
-    "HostInfo.name": 255,
 }
 
 # Signs of which nothing is seen though they count as letters, symbols or marks: fillers, the blank of Braille, and
@@ -89,13 +86,12 @@ def field(name: str, text: str | None) -> str | None:
 
 def record(one: Record) -> Record:
     """The same dataclass, with every text in it cleaned and cut as its field says."""
-    kind = type(one).__name__
     changed: dict[str, Any] = {}
     for about in fields(one):  # type: ignore[arg-type]
         value = getattr(one, about.name)
         if isinstance(value, str):
-            longest = LONGEST_OF.get(f"{kind}.{about.name}") or LONGEST_OF.get(about.name, LONGEST)
-            if (cleaned := clean(value, longest)) != value:
+            cleaned = clean(value, LONGEST_OF.get(about.name, LONGEST))
+            if cleaned != value:
                 changed[about.name] = cleaned
     return replace(one, **changed) if changed else one  # type: ignore[type-var]
 

@@ -673,7 +673,7 @@ except Late:
     assert (done.returncode, done.stdout) == (0, "late\n"), done.stderr
 
 
-def test_a_process_of_which_nothing_can_be_read_does_not_hold_up_the_tick(begin: Begin, impatient: None) -> None:
+def test_a_process_that_hangs_in_the_kernel_does_not_hold_up_the_tick(begin: Begin, impatient: None) -> None:
     """It may hang in the kernel, and hold what a read of its command line waits for."""
     hanging, other = begin().pid, begin().pid
     goes_on = threading.Event()
@@ -692,6 +692,7 @@ def test_a_process_of_which_nothing_can_be_read_does_not_hold_up_the_tick(begin:
         )
         assert (found[hanging].pending, found[hanging].program) == (True, Program())
         assert found[hanging].start_key is not None
+        assert observer.observe()[1][hanging] is found[hanging], "nothing new is known of it"
         assert found[hanging].name == Path(f"/proc/{hanging}/comm").read_text().strip()
         eventually(lambda: (observer.observe(), observer.hung_readers == 1)[1], every_s=0.01)
         assert f"PID {hanging}'s command line" in (observer.reader_problem or "")

@@ -60,7 +60,7 @@ class LocalAttribution:
         self._trusted = sees_host_processes() if trusted is None else trusted
         self._known: dict[int, ProcessIdentity] = {}
         self.readers = Readers()
-        # The PIDs of which what they run has not been read so far, and until when this tick waits for it.
+        # The processes whose command line has not been read so far, and until when this tick waits for them.
         self._unread: set[int] = set()
         self._waits_until = 0.0
         self._users = UserNames(users.owner_of)
@@ -134,6 +134,9 @@ class LocalAttribution:
             return known
         status = read(f"{self._proc}/{pid}/status")
         name, program, ask = self._describe(pid, start_ticks, comm, int(fields[1]), _uid(status))
+        if known is not None and known.start_key == start_key and pid in self._unread:
+            # Nothing new is known: the same object, so that nobody looks further.
+            return known
         return ProcessIdentity(
             pid=pid,
             start_key=start_key,
@@ -152,7 +155,7 @@ class LocalAttribution:
         patience_s = max(0.0, self._waits_until - time.monotonic())
         if self.readers.is_late:
             patience_s = min(patience_s, SHORT_PATIENCE_S)
-        what = f"PID {pid}'s command line, environment or files"
+        what = f"PID {pid}'s command line or environment"
         try:
             describe = partial(self._describer.describe, pid, comm, parent)
             found = self.readers.read((pid, start), what, describe, patience_s, uid)
