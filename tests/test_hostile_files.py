@@ -6,6 +6,7 @@ and inquirer, tick after tick.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, Server, eventually
+from conftest import PATIENCE_S, ROOT, Server, eventually
 from fake_nvml import FakeNvml
 from test_attribution import FakeProc
 from test_inquirer import DIGEST, manifest
@@ -304,15 +305,39 @@ def test_a_file_that_somebody_has_a_lease_on_is_not_waited_for(tmp_path: Path, b
             signal.signal(signal.SIGIO, before)
 
 
-def test_without_openat2_nothing_of_a_process_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An older kernel, or a filter of system calls, does not have it."""
+# A filter that answers openat2(2) with an error, as of a container engine: seccomp(2).
+FILTER = """
+import ctypes, struct, sys
+from gpumon_core.attribution.files import Tree
+libc = ctypes.CDLL(None, use_errno=True)
+def content():
+    with Tree.of_process(sys.argv[1]) as tree:
+        return tree.read("file"), tree.names()
+print(content())
+steps = ((0x20, 0, 0, 0), (0x15, 0, 1, 437), (0x06, 0, 0, 0x00050000 | int(sys.argv[2])), (0x06, 0, 0, 0x7fff0000))
+code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+class Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_void_p))
+program = Program(len(steps), ctypes.addressof(code))
+assert not libc.prctl(38, 1, 0, 0, 0) and not libc.prctl(22, 2, ctypes.byref(program), 0, 0)
+print(content())
+"""
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM])
+def test_where_links_cannot_be_held_back_nothing_of_a_process_is_opened(tmp_path: Path, code: int) -> None:
+    """An older kernel does not have openat2, and an older container engine's filter does not let it through."""
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "file").write_text("serving")
-    with files.Tree.of_process(str(tmp_path)) as tree:
-        assert tree.read("file") == b"serving"
-        monkeypatch.setattr(files, "_OPENAT2", 9999)
-        assert tree.read("file") is None
-        assert tree.names() == []
+    done = subprocess.run(
+        [sys.executable, "-c", FILTER, str(tmp_path), str(code)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.stdout == "(b'serving', ['file'])\n(None, [])\n", done.stderr
 
 
 def test_a_file_that_changes_while_it_is_read_is_bounded(tmp_path: Path) -> None:
@@ -666,9 +691,8 @@ except Late:
     observer.close()
     print("late")
 """
-    root = Path(__file__).resolve().parent.parent
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
     assert (done.returncode, done.stdout) == (0, "late\n"), done.stderr
 
