@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gpumon_core.masking import Secret, mask_password, remember, secrets_in
 from gpumon_core.private_files import make_folder
+from gpumon_core.text import clean
 
 __all__ = ["Settings", "SettingsError", "load", "mask_password"]
 
@@ -63,7 +64,7 @@ class Settings(BaseSettings):
     host_name: Annotated[
         str,
         Field(
-            default_factory=socket.gethostname,
+            default_factory=lambda: clean(socket.gethostname()),
             min_length=1,
             max_length=255,
             description="name under which this machine's history is kept; by default the system's host name",
@@ -203,6 +204,11 @@ class Settings(BaseSettings):
         if "@" in f"{parsed.host} {parsed.database}":
             raise refusal
         return url
+
+    @field_validator("host_name")
+    @classmethod
+    def _clean_name(cls, value: str) -> str:
+        return clean(value)
 
     @field_validator("rules")
     @classmethod
