@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
+from collections.abc import Callable
 from http import HTTPStatus
 
 from starlette.responses import JSONResponse
@@ -23,6 +25,23 @@ WAIT_S = 10.0
 def places() -> int:
     """How many answers are made at a time."""
     return max(LEAST_PLACES, min(MOST_PLACES, len(os.sched_getaffinity(0))))
+
+
+class Busy(Exception):
+    """Others were making their files for all the time that this one could wait."""
+
+
+_files = threading.BoundedSemaphore(places())
+
+
+def made(content: Callable[[], bytes]) -> bytes:
+    """A file that a page offers, made when it is its turn. Raises Busy."""
+    if not _files.acquire(timeout=WAIT_S):
+        raise Busy("As many files as this machine has cores for are being made: try again in a moment.")
+    try:
+        return content()
+    finally:
+        _files.release()
 
 
 class Turns:
