@@ -19,10 +19,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+log = logging.getLogger(__name__)
+
 WINDOW_S = 60.0
 OURS = "gpumon_core"
 # What a client of the server can make these say is limited like the words of a library.
-ASKED = ("gpumon_core.export", "gpumon_core.connections", "gpumon_core.request_limits")
+ASKED = ("gpumon_core.export", "gpumon_core.connections", "gpumon_core.request_limits", "gpumon_core.log_limit")
 # So many warnings and errors a place of gpumon's own may log in a window.
 OUR_LINES = 60
 MOST_KINDS = 1000
@@ -203,12 +205,20 @@ class _Logger(logging.Logger):
 LIMIT = Limit()
 
 
+def _thread_ended(ended: threading.ExceptHookArgs) -> None:
+    """Python would print it, every time."""
+    if ended.exc_type is not SystemExit and ended.exc_value is not None:
+        name = ended.thread.name if ended.thread is not None else "unknown"
+        log.error("the thread %s ended by an exception", name, exc_info=ended.exc_value)
+
+
 def install() -> None:
-    """Limit every logger there is and will be."""
+    """Limit every logger there is and will be, and what Python prints of threads."""
     if logging.getLoggerClass() is _Logger:
         return
     logging.setLoggerClass(_Logger)
     existing = [one for one in logging.Logger.manager.loggerDict.values() if isinstance(one, logging.Logger)]
     for one in (logging.getLogger(), *existing):
         one.addFilter(LIMIT)
+    threading.excepthook = _thread_ended
     atexit.register(LIMIT.count, everything=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
@@ -146,6 +148,24 @@ def test_the_recorder_may_say_the_same_of_every_gpu_and_what_it_does(ours: Log) 
     assert len(ours.lines) == 2 * OUR_LINES + 300
 
 
+def test_what_a_thread_fails_by_is_a_line_too() -> None:
+    program = """
+import logging, sys, threading
+logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
+from gpumon_core import log_limit
+log_limit.install()
+for number in range(20):
+    one = threading.Thread(target=int, args=(f"x{number}",), name="asker")
+    one.start()
+    one.join()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[0] == "ERROR the thread asker ended by an exception"
+    assert done.stdout.count("Traceback") == 1
+    assert "19 more like this" in done.stdout
+    assert not done.stderr
+
+
 def test_every_logger_of_the_process_is_limited_old_and_new() -> None:
     program = """
 import logging, sys
@@ -164,3 +184,31 @@ for one in (old, logging.getLogger("new.library"), logging.getLogger()):
     assert [line.split(" in ")[0] for line in lines[3:]] == [
         f"{name} 99 more like this" for name in ("old.library", "new.library", "root")
     ]
+
+
+def test_a_page_that_fails_by_what_it_was_sent_is_one_line_and_one_reference(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = """
+import logging, sys
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+import streamlit as st
+shown = []
+st.error = lambda sentence, **_: shown.append(sentence)
+import app
+for logger in ("gpumon_core", "gpumon_core.server"):
+    logging.getLogger(logger).handlers.clear()
+    logging.getLogger(logger).propagate = True
+for number in range(50):
+    try:
+        int(f"sent by client {number}")
+    except ValueError as error:
+        assert app.show_script_error(error)
+print(len(set(shown)))
+"""
+    environ = {**os.environ, "GPUMON_DATA_DIR": str(tmp_path), "GPUMON_SOURCE": "demo"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.count("page error") == 1
+    assert done.stdout.splitlines()[-1] == "1"
