@@ -68,9 +68,10 @@ def configure(level: str, file: Path | None = None) -> None:
     ours.handlers[:] = handlers
     ours.setLevel(level)
     ours.propagate = False
-    pool = logging.getLogger("sqlalchemy.pool")
-    pool.handlers[:] = handlers
-    pool.propagate = False
+    for name in ("sqlalchemy.pool", "asyncio"):
+        library = logging.getLogger(name)
+        library.handlers[:] = handlers
+        library.propagate = False
     # The scheduler warns about every late run, which would be a line per tick on a slow machine.
     scheduler = logging.getLogger("apscheduler")
     scheduler.handlers[:] = handlers
