@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from gpumon_core.attribution import names, rules
+from gpumon_core.attribution import masking, names, rules
 from gpumon_core.attribution.cgroups import placement
 from gpumon_core.attribution.endpoints import address_of, port_behind
 from gpumon_core.attribution.files import read
@@ -105,7 +105,8 @@ class Describer:
         )
         owner = int(placed.slice_uid) if placed.slice_uid is not None else None
         if self._commands == "off":
-            return names.readable(comm, ()), program, self._ask(pid, program, owner)
+            name = self._mask.text(names.readable(comm, ()))
+            return name, masking.starred(program, self._mask), self._ask(pid, program, owner)
         cmdline = read(f"{folder}/cmdline")
         own = self._looked_at(pid, comm, above, cmdline)
         family = _Family((pid, None), own)
@@ -115,6 +116,8 @@ class Describer:
         if self._commands != "full":
             # A process may call itself anything: a title is as good a place for a password as an argument.
             name = self._mask.text(name)
+        # Masked first: of a secret that is cut in two the half would not be known for one.
+        name = name[: names.LONGEST]
         workload = self._rules.identify(acting)
         if workload is not None:
             workload = self._with_family(workload, family, above)
@@ -130,13 +133,13 @@ class Describer:
             executable=_short(executable),
             workload=workload.name if workload else None,
             category=workload.category if workload else None,
-            model=_short(self._mask.text(workload.model)) if workload and workload.model else None,
+            model=workload.model if workload else None,
         )
         # Who has started the first of them may have opened the socket for them.
         launcher = next(((one.pid, one.start) for one in above[family.top : family.top + 1]), None)
         ask = self._ask(pid, program, owner, workload, family, launcher)
         if self._commands == "name":
-            return name, program, ask
+            return name, masking.starred(program, self._mask), ask
         program = replace(
             program,
             command=self._command(arguments),
@@ -144,7 +147,7 @@ class Describer:
             # Jupyter names the notebook to its kernel: https://github.com/jupyter-server/jupyter_server/pull/679
             notebook=_short(environment.get("JPY_SESSION_NAME")),
         )
-        return name, program, ask
+        return name, masking.starred(program, self._mask), ask
 
     def _above(self, pid: int) -> list[_Ancestor]:
         """Its parents up to the session or service that the first process of the system started, nearest first."""
@@ -165,7 +168,7 @@ class Describer:
         folder = f"{self._proc}/{pid}"
         arguments = _arguments(read(f"{folder}/cmdline") if cmdline is None else cmdline)
         return rules.Program(
-            names.readable(comm, arguments),
+            names.readable(comm, arguments, LONGEST_TEXT),
             _link(f"{folder}/exe"),
             tuple(arguments[:MOST_ARGUMENTS]),
             _environment(read(f"{folder}/environ")),
@@ -264,7 +267,7 @@ class Describer:
         if not arguments:
             return None
         if self._commands == "masked":
-            arguments = self._mask.arguments(arguments)
+            arguments = self._mask.arguments(arguments, LONGEST_COMMAND)
         command = arguments[0] if len(arguments) == 1 else shlex.join(arguments)
         return command if len(command) <= LONGEST_COMMAND else command[: LONGEST_COMMAND - 1] + "…"
 

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gpumon_core.attribution import containers, endpoints, listeners, ollama
+from gpumon_core.attribution import containers, endpoints, listeners, masking, ollama
 from gpumon_core.attribution.records import Ask, Endpoint, ProcessIdentity, is_placeholder
 from gpumon_core.attribution.rules import tidy
+from gpumon_core.attribution.secrets import Mask
 from gpumon_core.telemetry.records import ProcessReading
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,10 @@ class _Subject:
 class Inquirer:
     """Completes identities with what it learns. `add` and `close` belong to the recorder's thread."""
 
-    def __init__(self, every_s: float = EVERY_S, container_socket: str | None = None) -> None:
+    def __init__(
+        self, every_s: float = EVERY_S, container_socket: str | None = None, mask: Mask | None = None
+    ) -> None:
+        self._mask = Mask() if mask is None else mask
         self._every_s = every_s
         self._container_socket = container_socket
         self._subjects: dict[int, _Subject] = {}
@@ -150,10 +154,10 @@ class Inquirer:
             complete = bool(subject.container)
         if ask.endpoint is not None and ask.address is not None:
             complete = self._ask_server(subject, answers) and complete
-        facts: dict[str, str | None] = {name: _clean(text) for name, text in (subject.container or {}).items()}
+        said: dict[str, str | None] = dict(subject.container or {})
         if subject.model is not _UNKNOWN:
-            facts["model"] = _clean(subject.model)
-        subject.facts = facts
+            said["model"] = subject.model
+        subject.facts = {name: _clean(text) for name, text in masking.starred_facts(said, self._mask).items()}
         if complete:
             subject.retry_s = FIRST_RETRY_S
             wait = self._every_s if ask.endpoint is not None else float("inf")
