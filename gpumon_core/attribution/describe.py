@@ -168,7 +168,7 @@ class Describer:
         folder = f"{self._proc}/{pid}"
         arguments = _arguments(read(f"{folder}/cmdline") if cmdline is None else cmdline)
         return rules.Program(
-            names.readable(comm, arguments, LONGEST_TEXT),
+            names.readable(comm, [*map(self._title, arguments[:1]), *arguments[1:]], LONGEST_TEXT),
             _link(f"{folder}/exe"),
             tuple(arguments[:MOST_ARGUMENTS]),
             _environment(read(f"{folder}/environ")),
@@ -176,6 +176,10 @@ class Describer:
             _link(f"{folder}/cwd"),
             tuple(names.readable(one.comm, ()) for one in above[:NEAREST]),
         )
+
+    def _title(self, argument: str) -> str:
+        """What a process calls itself, masked before a part of it becomes its name: the part may be a password."""
+        return argument if self._commands == "full" else self._mask.text(argument[: masking.LONGEST])
 
     def _acting(self, family: _Family, above: Sequence[_Ancestor]) -> rules.Program:
         """For whom a process acts: one that was started to work for its parent has no name of its own."""

@@ -9,21 +9,38 @@ from dataclasses import dataclass
 from gpumon_core.attribution.secrets import programs, texts, tokens
 from gpumon_core.attribution.secrets.programs import Kind, Way
 from gpumon_core.attribution.secrets.texts import STARS, is_starred
-from gpumon_core.attribution.secrets.words import is_value_harmless, kind_of, looks_random, word_set, words_of
+from gpumon_core.attribution.secrets.words import (
+    HEADS,
+    is_path,
+    is_secret,
+    is_value_harmless,
+    kind_of,
+    word_set,
+    words_of,
+)
 
 # Command lines inside command lines: `ssh host "sh -c '...'"`.
 DEEPEST = 5
 # Of a longer argument only its text is looked through, not the commands in it.
 LONGEST_LINE = 65_536
 OPTION = re.compile(r"--?[A-Za-z][\w.:-]*(?:=.*)?|--", re.DOTALL)
+OPTION_NAME = re.compile(r"--?[A-Za-z_+][\w.:/@\[\]-]*")
+SPELLED = re.compile(r"-[A-Za-z][A-Za-z_-]*[A-Za-z]")
 ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_][\w.\[\]-]{0,127})(?P<separator>:=|=)(?P<value>.*)", re.DOTALL)
 WINDOWS = re.compile(r"(?P<name>/[A-Za-z][\w-]{0,63}):(?P<value>.+)", re.DOTALL)
 # Behind these stands a command, or a line of variables, in one argument.
-CODE = word_set("-c -lc -ic -lic -ec -xc -cl -e -Command -command /c /C /k --eval --extra-vars --command")
+CODE = word_set("-c -lc -ic -lic -ec -xc -cl -Command -command /c /C /k --eval --extra-vars --command")
+# These take a command as one argument.
+TAKES_LINES = word_set("ssh tmux screen watch mosh at script sg wsl xterm byobu")
+# Of these -e is a variable.
+ENGINES = word_set("docker podman nerdctl docker.exe kubectl oc lxc")
 # Where a value of several parts goes on with the next part.
 NEXT_PART = re.compile(r"[,;&](?=[\w.\[\]-]{1,64}=)")
 VERBS = word_set("set add get create delete remove unset config configure list show")
 NAME = re.compile(r"[\w.:/@-]{2,256}")
+WRITERS = [[word] for word in programs.WRITES_SECRET]
+SAID = re.compile(r"(?P<scheme>(?:Bearer|Token|Basic|ApiKey|Bot)\s+)\S+", re.IGNORECASE)
+AUTH_WORDS = word_set("auth authorization authentication header headers bearer")
 HEX40 = re.compile(r"[0-9a-f]{40}")
 TEXT_OF_A_COMMAND = re.compile(r"\s")
 
@@ -54,12 +71,21 @@ class _Walker:
         self._pending: _Pending | None = None
         self._positionals: list[str] = []
         self._letters = ""
-        self._previous = ""
+        self._previous = self._before = ""
+        self._is_about_secrets = self._has_user = False
 
     def step(self, argument: str) -> str:
         """The argument with what is secret in it starred."""
         masked = self._step(argument)
-        self._previous = argument
+        if self._previous in programs.USER_OPTIONS and self._may_have_user(argument):
+            self._has_user = True
+        if masked == argument and self._previous.startswith("-") and (said := SAID.fullmatch(argument)):
+            # --auth-header "Bearer x"
+            is_one = AUTH_WORDS.intersection(words_of(self._previous)) and not is_starred(argument)
+            masked = said["scheme"] + STARS if is_one else masked
+        if argument in programs.ABOUT_SECRETS or (NAME.fullmatch(argument) and is_secret(argument)):
+            self._is_about_secrets = True
+        self._before, self._previous = self._previous, argument
         return masked
 
     def _step(self, argument: str) -> str:
@@ -69,10 +95,9 @@ class _Walker:
                 if not pending.takes_more:
                     self._pending = None
                 has_begun, pending.has_begun = pending.has_begun, True
-                if not has_begun or pending.kind == "secret":
-                    masked = self._value(pending.kind, argument, pending.words, has_begun)
-                    if masked is not None:
-                        return masked
+                masked = self._value(pending.kind, argument, pending.words, has_begun)
+                if masked is not None:
+                    return masked
                 self._pending = None
             else:
                 self._pending = None
@@ -86,6 +111,15 @@ class _Walker:
             self._pending = _Pending(self._way.long[argument], sure=True)
             return argument
         return self._positional(argument)
+
+    def _may_have_user(self, argument: str) -> bool:
+        """Whether what stands behind -u is a user, of a program that may take a password with -p."""
+        if self._way is not None or argument.startswith("-") or argument.isdigit():
+            return False
+        # python -u is no user, sudo -u is one without a password; a script behind Python's may be anything.
+        return not programs.is_launcher(self._program) or (
+            programs.PYTHON.fullmatch(self._program) is not None and len(self._positionals) > 1
+        )
 
     # -- what stands behind an option -----------------------------------------------------------------------
 
@@ -110,9 +144,19 @@ class _Walker:
         if kind in ("secret", "attached"):
             if is_value_harmless(words, value):
                 return None if is_more else self._looked_through(value)
-            if is_more and not looks_random(value) and words not in ("key", "token"):
+            if is_more and not (re.fullmatch(r"[\w.~+=-]{6,}", value) and re.search(r"\d", value)):
                 return None
             return self._starred(value, words)
+        if kind == "letter":
+            # A port, a process, a partition or a folder it may be too.
+            is_other = re.fullmatch(r"[\d:.,/-]+(?:tcp|udp)?|.", value) or is_path(value)
+            return self._looked_through(value) if is_other or is_value_harmless("password", value) else STARS
+        if kind == "many":
+            return STARS
+        if kind == "command":
+            # echo s3cret
+            writer = value.split(maxsplit=1)[:1]
+            return f"{writer[0]} {STARS}" if writer in WRITERS else self._looked_through(value)
         if kind in SPLITS:
             return SPLITS[kind](value)
         if kind == "header":
@@ -155,16 +199,21 @@ class _Walker:
             if separator:
                 masked = self._value("secret" if kind == "attached" else kind, value) if value else value
                 return f"{name}={value if masked is None else masked}"
-            self._pending = None if kind in ("flag", "attached") else _Pending(kind, sure=True)
+            self._pending = (
+                None if kind in ("flag", "attached") else _Pending(kind, sure=True, takes_more=kind == "many")
+            )
             return argument
         if way is not None and argument[1] != "-":
             for option, kind in way.long.items():
                 # 7z's -psecret, -hpsecret
                 if kind == "attached" and argument.startswith(option) and len(option) < 4:
                     return option + STARS
-            if is_ours and (masked := self._cluster(way, argument)) is not None:
+            letter = way.letters.get(argument[1])
+            # -password, of a program that has -p too; but mysql's -psecret.
+            is_name = letter != "attached" and SPELLED.fullmatch(name) and words_of(name)[-1] in HEADS
+            if is_ours and not is_name and (masked := self._cluster(way, argument)) is not None:
                 return masked
-        if not re.match(r"--?[A-Za-z_]", name):
+        if not OPTION_NAME.fullmatch(name):
             return self._looked_through(argument)
         words = kind_of(name)
         if words in ("", "weak") and argument[1] != "-" and separator:
@@ -177,12 +226,20 @@ class _Walker:
                 return self._looked_through(argument)
             if value and not is_value_harmless(words, value):
                 return f"{name}={self._assigned(value, words)}"
-        elif separator and "wandb" in name.lower() and HEX40.fullmatch(value):
+        elif (value and name in programs.VALUES and self._is_about_secrets) or (
+            separator and "wandb" in name.lower() and HEX40.fullmatch(value)
+        ):
             return f"{name}={STARS}"
         if separator and value:
             return f"{name}={self._text_of_value(value)}"
         if "wandb" in name.lower():
             self._pending = _Pending("wandb")
+        elif name in programs.PASSWORD_LETTERS and self._has_user:
+            self._pending = _Pending("letter")
+        elif name in programs.VALUES and self._is_about_secrets:
+            self._pending = _Pending("secret")
+        elif name.endswith(("-command", "-cmd", "_command", "_cmd")) and kind_of(re.split("[-_]c", name)[0]):
+            self._pending = _Pending("command")
         elif name in SPLIT_OPTIONS:
             self._pending = _Pending(SPLIT_OPTIONS[name])
         elif is_word and (attached := re.match(r"-[A-Za-z](?=[A-Z_]{2,64}[\w]{0,64}=)", argument)):
@@ -197,7 +254,7 @@ class _Walker:
         if words in ("weak", "signature", "cookie", "auth", "pat", "pin"):
             self._pending = _Pending("secret", words, is_word=is_word)
             return
-        takes_more = words == "key" or words_of(name)[-1] in ("tokens", "passwords", "secrets", "keys", "token")
+        takes_more = words == "key" or words_of(name)[-1].endswith("s")
         self._pending = _Pending("secret", words, is_word=is_word, takes_more=takes_more)
 
     def _assigned(self, value: str, words: str) -> str:
@@ -214,7 +271,10 @@ class _Walker:
             rest = argument[place + 1 :]
             if kind is None:
                 if letter in way.takes:
-                    return self._looked_through(argument) if rest else None
+                    if rest:
+                        return argument[: place + 1] + self._text_of_value(rest)
+                    self._pending = _Pending("data")
+                    return argument
                 if not letter.isalpha():
                     return None
                 self._letters += letter
@@ -247,7 +307,13 @@ class _Walker:
         if is_starred(argument) and len(argument) == len(STARS):
             self._positionals.append(argument)
             return argument
-        is_code = self._previous in CODE or (self._is_first and TEXT_OF_A_COMMAND.search(argument) is not None)
+        is_code = (
+            self._previous in CODE
+            or (self._previous == "-e" and self._program not in ENGINES)
+            or self._previous in ("-S", "--split-string")
+            or (self._program in TAKES_LINES and bool(re.match(r"\w+=\S*\s+\S", argument)))
+            or (self._is_first and TEXT_OF_A_COMMAND.search(argument) is not None)
+        )
         if not is_code and (assigned := self._assignment(argument)) is not None:
             if not (self._is_first or self._launches):
                 self._positionals.append(argument)
@@ -303,7 +369,7 @@ class _Walker:
             return None
         if is_starred(value) or is_value_harmless(words, value):
             return None
-        if value[0] in "[({" or (value[0] in "\"'" and value[-1:] == value[0]):
+        if value[0] in "[({\"'":
             return None
         return front + self._assigned(value, words)
 
@@ -324,14 +390,16 @@ class _Walker:
         if (
             positionals
             and NAME.fullmatch(positionals[-1])
-            and (programs.SETS.intersection(positionals[-4:-1]) or self._previous_sets())
+            and positionals[-1] == self._previous
+            and (
+                programs.SETS.intersection(positionals[-4:-1])
+                or self._program in programs.SETS
+                or self._before in programs.PAIR_OPTIONS
+            )
             and not argument.startswith(("http://", "https://"))
         ):
             return self._at("named", argument, 0)
         return None
-
-    def _previous_sets(self) -> bool:
-        return self._program in programs.SETS
 
     def _at(self, kind: Kind, argument: str, place: int) -> str | None:  # noqa: PLR0911 - a kind a branch
         if is_starred(argument) or argument == "-":
@@ -352,7 +420,8 @@ class _Walker:
         if kind == "plain":
             return None if "=" in argument or is_value_harmless("token", argument) else STARS
         if kind == "secret":
-            return None if is_value_harmless("password", argument) or "://" in argument else STARS
+            is_place = "://" in argument or argument.startswith(("\\", "/"))
+            return None if is_place or is_value_harmless("password", argument) else STARS
         return self._value(kind, argument)
 
 
@@ -383,6 +452,9 @@ def line_starred(line: str, text: Callable[[str, int], str], depth: int) -> str:
             return text(value, depth) if TEXT_OF_A_COMMAND.search(value) or "\\" in line else value
 
         masked = arguments_starred(values, inner, depth)
+        if "<<<" in values and programs.READS_SECRET.search(line[words[0].begin : words[-1].end]):
+            here = values.index("<<<") + 1
+            masked[here : here + 1] = [STARS for _ in masked[here : here + 1]]
         if place + 1 < len(found) and values[0] in programs.WRITES_SECRET:
             following = line[found[place + 1][0].begin : found[place + 1][-1].end]
             bridge = line[words[-1].end : found[place + 1][0].begin]

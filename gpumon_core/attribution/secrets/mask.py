@@ -24,7 +24,7 @@ class Mask:
         """The arguments of a program with every secret among them masked; not many more than `longest`
         characters of them, where that is given."""
         if longest is not None:
-            arguments = [argument[: 4 * longest] for argument in arguments[: 2 * longest]]
+            arguments = [argument[: 2 * longest] for argument in arguments[: 2 * longest]]
         return arguments_starred(arguments, self._inside, 0, longest)
 
     def text(self, text: str) -> str:

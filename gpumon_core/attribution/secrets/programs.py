@@ -8,6 +8,7 @@ An option's value is one of these kinds:
   cookie    name=value                       header    Name: value
   data      none by itself: looked through   flag      the option takes no value
   after     key:s3cret                       literal   NAME=value, each of them secret
+  many      each argument up to the next option
 Positional arguments are secret behind certain words: from the n-th after them on.
 """
 
@@ -71,6 +72,9 @@ def _positional(part: str) -> Positional:
     return Positional(tuple(words.split()), int(begin), int(end or 99), kind or "secret", needs)
 
 
+# Words that say that what follows under a name as general as "value" is a secret.
+ABOUT_SECRETS = word_set("secret secrets SecureString password passwords credential credentials keyvault")
+VALUES = word_set("--value --body --data --plaintext --literal --secret-value --content -Value")
 WAYS: dict[str, Way] = {}
 
 
@@ -138,6 +142,8 @@ _add("mc mcli", _way(positional="alias set>3,config host add>3,admin user add>2"
 _add("rabbitmqctl", _way("", "np", "", "add_user>1,change_password>1,authenticate_user>1"))
 _add("rabbitmqadmin", _way("p=secret", "uHPVc"))
 _add("mosquitto_pub mosquitto_sub mosquitto_rr", _way("P=secret", "uhptmfiqkVA", "--pw=secret"))
+_add("ttyd gotty", _way("c=userpass", "piu", "--credential=userpass"))
+_add("filebrowser", _way(positional="users add>1,users update>1"))
 # Logins from a command line.
 _add("sshpass", _way("p=secret", "fdeP"))
 _add("htpasswd", _way("", "", "", ">2?b,>1?bn"))
@@ -148,6 +154,7 @@ _add(
     "smbclient rpcclient smbcacls smbget winexe wmic smbcquotas nmblookup smbtree",
     _way("U=percent", "IWnpDcTmA", "--user=percent"),
 )
+_add("smbclient", _way("U=percent", "IWnpDcTmAL", "--user=percent", ">1"))
 _add("wbinfo ntlm_auth", _way("a=percent", "", "--authenticate=percent --password=secret"))
 _add("smbmap crackmapexec nxc netexec evil-winrm", _way("p=secret", "uHdxi"))
 _add(
@@ -222,6 +229,7 @@ _add(
 )
 _add("conan", _way("p=secret", "r", "", "user>1,remote login>2", "user login"))
 # Services.
+_add("vllm vllm.entrypoints.openai.api_server vllm.entrypoints.api_server", _way("", "", "--api-key=many"))
 _add("wandb", _way("", "", "--host=data --base-url=data --key=secret", "login>0"))
 _add("hf huggingface-cli", _way("", "", "", "login>0,auth login>0"))
 _add("gh glab", _way("t=secret", "h", "--token=secret", "secret set>1", "login secret auth"))
@@ -242,7 +250,12 @@ _add("snyk", _way(positional="auth>0"))
 _add("ngrok", _way("", "", "--authtoken=secret", "authtoken>0,config add-authtoken>0,config add-api-key>0"))
 _add("cloudflared", _way("", "", "--token=secret", "service install>0"))
 _add("bw", _way("", "", "", "login>1,unlock>0"))
-_add("prefect", _way("k=secret", "w", verbs="login"))
+_add("prefect", _way("k=secret", "w", "--key=secret", verbs="login"))
+_add("kaggle", _way("v=secret", "n", verbs="set"))
+_add("boinccmd", _way("", "", "--passwd=secret --project_attach=data", ">0"))
+_add("squeue sacct sinfo scancel sacctmgr scontrol sreport sstat", _way("", "uApjnMSEo"))
+_add("pulumi", _way("", "", "--secret=flag", "config set>1=named"))
+_add("convertto-securestring", _way("", "", "-String=secret", ">0"))
 _add("vastai runpodctl", _way(positional="set api-key>0"))
 _add("llm", _way("", "", "--value=secret --key=secret", "keys set>1"))
 _add("openai", _way("k=secret b=data", "o", "--api-key=secret"))
@@ -299,6 +312,9 @@ LAUNCHERS_FLAGS = {
         "ionice": "t", "numactl": "al", "taskset": "ap", "screen": "dmS", "parallel": "0kt",
     }.items()
 }  # fmt: skip
+# -u ada -p s3cret, as many programs have it that are in no table.
+USER_OPTIONS = word_set("-u -U --user --username --user-name --login")
+PASSWORD_LETTERS = word_set("-p -P")
 # What reads a secret from a pipe, and what writes one into it.
 READS_SECRET = re.compile(
     r"(?:^|\s)(?:--?\w*(?:password|passphrase|token|secret|key)s?-(?:stdin|fd)|--stdin|--with-token|--password-stdin"
@@ -310,6 +326,13 @@ WRITES_SECRET = frozenset({"echo", "printf", "print", "Write-Output"})
 SETS = word_set(
     "set set-x setx setenv export config configure modify add put secret secrets env -x -gx -Ux -S"
     " --set unset create config-set"
+)
+
+
+# Options that a name and its value follow as two arguments: papermill -p, jq --arg, --env NAME VALUE.
+PAIR_OPTIONS = word_set(
+    "-p --param --parameter --parameters -e --env --set --var -v --arg --build-arg --define -D -o --option"
+    " --override --setting --conf --property --attr --extra --secret --input --argstr --env-var"
 )
 
 

@@ -60,6 +60,9 @@ OWN_SHAPES = (
     r"PMAK-[0-9a-f-]{24,}",
     r"(?:nfp|pscale_(?:tkn|pw|oauth)|rnd|FlyV1|fo1)[_ ][A-Za-z0-9_=+/,-]{20,}",
     r"ops_eyJ[A-Za-z0-9_-]{20,}",
+    r"eyJ[A-Za-z0-9_+/-]{32,}={0,2}",
+    r"live_\d{6,12}_[A-Za-z0-9]{16,}",
+    r"[ps]k\.eyJ[A-Za-z0-9_-]{8,1024}\.[A-Za-z0-9_-]{8,}",
     # Payments, messages, shops.
     r"[srp]k_(?:live|test)_[A-Za-z0-9]{10,}",
     r"whsec_[A-Za-z0-9+/=]{16,}",
@@ -69,7 +72,7 @@ OWN_SHAPES = (
     r"SG\.[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}",
     r"xkeysib-[A-Za-z0-9-]{20,}",
     r"key-[0-9a-f]{32}",
-    r"\d{8,10}:AA[A-Za-z0-9_-]{30,}",
+    r"(?:bot)?\d{8,10}:AA[A-Za-z0-9_-]{30,}",
     # JSON web tokens, signed and encrypted.
     r"eyJ[A-Za-z0-9_-]{8,2048}\.(?:eyJ)?[A-Za-z0-9_-]{8,8192}(?:\.[A-Za-z0-9_-]*){1,3}",
 )
@@ -84,6 +87,7 @@ HOOKS = re.compile(
     r"|open\.(?:feishu\.cn|larksuite\.com)/open-apis/bot/v2/hook/"
     r"|maker\.ifttt\.com/trigger/[\w-]{1,64}/(?:json/)?with/key/"
     r"|chat\.googleapis\.com/v1/spaces/[\w-]{1,64}/messages\?key="
+    r"|rtmps?://[\w.:-]{1,256}/[\w-]{1,64}/(?=[\w-]{0,64}\d)(?=[\w-]{12})"
     r"|conda\.anaconda\.org/t/|[\w.-]{1,128}/conda/t/"
     r"))(?P<value>(?!\*)[^\s\"'<>\\?/][^\s\"'<>\\?]*)",
     re.IGNORECASE,

@@ -16,7 +16,7 @@ LOOKED_AT = 512
 # A quote, as it is or escaped once or more, as JSON inside JSON has it.
 QUOTE = r"\\{0,15}[\"'`]"
 NAME = re.compile(
-    rf"""(?<![\w.-])-{{0,2}}(?P<name>(?<![\w.])[A-Za-z_][\w.-]{{0,127}})(?P<close>(?:{QUOTE})?[\])]?(?:{QUOTE})?)"""
+    rf"""(?:(?<![\w.-])-{{0,2}}(?<![\w.])|(?<=%[0-9A-Fa-f]{{2}}))(?P<name>[A-Za-z_][\w.-]{{0,127}})(?P<close>(?:{QUOTE})?[\])]?(?:{QUOTE})?)"""
     r"""(?P<before>[ \t]{0,8})(?P<separator>:-|:=|=>|={1,3}|:|%3[dDaA]|>(?=[^\s<>]))(?P<after>\s{0,8})(?!//)"""
 )
 QUOTED = re.compile(
@@ -46,8 +46,8 @@ URL_TOKEN = re.compile(r"(?<=://)(?P<value>[A-Za-z0-9_.~-]{20,1024})(?=@)")
 BARE_PASSWORD = re.compile(
     r"(?P<user>(?<![\w./:@-])(?!(?:mailto|npm|git|sip|sips|xmpp|acct|pkg|tel|ssh|docker|oci|s3|gs|file)\b)"
     r"[A-Za-z][\w.-]{0,63}:)(?P<value>(?!//)[^\s@/:\"'<>,;]{1,256}+)"
-    r"(?=@(?:localhost|\d{1,3}(?:\.\d{1,3}){3}|[A-Za-z][\w-]{0,62}(?:\.[A-Za-z][\w-]{0,62}){1,8}|[A-Za-z][\w-]{0,62}:\d)"
-    r"(?![\w]))"
+    r"(?=@(?:(?:tcp|tcp6|unix|udp)\(|(?:localhost|\d{1,3}(?:\.\d{1,3}){3}|[A-Za-z][\w-]{0,62}(?:\.[A-Za-z][\w-]{0,62}){1,8}|[A-Za-z][\w-]{0,62}:\d{1,5})"
+    r"(?![\w])))"
 )
 PEM = re.compile(
     r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----.*?"
@@ -63,7 +63,7 @@ PAIR = re.compile(
 CALL = re.compile(
     rf"(?P<open>(?<=\(){QUOTE}|{QUOTE}(?=-))(?P<name>-{{0,2}}[A-Za-z_][\w.-]{{1,63}})(?:{QUOTE})\s{{0,4}},\s{{0,4}}(?=[bfru]?\\{{0,15}}[\"'])"
 )
-NETRC = re.compile(r"(?P<words>\blogin\s{1,4}\S{1,64}\s{1,4}password\s{1,4})(?P<value>\S{1,256})")
+NETRC = re.compile(r"(?P<words>\blogin\s{1,4}\S{1,64}\s{1,4}password\s{1,4})(?P<value>(?!\*)[^\s\"'\\]{1,256})")
 SQL = re.compile(
     r"(?P<words>\b(?:identified\s{1,4}by|password(?:\s{0,4}=)?)\s{1,4})(?P<value>'[^']{1,256}'|\"[^\"]{1,256}\")",
     re.IGNORECASE,
@@ -113,7 +113,7 @@ def starred(text: str) -> str:
 def header(text: str) -> str:
     """A header ("Authorization: Bearer x") with its value starred where that is a secret."""
     name, separator, value = text.partition(":")
-    if not separator or is_starred(value):
+    if not re.fullmatch(r"[\w-]{1,64}", name) or not separator or is_starred(value):
         return starred(text)
     kind = kind_of(name)
     if not kind or kind == "weak":
@@ -161,6 +161,9 @@ def _kind(text: str, found: re.Match[str]) -> str:
         return "password"
     if kind == "signature" and text[found.start("name") - 1 : found.start("name")] in ("?", "&"):
         return "password"
+    if ")" in found["close"] and found["separator"] == ":":
+        # def login(password): ...
+        return ""
     if found["separator"] == ">" and text[found.start() - 1 : found.start()] != "<":
         return ""
     return kind
@@ -171,13 +174,14 @@ def _value(text: str, found: re.Match[str], kind: str) -> Value | None:  # noqa:
     begin = found.end()
     if begin >= len(text):
         return None
+    is_compared = found["separator"] in ("==", "===") and found["after"]
     is_header = found["name"].lower() in HEADERS and ":" in found["separator"]
     opening = QUOTED.match(text, begin)
     if opening is not None and opening["quote"]:
         return _quoted_value(text, opening, kind, is_header)
     if text[begin] in BRACKETS and kind != "weak":
         return _list(text, begin, kind)
-    if text[begin] in "{[(":
+    if text[begin] in "{[(" or is_compared:
         return None
     if is_header:
         return _header_value(text, begin, (TO_THE_END.match(text, begin) or found).end())

@@ -40,7 +40,7 @@ HEADS = {
     "pin": "pin",
     **dict.fromkeys(word_set("cookie cookies"), "cookie"),
     **dict.fromkeys(word_set("sig signature"), "signature"),
-    **dict.fromkeys(word_set("key keys tokens userpass basicauth webhook"), "weak"),
+    **dict.fromkeys(word_set("key keys tokens userpass basicauth webhook login ngrok"), "weak"),
 }
 # Words that are written together: PGPASSWORD, requirepass, clientsecret, nextcloudtoken.
 ENDINGS = (
@@ -81,7 +81,7 @@ KEY_OF = word_set(
 # Keys that are none: places in tables and texts.
 KEY_OF_PLACES = word_set(
     "primary foreign sort partition cache idempotency group index metric monitor join public lookup"
-    " dict image label input output text prompt target column dedup dedupe hot object routing row map"
+    " dict image label input output text prompt target column dedup dedupe hot object routing row "
     " state query attention hash num max min top by order bind shard range feature loss best early param"
     " dataset data config json field context audio video mask batch reward score conversation message"
     " messages response question answer instruction chosen rejected sample id tensor params host known"
@@ -103,7 +103,7 @@ PASSES_OF_WORK = word_set(
     " per shader three extra final last opt optimization compiler"
 )
 # Names of secrets elsewhere.
-NAMES_OF_SECRETS = word_set("pull imagepull tls")
+NAMES_OF_SECRETS = word_set("pull imagepull tls existing")
 # What may stand behind the head without changing what it is.
 NEUTRAL_TAILS = word_set(
     "value val str string plain plaintext text raw b64 base64 hex enc encoded new old current prod"
@@ -149,12 +149,14 @@ REFERENCE = re.compile(
     r"|(?:os\.(?:environ|getenv)|getenv|getpass|process\.env|env\.|sys\.argv|args\.|opts?\.|self\.|cfg\.|config\."
     r"|settings\.|input\(|open\(|str\(|json\.|environ|ENV\[).*"
     r"|(?:env|file|fd|op|vault|secretsmanager|ssm|arn|keyring|cmd|exec|gcpkms|awskms|azurekms|hashivault|k8s):.*"
+    # An expression for one.
+    r"|\(?(?:\\[wdsSWDb]|\.[*+]|\[\^?[^\]]{0,64}\][*+{]).*"
     r"|secrets\.\w+|\$\w+\.\w+",
     re.DOTALL,
 )
-PLACEHOLDER = re.compile(r"\*+|x{3,}|X{3,}|\.{3,}|•+|…|-|_+")
+PLACEHOLDER = re.compile(r"\*+|x+|X{3,}|\.{3,}|•+|…|-|_+")
 SPECIAL_TOKEN = re.compile(r"<.*>|\[[A-Z_]+\]|\\[nt]|<?\|.*\|>?", re.DOTALL)
-PATH = re.compile(r"(?:~|\.{1,2})?/[\w.@%+~ -]*(?:/[\w.@%+~ {}$-]*)*|[A-Za-z]:[\\/].*", re.DOTALL)
+PATH = re.compile(r"(?:~|\.{1,2})?/[\w.@%+~ -]*(?:/[\w.@%+~: {}$-]*)*|[A-Za-z]:[\\/].*", re.DOTALL)
 FILE = re.compile(
     r"[^\s=:;&]{1,255}\.(?:pem|key|crt|cer|der|p12|pfx|jks|json|txt|ya?ml|toml|env|conf|cfg|ini|pub|asc|gpg|kdbx|cert"
     r"|keystore|netrc|secret|dat|bin|db|csv|p8|ppk|md)"
@@ -235,13 +237,16 @@ def looks_random(value: str) -> bool:  # noqa: PLR0911 - a look a branch
         run = found[0]
         digits = sum(c.isdigit() for c in run)
         letters = len(run) - digits
-        if digits >= 2 and letters >= 2 and _switches(run) >= 4:
+        if digits >= 2 and letters >= 2 and _switches(run) >= 3:
             return True
         if len(run) >= 16 and run.isalpha() and _switches(run) >= 7:
             return True
+        if digits >= 4 and letters >= 4 and len(run) >= 16 and re.fullmatch(r"[0-9a-f]+|[0-9A-F]+", run):
+            return True
         if len(run) >= 24 and digits and letters:
             return True
-    if len(value) >= 20 and sum(c.isdigit() for c in value) >= 4 and _switches(value) >= 8:
+    separators = sum(not c.isalnum() for c in value)
+    if len(value) >= 20 and sum(c.isdigit() for c in value) >= 4 and (_switches(value) >= 8 or separators < 2):
         return bool(re.search(r"[a-z]", value) and re.search(r"[A-Z]", value))
     return False
 
@@ -271,13 +276,13 @@ def is_value_harmless(kind: str, value: str) -> bool:  # noqa: PLR0911, PLR0912 
         return True
     if len(value) > LONGEST_HARMLESS:
         return kind == "weak" and not looks_random(value)
-    lower = value.lower()
+    lower = value.lower().rstrip(".,;:!?")
     if lower in NO_VALUES or REFERENCE.fullmatch(value):
         return True
     if kind == "password":
         return False
     if kind == "pass":
-        return value.isdigit() and len(value) < 3
+        return (value.isdigit() and len(value) < 3) or (value.count("/") > 1 and is_path(value))
     if kind == "pwd":
         return value == "/" or is_path(value)
     if kind == "pin":
