@@ -369,7 +369,7 @@ class _Walker:
             return None
         if is_starred(value) or is_value_harmless(words, value):
             return None
-        if value[0] in "[({\"'":
+        if value[0] in "[({\"'>":
             return None
         return front + self._assigned(value, words)
 

@@ -88,6 +88,10 @@ HOOKS = re.compile(
     r"|maker\.ifttt\.com/trigger/[\w-]{1,64}/(?:json/)?with/key/"
     r"|chat\.googleapis\.com/v1/spaces/[\w-]{1,64}/messages\?key="
     r"|rtmps?://[\w.:-]{1,256}/[\w-]{1,64}/(?=[\w-]{0,64}\d)(?=[\w-]{12})"
+    # Addresses of Apprise are made of tokens: https://github.com/caronc/apprise/wiki
+    r"|(?<![\w.+-])(?:slack|tgram|discord|pover|msteams|workflows|gchat|pbul|ifttt|prowl|spush|pushy|pushme|join|zulip"
+    r"|mmosts?|matrixs?|wxteams|webex|line|opsgenie|pagerduty|splunk|victorops|twilio|sendgrid|mailgun|sns|ses|dingtalk"
+    r"|feishu|lark|wecombot|gotifys?|ntfys?|bark|barks|simplepush|notica|guilded|revolt|ryver|rocket|signals?)://"
     r"|conda\.anaconda\.org/t/|[\w.-]{1,128}/conda/t/"
     r"))(?P<value>(?!\*)[^\s\"'<>\\?/][^\s\"'<>\\?]*)",
     re.IGNORECASE,

@@ -23,7 +23,8 @@ QUOTED = re.compile(
     rf"(?:[bBfFrRuU]{{1,2}}|\$|(?!getenv|getpass|input|open|environ)\w{{1,32}}\()?(?P<quote>{QUOTE})"
 )
 QUOTE_AT = re.compile(r"(?P<slashes>\\*)(?P<quote>[\"'`])")
-UNQUOTED = re.compile(r"(?:\\[^\"'`]|[^\s\"'`&;,}\])<>|\\])+")
+UNQUOTED = re.compile(r"(?:\\[^\"'`]|[^\s\"'`&;,}\])<>|\\]++)++")
+PART = re.compile(r"[^;\n\"'`]+")
 TO_THE_END = re.compile(r"[^\n\"'`]+")
 BRACKETS = {"[": "]", "(": ")"}
 SCHEME = re.compile(
@@ -70,6 +71,12 @@ SQL = re.compile(
 )
 # wandb.login(key="..."), comet.login(..., key=...)
 LOGIN = re.compile(r"\b(?:login|authenticate|configure)\([^()]*$")
+# the password is ...
+IS = re.compile(
+    r"(?P<words>\b(?:password|passwd|passphrase|passcode|token|api[ _-]?key|secret)\s{1,4}(?:is|was|->|=>)\s{1,4}[\"']?)"
+    r"(?P<value>(?=[^\s\"']{0,64}\d)(?=[^\s\"']{0,64}[A-Za-z])[^\s\"']{6,256})",
+    re.IGNORECASE,
+)
 # Words of sentences: what stands behind "token:" is then about it.
 PROSE = word_set(
     "a an the is are was of for to and or in that your you this not as by no with which be must has"
@@ -107,6 +114,7 @@ def starred(text: str) -> str:
         if "identified" in lower or "password" in lower:
             text = SQL.sub(lambda found: found["words"] + found["value"][0] + STARS + found["value"][-1], text)
             text = NETRC.sub(rf"\g<words>{STARS}", text)
+        text = IS.sub(rf"\g<words>{STARS}", text)
     return shapes.starred(text, STARS)
 
 
@@ -169,7 +177,7 @@ def _kind(text: str, found: re.Match[str]) -> str:
     return kind
 
 
-def _value(text: str, found: re.Match[str], kind: str) -> Value | None:  # noqa: PLR0911 - a form a branch
+def _value(text: str, found: re.Match[str], kind: str) -> Value | None:
     """The value that stands behind a name, or None where it is no secret."""
     begin = found.end()
     if begin >= len(text):
@@ -183,15 +191,22 @@ def _value(text: str, found: re.Match[str], kind: str) -> Value | None:  # noqa:
         return _list(text, begin, kind)
     if text[begin] in "{[(" or is_compared:
         return None
-    if is_header:
+    if is_header or SCHEME.match(text, begin) is not None:
         return _header_value(text, begin, (TO_THE_END.match(text, begin) or found).end())
+    return _plain_value(text, found, kind)
+
+
+def _plain_value(text: str, found: re.Match[str], kind: str) -> Value | None:
+    """A value without quotes."""
+    begin = found.end()
     plain = UNQUOTED.match(text, begin, min(len(text), begin + LOOKED_AT))
     if plain is None:
         return None
-    scheme = SCHEME.match(text, begin)
-    if scheme is not None:
-        return _header_value(text, begin, (TO_THE_END.match(text, begin) or scheme).end())
     end = plain.end()
+    if found["separator"] == "=" and text[found.start() - 1 : found.start()] == ";" and kind != "weak":
+        # ...;Password=two words;... of a connection.
+        part = PART.match(text, begin)
+        end = max(end, part.end() if part else end)
     if end - begin < LOOKED_AT and is_value_harmless(kind, plain[0]):
         return None
     if end - begin >= LOOKED_AT:

@@ -73,7 +73,8 @@ NO_ENDINGS = word_set(
 )
 # What a key must be of to be a secret whatever it looks like; of others, the value decides.
 KEY_OF = word_set(
-    "api access private secret encryption auth authentication authorization account license licence"
+    "priv unlock preshared api access private secret encryption auth authentication authorization account"
+    " license licence"
     " signing master service storage shared session webhook fernet jwt hmac aes ingest ingestion admin"
     " functions decryption encrypt decrypt crypto cipher subscription write wandb openai anthropic app"
     " application pre recovery unseal root sas symmetric"
@@ -127,7 +128,7 @@ HARMLESS_TAILS = word_set(
     " from to for only"
 )
 AUTH_TYPES = word_set(
-    "none basic digest bearer ntlm negotiate kerberos krb5 gssapi gss oauth oauth2 oidc openid saml"
+    "pass none basic digest bearer ntlm negotiate kerberos krb5 gssapi gss oauth oauth2 oidc openid saml"
     " ldap ldaps pam jwt token tokens password passwd md5 scram scram-sha-1 scram-sha-256 scram-sha-512"
     " sha256 plain trust peer ident reject radius cert certificate certs tls mtls ssl anonymous anon"
     " simple key keys pubkey publickey public-key apikey api-key api_key iam sso local internal external"
@@ -149,6 +150,8 @@ REFERENCE = re.compile(
     r"|(?:os\.(?:environ|getenv)|getenv|getpass|process\.env|env\.|sys\.argv|args\.|opts?\.|self\.|cfg\.|config\."
     r"|settings\.|input\(|open\(|str\(|json\.|environ|ENV\[).*"
     r"|(?:env|file|fd|op|vault|secretsmanager|ssm|arn|keyring|cmd|exec|gcpkms|awskms|azurekms|hashivault|k8s):.*"
+    # A call: token = get_token()
+    r"|[A-Za-z_][\w.]{0,64}\("
     # An expression for one.
     r"|\(?(?:\\[wdsSWDb]|\.[*+]|\[\^?[^\]]{0,64}\][*+{]).*"
     r"|secrets\.\w+|\$\w+\.\w+",
@@ -205,6 +208,8 @@ def _kind_at(words: list[str], place: int) -> str:  # noqa: PLR0911 - each reaso
     kind = HEADS.get(word, "")
     if not kind and word not in NO_ENDINGS and len(word) > 4:
         kind = next((kind for ending, kind in ENDINGS if word.endswith(ending)), "")
+    if word == "phrase" and before in ("seed", "recovery", "secret", "pass"):
+        return "password"
     if kind == "weak" and word in ("key", "keys"):
         if before in KEY_OF:
             kind = "key"
