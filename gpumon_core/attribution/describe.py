@@ -168,7 +168,7 @@ class Describer:
         folder = f"{self._proc}/{pid}"
         arguments = _arguments(read(f"{folder}/cmdline") if cmdline is None else cmdline)
         return rules.Program(
-            names.readable(comm, [*map(self._title, arguments[:1]), *arguments[1:]], LONGEST_TEXT),
+            names.readable(comm, [*map(self._title, arguments[:1]), *arguments[1:]], masking.LONGEST),
             _link(f"{folder}/exe"),
             tuple(arguments[:MOST_ARGUMENTS]),
             _environment(read(f"{folder}/environ")),

@@ -479,7 +479,10 @@ def _userpass(value: str) -> str:
     user, separator, secret = value.partition(":")
     if not separator:
         return STARS
-    return f"{user}:{STARS}" if secret else value
+    if not secret:
+        # curl -u TOKEN:, where the user is the secret.
+        return f"{STARS}:" if re.search(r"\d|.{16}", user) else value
+    return f"{user}:{STARS}"
 
 
 def _cookie(value: str) -> str:

@@ -43,6 +43,11 @@ URL_PASSWORD = re.compile(
     r"(?P<value>(?!\d{1,5}[/?#])(?!\*{3}@)[^@\s\"'<>]{1,1024}+(?:@[^/@\s?#\"'<>]{0,256}+){0,4})(?=@)"
 )
 URL_TOKEN = re.compile(r"(?<=://)(?P<value>[A-Za-z0-9_.~-]{20,1024})(?=@)")
+# The same with blanks in it, where the address is all of the text.
+URL_WITH_BLANKS = re.compile(
+    r"(?P<user>(?:[\w.-]{1,64}=)?[A-Za-z][\w+.-]{0,32}://[^:/@\s]{0,256}:)(?P<value>(?!\d{1,5}[/?#])[^@\n\"'<>]{1,256})"
+    r"(?P<host>@[^\s@]{1,512})"
+)
 # ada:s3cret@host, without a scheme before it.
 BARE_PASSWORD = re.compile(
     r"(?P<user>(?<![\w./:@-])(?!(?:mailto|npm|git|sip|sips|xmpp|acct|pkg|tel|ssh|docker|oci|s3|gs|file)\b)"
@@ -71,9 +76,17 @@ SQL = re.compile(
 )
 # wandb.login(key="..."), comet.login(..., key=...)
 LOGIN = re.compile(r"\b(?:login|authenticate|configure)\([^()]*$")
+# smtp.login("ada", "..."), HTTPBasicAuth("ada", "..."), login("...")
+LOGIN_CALL = re.compile(
+    rf"(?P<call>\b(?:login|authenticate|auth|\w{{0,16}}BasicAuth|basic_auth|set_auth|save_token|set_access_token)\(\s{{0,4}}"
+    rf"(?:{QUOTE}[^\"'`\n]{{1,128}}{QUOTE}\s{{0,4}},\s{{0,4}})?(?P<quote>{QUOTE}))"
+    r"(?P<value>[^\"'`\\\n]{4,256})(?P<end>(?P=quote)\s{0,4}\))",
+    re.IGNORECASE,
+)
 # the password is ...
 IS = re.compile(
-    r"(?P<words>\b(?:password|passwd|passphrase|passcode|token|api[ _-]?key|secret)\s{1,4}(?:is|was|->|=>)\s{1,4}[\"']?)"
+    r"(?P<words>\b(?:password|passwd|passphrase|passcode|token|api[ _-]?key|secret)"
+    r"\s{1,4}(?:is|was|->|=>)\s{1,4}[\"']?)"
     r"(?P<value>(?=[^\s\"']{0,64}\d)(?=[^\s\"']{0,64}[A-Za-z])[^\s\"']{6,256})",
     re.IGNORECASE,
 )
@@ -99,6 +112,8 @@ def starred(text: str) -> str:
     if "PRIVATE KEY" in text:
         text = PEM.sub(STARS, text)
     if "://" in text and "@" in text:
+        if blank := URL_WITH_BLANKS.fullmatch(text):
+            text = f"{blank['user']}{STARS}{blank['host']}"
         text = URL_TOKEN.sub(_url_token, URL_PASSWORD.sub(rf"\g<user>{STARS}", text))
     if "@" in text and ":" in text:
         text = BARE_PASSWORD.sub(_bare, text)
@@ -110,6 +125,8 @@ def starred(text: str) -> str:
         text = _behind(CALL, text)
     if len(text) > 8:
         text = SCHEMES.sub(_scheme, text)
+        if "(" in text:
+            text = LOGIN_CALL.sub(rf"\g<call>{STARS}\g<end>", text)
         lower = text.lower()
         if "identified" in lower or "password" in lower:
             text = SQL.sub(lambda found: found["words"] + found["value"][0] + STARS + found["value"][-1], text)
