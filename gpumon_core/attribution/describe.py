@@ -116,8 +116,6 @@ class Describer:
         if self._commands != "full":
             # A process may call itself anything: a title is as good a place for a password as an argument.
             name = self._mask.text(name)
-        # Masked first: of a secret that is cut in two the half would not be known for one.
-        name = name[: names.LONGEST]
         workload = self._rules.identify(acting)
         if workload is not None:
             workload = self._with_family(workload, family, above)
@@ -133,7 +131,7 @@ class Describer:
             executable=_short(executable),
             workload=workload.name if workload else None,
             category=workload.category if workload else None,
-            model=workload.model if workload else None,
+            model=_short(workload.model) if workload else None,
         )
         # Who has started the first of them may have opened the socket for them.
         launcher = next(((one.pid, one.start) for one in above[family.top : family.top + 1]), None)
@@ -168,7 +166,7 @@ class Describer:
         folder = f"{self._proc}/{pid}"
         arguments = _arguments(read(f"{folder}/cmdline") if cmdline is None else cmdline)
         return rules.Program(
-            names.readable(comm, [*map(self._title, arguments[:1]), *arguments[1:]], masking.LONGEST),
+            names.readable(comm, [*map(self._title, arguments[:1]), *arguments[1:]]),
             _link(f"{folder}/exe"),
             tuple(arguments[:MOST_ARGUMENTS]),
             _environment(read(f"{folder}/environ")),
@@ -178,7 +176,7 @@ class Describer:
         )
 
     def _title(self, argument: str) -> str:
-        """What a process calls itself, masked before a part of it becomes its name: the part may be a password."""
+        """What a process calls itself, masked before it is cut to a name: half a password is not known for one."""
         return argument if self._commands == "full" else self._mask.text(argument[: masking.LONGEST])
 
     def _acting(self, family: _Family, above: Sequence[_Ancestor]) -> rules.Program:

@@ -195,11 +195,10 @@ def is_worker(line: Line, arguments: Sequence[str]) -> bool:
     return any(WORKER_OPTIONS.fullmatch(argument) for argument in arguments[1:MOST_OPTIONS])
 
 
-def readable(comm: str, arguments: Sequence[str], longest: int = LONGEST) -> str:
-    """The name of a process, from the kernel's name for it (os.fsdecode's text) and its arguments; a title may be
-    a password's place, and `longest` leaves more of it for the mask."""
+def readable(comm: str, arguments: Sequence[str]) -> str:
+    """The name of a process, from the kernel's name for it (os.fsdecode's text) and its arguments."""
     name = taken_apart(arguments).name or _of_program(comm, arguments)
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")[:longest]
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")[:LONGEST]
 
 
 def taken_apart(arguments: Sequence[str], depth: int = 0) -> Line:
