@@ -11,7 +11,7 @@ import sys
 import time
 import tomllib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -110,7 +110,7 @@ def test_time_grows_with_the_length_and_not_with_its_square(piece: str) -> None:
             best.append(time.process_time() - begin)
         return min(best)
 
-    assert seconds(400_000) < 30 * seconds(40_000) + 0.05
+    assert seconds(200_000) < 30 * seconds(20_000) + 0.05
 
 
 def test_many_arguments_are_no_trouble() -> None:
@@ -126,9 +126,7 @@ def forms() -> Iterator[tuple[str, str, list[str]]]:
                 yield sort, line, shlex.split(line)
 
 
-def test_of_the_projects_list_secrets_are_starred_and_all_else_is_untouched(
-    record_property: Callable[[str, object], None],
-) -> None:
+def test_of_the_projects_list_secrets_are_starred_and_all_else_is_untouched() -> None:
     counts, failed = Counter[str](), defaultdict[str, list[str]](list)
     for sort, line, marked in forms():
         counts[sort] += 1
@@ -142,7 +140,8 @@ def test_of_the_projects_list_secrets_are_starred_and_all_else_is_untouched(
         assert Mask().arguments(shown) == shown, f"what is masked stays as it is: {line}"
         assert len(shown) == len(arguments)
     share = {sort: 1 - len(failed[sort]) / count for sort, count in counts.items()}
-    record_property("starred and untouched", {sort: f"{share[sort]:.1%} of {n}" for sort, n in counts.items()})
+    # pytest -s shows it.
+    print({sort: f"{share[sort]:.1%} of {count}" for sort, count in counts.items()})  # noqa: T201
     assert counts.total() >= 300
     assert share["secret"] >= 0.95, "\n".join(failed["secret"])
     assert share["harmless"] >= 0.98, "\n".join(failed["harmless"])
@@ -175,7 +174,8 @@ def test_of_a_form_only_the_secret_is_starred(arguments: list[str], kept: list[s
 @pytest.mark.parametrize(
     "piece",
     ["sh -c '", "\\\"", "'", '"', "`", "$(", "a b ", "{\"a\": ", "\\\\\\", "--token 'a ", "x=x=", "curl -u a:b;", "eyJ-", "a@b:c@",
-     "token: ", "key=", "[(", "password=(", "\"--token\",", "wandb ", "name=TOKEN,", "/x/", "password ", "cookie: a;"],
+     "token: ", "key=", "[(", "password=(", "\"--token\",", "wandb ", "name=TOKEN,", "/x/", "password ", "cookie: a;",
+     "echo a|", "sudo -a ", "login <<< a ", "f('a b',", "s.login(\"a\", ", ";Password=a b"],
 )  # fmt: skip
 def test_time_of_commands_in_arguments_grows_with_the_length_and_not_with_its_square(piece: str) -> None:
     def seconds(length: int) -> float:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from gpumon_core.attribution.secrets import programs, texts, tokens
 from gpumon_core.attribution.secrets.programs import Kind, Way
 from gpumon_core.attribution.secrets.texts import STARS, is_starred
+from gpumon_core.attribution.secrets.tokens import Token
+from gpumon_core.attribution.secrets.values import HEX40, SPLIT_OPTIONS, SPLITS
 from gpumon_core.attribution.secrets.words import (
     HEADS,
     is_path,
@@ -40,8 +42,9 @@ VERBS = word_set("set add get create delete remove unset config configure list s
 NAME = re.compile(r"[\w.:/@-]{2,256}")
 WRITERS = [[word] for word in programs.WRITES_SECRET]
 SAID = re.compile(r"(?P<scheme>(?:Bearer|Token|Basic|ApiKey|Bot)\s+)\S+", re.IGNORECASE)
+# What stands in quotes in the middle of a word.
+SEGMENT = re.compile(r"([\"'])((?:\\[\s\S]|(?!\1)[^\\])*+)\1")
 AUTH_WORDS = word_set("auth authorization authentication header headers bearer")
-HEX40 = re.compile(r"[0-9a-f]{40}")
 TEXT_OF_A_COMMAND = re.compile(r"\s")
 
 
@@ -443,91 +446,41 @@ def arguments_starred(
 def line_starred(line: str, text: Callable[[str, int], str], depth: int) -> str:
     """A text with the commands in it looked through, one after the other."""
     parts, done = [], 0
+    has_escapes = "\\" in line
+
+    def inner(value: str, _: int) -> str:
+        # What stands in quotes is looked through again; what was bare has been.
+        return text(value, depth) if has_escapes or TEXT_OF_A_COMMAND.search(value) else value
+
     found = list(tokens.commands(line[:LONGEST_LINE]))
-    for place, words in enumerate(found):
+    for words, following in zip(found, [*found[1:], []], strict=True) if found else ():
         values = [word.value for word in words]
-
-        def inner(value: str, _: int, values: list[str] = values) -> str:
-            # A text in quotes is looked through again; what was bare has been.
-            return text(value, depth) if TEXT_OF_A_COMMAND.search(value) or "\\" in line else value
-
-        masked = arguments_starred(values, inner, depth)
-        if "<<<" in values and programs.READS_SECRET.search(line[words[0].begin : words[-1].end]):
-            here = values.index("<<<") + 1
-            masked[here : here + 1] = [STARS for _ in masked[here : here + 1]]
-        if place + 1 < len(found) and values[0] in programs.WRITES_SECRET:
-            following = line[found[place + 1][0].begin : found[place + 1][-1].end]
-            bridge = line[words[-1].end : found[place + 1][0].begin]
-            if "|" in bridge and programs.READS_SECRET.search(following):
-                masked = [
-                    values[0],
-                    *(one if one.startswith("-") and len(one) < 3 else STARS for one in values[1:]),
-                ]
+        masked = _piped(line, words, following, arguments_starred(values, inner, depth))
         for word, value, new in zip(words, values, masked, strict=True):
-            if new != value:
-                parts += [line[done : word.begin], tokens.quoted(new, word.quote)]
+            raw = line[word.begin : word.end]
+            shown = raw if new == value else tokens.quoted(new, word.quote)
+            if new == value and not word.quote and TEXT_OF_A_COMMAND.search(value):
+                # {"cmd":"curl -u ..."}
+                shown = SEGMENT.sub(lambda found: found[1] + text(found[2], depth) + found[1], raw)
+            if shown != raw:
+                parts += [line[done : word.begin], shown]
                 done = word.end
     return "".join([*parts, line[done:]])
 
 
-def _split(separator: str, value: str) -> str:
-    user, found, secret = value.partition(separator)
-    return f"{user}{separator}{STARS}" if found and secret else value
-
-
-def _userpass(value: str) -> str:
-    user, separator, secret = value.partition(":")
-    if not separator:
-        return STARS
-    if not secret:
-        # curl -u TOKEN:, where the user is the secret.
-        return f"{STARS}:" if re.search(r"\d|.{16}", user) else value
-    return f"{user}:{STARS}"
-
-
-def _cookie(value: str) -> str:
-    if "=" not in value:
-        return value
-    return "; ".join(
-        f"{name.strip()}={STARS}" if separator else name.strip()
-        for name, separator, _ in (part.partition("=") for part in value.split(";") if part.strip())
-    )
-
-
-def _cert(value: str) -> str:
-    file, separator, _ = value.rpartition(":")
-    return f"{file}:{STARS}" if separator and len(file) > 1 else value
-
-
-def _source(value: str) -> str:
-    return f"pass:{STARS}" if value.startswith("pass:") else value
-
-
-def _slash(value: str) -> str:
-    if value.startswith("/") or "/" not in value:
-        return value
-    return re.sub(r"^(\w+=)?([\w$#.]{1,64})/(?!/)[^@\s]+", rf"\1\2/{STARS}", value)
-
-
-SPLITS: dict[Kind, Callable[[str], str]] = {
-    "userpass": _userpass,
-    "percent": lambda value: _split("%", value),
-    "comma": lambda value: _split(",", value),
-    "after": lambda value: _split(":", value),
-    "cookie": _cookie,
-    "cert": _cert,
-    "source": _source,
-    "slash": _slash,
-    "wandb": lambda value: STARS if HEX40.fullmatch(value) else value,
-}
-# Options of any program whose value is user and password.
-SPLIT_OPTIONS = {
-    **dict.fromkeys(
-        word_set(
-            "--basic-auth --basicauth --http-auth --http-basic-auth --proxy-user --proxy-auth"
-            " --userpass --user-pass --creds --auth-basic --http-user-pass --gradio-auth"
-        ),
-        "userpass",
-    ),
-    **dict.fromkeys(word_set("--header --headers --http-header --extra-header -H"), "header"),
-}
+def _piped(line: str, words: list[Token], following: list[Token], masked: list[str]) -> list[str]:
+    """A command's words with what it hands to a reader of passwords starred: echo s3cret | docker login
+    --password-stdin, and docker login --password-stdin <<< s3cret."""
+    values = [word.value for word in words]
+    if "<<<" in values and programs.READS_SECRET.search(line[words[0].begin : words[-1].end]):
+        here = values.index("<<<") + 1
+        masked[here : here + 1] = [STARS for _ in masked[here : here + 1]]
+    is_written = following and values[0] in programs.WRITES_SECRET
+    if (
+        is_written
+        and "|" in line[words[-1].end : following[0].begin]
+        and programs.READS_SECRET.search(line[following[0].begin : following[-1].end])
+    ):
+        # Of echo -n s3cret the option stays.
+        return [values[0], *(one if re.fullmatch(r"-[a-zA-Z]", one) else STARS for one in values[1:])]
+    return masked

@@ -203,7 +203,7 @@ _CREDENTIALS = (
 )
 _add(
     "docker podman nerdctl buildah finch docker.exe",
-    _way("p=secret", "ueH", f"--password=secret {_CREDENTIALS}", verbs="login"),
+    _way("p=secret", "ueH", f"--password=secret --secret=data {_CREDENTIALS}", verbs="login"),
 )
 _add("skopeo", _way("p=secret", "u", _CREDENTIALS, verbs="login"))
 _add(
@@ -277,7 +277,8 @@ _add("jenkins-cli jenkins", _way("", "", "-auth=userpass"))
 # Programs that start another whose arguments follow, with the options of theirs that take a value: of those the
 # value is not the program.
 LAUNCHERS = word_set(
-    "env timeout gtimeout nice renice ionice taskset sudo doas su runuser nohup stdbuf unbuffer xargs"
+    "find fd crictl"
+    " env timeout gtimeout nice renice ionice taskset sudo doas su runuser nohup stdbuf unbuffer xargs"
     " parallel srun sbatch salloc mpirun mpiexec mpiexec.hydra orterun prun numactl setsid setpriv time"
     " chroot unshare nsenter chrt flock script watch strace ltrace perf gdb valgrind catchsegv nsys ncu"
     " nvprof dlprof docker podman nerdctl apptainer singularity enroot kubectl oc lxc incus systemd-run"
@@ -294,7 +295,7 @@ PYTHON = re.compile(r"(?:python|pypy)[\d.]*(?:-\w+)?")
 LAUNCHERS_TAKE = word_set(
     "-u --user -g --group -n -k -s -c -w --workdir --name --network --net -v --volume -p --publish -e"
     " --env --label -l -h --host --hostname -C --chdir -i -o -N -t -a --context --namespace --container"
-    " --cpus --memory --gpus --entrypoint --partition -J --job-name --unit -P -f --pid --slice --uid"
+    " --cpus --memory --gpus --partition -J --job-name --unit -P -f --pid --slice --uid"
     " --gid -S -L -R -D"
 )
 # Those of them that take none with a single launcher.

@@ -69,7 +69,7 @@ ENDINGS = (
 )
 NO_ENDINGS = word_set(
     "bypass compass surpass trespass encompass underpass overpass lowpass highpass bandpass allpass"
-    " multipass onepass twopass singlepass"
+    " multipass onepass twopass singlepass askpass"
 )
 # What a key must be of to be a secret whatever it looks like; of others, the value decides.
 KEY_OF = word_set(
@@ -103,6 +103,8 @@ PASSES_OF_WORK = word_set(
     "two first second single multi one low high band all forward backward by full render num max n each"
     " per shader three extra final last opt optimization compiler"
 )
+# Passes of work.
+PASSES = word_set("first second last both forward backward analysis")
 # Names of secrets elsewhere.
 NAMES_OF_SECRETS = word_set("pull imagepull tls existing")
 # What may stand behind the head without changing what it is.
@@ -277,7 +279,7 @@ def is_path(value: str) -> bool:
 def is_value_harmless(kind: str, value: str) -> bool:  # noqa: PLR0911, PLR0912 - a kind a branch
     """Whether a value under a name of that kind is no secret: a switch, a place, a variable, a type."""
     value = value.strip()
-    if not value or PLACEHOLDER.fullmatch(value):
+    if not value or PLACEHOLDER.fullmatch(value) or (len(value) < 3 and not any(c.isalnum() for c in value)):
         return True
     if len(value) > LONGEST_HARMLESS:
         return kind == "weak" and not looks_random(value)
@@ -286,8 +288,11 @@ def is_value_harmless(kind: str, value: str) -> bool:  # noqa: PLR0911, PLR0912 
         return True
     if kind == "password":
         return False
+    if value.isdigit() and len(value) < 3:
+        # --pass 1, SECRET_SANTA=1
+        return True
     if kind == "pass":
-        return (value.isdigit() and len(value) < 3) or (value.count("/") > 1 and is_path(value))
+        return lower in PASSES or (value.count("/") > 1 and is_path(value))
     if kind == "pwd":
         return value == "/" or is_path(value)
     if kind == "pin":
