@@ -134,14 +134,16 @@ def real(settings: Settings) -> Observer:
     from gpumon_core.attribution.inquirer import Inquirer
     from gpumon_core.attribution.local import LocalAttribution
     from gpumon_core.attribution.rules import Rules
+    from gpumon_core.attribution.secrets import Mask
     from gpumon_core.telemetry.nvml import NvmlSource
     from gpumon_core.telemetry.sleep import Sleep
 
-    describer = Describer(commands=settings.commands, rules=Rules.load(settings.rules), ask=settings.ask_servers)
+    rules = Rules.load(settings.rules)
+    describer = Describer(commands=settings.commands, rules=rules, ask=settings.ask_servers)
     source = NvmlSource(settings.host_name, sleep=Sleep(settings.let_sleep))
     socket = None if settings.container_socket is None else str(settings.container_socket)
     # Where nobody may be asked, it still reads the files that the tick must not wait for.
-    inquirer = Inquirer(container_socket=socket)
+    inquirer = Inquirer(container_socket=socket, mask=Mask(rules.secrets))
     return Observer(source, LocalAttribution(describer=describer), inquirer)
 
 

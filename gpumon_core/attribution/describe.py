@@ -11,7 +11,7 @@ from functools import partial
 from typing import Literal
 
 from gpumon_core import text
-from gpumon_core.attribution import inside, names, rules
+from gpumon_core.attribution import inside, masking, names, rules
 from gpumon_core.attribution.cgroups import placement
 from gpumon_core.attribution.endpoints import address_of, port_behind
 from gpumon_core.attribution.files import read
@@ -103,7 +103,8 @@ class Describer:
         )
         owner = int(placed.slice_uid) if placed.slice_uid is not None else None
         if self._commands == "off":
-            return names.readable(comm, ()), text.record(program), self._ask(pid, program, owner)
+            name = self._mask.text(names.readable(comm, ()))
+            return name, self._safe(program), self._ask(pid, program, owner)
         cmdline = read(f"{folder}/cmdline")
         own = self._looked_at(pid, comm, above, cmdline)
         family = _Family((pid, None), own)
@@ -129,7 +130,7 @@ class Describer:
             executable=executable or None,
             workload=workload.name if workload else None,
             category=workload.category if workload else None,
-            model=self._mask.text(workload.model) if workload and workload.model else None,
+            model=workload.model if workload else None,
         )
         # Who has started the first of them may have opened the socket for them.
         launcher = next(((one.pid, one.start) for one in above[family.top : family.top + 1]), None)
@@ -137,7 +138,7 @@ class Describer:
         ask = self._ask(pid, program, owner, workload, family, launcher, namespace=is_asked)
         name = text.clean(name, names.LONGEST)
         if self._commands == "name":
-            return name, text.record(program), ask
+            return name, self._safe(program), ask
         program = replace(
             program,
             command=self._command(arguments),
@@ -145,7 +146,11 @@ class Describer:
             # Jupyter names the notebook to its kernel: https://github.com/jupyter-server/jupyter_server/pull/679
             notebook=environment.get("JPY_SESSION_NAME") or None,
         )
-        return name, text.record(program), ask
+        return name, self._safe(program), ask
+
+    def _safe(self, program: Program) -> Program:
+        """The program with its texts masked, and then cleaned and cut: half a secret is not known for one."""
+        return text.record(masking.starred(program, self._mask))
 
     def _above(self, pid: int) -> list[_Ancestor]:
         """Its parents up to the session or service that the first process of the system started, nearest first."""
@@ -166,7 +171,7 @@ class Describer:
         folder = f"{self._proc}/{pid}"
         arguments = _arguments(read(f"{folder}/cmdline") if cmdline is None else cmdline)
         return rules.Program(
-            names.readable(comm, arguments),
+            names.readable(comm, [*map(self._title, arguments[:1]), *arguments[1:]]),
             _link(f"{folder}/exe"),
             tuple(arguments[:MOST_ARGUMENTS]),
             _environment(read(f"{folder}/environ")),
@@ -174,6 +179,10 @@ class Describer:
             _link(f"{folder}/cwd"),
             tuple(names.readable(one.comm, ()) for one in above[:NEAREST]),
         )
+
+    def _title(self, argument: str) -> str:
+        """What a process calls itself, masked before it is cut to a name: half a password is not known for one."""
+        return argument if self._commands == "full" else self._mask.text(text.clean(argument, masking.LONGEST))
 
     def _acting(self, family: _Family, above: Sequence[_Ancestor]) -> rules.Program:
         """For whom a process acts: one that was started to work for its parent has no name of its own."""
@@ -268,7 +277,8 @@ class Describer:
         if not arguments:
             return None
         if self._commands == "masked":
-            arguments = self._mask.arguments(arguments)
+            # Signs that cannot be seen would part a word that gives a secret away, and are gone afterwards.
+            arguments = self._mask.arguments([text.clean(one) for one in arguments], LONGEST_COMMAND)
         command = arguments[0] if len(arguments) == 1 else shlex.join(arguments)
         return text.clean(command, LONGEST_COMMAND)
 

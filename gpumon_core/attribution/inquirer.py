@@ -16,10 +16,11 @@ from functools import partial
 from typing import Any
 
 from gpumon_core import text
-from gpumon_core.attribution import containers, endpoints, inside, listeners, ollama, rights
+from gpumon_core.attribution import containers, endpoints, inside, listeners, masking, ollama, rights
 from gpumon_core.attribution.readers import Late, Readers
 from gpumon_core.attribution.records import Ask, Endpoint, ProcessIdentity, is_placeholder
 from gpumon_core.attribution.rules import tidy
+from gpumon_core.attribution.secrets import Mask
 from gpumon_core.telemetry.records import ProcessReading
 
 log = logging.getLogger(__name__)
@@ -68,7 +69,10 @@ class _Subject:
 class Inquirer:
     """Completes identities with what it learns. `add` and `close` belong to the recorder's thread."""
 
-    def __init__(self, every_s: float = EVERY_S, container_socket: str | None = None) -> None:
+    def __init__(
+        self, every_s: float = EVERY_S, container_socket: str | None = None, mask: Mask | None = None
+    ) -> None:
+        self._mask = Mask() if mask is None else mask
         self._every_s = every_s
         self._container_socket = container_socket
         self._subjects: dict[int, _Subject] = {}
@@ -178,7 +182,8 @@ class Inquirer:
         said |= subject.container or {}
         if subject.model is not _UNKNOWN:
             said["model"] = subject.model
-        subject.facts = {name: text.field(name, value) for name, value in said.items()}
+        masked = masking.starred_facts(said, self._mask)
+        subject.facts = {name: text.field(name, value) for name, value in masked.items()}
         if complete:
             subject.retry_s = FIRST_RETRY_S
             wait = self._every_s if ask.endpoint is not None else float("inf")
