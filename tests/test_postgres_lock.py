@@ -177,6 +177,26 @@ def test_given_back_is_free_though_connections_stay_open(url: str) -> None:
         second.write(104)
 
 
+def test_it_takes_no_privilege(postgres: Postgres, url: str) -> None:
+    """What other roles do is hidden from one that is no superuser; what it does itself is not."""
+    name = url.rsplit("/", 1)[1]
+    postgres.execute("CREATE ROLE plain LOGIN")
+    postgres.execute(f"ALTER DATABASE {name} OWNER TO plain")
+    with recorders(url.replace("gpumon@", "plain@"), 1) as [recorder]:
+        assert recorder.lock.acquire()
+        recorder.write(100)
+        assert recorder.lock.is_held()
+        terminate(postgres)
+        assert not recorder.lock.is_held()
+        assert recorder.lock.acquire()
+        recorder.write(104)
+    assert ticks(url) == [100, 104]
+    postgres.execute(f"ALTER DATABASE {name} OWNER TO gpumon")
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute("REASSIGN OWNED BY plain TO gpumon")
+        connection.execute("DROP ROLE plain")
+
+
 def test_two_that_race_while_sessions_die_never_write_side_by_side(postgres: Postgres, url: str) -> None:
     """Whoever takes the lock has a number; once a later number was committed, none before it ever is."""
     database.open_for_writing(url).dispose()

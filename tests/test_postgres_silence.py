@@ -108,6 +108,23 @@ def test_an_answer_that_is_an_error_is_not_taken_for_silence(url: str) -> None:
     engine.dispose()
 
 
+def test_a_lock_that_is_not_free_in_time_is_no_silence_either(url: str) -> None:
+    """Many rows at once go through a pipeline, in which an error comes while the rest is still under way."""
+    engine = database.open_for_writing(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE numbers (a integer PRIMARY KEY)")
+    with engine.begin() as holder:
+        holder.exec_driver_sql("INSERT INTO numbers VALUES (7)")
+        with engine.connect() as connection:
+            connection.exec_driver_sql("SET LOCAL lock_timeout = 100")
+            rows = [{"a": number} for number in range(50)]
+            with pytest.raises(sa.exc.OperationalError, match="lock timeout") as caught:
+                connection.exec_driver_sql("INSERT INTO numbers VALUES (%(a)s)", rows)
+            assert database.is_busy(caught.value)
+            assert not caught.value.connection_invalidated
+    engine.dispose()
+
+
 def test_a_proxy_that_swallows_everything_ends_no_recorder(postgres: Postgres, url: str) -> None:
     proxy = Proxy(postgres.port)
     engine = database.open_for_writing(url.replace(str(postgres.port), str(proxy.port)))

@@ -6,6 +6,7 @@ import errno
 import logging
 import random
 import sqlite3
+import threading
 import time
 from functools import cache
 from pathlib import Path
@@ -51,6 +52,7 @@ _stamp = sa.Table(
 
 # The open connections of every engine on a server.
 _connections: WeakKeyDictionary[Engine, WeakSet[ServerConnection]] = WeakKeyDictionary()
+_connecting = threading.Lock()
 
 
 class DatabaseError(Exception):
@@ -112,7 +114,9 @@ def _may_pass(error: Exception) -> bool:
 def break_off(engine: Engine) -> None:
     """Let everything that any thread waits for on a server fail now, as when a program must end: it raises
     sqlalchemy.exc.DBAPIError there. Whether a COMMIT among it was done is not known. A file never takes long."""
-    for connection in list(_connections.get(engine, ())):
+    with _connecting:
+        open_now = list(_connections.get(engine, ()))
+    for connection in open_now:
         connection.break_off()
 
 
@@ -307,7 +311,8 @@ def _server_engine(url: sa.URL, write: bool) -> Engine:
     @event.listens_for(engine, "do_connect")
     def _connect(_: object, __: object, arguments: list[Any], options: dict[str, Any]) -> server.ServerConnection:
         made = server.ServerConnection.connect(*arguments, **options)
-        _connections.setdefault(engine, WeakSet()).add(made)
+        with _connecting:
+            _connections.setdefault(engine, WeakSet()).add(made)
         return made
 
     if write:

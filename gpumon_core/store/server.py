@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
@@ -88,11 +89,14 @@ class ServerConnection(psycopg.Connection[Any]):
         limit = timeout
         if limit is None and self.limit_s is not None:
             limit = min(ALONE_S, self.limit_s) if self.autocommit else self.limit_s
+        began = time.monotonic()
         try:
             return super().wait(gen, interval, limit)
         except psycopg.OperationalError as error:
-            # An answer that is an error leaves the connection idle, or its transaction failed.
-            if self.pgconn.transaction_status != TransactionStatus.ACTIVE:
+            # An error that the server answers with has a code, and leaves the connection idle or its transaction
+            # failed; but for one among many statements that are under way together.
+            silent = limit is not None and time.monotonic() - began >= limit and error.sqlstate is None
+            if not silent or self.pgconn.transaction_status != TransactionStatus.ACTIVE:
                 raise
             # What comes later would be taken for the answer to the next question.
             self.close()
