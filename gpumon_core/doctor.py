@@ -19,7 +19,7 @@ from gpumon_core.format import duration, memory
 from gpumon_core.masking import hide
 from gpumon_core.recorder import State
 from gpumon_core.settings import Settings, mask_password, unknown_variables
-from gpumon_core.store import database
+from gpumon_core.store import database, sqlite_file
 from gpumon_core.store.lock import RecorderLock
 from gpumon_core.telemetry import remedies
 from gpumon_core.telemetry.records import SourceUnavailable
@@ -175,12 +175,22 @@ def _database(settings: Settings, simulates: bool) -> Iterator[Finding]:
             f"{memory(free / 2**20)} free for {folder}",
             "" if verdict == "ok" else "Free some space: recording stops when the disk is full.",
         )
-    if not database.exists(url):
-        yield Finding("ok", "database", f"{mask_password(url)} does not exist yet; the recorder makes it")
+    foreign = path and sqlite_file.explain_foreign(path)
+    if foreign:
+        reason, _, remedy = foreign.partition(". ")
+        yield Finding("problem", "database", reason, remedy)
         return
     engine = database.open_for_reading(url)
     state = State("viewing", "demo" if simulates else "nvml", url)
     try:
+        damage = sqlite_file.damage(engine) if path is not None and path.exists() else None
+        if damage:
+            remedy = "The recorder sets it aside at its next start, and begins a new one; nothing is deleted."
+            yield Finding("problem", "database", f"{path} is damaged: {damage}", remedy)
+            return
+        if not database.exists(url):
+            yield Finding("ok", "database", f"{mask_password(url)} does not exist yet; the recorder makes it")
+            return
         found = health.check(engine, state, settings.host_name, settings.interval)
         with engine.connect() as connection:
             revision = database.revision(connection)

@@ -51,7 +51,7 @@ class State:
 
     role: recording; standby (another recorder holds the database); viewing (GPUMON_RECORD is
     false); stopped. `driver` is the problem with NVML, `recording` the one with this recorder, `reader` the one
-    with what is read about processes, and `notice` something that has happened and is over.
+    with reads of processes, of which `hung_readers` hang, and `notice` something that has happened and is over.
     """
 
     role: Literal["recording", "standby", "viewing", "stopped"]
@@ -60,6 +60,7 @@ class State:
     driver: Problem | None = None
     recording: Problem | None = None
     reader: Problem | None = None
+    hung_readers: int = 0
     notice: Problem | None = None
 
 
@@ -418,6 +419,7 @@ class Recorder:
                 self._newest = follow(self._newest, *observed)
             self._sampled_ms = 1000 * (time.monotonic() - began)
             dropped = target.buffer.add(observed)
+            self._look_at_readers(observer)
         if dropped:
             self._pulse.dropped(dropped, "more ticks waited for the database than the buffer holds")
         if len(target.buffer) > 1:
@@ -427,6 +429,17 @@ class Recorder:
         if self._state.source == "nvml" and self._state.driver is not None:
             log.info("the driver answers again")
             self._set(driver=None)
+
+    def _look_at_readers(self, observer: Observer) -> None:
+        """Say so where a read of what a process controls hangs."""
+        if not observer.hung_readers and self._state.reader is None:
+            return
+        reason = observer.reader_problem
+        problem = None
+        if reason is not None:
+            remedy = "Everything else is recorded. Look at that process, or at the file system that it uses."
+            problem = Problem(reason, remedy)
+        self._set(reader=problem, hung_readers=observer.hung_readers)
 
     # ---- Writing -------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from gpumon_core.private_files import make_file, make_folder
 from gpumon_core.settings import Settings, mask_password
 from gpumon_core.store.schema import for_postgresql, metadata
 from gpumon_core.store.sqlite_file import explain_foreign, identity
+from gpumon_core.store.sqlite_file import is_damage as is_damage
 
 if TYPE_CHECKING:
     from gpumon_core.store.server import ServerConnection
@@ -118,12 +119,6 @@ def break_off(engine: Engine) -> None:
         open_now = list(_connections.get(engine, ()))
     for connection in open_now:
         connection.break_off()
-
-
-def is_damage(error: BaseException) -> bool:
-    """Whether an error means that the SQLite file itself is broken."""
-    code = getattr(getattr(error, "orig", error), "sqlite_errorcode", 0) & 0xFF
-    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def checkpoint(engine: Engine) -> None:

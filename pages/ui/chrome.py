@@ -140,11 +140,12 @@ def banners(found: Health | None) -> None:
             f"{fmt.plain(_sentence(state.notice.reason))} {fmt.plain(state.notice.remedy)}",
             icon=":material/healing:",
         )
-    if state.recording:
-        st.warning(
-            f"{fmt.plain(_sentence(state.recording.reason))} {fmt.plain(state.recording.remedy)}",
-            icon=":material/info:",
-        )
+    for problem in (state.recording, state.reader):
+        if problem:
+            st.warning(
+                f"{fmt.plain(_sentence(problem.reason))} {fmt.plain(problem.remedy)}",
+                icon=":material/info:",
+            )
 
 
 def stale_warning(found: Health) -> None:
