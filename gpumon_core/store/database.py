@@ -20,9 +20,9 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 
 from gpumon_core.private_files import make_file, make_folder
 from gpumon_core.settings import Settings, mask_password
+from gpumon_core.store import sqlite_file
 from gpumon_core.store.schema import for_postgresql, metadata
 from gpumon_core.store.sqlite_file import explain_foreign, identity
-from gpumon_core.store.sqlite_file import is_damage as is_damage
 
 if TYPE_CHECKING:
     from gpumon_core.store.server import ServerConnection
@@ -54,6 +54,9 @@ _stamp = sa.Table(
 # The open connections of every engine on a server.
 _connections: WeakKeyDictionary[Engine, WeakSet[ServerConnection]] = WeakKeyDictionary()
 _connecting = threading.Lock()
+
+
+is_damage = sqlite_file.is_damage
 
 
 class DatabaseError(Exception):
