@@ -13,7 +13,7 @@ from fake_nvml.readings import Reading
 
 from .programs import END_WITHIN_S, PATIENCE_S, Failed, Program, busy, eventually
 from .stores import COUNTS, Contents
-from .world import UUIDS, World
+from .world import INTERVAL_S, UUIDS, World
 
 MOST_LINES = 1000
 # By how much a process may have grown since it worked as usual: what Python's allocator and SQLite keep.
@@ -104,8 +104,9 @@ def judge_readings(world: World, program: Program) -> None:
     log = program.log.read_text(errors="replace")
     where: Counter[str] = Counter()
     missing: list[Reading] = []
+    own = {reading.number for reading in readings}
     for reading in readings:
-        place = _place(world, program, reading, found, aside)
+        place = _place(world, program, reading, found, aside, own)
         where[place or "missing"] += 1
         if place is None:
             missing.append(reading)
@@ -143,7 +144,7 @@ def _written_later(connection: object) -> set[int]:
 
 
 def _place(
-    world: World, program: Program, reading: Reading, found: Contents, aside: Iterable[Contents]
+    world: World, program: Program, reading: Reading, found: Contents, aside: Iterable[Contents], own: set[int]
 ) -> str | None:
     """Where a reading is, or why it is nowhere; None where nobody can tell."""
     if reading.number in found.numbers:
@@ -160,19 +161,16 @@ def _place(
         for slot, began, ended in world.driver_faults
     ):
         return "with a fault of the driver"
-    return "merged with a reading of the same second" if _is_merged(world, program, reading, found) else None
+    return "merged with a reading of the same second" if _is_merged(reading, found, own) else None
 
 
-def _is_merged(world: World, program: Program, reading: Reading, found: Contents) -> bool:
-    """Whether its second came twice, after a clock was set back: one row has the mean of both."""
+def _is_merged(reading: Reading, found: Contents, own: set[int]) -> bool:
+    """Whether its second came twice, after a clock was set back, or because a tick was late and the next was not.
+    Then one row has the mean of both, and speaks of the time of both."""
     second = int(reading.real_s)
-    twins = sum(
-        one.gpu == reading.gpu and abs(int(one.real_s) - second) <= 1 and one.number != reading.number
-        for one in world.read_by(program)
-    )
-    has_row = bool({(UUIDS[reading.gpu], second), (UUIDS[reading.gpu], second - 1)} & found.seconds)
-    clock_was_set = any(event.name.startswith("clock") and event.program == program.name for event in world.events)
-    return bool(twins and has_row and clock_was_set)
+    # The time of a tick is taken a moment before the GPU is asked.
+    rows = [found.rows[key] for early in (0, 1) if (key := (UUIDS[reading.gpu], second - early)) in found.rows]
+    return any(number not in own or recorded_ms > 1500 * INTERVAL_S for number, recorded_ms in rows)
 
 
 def _stretches(world: World, missing: list[Reading]) -> list[str]:

@@ -164,7 +164,10 @@ class Director:
     def _let_end(self, active: Active) -> None:
         self._active.remove(active)
         lives = len(active.program.lives)
-        next(active.going, None)
+        try:
+            next(active.going, None)
+        except Failed as error:
+            self.world.fail(f"after {active.event}: {error}")
         active.event.ended = self.world.now
         befallen = self.world.programs if active.trouble.shared else (active.program,)
         if len(active.program.lives) > lives:

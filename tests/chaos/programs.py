@@ -24,7 +24,7 @@ from .stores import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 # How long anything is waited for: only what never happens takes so long.
-PATIENCE_S = 90.0
+PATIENCE_S = 60.0
 # So long a program may take to end when it is told to, on a machine with a core for it.
 END_WITHIN_S = 10.0
 
@@ -47,7 +47,7 @@ def eventually(condition: Callable[[], Found], what: str, seconds: float = PATIE
 
 def busy() -> float:
     """How many times slower than alone a program runs here now, by how many wait for a core."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    return min(4.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 
 def end_with_parent() -> None:

@@ -9,16 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # The fake driver gives every reading a number of its own as its video clock.
-ROWS = "SELECT video_clock, uuid, timestamp_epoch FROM gpu_metrics JOIN gpus ON gpus.id = gpu_id"
+ROWS = "SELECT video_clock, uuid, timestamp_epoch, recorded_ms FROM gpu_metrics JOIN gpus ON gpus.id = gpu_id"
 COUNTS = ("ticks", "skipped", "failed", "dropped")
 
 
 @dataclass(slots=True)
 class Contents:
-    """What a database holds: the numbers of readings, and the seconds of rows by GPU."""
+    """What a database holds: the numbers of readings; and by GPU and second the number of each row, with the time
+    that it speaks of."""
 
     numbers: set[int] = field(default_factory=set)
-    seconds: set[tuple[str, int]] = field(default_factory=set)
+    rows: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
     # Why it may be incomplete.
     problem: str | None = None
 
@@ -92,10 +93,10 @@ def contents_of(connection: sqlite3.Connection, labels: Iterable[int] = ()) -> C
     found = Contents()
 
     def take(where: str = "", values: tuple[int, ...] = ()) -> None:
-        for number, uuid, second in connection.execute(f"{ROWS} {where}", values).fetchall():
-            found.seconds.add((uuid, second))
+        for number, uuid, second, recorded_ms in connection.execute(f"{ROWS} {where}", values).fetchall():
+            found.rows[uuid, second] = number or 0, recorded_ms or 0
             if number is not None:
-                found.numbers.add(round(number))
+                found.numbers.add(number)
 
     try:
         take()

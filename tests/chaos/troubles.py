@@ -237,7 +237,13 @@ def call_hangs(world: World, _: Program) -> Iterator[None]:
     gpu = world.rng.choice(world.fake.gpus)
     function = world.rng.choice(("nvmlDeviceGetPowerUsage", "nvmlDeviceGetComputeRunningProcesses_v3"))
     world.fake.hang(function, 600, gpu)
-    yield from _of_driver(world, gpu.slot, lambda: world.fake.recover(function, gpu))
+
+    def undo() -> None:
+        world.fake.recover(function, gpu)
+        # Whoever sleeps in there looks every 2 ms, and would go on sleeping under the next rule in its place.
+        time.sleep(0.5)
+
+    yield from _of_driver(world, gpu.slot, undo)
 
 
 def calls_fail(world: World, _: Program) -> Iterator[None]:
@@ -261,6 +267,20 @@ def driver_gone(world: World, _: Program) -> Iterator[None]:
     """The driver is unloaded, and loaded again."""
     world.fake.driver_loaded = False
     yield from _of_driver(world, None, lambda: setattr(world.fake, "driver_loaded", True))
+
+
+def manifest(world: World, _: Program) -> Iterator[None]:
+    """The manifests of a model are no files that end; what others run is found out all the same."""
+    hostile = world.zoo.manifest()
+    next(hostile)
+    with world.zoo.honest() as model:
+        yield
+        if world.server.ticks_expected:
+            eventually(
+                lambda: model.encode() in world.server.get("/api/v1/processes")[1],
+                f"the model of the honest runner ({model}) is known to the server",
+            )
+    next(hostile, None)
 
 
 # ---- Waiting
@@ -295,7 +315,7 @@ TABLE: tuple[Trouble, ...] = (
     Trouble("fifo", 2, "zoo", lambda world, _: world.zoo.fifo(), shared=True),
     Trouble("link", 2, "zoo", lambda world, _: world.zoo.link(), shared=True),
     Trouble("strange", 2, "zoo", lambda world, _: world.zoo.strange(), shared=True),
-    Trouble("manifest", 2, "zoo", lambda world, _: world.zoo.manifest(), shared=True),
+    Trouble("manifest", 2, "zoo", manifest, shared=True),
     Trouble("visits", 2, "requests", lambda world, _: world.visitors.come(), only="server"),
     Trouble("half_sent", 1, "requests", lambda world, _: world.visitors.half_sent(), only="server"),
     Trouble("idle", 1, "requests", lambda world, _: world.visitors.idle(), only="server"),

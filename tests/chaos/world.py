@@ -89,7 +89,8 @@ class World:
             values |= {
                 "LD_PRELOAD": faketime,
                 "FAKETIME_TIMESTAMP_FILE": str(self.offsets[name]),
-                "FAKETIME_NO_CACHE": "1",
+                # Not read at every look at the clock: that is the most of what a program does then.
+                "FAKETIME_CACHE_DURATION": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             }
         return Store(data), self.folder / f"{name}.log", values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import socket
@@ -211,17 +212,33 @@ class Zoo:
 
     def manifest(self) -> Iterator[None]:
         """An Ollama runner whose model's manifests are a FIFO, a device, a link, and a file without an end."""
-        models = self.folder("models")
-        digest = "0123456789abcdef" * 4
-        folder = models / "manifests/registry.ollama.ai/library/model"
+        models, blob = self._models()
+        folder = models / "manifests/registry.ollama.ai/library/hostile"
         folder.mkdir(parents=True)
-        (models / "blobs").mkdir()
         os.mkfifo(folder / "1-fifo")
         (folder / "2-link").symlink_to(self.secret_file)
         with suppress(OSError):
             os.mknod(folder / "3-device", stat.S_IFCHR | 0o666, os.makedev(1, 5))
         with (folder / "4-endless").open("wb") as file:
             file.truncate(2**40)
-        blob = os.fsencode(f"{models}/blobs/sha256-{digest}")
         with self.process([b"--model", blob, b"--port", b"1"], name=b"ollama", script="runner"):
             yield
+
+    @contextmanager
+    def honest(self) -> Iterator[str]:
+        """An Ollama runner as it should be; the name of its model."""
+        models, blob = self._models()
+        name = f"honest-{self._count}"
+        manifest = models / f"manifests/registry.ollama.ai/library/{name}/latest"
+        manifest.parent.mkdir(parents=True)
+        digest = blob.decode().rpartition("sha256-")[2]
+        layer = {"mediaType": "application/vnd.ollama.image.model", "digest": f"sha256:{digest}", "size": 1}
+        manifest.write_text(json.dumps({"schemaVersion": 2, "layers": [layer]}))
+        with self.process([b"--model", blob, b"--port", b"1"], name=b"ollama", script="runner"):
+            yield name
+
+    def _models(self) -> tuple[Path, bytes]:
+        """A folder of Ollama's, and the file of a model in it."""
+        models = self.folder("models")
+        (models / "blobs").mkdir()
+        return models, os.fsencode(f"{models}/blobs/sha256-{'0123456789abcdef' * 4}")
