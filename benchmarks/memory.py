@@ -51,16 +51,17 @@ def long_run(ticks: int) -> None:
 
     recorder = Recorder(load(interval=3600))
     recorder.start()
-    while recorder._recording is None or recorder.vitals.ticks == 0:
+    while recorder._observer is None or recorder.vitals.ticks == 0:
         time.sleep(0.05)
     recorder._settings = load(interval=4)
-    source = recorder._recording.observer.source
+    source = recorder._observer.source
     now = [time.time()]
     source._clock = lambda: now[0]
     marks = {ticks // 100, ticks // 5, ticks}
     for number in range(1, ticks + 1):
         now[0] += 4
         recorder._tick()
+        recorder._write()
         if number % 15 == 0:
             recorder._every_minute()
         if number % 900 == 0:

@@ -202,7 +202,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "ticks": "committed in it",
         "skipped": "fell out because the tick before was not done",
         "failed": "nothing could be read",
-        "dropped": "waited too long for the database and made room for newer ones",
+        "dropped": "waited too long for the database, or while another recorder wrote",
         "buffered": "wait for the database",
         "duration_ms": "mean time of a tick, ms",
         "duration_max_ms": "longest tick, ms",

@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from math import floor
+from queue import SimpleQueue
 
 from apscheduler.events import EVENT_JOB_MAX_INSTANCES, JobSubmissionEvent
-from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.executors.base import BaseExecutor, run_job
+from apscheduler.job import Job
 from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 
@@ -38,14 +40,47 @@ class SteadyTrigger(BaseTrigger):  # type: ignore[misc]  # APScheduler 3 has no 
         return datetime.now(UTC) + timedelta(seconds=due * self._interval_s - passed)
 
 
+class _Executor(BaseExecutor):  # type: ignore[misc]  # APScheduler 3 has no types
+    """Runs its jobs one after another, on a thread that does not keep the program from ending: a job may hang in a
+    driver or a file system for good."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._jobs: SimpleQueue[tuple[Job, list[datetime]] | None] = SimpleQueue()
+        self.thread = threading.Thread(target=self._work, name=name, daemon=True)
+
+    def start(self, scheduler: BackgroundScheduler, alias: str) -> None:
+        """Begin to work."""
+        super().start(scheduler, alias)
+        self.thread.start()
+
+    def shutdown(self, wait: bool = True) -> None:
+        """End after the jobs that are waiting; `wait` for that."""
+        self._jobs.put(None)
+        if wait:
+            self.thread.join()
+
+    def _do_submit_job(self, job: Job, run_times: list[datetime]) -> None:
+        self._jobs.put((job, run_times))
+
+    def _work(self) -> None:
+        while (work := self._jobs.get()) is not None:
+            job, run_times = work
+            try:
+                events = run_job(job, job._jobstore_alias, run_times, self._logger.name)
+            except BaseException as error:
+                self._run_job_error(job.id, error, error.__traceback__)
+            else:
+                self._run_job_success(job.id, events)
+
+
 class Clockwork:
     """Jobs, each on a thread of its executor; a job that is due while it still runs is left out."""
 
     def __init__(self, executors: tuple[str, ...], skipped: Callable[[str], None]) -> None:
         """`skipped` is called with the name of a job that was left out."""
-        self._scheduler = BackgroundScheduler(
-            timezone=UTC, executors={name: ThreadPoolExecutor(1) for name in executors}
-        )
+        self._executors = {name: _Executor(name) for name in executors}
+        self._scheduler = BackgroundScheduler(timezone=UTC, executors=self._executors)
         self._skipped = skipped
         self._scheduler.add_listener(self._left_out, EVENT_JOB_MAX_INSTANCES)
         self._stopping = threading.Event()
@@ -69,11 +104,15 @@ class Clockwork:
         self._scheduler.start()
         self._watch.start()
 
-    def stop(self) -> None:
-        """Let what runs end, and begin nothing more."""
+    def stop(self, patience_s: float = 3.0) -> list[str]:
+        """Begin nothing more, and let what runs end. Returns whose jobs still run after that time."""
+        ends = time.monotonic() + patience_s
         self._stopping.set()
         self._watch.join()
-        self._scheduler.shutdown(wait=True)
+        self._scheduler.shutdown(wait=False)
+        for executor in self._executors.values():
+            executor.thread.join(max(0.0, ends - time.monotonic()))
+        return [name for name, executor in self._executors.items() if executor.thread.is_alive()]
 
     def _left_out(self, event: JobSubmissionEvent) -> None:
         for _ in event.scheduled_run_times:

@@ -2,28 +2,31 @@
 
 One recorder writes a database; a second one stands by, read-only, and takes over when the first
 ends. In `auto`, GPUs are simulated (into a database of their own) until the driver loads.
+
+Two threads share the work: one samples and never waits, one writes. What the database does not take waits between
+them, and on disk while no recorder runs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
-from collections import deque
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from sqlalchemy.engine import Engine
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
+from gpumon_core.buffer import Buffer, FileFailed
 from gpumon_core.clockwork import Clockwork
 from gpumon_core.newest import Newest, follow
 from gpumon_core.observer import Observer, SimulatedObserver, real
+from gpumon_core.session import Problem, Session, Target, open_database, prepare
 from gpumon_core.settings import Settings, mask_password
-from gpumon_core.store import database, health, retention, rollups
-from gpumon_core.store.lock import Lock, recorder_lock
-from gpumon_core.store.writer import Attributed, Writer
-from gpumon_core.telemetry.records import SourceUnavailable, elapsed
+from gpumon_core.store import database
+from gpumon_core.store.lock import Lock, LockLost, recorder_lock
+from gpumon_core.telemetry.records import SourceUnavailable
 from gpumon_core.vitals import Pulse, Vitals, give_back_memory
 
 log = logging.getLogger(__name__)
@@ -36,16 +39,9 @@ REHEARSAL_S = 3600.0
 # Ticks that wait in memory while the database does not take them: an hour at the usual interval. The
 # oldest make room for newer ones.
 BUFFER_TICKS = 900
-# So many of them are written in one transaction once it does.
-CATCH_UP_TICKS = 50
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something the user should know: what is the matter, and what to do about it."""
-
-    reason: str
-    remedy: str
+# How long the end waits for what is being written and for the source: 10 s at the most, with the jobs at work.
+WRITING_ENDS_S = 4.0
+SAMPLING_ENDS_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +49,8 @@ class State:
     """What the recorder is doing, for pages and /healthz.
 
     role: recording; standby (another recorder holds the database); viewing (GPUMON_RECORD is
-    false); stopped. `driver` is the problem with NVML, `recording` the one with this recorder, and `notice`
-    something that has happened and is over.
+    false); stopped. `driver` is the problem with NVML, `recording` the one with this recorder, `reader` the one
+    with what is read about processes, and `notice` something that has happened and is over.
     """
 
     role: Literal["recording", "standby", "viewing", "stopped"]
@@ -62,114 +58,8 @@ class State:
     database_url: str
     driver: Problem | None = None
     recording: Problem | None = None
+    reader: Problem | None = None
     notice: Problem | None = None
-
-
-class _Recording:
-    """One observer's snapshots being written to one database; it ends whole."""
-
-    def __init__(self, observer: Observer, engine: Engine, writer: Writer, lock: Lock, pulse: Pulse) -> None:
-        self.observer = observer
-        self.engine = engine
-        self.lock = lock
-        self._writer = writer
-        self._pulse = pulse
-        self._waiting: deque[Attributed] = deque()
-        self.newest: Newest | None = None
-        # When it began: by the wall clock, or by the history where that is ahead; and by the clock nobody sets.
-        self._began = max(time.time(), float(retention.newest(engine) or 0)), elapsed()
-
-    @property
-    def now(self) -> float:
-        """UTC seconds for what forgets: a wall clock that was set far ahead must not cost the history."""
-        began, at = self._began
-        return min(time.time(), began + elapsed() - at)
-
-    def tick(self, interval_s: float) -> None:
-        """Take a snapshot, and write it and whatever waits. Raises SourceUnavailable and SQLAlchemyError; what
-        could not be written is kept."""
-        if not self._waiting and self._writer.is_new():
-            self._rehearse(interval_s)
-        observed = self.observer.observe()
-        self.newest = follow(self.newest, *observed)
-        self._waiting.append(observed)
-        if len(self._waiting) > BUFFER_TICKS:
-            self._waiting.popleft()
-            self._pulse.dropped()
-        self.catch_up()
-        self.newest = replace(self.newest, energy_j=self._writer.energy())
-
-    def _rehearse(self, interval_s: float) -> None:
-        """A demo that begins has an hour behind it already, so that there is something to see."""
-        now = time.time()
-        past = list(self.observer.past(now - REHEARSAL_S, now - interval_s, interval_s))
-        if past:
-            self._writer.write_all(past)
-            self.roll_up(threading.Event())
-
-    def catch_up(self) -> None:
-        """Write what waits, oldest first. Raises SQLAlchemyError."""
-        try:
-            while self._waiting:
-                batch = list(self._waiting)[:CATCH_UP_TICKS]
-                self._write(batch)
-                for _ in batch:
-                    self._waiting.popleft()
-        finally:
-            self._pulse.waiting(len(self._waiting))
-
-    def _write(self, batch: list[Attributed]) -> None:
-        try:
-            self._pulse.committed(self._writer.write_all(batch), batch[-1][0].elapsed)
-        except OperationalError:
-            # The database is locked, full or away: that passes.
-            raise
-        except Exception as error:
-            if database.is_damage(error) or (isinstance(error, DBAPIError) and error.connection_invalidated):
-                raise
-            if len(batch) == 1:
-                # It would never be taken, and those behind it must not wait for it.
-                reason = f"a tick cannot be written, and is left out: {getattr(error, 'orig', None) or error!r}"
-                log.error("%s", reason)
-                self._pulse.failed(reason, tick=True)
-                return
-            # One of them it is; the others are good.
-            for tick in batch:
-                self._write([tick])
-
-    def go_on(self, engine: Engine) -> None:
-        """Write into another database from now on; what waits goes there too."""
-        self.engine = engine
-        before = self._writer
-        self._writer = Writer(engine, before.host, before.source, before.interval_s, before.idle_after_s)
-
-    def roll_up(self, stopping: threading.Event) -> None:
-        """Bring the coarser resolutions up to date. Raises SQLAlchemyError."""
-        oldest, self._writer.rewritten_from = self._writer.rewritten_from, None
-        try:
-            rollups.roll_up(self.engine, self._writer.host, oldest, stopping)
-        except SQLAlchemyError:
-            later = self._writer.rewritten_from
-            self._writer.rewritten_from = oldest if later is None else min(later, oldest or later)
-            raise
-
-    def note_health(self) -> None:
-        """Write down how the last minute went. Raises SQLAlchemyError."""
-        if self._writer.host_id is not None:
-            health.write(self.engine, self._writer.host_id, int(time.time()), self._pulse.minute())
-
-    def close(self) -> None:
-        """End it, with everything written that the database takes."""
-        self.observer.close()
-        try:
-            self.catch_up()
-            self._writer.settle()
-        except SQLAlchemyError as error:
-            log.error(
-                "%d ticks could not be written: %s", len(self._waiting), getattr(error, "orig", None) or error
-            )
-        self.engine.dispose()
-        self.lock.release()
 
 
 class Recorder:
@@ -177,17 +67,33 @@ class Recorder:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        # Who has which part: the source, the database.
         self._guard = threading.Lock()
-        self._recording: _Recording | None = None
+        self._observer: Observer | None = None
+        self._target: Target | None = None
+        self._session: Session | None = None
+        self._targets: dict[str, Target] = {}
+        # Sessions that have ended, and that the thread that writes has still to close.
+        self._leaving: list[Session] = []
         self._awaited: Lock | None = None
-        self._failing: str | None = None
+        # The observer belongs to one thread at a time.
+        self._sampling = threading.Lock()
+        self._sampled_ms = 0.0
+        self._newest_guard = threading.Lock()
+        self._newest: Newest | None = None
         self._clockwork: Clockwork | None = None
+        self._writing: threading.Thread | None = None
+        self._due = threading.Event()
+        self._ending = threading.Event()
+        self._stopping = threading.Event()
+        self._state_guard = threading.Lock()
+        # What is wrong with the recording, by topic.
+        self._problems: dict[str, Problem] = {}
         self._state = State(
             role="recording" if settings.record else "viewing",
             source="demo" if settings.source == "demo" else "nvml",
             database_url=settings.database_of(settings.source),
         )
-        self._stopping = threading.Event()
         self._pulse = Pulse()
 
     @property
@@ -203,9 +109,8 @@ class Recorder:
 
     @property
     def newest(self) -> Newest | None:
-        """The newest tick, as long as this recorder records; a new object whenever there is another."""
-        recording = self._recording
-        return None if recording is None else recording.newest
+        """The newest tick, as long as this recorder samples; a new object whenever there is another."""
+        return None if self._observer is None else self._newest
 
     @property
     def state(self) -> State:
@@ -216,7 +121,7 @@ class Recorder:
         """Take the first tick at once and the following at the interval.
 
         A database that cannot be opened raises database.DatabaseError, or, for the `patient`,
-        is a problem in the state that is tried again.
+        is a problem in the state that is tried again. One that is only away is waited for.
         """
         if not self._settings.record:
             log.info(
@@ -226,19 +131,21 @@ class Recorder:
         try:
             self._open()
         except database.DatabaseError as error:
-            if not patient:
+            if not patient and not isinstance(error, database.DatabaseAway):
+                self._sample(None, None)
                 raise
-            self._fail(str(error))
-        # One worker: a tick and a retry never run at the same time. Rollups and housekeeping have their
-        # own, so that no tick waits for them.
-        clockwork = Clockwork(("ticks", "rollups", "housekeeping"), self._count_skipped)
+            self._fail("database", str(error))
+        # Sampling waits for nobody, and no tick waits for rollups and housekeeping.
+        clockwork = Clockwork(("ticks", "retries", "rollups", "housekeeping"), self._count_skipped)
         interval_s = self._settings.interval
         clockwork.add("tick", self._tick, interval_s, 0.0, "ticks")
-        clockwork.add("retry", self._retry, RETRY_S, RETRY_S, "ticks")
+        clockwork.add("retry", self._retry, RETRY_S, RETRY_S, "retries")
         clockwork.add("rollups", self._every_minute, ROLLUP_S, min(ROLLUP_S, 2 * interval_s), "rollups")
         clockwork.add("housekeeping", self._keep_house, HOUSEKEEPING_S, 60.0, "housekeeping")
         clockwork.start()
         self._clockwork = clockwork
+        self._writing = threading.Thread(target=self._write_forever, name="writing", daemon=True)
+        self._writing.start()
 
     def _count_skipped(self, job: str) -> None:
         """A tick fell due while the one before it was still at work."""
@@ -246,31 +153,78 @@ class Recorder:
             self._pulse.skipped(1)
 
     def stop(self) -> None:
-        """Let the running tick commit, then close everything. Doing it twice is fine."""
+        """Let the running tick commit, then close everything, within 10 s. Doing it twice is fine."""
         if self._clockwork is not None:
             self._stopping.set()
-            self._clockwork.stop()
+            for name in self._clockwork.stop():
+                log.warning("a job of %s does not end, and is not waited for", name)
             self._clockwork = None
+            self._ending.set()
+            self._due.set()
+            if self._writing is not None:
+                self._writing.join(WRITING_ENDS_S)
+                if self._writing.is_alive():
+                    log.warning("the database does not answer, and is not waited for")
+                self._writing = None
+            self._save_waiting()
+            self._sample(None, None)
             log.info("recorder stopped")
-        with self._guard:
-            self._close()
         self._set(role="stopped")
 
+    def _save_waiting(self) -> None:
+        """Leave what could not be written to the next recorder."""
+        for target in self._targets.values():
+            waiting = len(target.buffer)
+            if not waiting:
+                continue
+            try:
+                target.buffer.save(self._settings.data_dir, target.name)
+                log.warning("%d ticks could not be written: the next recorder writes them", waiting)
+            except FileFailed as error:
+                reason = f"{waiting} ticks could not be written, and are lost: {error}"
+                log.error("%s", reason)
+                self._pulse.dropped(waiting, reason)
+
+    # ---- State ---------------------------------------------------------------------------------------
+
     def _set(self, **changes: object) -> None:
-        values = {name: getattr(self._state, name) for name in State.__slots__} | changes
-        if values != {name: getattr(self._state, name) for name in State.__slots__}:
-            self._state = State(**values)
+        with self._state_guard:
+            before = {name: getattr(self._state, name) for name in State.__slots__}
+            if (values := before | changes) != before:
+                self._state = State(**values)
+
+    def _fail(self, topic: str, reason: str, remedy: str = "It is tried again by itself.") -> None:
+        """Note what is wrong with the recording. The log says it when it begins or changes, not every time."""
+        problem = Problem(reason, remedy)
+        if self._problems.get(topic) != problem:
+            log.error("%s", reason)
+            self._problems[topic] = problem
+        self._show_problems()
+
+    def _is_well(self, topic: str) -> None:
+        """What was wrong is over."""
+        if self._problems.pop(topic, None) is not None:
+            log.info("recording again")
+            self._show_problems()
+
+    def _show_problems(self) -> None:
+        self._set(recording=next(iter(list(self._problems.values())), None))
+
+    # ---- Source and database -------------------------------------------------------------------------
 
     def _open(self) -> None:
-        """Find the source, and become its database's recorder if that is free."""
+        """Find the source, and become its database's recorder if that is free. Raises database.DatabaseError; what
+        is sampled then waits for the database."""
         with self._guard:
+            if self._session is not None or self._leaving or self._stopping.is_set():
+                return
             kind = self._settings.source
-            observer = None if kind == "demo" else self._open_nvml()
+            observer = self._observer
+            if observer is None and kind != "demo":
+                observer = self._open_nvml()
             if observer is None and kind != "nvml":
-                self._set(source="demo", database_url=self._settings.demo_database_url)
-                self._record(SimulatedObserver(self._settings))
-            elif observer is not None:
-                self._set(source="nvml", database_url=self._settings.real_database_url)
+                observer = SimulatedObserver(self._settings)
+            if observer is not None:
                 self._record(observer)
             else:
                 # No driver and nothing to simulate: the history is still there to be read.
@@ -289,86 +243,101 @@ class Recorder:
         return observer
 
     def _record(self, observer: Observer) -> None:
-        url = self._state.database_url
-        lock = recorder_lock(url, self._settings.host_name)
+        """Sample, and write into the database of the source unless another recorder does. Raises
+        database.DatabaseError."""
+        is_demo = observer.source.name == "demo"
+        url = self._settings.demo_database_url if is_demo else self._settings.real_database_url
+        self._set(source="demo" if is_demo else "nvml", database_url=url)
+        target = self._targets.get(url)
+        if target is None:
+            target = self._targets[url] = Target(url, self._name(url), Buffer(BUFFER_TICKS))
         try:
-            if not _acquire(lock, url):
-                observer.close()
-                self._stand_by(lock, url)
-                return
-            engine = self._open_database(url)
+            session = self._open_session(target, observer)
         except database.DatabaseError:
-            observer.close()
-            lock.release()
+            self._sample(observer, target)
             raise
-        writer = Writer(
-            engine,
-            self._settings.host_name,
-            observer.source.name,
-            self._settings.interval,
-            60 * self._settings.idle_minutes,
-        )
-        self._recording = _Recording(observer, engine, writer, lock, self._pulse)
-        self._set(role="recording", recording=None)
+        if session is None:
+            # Who stands by asks no driver; the next `_open` opens the source again.
+            self._sample(None, None)
+            observer.close()
+            return
+        self._session = session
+        self._sample(observer, target)
+        self._is_well("standby")
+        self._set(role="recording")
+        if session.notice is not None:
+            self._set(notice=session.notice)
         log.info(
             "recording %s every %g s into %s",
-            "simulated GPUs" if observer.source.name == "demo" else "NVIDIA GPUs",
+            "simulated GPUs" if is_demo else "NVIDIA GPUs",
             self._settings.interval,
             mask_password(url),
         )
 
-    def _open_database(self, url: str) -> Engine:
-        """The database; a damaged file is set aside, and a new one begun. Raises database.DatabaseError."""
-        patience = min(database.WRITER_TIMEOUT_S, self._settings.interval / 4)
-        try:
-            return database.open_for_writing(url, patience)
-        except database.DatabaseDamaged:
-            self._set_aside(url)
-            return database.open_for_writing(url, patience)
+    def _name(self, url: str) -> str:
+        """Of the files in which ticks of this host wait for a database."""
+        place = f"{mask_password(url)}\0{self._settings.host_name}"
+        return f"waiting-{hashlib.sha256(place.encode('utf-8', 'replace')).hexdigest()[:12]}"
 
-    def _set_aside(self, url: str) -> None:
-        """Move a damaged file out of the way. Raises database.DatabaseError."""
-        path = database.file_of(url)
+    def _sample(self, observer: Observer | None, target: Target | None) -> None:
+        """Sample this source from now on, or none; the one before is closed."""
+        if not self._sampling.acquire(timeout=SAMPLING_ENDS_S if observer is None else -1):
+            log.warning("the driver does not answer, and is not waited for")
+            self._observer = None
+            return
         try:
-            aside = database.set_aside(url)
-        except OSError as reason:
-            raise database.DatabaseError(
-                f"The database {path} is damaged, and could not be set aside: {reason.strerror}."
-            ) from reason
-        problem = Problem(
-            f"The database {path} was damaged and has been set aside as {aside.name}; a new one was begun",
-            "Nothing of it was deleted: `sqlite3 FILE .recover` may save what it holds.",
-        )
-        log.error("%s. %s", problem.reason, problem.remedy)
-        self._pulse.failed(problem.reason, tick=False)
-        self._set(notice=problem)
+            before, self._observer, self._target = self._observer, observer, target
+        finally:
+            self._sampling.release()
+        if before is not None and before is not observer:
+            before.close()
+            self._newest = None
+
+    def _open_session(self, target: Target, observer: Observer) -> Session | None:
+        """The hold on a database; None where another recorder has it. Raises database.DatabaseError."""
+        url, notice = target.url, None
+        lock = recorder_lock(url, self._settings.host_name)
+        try:
+            if not _acquire(lock, url):
+                self._stand_by(lock, url)
+                return None
+            if target.file is not None and (found := target.file.look()) != "same":
+                notice = prepare(target.file, found)
+            engine, damaged = open_database(url, self._settings, self._pulse)
+            session = Session(target, self._settings, observer.source.name, lock, self._pulse, engine)
+            session.notice = damaged or notice
+            session.take_over()
+        except SQLAlchemyError as error:
+            lock.release()
+            raise database.DatabaseAway(
+                f"The database {mask_password(url)} does not answer: {getattr(error, 'orig', None) or error}."
+            ) from error
+        except database.DatabaseError:
+            lock.release()
+            raise
+        return session
 
     def _stand_by(self, lock: Lock, url: str) -> None:
         holder = lock.holder()
-        problem = Problem(
+        reason = (
             f"{str(holder).capitalize() if holder else 'Another program'} is recording into {mask_password(url)} "
-            "already",
-            "This one shows what is recorded, and takes over when the other ends.",
+            "already"
         )
-        if self._state.recording != problem:
-            log.warning("%s. %s", problem.reason, problem.remedy)
+        remedy = "This one shows what is recorded, and takes over when the other ends."
         self._awaited = lock
-        self._set(role="standby", recording=problem)
-
-    def _close(self) -> None:
-        if self._recording is not None:
-            self._recording.close()
-            self._recording = None
+        self._set(role="standby")
+        self._problems.pop("database", None)
+        self._fail("standby", reason, remedy)
 
     def _retry(self) -> None:
         """Try again what was missing: the database's lock, or the driver."""
         try:
             if self._settings.source == "auto" and self._state.source == "demo":
                 self._change_over()
-            if self._recording is None and self._database_is_free():
+            if self._session is None and self._database_is_free():
                 self._open()
         except database.DatabaseError as error:
-            self._fail(str(error))
+            self._fail("database", str(error))
         except Exception:
             log.exception("the recorder could not be set up again; it is tried every %g s", RETRY_S)
 
@@ -391,104 +360,182 @@ class Recorder:
             if observer is None:
                 return
             log.info("the NVIDIA driver has appeared: changing over from simulated to real GPUs")
-            self._close()
+            self._sample(None, None)
+            if self._session is not None:
+                self._leave(self._session)
             self._awaited = None
-            self._set(source="nvml", database_url=self._settings.real_database_url)
+            self._problems.clear()
             self._record(observer)
 
-    def _tick(self) -> None:
+    def _leave(self, session: Session) -> None:
+        """Write nothing more in a session; the thread that writes closes it."""
+        if self._session is session:
+            self._session = None
+            self._leaving.append(session)
+            self._due.set()
+
+    def _lose_lock(self, session: Session) -> None:
+        """Another may record by now. What waits goes on waiting, and what is sampled with it."""
         with self._guard:
-            recording = self._recording
-            if recording is None:
+            if self._session is session:
+                log.warning("the lock on %s was lost; it is taken again", mask_password(session.target.url))
+                self._leave(session)
+
+    # ---- Sampling ------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        """Take a snapshot, and hand it to the thread that writes."""
+        with self._sampling:
+            observer, target = self._observer, self._target
+            if observer is None or target is None:
                 return
             began = time.monotonic()
             try:
-                recording.tick(self._settings.interval)
+                observed = observer.observe()
             except SourceUnavailable as error:
+                if self._state.driver != Problem(str(error), error.remedy):
+                    log.error("%s. %s", error, error.remedy)
                 self._set(driver=Problem(str(error), error.remedy))
                 self._pulse.failed(str(error), tick=True)
-                self._say_once(f"{error}. {error.remedy}")
-            except SQLAlchemyError as error:
-                self._database_failed(error)
+                self._pulse.took(1000 * (time.monotonic() - began))
+                return
             except Exception as error:
                 # A tick may fail in ways nobody thought of; the next one is tried all the same.
-                if self._failing is None:
+                reason = f"a tick failed: {error!r}"
+                if "tick" not in self._problems:
                     log.exception("a tick failed")
-                self._pulse.failed(f"a tick failed: {error!r}", tick=True)
-                self._fail(f"a tick failed: {error!r}")
-            else:
-                if self._failing is not None:
-                    log.info("recording again")
-                    self._failing = None
-                self._set(recording=None)
-                if self._state.source == "nvml":
-                    self._set(driver=None)
-            self._pulse.took(1000 * (time.monotonic() - began))
+                self._pulse.failed(reason, tick=True)
+                self._fail("tick", reason)
+                return
+            with self._newest_guard:
+                self._newest = follow(self._newest, *observed)
+            self._sampled_ms = 1000 * (time.monotonic() - began)
+            dropped = target.buffer.add(observed)
+        if dropped:
+            self._pulse.dropped(dropped, "more ticks waited for the database than the buffer holds")
+        if len(target.buffer) > 1:
+            self._pulse.waiting(len(target.buffer))
+        self._due.set()
+        self._is_well("tick")
+        if self._state.source == "nvml" and self._state.driver is not None:
+            log.info("the driver answers again")
+            self._set(driver=None)
 
-    def _database_failed(self, error: SQLAlchemyError) -> None:
+    # ---- Writing -------------------------------------------------------------------------------------
+
+    def _write_forever(self) -> None:
+        while not self._ending.is_set():
+            self._due.wait(self._settings.interval)
+            self._due.clear()
+            self._close_leaving()
+            self._write()
+        # What was sampled last.
+        self._write()
+        self._close_leaving()
+        with self._guard:
+            session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    def _write(self) -> None:
+        """Write what waits."""
+        session = self._session
+        if session is None or not len(session.target.buffer):
+            return
+        began = time.monotonic()
+        try:
+            self._rehearse(session)
+            session.write()
+        except LockLost:
+            self._lose_lock(session)
+        except database.DatabaseError as error:
+            self._pulse.failed(str(error), tick=False)
+            self._fail("database", str(error))
+        except SQLAlchemyError as error:
+            self._database_failed(session, error)
+        except Exception as error:
+            # What nobody thought of; the ticks wait, and are tried again with the next.
+            if "database" not in self._problems:
+                log.exception("ticks could not be written")
+            reason = f"ticks could not be written, and wait in memory: {error!r}"
+            self._pulse.failed(reason, tick=False)
+            self._fail("database", reason)
+        else:
+            self._is_well("database")
+            self._pulse.took(self._sampled_ms + 1000 * (time.monotonic() - began))
+        if session.notice is not None:
+            self._set(notice=session.notice)
+        with self._newest_guard:
+            if self._newest is not None and self._session is session:
+                self._newest = replace(self._newest, energy_j=session.energy_j)
+
+    def _database_failed(self, session: Session, error: SQLAlchemyError) -> None:
         """Ticks wait in memory; a damaged file is replaced."""
         cause = getattr(error, "orig", None) or error
-        if database.is_damage(error) and self._recording is not None:
-            url = self._state.database_url
-            self._recording.engine.dispose()
+        reason = f"the database does not take ticks, which wait in memory: {cause}"
+        if database.is_damage(error):
             try:
                 # What a look at the first page does not show.
-                self._set_aside(url)
-                self._recording.go_on(self._open_database(url))
-            except database.DatabaseError as reason:
-                self._pulse.failed(str(reason), tick=False)
-                self._fail(str(reason))
+                session.replace_damaged()
+                return
+            except database.DatabaseError as refused:
+                reason = str(refused)
+        self._pulse.failed(reason, tick=False)
+        self._fail("database", reason)
+
+    def _rehearse(self, session: Session) -> None:
+        """A demo that begins has an hour behind it already, so that there is something to see."""
+        observer = self._observer
+        if not isinstance(observer, SimulatedObserver) or not session.is_new():
             return
-        self._pulse.failed(f"the database does not take ticks: {cause}", tick=False)
-        self._fail(f"the database does not take ticks, which wait in memory: {cause}")
+        with self._sampling:
+            now, interval_s = session.target.buffer.seconds()[0], self._settings.interval
+            past = list(observer.past(now - REHEARSAL_S, now - interval_s, interval_s))
+        session.write_past(past, self._stopping)
+
+    def _close_leaving(self) -> None:
+        """Close what has ended, and begin anew at once."""
+        leaving, self._leaving = self._leaving, []
+        for session in leaving:
+            try:
+                session.write()
+            except (SQLAlchemyError, database.DatabaseError, LockLost) as error:
+                log.debug("what waits goes on waiting: %s", error)
+            session.close()
+        if leaving and not self._ending.is_set():
+            self._retry()
+
+    # ---- Beside the ticks ----------------------------------------------------------------------------
 
     def _every_minute(self) -> None:
         """Rollups, the recorder's health, and a look whether the lock is still ours."""
-        recording = self._recording
-        if recording is None:
+        session = self._session
+        if session is None or not session.is_open():
             return
         try:
-            if not recording.lock.is_held():
-                self._lose_lock(recording)
+            if not session.lock.is_held():
+                self._lose_lock(session)
                 return
-            recording.roll_up(self._stopping)
-            recording.note_health()
+            session.roll_up(self._stopping)
+            session.note_health()
             give_back_memory()
         except (SQLAlchemyError, OSError) as error:
             # What is not done now is done a minute later.
+            if database.is_damage(error):
+                session.doubt()
             log.warning("rollups were broken off: %s", getattr(error, "orig", None) or error)
 
-    def _lose_lock(self, recording: _Recording) -> None:
-        """The connection that held the lock is gone: another may record by now."""
-        with self._guard:
-            if self._recording is recording:
-                log.warning("the lock on %s was lost; it is taken again", mask_password(self._state.database_url))
-                self._close()
-
     def _keep_house(self) -> None:
-        recording = self._recording
-        if recording is None:
+        session = self._session
+        if session is None or not session.is_open():
             return
-        settings = self._settings
-        keep = retention.Keep(
-            settings.retention_raw_days, settings.retention_minute_days, settings.retention_hour_days
-        )
         try:
-            retention.forget(recording.engine, keep, recording.now, stopping=self._stopping)
+            session.forget(self._stopping)
         except SQLAlchemyError as error:
             # What is not forgotten now is forgotten an hour later.
+            if database.is_damage(error):
+                session.doubt()
             log.warning("retention was broken off: %s", getattr(error, "orig", None) or error)
-
-    def _say_once(self, reason: str) -> None:
-        """The log hears of a failure when it begins or changes, not with every tick."""
-        if reason != self._failing:
-            log.error("%s", reason)
-            self._failing = reason
-
-    def _fail(self, reason: str) -> None:
-        """Note a failure of this recorder."""
-        self._say_once(reason)
-        self._set(recording=Problem(reason, "It is tried again by itself."))
 
 
 def _acquire(lock: Lock, url: str) -> bool:
@@ -497,7 +544,7 @@ def _acquire(lock: Lock, url: str) -> bool:
     except OSError as error:
         path = database.file_of(url)
         if path is None:
-            raise database.DatabaseError(
+            raise database.DatabaseAway(
                 f"The database {mask_password(url)} cannot be reached ({error.strerror}). Look at the server "
                 "and at GPUMON_DATABASE_URL."
             ) from error

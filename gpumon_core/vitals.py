@@ -21,7 +21,8 @@ class Vitals:
     """Counts since the start, and the newest tick's duration in milliseconds.
 
     ticks were committed; skipped because the one before was not done; failed because nothing could be
-    read; dropped because the buffer was full. buffered ticks wait for the database.
+    read, or a tick not be written at all; dropped because the buffer was full, or another recorder has written
+    since. buffered ticks wait for the database.
     """
 
     ticks: int = 0
@@ -63,16 +64,15 @@ class Pulse:
         """So many ticks fell out because the one before was not done."""
         self._add(skipped=ticks)
 
-    def dropped(self) -> None:
-        """A tick had to make room in the buffer."""
-        self._add(dropped=1)
+    def dropped(self, ticks: int, reason: str) -> None:
+        """So many ticks that were read will never be in the database."""
+        self._add(dropped=ticks)
+        self._note(reason)
 
     def failed(self, reason: str, tick: bool) -> None:
         """Something went wrong; `tick` says that it cost one."""
         self._add(failed=int(tick))
-        with self._guard:
-            self._error = reason
-            self._now = replace(self._now, last_error=reason)
+        self._note(reason)
 
     def took(self, milliseconds: float) -> None:
         """A tick was done in that time."""
@@ -101,6 +101,11 @@ class Pulse:
             duration_max_ms=round(max(durations), 3) if durations else None,
             last_error=error,
         )
+
+    def _note(self, reason: str) -> None:
+        with self._guard:
+            self._error = reason
+            self._now = replace(self._now, last_error=reason)
 
     def _add(self, **more: int) -> None:
         with self._guard:

@@ -105,7 +105,7 @@ def test_a_database_of_a_newer_gpumon_is_refused_with_a_reason(tmp_path: Path) -
 def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "gpumon.db"
     path.write_bytes(b"precious notes, not a database" * 100)
-    with pytest.raises(database.DatabaseError, match="not a sound SQLite file"):
+    with pytest.raises(database.DatabaseError, match="is no SQLite database, and is left as it is"):
         database.open_for_writing(f"sqlite:///{path}")
     assert path.read_bytes().startswith(b"precious notes")
 

@@ -177,12 +177,13 @@ def test_a_damaged_database_is_set_aside_and_a_new_one_begun(serve: Serve, fake:
     fake.add_gpu()
     data_dir = tmp_path / "history"
     data_dir.mkdir()
-    (data_dir / "gpumon.db").write_bytes(b"not a database at all" * 500)
+    content = b"SQLite format 3\0" + b"and not a database at all" * 500
+    (data_dir / "gpumon.db").write_bytes(content)
     server = serve(fake)
     answer = server.ready().wait(lambda status, answer: bool(answer.get("notice")))
     assert "was damaged and has been set aside" in answer["notice"]
     (aside,) = data_dir.glob("gpumon.db.damaged-*")
     assert aside.name in answer["notice"]
-    assert aside.read_bytes() == b"not a database at all" * 500
+    assert aside.read_bytes() == content
     assert ticks(server) >= 1
     assert "Traceback" not in server.log.read_text()

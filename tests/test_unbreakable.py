@@ -168,12 +168,12 @@ def test_a_full_disk_is_waited_for(fake: FakeNvml, path: Path) -> None:
     fake.add_gpu()
     with recording(fake, path) as made:
         until(lambda: made.vitals.ticks >= 1)
-        assert made._recording is not None
-        engine = made._recording.engine
+        assert made._session is not None
+        engine = made._session.engine
 
         def limit(pages: int) -> None:
             # SQLite then says what it says on a full disk: SQLITE_FULL.
-            with made._guard, engine.connect() as connection:
+            with made._session._busy, engine.connect() as connection:
                 connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
 
         with engine.begin() as connection:
@@ -217,7 +217,8 @@ def test_a_file_damaged_while_recording_is_set_aside(fake: FakeNvml, path: Path)
     fake.add_gpu()
     with recording(fake, path) as made:
         until(lambda: made.vitals.ticks >= 2)
-        with made._guard:
+        assert made._session is not None
+        with made._session._busy:
             connection = sqlite3.connect(path)
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             connection.close()
@@ -225,8 +226,7 @@ def test_a_file_damaged_while_recording_is_set_aside(fake: FakeNvml, path: Path)
             with path.open("r+b") as file:
                 file.seek(4096)
                 file.write(os.urandom(size - 4096))
-            assert made._recording is not None
-            made._recording.engine.dispose()
+            made._session.engine.dispose()
         until(lambda: made.state.notice is not None)
         notice = made.state.notice
         assert notice is not None
@@ -245,8 +245,8 @@ def test_a_tick_that_can_never_be_written_is_dropped_and_the_next_are_not(
     fake.add_gpu()
     with recording(fake, path) as made:
         until(lambda: made.vitals.ticks >= 1)
-        assert made._recording is not None
-        observer = made._recording.observer
+        observer = made._observer
+        assert observer is not None
         observe, odd = observer.observe, [True]
 
         def once() -> Any:
@@ -376,15 +376,16 @@ def test_a_clock_that_jumps_makes_no_duplicate_and_nothing_negative(fake: FakeNv
     fake.add_gpu().add_process(os.getpid(), 1 << 30, sm=50)
     with recording(fake, path) as made:
         until(lambda: made.vitals.ticks >= 1)
-        assert made._recording is not None
-        source: Any = made._recording.observer.source
+        assert made._session is not None
+        assert made._observer is not None
+        source: Any = made._observer.source
         for jump in (-3600, 7200, -1, 0):
             source._clock = lambda jump=jump: time.time() + jump
             before = made.vitals.ticks
             until(lambda before=before: made.vitals.ticks >= before + 2)
         # Ticks go on behind those of the future.
         ticks = ask(path, "SELECT count(*) FROM gpu_metrics")[0][0]
-        made._recording.roll_up(made._stopping)
+        made._session.roll_up(made._stopping)
         rolled = ask(path, "SELECT sum(samples) FROM gpu_minutes")[0][0]
         assert ticks <= rolled <= ask(path, "SELECT count(*) FROM gpu_metrics")[0][0]
     assert ask(path, "SELECT count(*) FROM gpu_processes WHERE last_seen < first_seen") == [(0,)]
@@ -393,9 +394,9 @@ def test_a_clock_that_jumps_makes_no_duplicate_and_nothing_negative(fake: FakeNv
     ]
     with recording(fake, path) as again:
         until(lambda: again.vitals.ticks >= 1)
-        assert again._recording is not None
+        assert again._session is not None
         ticks = ask(path, "SELECT count(*) FROM gpu_metrics")[0][0]
-        again._recording.roll_up(again._stopping)
+        again._session.roll_up(again._stopping)
         assert ask(path, "SELECT sum(samples) FROM gpu_minutes")[0][0] >= ticks, "nor does a restart lose any"
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 
 from gpumon_core.settings import mask_password
 from gpumon_core.store.schema import for_postgresql, metadata
+from gpumon_core.store.sqlite_file import explain_foreign, identity
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +41,10 @@ class DatabaseError(Exception):
     """The database cannot be used; `str()` says why and what to do."""
 
 
+class DatabaseAway(DatabaseError):
+    """The database does not answer now, and may come back by itself."""
+
+
 class DatabaseDamaged(DatabaseError):
     """The file is not a sound SQLite database."""
 
@@ -53,6 +57,9 @@ def open_for_writing(url: str, patience_s: float = WRITER_TIMEOUT_S) -> Engine:
     """
     path = file_of(url)
     engine = None
+    foreign = path and explain_foreign(path)
+    if foreign:
+        raise DatabaseError(foreign)
     try:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,27 +103,6 @@ def is_busy(error: BaseException) -> bool:
     return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) or getattr(cause, "sqlstate", None) in (
         *("40001", "40P01", "55P03"),
     )
-
-
-def set_aside(url: str) -> Path:
-    """Give a damaged SQLite file, and what belongs to it, another name; returns that of the file.
-
-    Raises OSError.
-    """
-    path = file_of(url)
-    if path is None:
-        raise ValueError("only a SQLite file can be set aside")
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    aside = path.with_name(f"{path.name}.damaged-{stamp}")
-    number = 1
-    while aside.exists():
-        number += 1
-        aside = path.with_name(f"{path.name}.damaged-{stamp}-{number}")
-    for suffix in ("-wal", "-shm", ""):
-        part = path.with_name(path.name + suffix)
-        if part.exists():
-            part.rename(aside.with_name(aside.name + suffix))
-    return aside
 
 
 def size_bytes(engine: Engine) -> int | None:
@@ -219,20 +205,13 @@ def _follow_file(engine: Engine, url: str) -> None:
     """Let no connection be used whose file was replaced since: it would show what is not there any more."""
     path = file_of(url)
 
-    def identity() -> tuple[int, int] | None:
-        try:
-            found = path.stat() if path else None
-        except OSError:
-            found = None
-        return found and (found.st_dev, found.st_ino)
-
     @event.listens_for(engine, "connect")
     def _remember(_: object, record: ConnectionPoolEntry) -> None:
-        record.info["file"] = identity()
+        record.info["file"] = identity(path)
 
     @event.listens_for(engine, "checkout")
     def _compare(_: object, record: ConnectionPoolEntry, __: object) -> None:
-        if record.info["file"] != identity():
+        if record.info["file"] != identity(path):
             raise sa.exc.DisconnectionError(f"{path} was replaced")
 
 

@@ -23,6 +23,7 @@ from sqlalchemy.engine import make_url
 
 if TYPE_CHECKING:
     import psycopg
+    from sqlalchemy.engine import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,10 @@ class Holder:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+class LockLost(Exception):
+    """The lock is not this object's any more: another may record by now."""
 
 
 class Lock(ABC):
@@ -55,6 +60,11 @@ class Lock(ABC):
     @abstractmethod
     def is_held(self) -> bool:
         """Whether this object still holds the lock; once False, only `acquire` makes it True again."""
+
+    def fence(self, connection: Connection) -> None:
+        """Raise LockLost within a transaction of writing where the lock is not held any more."""
+        if not self.is_held():
+            raise LockLost
 
     @abstractmethod
     def release(self) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from operator import itemgetter
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.exc import OperationalError
 
 from gpumon_core.attribution.records import NOTHING, ProcessIdentity, Program, is_placeholder
 from gpumon_core.metrics import CHANGE_METRICS, TICK_COLUMNS, TICK_METRICS, Aggregate
@@ -38,6 +40,7 @@ from gpumon_core.store.accounts import (
     spans,
 )
 from gpumon_core.store.bulk import Bulk, Row, adding, replacing, upsert
+from gpumon_core.store.lock import Lock
 from gpumon_core.store.resuming import known_ledger, known_use, resume
 from gpumon_core.store.schema import (
     PROGRAM_COLUMNS,
@@ -110,9 +113,17 @@ class Writer:
     """Writes the ticks of one host. Not to be shared between threads."""
 
     def __init__(
-        self, engine: Engine, host: str, source: str, interval_s: float, idle_after_s: float = IDLE_AFTER_S
+        self,
+        engine: Engine,
+        host: str,
+        source: str,
+        interval_s: float,
+        idle_after_s: float = IDLE_AFTER_S,
+        lock: Lock | None = None,
     ) -> None:
+        """`lock` is checked within each transaction: without it nothing is written any more."""
         self._engine = engine
+        self._lock = lock
         self.host = host
         self.source = source
         self.interval_s = interval_s
@@ -225,23 +236,58 @@ class Writer:
     def write_all(self, ticks: Sequence[Attributed]) -> int:
         """Commit several ticks, oldest first, in one transaction; how many were written.
 
-        Raises sqlalchemy.exc.DBAPIError, with nothing of them written.
+        Raises sqlalchemy.exc.DBAPIError, or LockLost, with nothing of them written.
         """
         try:
-            with self._engine.begin() as connection:
+            with self._transaction() as connection:
                 return self._write(connection, ticks)
         except BaseException:
             self._forget()
             raise
 
     def settle(self) -> None:
-        """Bring the ledger up to the newest tick, as before closing. Raises sqlalchemy.exc.DBAPIError."""
+        """Bring the ledger up to the newest tick, as before closing. Raises as `write_all` does."""
         try:
-            with self._engine.begin() as connection:
+            with self._transaction() as connection:
                 self._settle(connection, list(self._live.values()))
         except BaseException:
             self._forget()
             raise
+
+    def last_seen(self) -> int | None:
+        """The second of this host's newest tick in the database, whoever wrote it; None where there is none.
+        Raises sqlalchemy.exc.DBAPIError."""
+        with self._engine.connect() as connection:
+            query = sa.select(hosts.c.last_seen).where(hosts.c.name == self.host)
+            found: int | None = connection.execute(query).scalar()
+        return found
+
+    def refuses(self, identity: ProcessIdentity) -> bool:
+        """Whether the database does not take what is known of a process: it is tried, and undone. Raises
+        sqlalchemy.exc.OperationalError where it takes nothing at all."""
+        self._forget()
+        with self._engine.connect() as connection, connection.begin() as attempt:
+            try:
+                host = connection.execute(sa.select(hosts.c.id).limit(1)).scalar()
+                if host is not None:
+                    process_id, _ = self._find_or_add(connection, 0, int(host), identity)
+                    self._tell_program(connection, 0, process_id, identity)
+                return False
+            except OperationalError:
+                raise
+            except Exception:
+                # Whatever it is about this one, a driver's error or Python's: the others are written without it.
+                return True
+            finally:
+                attempt.rollback()
+                self._forget()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        with self._engine.begin() as connection:
+            if self._lock is not None:
+                self._lock.fence(connection)
+            yield connection
 
     def _write(self, connection: Connection, ticks: Iterable[Attributed]) -> int:
         rows = _Rows()

@@ -1,0 +1,376 @@
+"""A database that is removed, replaced, foreign or damaged while it is recorded into: later ticks are in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fake_nvml
+import pytest
+import sqlalchemy as sa
+from conftest import PATIENCE_S
+from conftest import eventually as until
+from fake_nvml import FakeNvml
+
+from gpumon_core import recorder as recorder_module
+from gpumon_core.recorder import Recorder
+from gpumon_core.settings import load
+from gpumon_core.store.writer import Writer
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "history" / "gpumon.db"
+
+
+@pytest.fixture(autouse=True)
+def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "RETRY_S", 0.5)
+
+
+@contextmanager
+def recording(fake: FakeNvml, path: Path, **more: Any) -> Iterator[Recorder]:
+    """A recorder of the fake driver in this process, and all that it has sampled as `sampled`."""
+    with fake_nvml.loaded(fake):
+        made = Recorder(load(data_dir=path.parent, host_name="here", interval=1, source="nvml", **more))
+        made.start(patient=True)
+        try:
+            yield made
+        finally:
+            made.stop()
+
+
+def watch(made: Recorder) -> list[int]:
+    """The second of each tick that is sampled from now on."""
+    observer = made._observer
+    assert observer is not None
+    observe, seconds = observer.observe, []
+
+    def seen() -> Any:
+        observed = observe()
+        seconds.append(int(observed[0].timestamp))
+        return observed
+
+    observer.observe = seen  # type: ignore[method-assign]
+    return seconds
+
+
+def stored(path: Path) -> set[int]:
+    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=PATIENCE_S)
+    try:
+        assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return {second for (second,) in connection.execute("SELECT timestamp_epoch FROM gpu_metrics")}
+    finally:
+        connection.close()
+
+
+def committed(made: Recorder, more: int) -> None:
+    before = made.vitals.ticks
+    until(lambda: made.vitals.ticks >= before + more)
+
+
+# ---- Removed -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["file", "file and log", "folder"])
+def test_a_database_that_is_removed_is_begun_anew_and_every_later_tick_is_in_it(
+    fake: FakeNvml, path: Path, what: str
+) -> None:
+    fake.add_gpu()
+    with recording(fake, path) as made:
+        committed(made, 2)
+        if what == "folder":
+            shutil.rmtree(path.parent)
+        else:
+            for part in ("", *(("-wal", "-shm") if what == "file and log" else ())):
+                (path.parent / (path.name + part)).unlink()
+        seconds = watch(made)
+        until(lambda: made.state.notice is not None)
+        committed(made, 2)
+        notice = made.state.notice
+    assert notice is not None
+    assert "removed while it was recorded into" in notice.reason
+    assert seconds
+    assert set(seconds) <= stored(path)
+    assert made.vitals.failed == 0
+
+
+def test_a_tick_that_went_into_a_file_just_removed_is_written_again(
+    fake: FakeNvml, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.add_gpu()
+    write, removed = Writer.write_all, []
+
+    def remove_while_writing(self: Writer, ticks: Any) -> int:
+        written = write(self, ticks)
+        if made.vitals.ticks >= 2 and not removed:
+            removed.extend(int(snapshot.timestamp) for snapshot, _ in ticks)
+            path.unlink()
+        return written
+
+    monkeypatch.setattr(Writer, "write_all", remove_while_writing)
+    with recording(fake, path) as made:
+        until(lambda: made.state.notice is not None)
+        committed(made, 1)
+    assert removed
+    assert set(removed) <= stored(path)
+
+
+# ---- Replaced ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("with_log", [False, True])
+def test_a_backup_that_is_moved_over_the_live_file_is_sound_and_goes_on(
+    fake: FakeNvml, path: Path, tmp_path: Path, with_log: bool
+) -> None:
+    fake.add_gpu()
+    backup = tmp_path / "backup.db"
+    with recording(fake, path) as made:
+        committed(made, 2)
+        source, copy = sqlite3.connect(path), sqlite3.connect(backup)
+        source.backup(copy)
+        source.close()
+        if with_log:
+            # It brings a log of its own, which belongs to it.
+            copy.execute("PRAGMA journal_mode = WAL")
+            copy.execute("PRAGMA wal_autocheckpoint = 0")
+            copy.execute("CREATE TABLE mark AS SELECT 1 AS x")
+            copy.commit()
+            for part in ("", "-wal"):
+                shutil.copy(f"{backup}{part}", f"{backup}{part}.copy")
+        copy.close()
+        before = stored(backup)
+        committed(made, 3)
+        if with_log:
+            os.replace(f"{backup}.copy", path)
+            os.replace(f"{backup}-wal.copy", f"{path}-wal")
+        else:
+            backup.rename(path)
+        seconds = watch(made)
+        until(lambda: made.state.notice is not None)
+        committed(made, 3)
+        assert made.state.notice is not None
+        assert "replaced while it was recorded into" in made.state.notice.reason
+    found = stored(path)
+    assert before <= found
+    assert set(seconds) <= found
+    if with_log:
+        connection = sqlite3.connect(path)
+        assert connection.execute("SELECT x FROM mark").fetchall() == [(1,)], "nor is its log lost"
+        connection.close()
+        assert not list(path.parent.glob("*.replaced-*"))
+    else:
+        assert len(list(path.parent.glob("gpumon.db.replaced-*-wal"))) == 1
+
+
+def test_a_damaged_file_that_takes_the_place_of_the_live_one_is_set_aside(
+    fake: FakeNvml, path: Path, tmp_path: Path
+) -> None:
+    fake.add_gpu()
+    with recording(fake, path) as made:
+        committed(made, 2)
+        other = tmp_path / "other.db"
+        source, copy = sqlite3.connect(path), sqlite3.connect(other)
+        source.backup(copy)
+        source.close()
+        copy.close()
+        content = bytearray(other.read_bytes())
+        # Not the first page, nor those of the tables that a tick touches first.
+        content[-4096 * 3 :] = os.urandom(4096 * 3)
+        other.write_bytes(content)
+        other.rename(path)
+        until(lambda: made.state.notice is not None and "set aside" in made.state.notice.reason)
+        committed(made, 2)
+    (aside,) = path.parent.glob("gpumon.db.damaged-*[0-9]")
+    assert aside.read_bytes() == bytes(content)
+    assert stored(path)
+
+
+# ---- Foreign and damaged -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["text", "link to text", "link to a damaged database"])
+def test_what_is_no_database_is_refused_and_never_renamed(
+    fake: FakeNvml, path: Path, tmp_path: Path, kind: str
+) -> None:
+    fake.add_gpu()
+    path.parent.mkdir()
+    mine = tmp_path / "mine.txt"
+    content = b"my thesis\n" * 1000 if "text" in kind else b"SQLite format 3\0" + b"\xff" * 8000
+    mine.write_bytes(content)
+    if kind == "text":
+        path.write_bytes(content)
+    else:
+        path.symlink_to(mine)
+    with recording(fake, path) as made:
+        until(lambda: made.state.recording is not None)
+        assert made.state.recording is not None
+        assert "left a" in made.state.recording.reason
+        seconds = watch(made)
+        until(lambda: len(seconds) >= 2)
+        assert path.read_bytes() == content
+        assert path.is_symlink() == (kind != "text")
+        assert sorted(found.name for found in path.parent.iterdir() if "damaged" in found.name) == []
+        # Once it is out of the way, all that was sampled meanwhile is written.
+        path.rename(tmp_path / "moved")
+        committed(made, 2)
+    assert set(seconds) <= stored(path)
+    assert mine.read_bytes() == content
+
+
+def test_damage_beyond_the_first_page_is_found_at_the_start(fake: FakeNvml, path: Path) -> None:
+    fake.add_gpu()
+    with recording(fake, path) as made:
+        committed(made, 2)
+    with path.open("r+b") as file:
+        file.seek(-8192, os.SEEK_END)
+        file.write(os.urandom(8192))
+    with recording(fake, path) as made:
+        until(lambda: made.state.notice is not None)
+        assert made.state.notice is not None
+        assert "set aside" in made.state.notice.reason
+        committed(made, 1)
+    assert stored(path)
+
+
+# ---- Sampling and writing ------------------------------------------------------------------------
+
+
+def test_sampling_goes_on_while_a_write_does_not_return(
+    fake: FakeNvml, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.add_gpu()
+    go_on, write, held = threading.Event(), Writer.write_all, threading.Event()
+
+    def slow(self: Writer, ticks: Any) -> int:
+        if made.vitals.ticks >= 1:
+            held.set()
+            go_on.wait(PATIENCE_S)
+        return write(self, ticks)
+
+    monkeypatch.setattr(Writer, "write_all", slow)
+    with recording(fake, path) as made:
+        seconds = watch(made)
+        until(held.is_set)
+        until(lambda: made.vitals.buffered >= 4)
+        assert made.newest is not None
+        assert int(made.newest.snapshot.timestamp) >= seconds[-2], "what is shown from memory is new"
+        go_on.set()
+        until(lambda: made.vitals.buffered == 0)
+    assert set(seconds) <= stored(path)
+    assert (made.vitals.skipped, made.vitals.dropped) == (0, 0)
+
+
+def test_a_commit_of_which_nobody_knows_is_not_repeated(
+    fake: FakeNvml, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.add_gpu()
+    write, broken = Writer.write_all, []
+
+    def breaks_after_the_commit(self: Writer, ticks: Any) -> int:
+        written = write(self, ticks)
+        if made.vitals.ticks >= 2 and not broken:
+            broken.append(int(ticks[-1][0].timestamp))
+            self._forget()
+            raise sa.exc.OperationalError("COMMIT", {}, sqlite3.OperationalError("connection lost"))
+        return written
+
+    monkeypatch.setattr(Writer, "write_all", breaks_after_the_commit)
+    with recording(fake, path) as made:
+        until(lambda: broken)
+        committed(made, 3)
+    connection = sqlite3.connect(path)
+    lengths = dict(connection.execute("SELECT timestamp_epoch, recorded_ms FROM gpu_metrics"))
+    connection.close()
+    assert broken[0] in lengths
+    assert lengths[broken[0]] < 1900, "a tick that is written twice is merged with itself"
+    assert made.vitals.ticks == len(lengths)
+
+
+def test_what_the_database_refuses_of_one_process_costs_its_texts_only(
+    fake: FakeNvml, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = fake.add_gpu()
+    gpu.add_process(os.getpid(), 1 << 30)
+    gpu.add_process(os.getppid(), 1 << 30)
+    with recording(fake, path) as made:
+        observer = made._observer
+        assert observer is not None
+        observe = observer.observe
+
+        def odd() -> Any:
+            snapshot, identities = observe()
+            mine = identities[os.getpid()]
+            # What no database takes: half of a pair of surrogates.
+            identities[os.getpid()] = replace(mine, name="\ud800", start_key="bad:1")
+            return snapshot, identities
+
+        monkeypatch.setattr(observer, "observe", odd)
+        until(lambda: "cannot be written" in (made.vitals.last_error or ""))
+        seconds = watch(made)
+        committed(made, 3)
+        assert made.vitals.failed == 0
+    assert seconds
+    assert set(seconds) <= stored(path)
+    connection = sqlite3.connect(path)
+    names = dict(
+        connection.execute(
+            "SELECT pid, name FROM gpu_processes WHERE start_key = 'bad:1' OR pid <> ?", [os.getpid()]
+        )
+    )
+    connection.close()
+    assert names[os.getpid()] is None
+    assert names[os.getppid()] is not None
+
+
+# ---- The end -------------------------------------------------------------------------------------
+
+
+def test_what_waits_at_the_end_is_written_by_the_next_recorder(fake: FakeNvml, path: Path) -> None:
+    fake.add_gpu()
+    with recording(fake, path) as made:
+        committed(made, 2)
+        seconds = watch(made)
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        until(lambda: made.vitals.buffered >= 3)
+        began = time.monotonic()
+        made.stop()
+        assert time.monotonic() - began < 10
+        other.close()
+    (left,) = path.parent.glob("waiting-*.ticks")
+    with recording(fake, path) as made:
+        committed(made, 1)
+        until(lambda: not left.exists())
+    assert set(seconds) <= stored(path)
+    assert made.vitals.dropped == 0
+
+
+def test_the_end_waits_for_nothing_that_hangs(fake: FakeNvml, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake.add_gpu()
+    go_on, write = threading.Event(), Writer.write_all
+
+    def hangs(self: Writer, ticks: Any) -> int:
+        if made.vitals.ticks >= 1:
+            go_on.wait(10 * PATIENCE_S)
+        return write(self, ticks)
+
+    monkeypatch.setattr(Writer, "write_all", hangs)
+    with recording(fake, path) as made:
+        until(lambda: made.vitals.buffered >= 2)
+        began = time.monotonic()
+        made.stop()
+        took_s = time.monotonic() - began
+        assert made.state.role == "stopped"
+        assert list(path.parent.glob("waiting-*.ticks"))
+        go_on.set()
+    # A limit of the program's own, not a measure of this machine.
+    assert took_s < 10
