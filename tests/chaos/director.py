@@ -54,14 +54,15 @@ class Director:
     def once_each(self, spare: int) -> Iterator[tuple[Trouble, Program]]:
         """Every trouble once, in a random order, and some of them again."""
         rng = self.world.rng
-        chosen = [*self._troubles, *rng.choices(self._troubles, [one.weight for one in self._troubles], k=spare)]
+        again = rng.choices(self._troubles, [one.weight for one in self._troubles], k=spare) if spare else []
+        chosen = [*self._troubles, *again]
         rng.shuffle(chosen)
         for trouble in chosen:
             yield trouble, self._befalls(trouble)
 
     def until(self, minutes: float) -> Iterator[tuple[Trouble, Program]]:
         """Troubles by their weights, until so much time has passed."""
-        weights = [one.weight for one in self._troubles]
+        weights = [one.weight or 1 for one in self._troubles]
         while self.world.now < 60 * minutes:
             trouble = self.world.rng.choices(self._troubles, weights)[0]
             yield trouble, self._befalls(trouble)
@@ -153,7 +154,7 @@ class Director:
         lasted_s = time.monotonic() - active.began
         if not missing:
             return lasted_s >= active.ticks
-        if lasted_s < PATIENCE_S * busy():
+        if lasted_s < PATIENCE_S:
             return False
         for one in missing:
             if self.world.age_s(one) > PATIENCE_S / 2:
@@ -187,7 +188,7 @@ class Director:
         if any(one.trouble.takes in ("store", "process") and one.program is program for one in self._active):
             return
         try:
-            eventually(written, f"what the {program} reads is in its database", PATIENCE_S * busy())
+            eventually(written, f"what the {program} reads is in its database", PATIENCE_S)
         except Failed as error:
             problem = program.store.contents().problem
             self.world.fail(f"after {after}: {error}{f' ({problem})' if problem else ''}")
@@ -207,7 +208,7 @@ class Director:
 def chosen(names: str | None, without: str | None = None) -> tuple[Trouble, ...]:
     """The troubles of these names (a comma between two), or all. Raises ValueError."""
     known = {one.name for one in TABLE}
-    wanted = names.split(",") if names else [one.name for one in TABLE]
+    wanted = names.split(",") if names else [one.name for one in TABLE if one.weight]
     unwanted = without.split(",") if without else []
     for name in itertools.chain(wanted, unwanted):
         if name not in known:

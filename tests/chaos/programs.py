@@ -47,7 +47,7 @@ def eventually(condition: Callable[[], Found], what: str, seconds: float = PATIE
 
 def busy() -> float:
     """How many times slower than alone a program runs here now, by how many wait for a core."""
-    return min(4.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
+    return min(3.0, max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1)))
 
 
 def end_with_parent() -> None:

@@ -99,7 +99,9 @@ def _damage(world: World, path: Path) -> None:
     way = world.rng.randrange(3)
     with path.open("r+b") as file:
         if way == 0:
-            file.write(b"\0" * 4096)
+            # Without the first words it would be no database at all, which is left as it is.
+            file.seek(16)
+            file.write(world.rng.randbytes(4080))
         elif way == 1:
             for page in range(1, size // 4096):
                 if world.rng.random() < 0.5:
@@ -107,6 +109,14 @@ def _damage(world: World, path: Path) -> None:
                     file.write(world.rng.randbytes(4096))
         else:
             file.truncate(max(4096, size // 8192 * 4096))
+
+
+def stolen(_: World, program: Program) -> Iterator[None]:
+    """Rows are taken out of the database: what no promise covers, to see that the account notices."""
+    with closing(sqlite3.connect(program.store.path, timeout=PATIENCE_S)) as connection, connection:
+        newest = "SELECT max(timestamp_epoch) FROM gpu_metrics"
+        connection.execute(f"DELETE FROM gpu_metrics WHERE timestamp_epoch = ({newest})")
+    yield
 
 
 def locked(_: World, program: Program) -> Iterator[None]:
@@ -297,6 +307,8 @@ TABLE: tuple[Trouble, ...] = (
     Trouble("replace", 2, "store", replaced),
     Trouble("damage", 1, "store", damaged),
     Trouble("damage_away", 1, "store", damaged_while_away, restarts=True),
+    # Only where it is asked for.
+    Trouble("theft", 0, "store", stolen),
     Trouble("lock", 3, "store", locked),
     Trouble("full", 3, "store", full),
     Trouble("term_locked", 1, "store", ended_while_locked, restarts=True),
