@@ -11,8 +11,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+TESTS = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS.parent / "benchmarks")]
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+    from .troubles import Trouble
 
 APART = "GPUMON_CHAOS_APART"
 
@@ -25,6 +31,7 @@ def main() -> int:
     parser.add_argument("--only", metavar="NAMES", help="these troubles alone: names with a comma between two")
     parser.add_argument("--without", metavar="NAMES", help="all but these")
     parser.add_argument("--spare", type=int, default=0, help="so many more, by chance, where each comes once")
+    parser.add_argument("--postgresql", action="store_true", help="let both record in one PostgreSQL database")
     parser.add_argument("--keep", action="store_true", help="leave the folder with logs and databases")
     parser.add_argument("--list", action="store_true", help="say which troubles there are")
     arguments = parser.parse_args()
@@ -45,25 +52,37 @@ def _goes_apart() -> bool:
 
 
 def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    from .account import judge
-    from .director import Director, chosen
-    from .programs import Failed
-    from .troubles import TABLE
-    from .world import World
+    from .cluster import cluster
+    from .director import chosen
 
-    if arguments.list:
-        for one in TABLE:
-            sys.stdout.write(f"{one.name}\n")
-        return 0
+    kind = "postgresql" if arguments.postgresql else "sqlite"
     try:
-        troubles = chosen(arguments.only, arguments.without)
+        troubles = chosen(kind, arguments.only, arguments.without)
     except ValueError as error:
         parser.error(str(error))
+    if arguments.list:
+        sys.stdout.write("".join(f"{one.name}\n" for one in troubles))
+        return 0
+    if not arguments.postgresql:
+        return _let_happen(arguments, troubles, None)
+    try:
+        with cluster() as server:
+            return _let_happen(arguments, troubles, server)
+    except RuntimeError as error:
+        parser.error(str(error))
+
+
+def _let_happen(arguments: argparse.Namespace, troubles: tuple[Trouble, ...], server: Cluster | None) -> int:
+    from .account import judge
+    from .director import Director
+    from .programs import Failed
+    from .world import World
+
     seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
     needs_clock = any(one.takes == "clock" for one in troubles)
     faketime = next(iter(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), None) if needs_clock else None
     folder = Path(tempfile.mkdtemp(prefix="gpumon-chaos-"))
-    world = World(folder, seed, faketime)
+    world = World(folder, seed, faketime, server)
     world.say(f"seed {seed}, in {folder}")
     director = Director(world, troubles)
     try:
@@ -76,11 +95,11 @@ def _run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         world.fail(str(error))
     finally:
         world.close(arguments.keep)
+        if not arguments.keep:
+            shutil.rmtree(folder, ignore_errors=True)
     world.say(f"{len(world.events)} troubles, {len(world.failures)} failures, seed {seed}")
     for failure in world.failures:
         sys.stdout.write(f"FAILED {failure}\n")
-    if not arguments.keep:
-        shutil.rmtree(folder, ignore_errors=True)
     return 1 if world.failures else 0
 
 

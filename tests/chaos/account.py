@@ -6,8 +6,7 @@ import re
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import dataclass
 
 from fake_nvml.readings import Reading
 
@@ -26,6 +25,7 @@ BEFORE_S, AFTER_S = 3.0, 12.0
 # What the log says of ticks that were lost, with how many.
 LOST = re.compile(r"(?P<many>\d+) ticks? (?:could not be written|(?:was|were) (?:lost|dropped|left out))")
 ONE_LOST = re.compile("a tick cannot be written, and is left out")
+SET_ASIDE = re.compile(r"damaged and has been set aside")
 LOST_GPU = re.compile("answers again|is lost|has not returned|every call to it fails|went away|does not answer")
 
 
@@ -96,81 +96,80 @@ def judge_readings(world: World, program: Program) -> None:
     """Every reading that the driver answered is in the database, or named as lost with its reason."""
     readings = world.read_by(program)
     labels = sorted({int(one.real_s) + late for one in readings for late in (-1, 0)})
-    store = program.store
-    found = store.contents(labels)
-    if found.problem:
-        world.fail(f"the database of the {program} cannot be read in the end: {found.problem}")
-    aside = [store.contents(labels, path) for path in store.folder.glob("*.damaged-*[0-9]")]
-    log = program.log.read_text(errors="replace")
+    store, log = program.store, program.log.read_text(errors="replace")
+    books = Books(program, store.contents(labels), store.aside(labels), {one.number for one in readings})
+    if books.found.problem:
+        world.fail(f"the database of the {program} cannot be read in the end: {books.found.problem}")
+    if SET_ASIDE.search(log):
+        # Until damage was met, ticks went into the file that is set aside now.
+        for grave in store.graves:
+            if grave.why == "damaged":
+                grave.look_again()
     where: Counter[str] = Counter()
     missing: list[Reading] = []
-    own = {reading.number for reading in readings}
     for reading in readings:
-        place = _place(world, program, reading, found, aside, own)
+        place = _place(world, books, reading)
         where[place or "missing"] += 1
         if place is None:
             missing.append(reading)
     if where["with a fault of the driver"] and not LOST_GPU.search(log):
         world.fail(f"the {program} lost readings with the driver, and its log does not say so")
-    named = {life.pid: life.vitals for life in program.lives}
     counts = store.counts()
     for name in COUNTS:
-        counts[name] = max(counts[name], sum(vitals.get(name) or 0 for vitals in named.values()))
+        counts[name] = max(counts[name], sum(life.vitals.get(name) or 0 for life in program.lives))
     told = sum(int(one["many"]) for one in LOST.finditer(log)) + len(ONE_LOST.findall(log))
     lost = -(-len(missing) // len(UUIDS))
     world.say(
         f"the {program}: {len(readings)} readings, {dict(where)}; it counts {counts}, its log names {told} lost"
     )
     if lost > told + counts["failed"] + counts["dropped"]:
-        late = [grave for grave in store.graves if grave.connection]
-        ghosts = 0
-        for grave in late:
-            ghosts += len({one.number for one in missing} & _written_later(grave.connection))
+        written = set().union(*(grave.written() for grave in store.graves))
+        ghosts = written & {one.number for one in missing}
         world.fail(
             f"{len(missing)} readings of the {program} are neither in its database nor named as lost"
-            + (f"; {ghosts} of them were written into a file that was gone" if ghosts else "")
+            + (f"; {len(ghosts)} of them were written into a file that was gone" if ghosts else "")
             + "".join(f"\n           {line}" for line in _stretches(world, missing))
         )
 
 
-def _written_later(connection: object) -> set[int]:
-    import sqlite3
+@dataclass(frozen=True, slots=True)
+class Books:
+    """Where a program's readings may be: its database as it is in the end, files that it set aside, and files that
+    were lost. own: the numbers of all of them."""
 
-    assert isinstance(connection, sqlite3.Connection)
-    try:
-        return {round(row[0]) for row in connection.execute("SELECT video_clock FROM gpu_metrics") if row[0]}
-    except sqlite3.Error:
-        return set()
+    program: Program
+    found: Contents
+    aside: list[Contents]
+    own: set[int]
+
+    def is_merged(self, reading: Reading) -> bool:
+        """Whether its second came twice: a clock was set back, or a tick was late and the next not. Then one row
+        has the mean of both, and speaks of the time of both."""
+        second = int(reading.real_s)
+        # The time of a tick is taken a moment before the GPU is asked.
+        keys = [(UUIDS[reading.gpu], second - early) for early in (0, 1)]
+        lost = [grave.held for grave in self.program.store.graves]
+        rows = [one.rows[key] for one in (self.found, *self.aside, *lost) for key in keys if key in one.rows]
+        return any(number not in self.own or recorded_ms > 1500 * INTERVAL_S for number, recorded_ms in rows)
 
 
-def _place(
-    world: World, program: Program, reading: Reading, found: Contents, aside: Iterable[Contents], own: set[int]
-) -> str | None:
+def _place(world: World, books: Books, reading: Reading) -> str | None:
     """Where a reading is, or why it is nowhere; None where nobody can tell."""
-    if reading.number in found.numbers:
+    if reading.number in books.found.numbers:
         return "in the database"
-    for grave in program.store.graves:
-        if reading.number in grave.held:
+    for grave in books.program.store.graves:
+        if reading.number in grave.held.numbers:
             return f"in a file that was {grave.why}"
-    if any(reading.number in one.numbers for one in aside):
+    if any(reading.number in one.numbers for one in books.aside):
         return "in a file that was set aside"
-    if any(reading.number in life.lost_by_kill for life in program.lives):
+    if any(reading.number in life.lost_by_kill for life in books.program.lives):
         return "lost by SIGKILL"
     if any(
         slot in (None, reading.gpu) and began - BEFORE_S <= reading.monotonic_s <= ended + AFTER_S
         for slot, began, ended in world.driver_faults
     ):
         return "with a fault of the driver"
-    return "merged with a reading of the same second" if _is_merged(reading, found, own) else None
-
-
-def _is_merged(reading: Reading, found: Contents, own: set[int]) -> bool:
-    """Whether its second came twice, after a clock was set back, or because a tick was late and the next was not.
-    Then one row has the mean of both, and speaks of the time of both."""
-    second = int(reading.real_s)
-    # The time of a tick is taken a moment before the GPU is asked.
-    rows = [found.rows[key] for early in (0, 1) if (key := (UUIDS[reading.gpu], second - early)) in found.rows]
-    return any(number not in own or recorded_ms > 1500 * INTERVAL_S for number, recorded_ms in rows)
+    return "merged with a reading of the same second" if books.is_merged(reading) else None
 
 
 def _stretches(world: World, missing: list[Reading]) -> list[str]:
@@ -212,17 +211,11 @@ def judge_secrets(world: World) -> None:
     """Nothing that was planted is in an answer, a database or a log."""
     leaks = list(world.visitors.leaks)
     for program in world.programs:
-        files = [program.log, *(path for path in program.store.folder.rglob("*") if path.is_file())]
-        for path in files:
-            seen = world.secrets.seen_in(_content(path))
-            leaks += [f"a secret from {place} is in {path.relative_to(world.folder)}" for place in seen]
+        log = f"the log of the {program}", program.log.read_bytes()
+        for name, content in (log, *program.store.texts()):
+            leaks += [f"a secret from {place} is in {name}" for place in world.secrets.seen_in(content)]
     for leak in dict.fromkeys(leaks):
         world.fail(leak)
-
-
-def _content(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(256 * 2**20)
 
 
 def judge(world: World) -> None:

@@ -85,12 +85,12 @@ class Director:
 
     @staticmethod
     def _conflicts(one: Active, trouble: Trouble, program: Program) -> bool:
-        if one.trouble.takes == trouble.takes and (one.program is program or trouble.shared):
-            return True
+        if not (one.program is program or one.trouble.shared or trouble.shared):
+            return False
         # While a process comes and goes nobody can judge the others that it has to bear.
         kinds = {one.trouble.takes, trouble.takes}
         restarts = "process" in kinds or trouble.restarts or one.trouble.restarts
-        return one.program is program and restarts and bool(kinds & {"limits", "clock", "store"})
+        return len(kinds) == 1 or (restarts and bool(kinds & {"limits", "clock", "store"}))
 
     def _let_begin(self, trouble: Trouble, program: Program) -> None:
         world = self.world
@@ -205,12 +205,14 @@ class Director:
         self._watch_start(program)
 
 
-def chosen(names: str | None, without: str | None = None) -> tuple[Trouble, ...]:
-    """The troubles of these names (a comma between two), or all. Raises ValueError."""
-    known = {one.name for one in TABLE}
-    wanted = names.split(",") if names else [one.name for one in TABLE if one.weight]
+def chosen(kind: str, names: str | None, without: str | None = None) -> tuple[Trouble, ...]:
+    """The troubles of these names (a comma between two), or all that this kind of database can have. Raises
+    ValueError."""
+    possible = [one for one in TABLE if one.on in ("", kind)]
+    known = {one.name for one in possible}
+    wanted = names.split(",") if names else [one.name for one in possible if one.weight]
     unwanted = without.split(",") if without else []
     for name in itertools.chain(wanted, unwanted):
         if name not in known:
-            raise ValueError(f"there is no trouble {name!r}, but {', '.join(sorted(known))}")
-    return tuple(one for one in TABLE if one.name in wanted and one.name not in unwanted)
+            raise ValueError(f"there is no trouble {name!r} on {kind}, but {', '.join(sorted(known))}")
+    return tuple(one for one in possible if one.name in wanted and one.name not in unwanted)

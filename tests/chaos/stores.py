@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import psycopg
 
 # The fake driver gives every reading a number of its own as its video clock.
 ROWS = "SELECT video_clock, uuid, timestamp_epoch, recorded_ms FROM gpu_metrics JOIN gpus ON gpus.id = gpu_id"
@@ -29,8 +32,18 @@ class Grave:
     """A file that was lost: what it held then, and a connection that still sees what is written into it."""
 
     why: str
-    held: set[int]
+    held: Contents
     connection: sqlite3.Connection
+
+    def look_again(self) -> None:
+        """Take what was written since for lost with it, too."""
+        now = contents_of(self.connection)
+        self.held.numbers |= now.numbers
+        self.held.rows |= now.rows
+
+    def written(self) -> set[int]:
+        """The numbers of all readings that are in it by now."""
+        return contents_of(self.connection).numbers
 
 
 class Store:
@@ -67,9 +80,21 @@ class Store:
     def bury(self, why: str) -> Grave:
         """Remember what the file holds, just before it is lost."""
         connection = self.connect()
-        grave = Grave(why, contents_of(connection).numbers, connection)
+        grave = Grave(why, contents_of(connection), connection)
         self.graves.append(grave)
         return grave
+
+    def aside(self, labels: Iterable[int]) -> list[Contents]:
+        """What is in the files that gpumon has set aside."""
+        found = sorted(self.folder.glob(f"{self.path.name}.*-[0-9]*"))
+        return [self.contents(labels, path) for path in found if not path.name.endswith(("-wal", "-shm"))]
+
+    def texts(self) -> Iterator[tuple[str, bytes]]:
+        """All that it has written, to be searched; with names."""
+        for path in self.folder.rglob("*"):
+            if path.is_file():
+                with path.open("rb") as file:
+                    yield str(path.relative_to(self.folder.parent)), file.read(256 * 2**20)
 
     def counts(self) -> dict[str, int]:
         """What the recorder says of itself, minute by minute, in this file and in those that were lost."""
@@ -109,3 +134,52 @@ def contents_of(connection: sqlite3.Connection, labels: Iterable[int] = ()) -> C
                 except sqlite3.Error:
                     continue
     return found
+
+
+class ServerStore(Store):
+    """What one host has in a PostgreSQL database that it shares with others."""
+
+    def __init__(self, folder: Path, host: str, url: str) -> None:
+        super().__init__(folder)
+        self.host, self.url = host, url
+
+    def ask(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """The rows of a query. Raises psycopg.Error."""
+        address = self.url.replace("+psycopg", "")
+        with psycopg.connect(
+            address, connect_timeout=5, autocommit=True, options="-c statement_timeout=10s"
+        ) as it:
+            return it.execute(query.encode(), values or None).fetchall()
+
+    def contents(self, labels: Iterable[int] = (), path: Path | None = None) -> Contents:
+        """See Store. Everything is there, or nothing."""
+        del labels, path
+        found = Contents()
+        try:
+            rows = self.ask(f"{ROWS} JOIN hosts ON hosts.id = host_id WHERE hosts.name = %s", self.host)
+        except psycopg.Error as error:
+            return Contents(problem=f"{type(error).__name__}: {error}")
+        for number, uuid, second, recorded_ms in rows:
+            found.rows[uuid, second] = number or 0, recorded_ms or 0
+            if number is not None:
+                found.numbers.add(number)
+        return found
+
+    def aside(self, labels: Iterable[int]) -> list[Contents]:
+        """Nothing is set aside there."""
+        del labels
+        return []
+
+    def texts(self) -> Iterator[tuple[str, bytes]]:
+        """See Store: every row of every table, and what lies in the folder."""
+        yield from super().texts()
+        tables = self.ask("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        for (table,) in tables:
+            rows = self.ask(f'SELECT one::text FROM "{table}" AS one')
+            yield f"the table {table}", "\n".join(row[0] for row in rows).encode()
+
+    def counts(self) -> dict[str, int]:
+        """See Store."""
+        sums = ", ".join(f"coalesce(sum({name}), 0)" for name in COUNTS)
+        query = f"SELECT {sums} FROM recorder_health JOIN hosts ON hosts.id = host_id WHERE hosts.name = %s"
+        return dict(zip(COUNTS, map(int, self.ask(query, self.host)[0]), strict=True))

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import psycopg
+
 from .programs import END_WITHIN_S, PATIENCE_S, Program, busy, eventually
-from .stores import contents_of
+from .stores import ServerStore
 from .world import World
 
 Takes = Literal["store", "process", "clock", "limits", "driver", "zoo", "requests"]
@@ -26,8 +28,8 @@ UNKNOWN_ERROR, TIMEOUT = 999, 10
 @dataclass(frozen=True, slots=True)
 class Trouble:
     """One row. takes: what no other trouble of the same program may take meanwhile; shared: it befalls both
-    programs at once; goes_on: whether the program records meanwhile; restarts: whether it is started anew; only:
-    the one program that it can befall."""
+    programs at once; goes_on: whether the program records meanwhile; restarts: whether it is started anew; on:
+    the kind of database that it takes, where it is not any; only: the one program that it can befall."""
 
     name: str
     weight: float
@@ -36,6 +38,7 @@ class Trouble:
     goes_on: bool = True
     shared: bool = False
     restarts: bool = False
+    on: str = ""
     only: str | None = None
 
 
@@ -49,7 +52,7 @@ def vanishes(world: World, program: Program) -> Iterator[None]:
     for part in store.parts()[: world.rng.choice((1, 3, 3))]:
         part.unlink(missing_ok=True)
     # What was committed between the two is gone, too.
-    grave.held |= contents_of(grave.connection).numbers
+    grave.look_again()
     yield
 
 
@@ -69,7 +72,8 @@ def replaced(world: World, program: Program) -> Iterator[None]:
             part.unlink(missing_ok=True)
     backup.rename(store.path)
     # What the backup has is not lost.
-    grave.held = (grave.held | contents_of(grave.connection).numbers) - kept
+    grave.look_again()
+    grave.held.numbers -= kept
     yield
 
 
@@ -145,6 +149,50 @@ def full(world: World, program: Program) -> Iterator[None]:
     del world
 
 
+def _served(program: Program) -> ServerStore:
+    assert isinstance(program.store, ServerStore)
+    return program.store
+
+
+def tables_locked(_: World, program: Program) -> Iterator[None]:
+    """Somebody keeps the tables to himself."""
+    address = _served(program).url.replace("+psycopg", "")
+    with psycopg.connect(address) as connection:
+        connection.execute("LOCK TABLE gpu_metrics, gpu_processes IN ACCESS EXCLUSIVE MODE")
+        yield
+        connection.rollback()
+
+
+def connections_cut(_: World, program: Program) -> Iterator[None]:
+    """All connections are ended, that of the lock among them."""
+    query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'gpumon%'"
+    _served(program).ask(query)
+    yield
+
+
+def server_silent(world: World, program: Program) -> Iterator[None]:
+    """The database server takes connections and does not answer."""
+    del program
+    assert world.postgres is not None
+    stopped_ = world.postgres.processes()
+    for pid in stopped_:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)
+    yield
+    for pid in reversed(stopped_):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def server_away(world: World, program: Program) -> Iterator[None]:
+    """The database server ends, and comes back."""
+    del program
+    assert world.postgres is not None
+    world.postgres.stop()
+    yield
+    world.postgres.start()
+
+
 # ---- The process
 
 
@@ -179,7 +227,8 @@ def killed(world: World, program: Program) -> Iterator[None]:
     """It is killed, and started again."""
     life = program.lives[-1]
     program.end(signal.SIGKILL, PATIENCE_S)
-    found = program.store.contents().numbers.union(*(grave.held for grave in program.store.graves))
+    held = (grave.held.numbers for grave in program.store.graves)
+    found = program.store.contents().numbers.union(*held)
     life.lost_by_kill = {one.number for one in world.readings.all() if one.pid == life.pid} - found
     program.start()
     yield
@@ -303,15 +352,19 @@ def wait_ticks(world: World, program: Program, count: int) -> None:
 
 
 TABLE: tuple[Trouble, ...] = (
-    Trouble("vanish", 3, "store", vanishes),
-    Trouble("replace", 2, "store", replaced),
-    Trouble("damage", 1, "store", damaged),
-    Trouble("damage_away", 1, "store", damaged_while_away, restarts=True),
+    Trouble("vanish", 3, "store", vanishes, on="sqlite"),
+    Trouble("replace", 2, "store", replaced, on="sqlite"),
+    Trouble("damage", 1, "store", damaged, on="sqlite"),
+    Trouble("damage_away", 1, "store", damaged_while_away, restarts=True, on="sqlite"),
     # Only where it is asked for.
-    Trouble("theft", 0, "store", stolen),
-    Trouble("lock", 3, "store", locked),
-    Trouble("full", 3, "store", full),
-    Trouble("term_locked", 1, "store", ended_while_locked, restarts=True),
+    Trouble("theft", 0, "store", stolen, on="sqlite"),
+    Trouble("lock", 3, "store", locked, on="sqlite"),
+    Trouble("full", 3, "store", full, on="sqlite"),
+    Trouble("term_locked", 1, "store", ended_while_locked, restarts=True, on="sqlite"),
+    Trouble("pg_lock", 2, "store", tables_locked, shared=True, on="postgresql"),
+    Trouble("pg_cut", 3, "store", connections_cut, shared=True, on="postgresql"),
+    Trouble("pg_silent", 2, "store", server_silent, shared=True, on="postgresql"),
+    Trouble("pg_away", 2, "store", server_away, shared=True, on="postgresql"),
     Trouble("stop", 2, "process", stopped, goes_on=False),
     Trouble("term", 2, "process", ended),
     Trouble("kill", 2, "process", killed),

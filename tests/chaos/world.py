@@ -15,8 +15,9 @@ from pathlib import Path
 from fake_nvml import GIB, FakeNvml, environment
 from fake_nvml.readings import Reading, Readings
 
+from .cluster import Cluster
 from .programs import Program, Server, recorder
-from .stores import Store
+from .stores import ServerStore, Store
 from .visitors import Visitors
 from .zoo import Secrets, Zoo
 
@@ -41,9 +42,11 @@ class Event:
 
 
 class World:
-    """See above. `faketime` is libfaketime's file, or None to leave the clocks alone."""
+    """See above. `faketime` is libfaketime's file, or None to leave the clocks alone; without `postgres` each
+    program has a SQLite file of its own."""
 
-    def __init__(self, folder: Path, seed: int, faketime: str | None) -> None:
+    def __init__(self, folder: Path, seed: int, faketime: str | None, postgres: Cluster | None) -> None:
+        self.postgres = postgres
         self.folder, self.seed, self.rng = folder, seed, random.Random(seed)
         self.began = time.monotonic()
         self.events: list[Event] = []
@@ -93,7 +96,11 @@ class World:
                 "FAKETIME_CACHE_DURATION": "1",
                 "FAKETIME_DONT_FAKE_MONOTONIC": "1",
             }
-        return Store(data), self.folder / f"{name}.log", values
+        store = Store(data)
+        if self.postgres is not None:
+            store = ServerStore(data, name, self.postgres.url)
+            values["GPUMON_DATABASE_URL"] = store.url
+        return store, self.folder / f"{name}.log", values
 
     @property
     def now(self) -> float:
@@ -140,5 +147,7 @@ class World:
             for grave in program.store.graves:
                 grave.connection.close()
             data = program.store.folder
-            if keep and os.path.ismount(data):
-                shutil.copytree(data, data.with_name(f"{data.name}-kept"))
+            if os.path.ismount(data):
+                if keep:
+                    shutil.copytree(data, data.with_name(f"{data.name}-kept"))
+                subprocess.run(["umount", "--lazy", str(data)], check=False, capture_output=True)
