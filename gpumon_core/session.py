@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
@@ -91,8 +92,9 @@ class Session:
             self._source,
             self._settings.interval,
             60 * self._settings.idle_minutes,
-            self.lock,
         )
+        # Whatever is written, by whichever thread.
+        sa.event.listen(engine, "begin", self.lock.fence)
         path = database.file_of(self.target.url)
         self.target.file = None if path is None else OpenFile(path)
 
@@ -290,6 +292,11 @@ class Session:
         self.notice = damaged or self.notice
         self._lost, self._is_unchecked, self._is_unsure = None, True, True
         self._use(engine)
+
+    def regain(self) -> bool:
+        """Take the lock again after it was lost; False where another has it. Raises OSError."""
+        self._is_unsure = True
+        return self.lock.acquire()
 
     def doubt(self) -> None:
         """Let the file be checked before the next tick is written: somebody has met damage in it."""
