@@ -1,12 +1,12 @@
 # syntax=docker/dockerfile:1
-# gpumon runs from its tree, on the pinned packages of requirements.txt. docs/deployment.md says how to use the image.
+# gpumon runs from its tree, on the locked packages of requirements.txt. docs/deployment.md says how to use the image.
 
 FROM python:3.13-slim AS build
 WORKDIR /build
 COPY requirements.txt ./
 # Wheels alone: a package that has none for this processor ends the build here, where a compiler would be asked for.
 RUN python -m venv --without-pip /opt/gpumon \
-    && python -m pip --python /opt/gpumon install --no-cache-dir --only-binary=:all: -r requirements.txt
+    && python -m pip --python /opt/gpumon install --no-cache-dir --only-binary=:all: --require-hashes -r requirements.txt
 WORKDIR /app
 COPY .streamlit .streamlit
 COPY gpumon_core gpumon_core

@@ -49,7 +49,7 @@ find_python() {
     fail "python3 is not installed; on Debian and Ubuntu: sudo apt-get install python3 python3-venv"
 }
 
-# install FILE: make .venv hold exactly what FILE pins; a second time it does nothing.
+# install FILE: make .venv hold what FILE locks, checked by its hashes; a second time it does nothing.
 install() {
     local python stamp
     if [ ! -x "$VENV/bin/python" ] || ! "$VENV/bin/python" -c '' 2>/dev/null; then
@@ -63,8 +63,8 @@ install() {
     stamp=$VENV/.installed-$1-$(cat requirements*.txt | cksum | tr -d ' ')
     if [ ! -e "$stamp" ]; then
         echo "setup.sh: installing $1"
-        "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$1" ||
-            fail "the packages of $1 could not be installed; is the network reachable?"
+        "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$1" ||
+            fail "the packages of $1 could not be installed; see the lines above. Is the network reachable?"
         rm -f "$VENV"/.installed-"$1"-*
         touch "$stamp"
     fi
