@@ -24,9 +24,11 @@ In a container, with Docker Compose (see docs/deployment.md):
   logs     show its log and follow it; Ctrl-C ends that
   build    build the image anew, on the newest base image
 
+./gpumon is the command line, once run or test has set it up: see ./gpumon --help.
+
 Options after run or demo go to Streamlit, such as --server.port 9000 or
 --server.address 0.0.0.0; options after the verbs of Compose go to Compose.
-Settings are GPUMON_* variables, also read from a file named .env: see the README.
+Settings are GPUMON_* variables, also read from a file named .env: see docs/settings.md.
 TEXT
 }
 

@@ -110,7 +110,7 @@ def test_every_file_and_command_it_names_exists(document: Path) -> None:
         assert name.endswith(".md") or (ROOT / name).exists(), name
     from gpumon_core.__main__ import VERBS
 
-    for verb in re.findall(r"python -m gpumon_core (?!VERB)(\w+)", text):
+    for verb in re.findall(r"(?:python -m gpumon_core|\./gpumon|exec gpumon gpumon) (?!VERB)(\w+)", text):
         assert verb in VERBS
     help_text = (ROOT / "setup.sh").read_text()
     for verb in re.findall(r"\./setup\.sh (?!VERB)([a-z]+)", text):

@@ -445,6 +445,6 @@ def test_the_workflow_runs_the_image_as_shut_as_compose_does() -> None:
     assert "sbom: true" in text
 
 
-@pytest.mark.parametrize("script", ["setup.sh", ".ci/run"])
+@pytest.mark.parametrize("script", ["setup.sh", "gpumon", ".ci/run"])
 def test_shellcheck_finds_nothing(script: str) -> None:
     passes("shellcheck", script)
