@@ -21,7 +21,7 @@ COPY --from=build /opt/gpumon /opt/gpumon
 COPY --from=build /app /app
 # The launcher looks for .venv beside itself.
 RUN python -m pip uninstall --yes --quiet --root-user-action=ignore pip \
-    && install -d -o 1000 -g 1000 /app/history /app/logs \
+    && install -d -m 0700 -o 1000 -g 1000 /app/history /app/logs \
     && ln -s /opt/gpumon /app/.venv \
     && ln -s /app/gpumon /usr/local/bin/gpumon
 # HOME is where libraries look for caches and settings of their own: a folder that may be forgotten.
