@@ -77,6 +77,15 @@ def test_every_package_that_gpumon_imports_is_declared() -> None:
     assert undeclared(ROOT, files, RUNTIME) == []
 
 
+def test_gpumon_imports_every_package_that_it_declares() -> None:
+    providers = metadata.packages_distributions()
+    files = tracked("gpumon_core", "pages", "app.py", "deploy")
+    modules = {module.partition(".")[0] for name in files for module in imported((ROOT / name).read_text())}
+    # Streamlit imports Plotly when a page draws a chart, and does not bring it.
+    used = {"plotly", *(canonicalize_name(one) for module in modules for one in providers.get(module, ()))}
+    assert {canonicalize_name(requirement.name) for requirement in RUNTIME} <= used
+
+
 def test_every_package_that_the_checks_import_is_declared() -> None:
     files = tracked()
     assert len(files) > 200
