@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
@@ -91,8 +92,9 @@ class Session:
             self._source,
             self._settings.interval,
             60 * self._settings.idle_minutes,
-            self.lock,
         )
+        # Whatever is written, by whichever thread.
+        sa.event.listen(engine, "begin", self.lock.fence)
         path = database.file_of(self.target.url)
         self.target.file = None if path is None else OpenFile(path)
 
@@ -291,6 +293,11 @@ class Session:
         self._lost, self._is_unchecked, self._is_unsure = None, True, True
         self._use(engine)
 
+    def regain(self) -> bool:
+        """Take the lock again after it was lost; False where another has it. Raises OSError."""
+        self._is_unsure = True
+        return self.lock.acquire()
+
     def doubt(self) -> None:
         """Let the file be checked before the next tick is written: somebody has met damage in it."""
         self._is_unchecked = True
@@ -354,10 +361,13 @@ class Session:
                 log.warning("the ledger could not be settled: %s", getattr(error, "orig", None) or error)
             finally:
                 self.engine.dispose()
+                if self.target.file is not None:
+                    self.target.file.close()
                 self.lock.release()
 
 
 _WORDS = {"gone": "removed", "replaced": "replaced by another file"}
+_MARKS = {"gone": "removed", "replaced": "replaced"}
 
 
 def open_database(url: str, settings: Settings, pulse: Pulse) -> tuple[Engine, Problem | None]:
@@ -377,18 +387,19 @@ def prepare(file: OpenFile, found: str) -> Problem:
     """Make a path ready to be opened again whose file was removed or replaced; what to say about it. Raises
     database.DatabaseError."""
     try:
-        log_file = file.put_log_aside() if found == "replaced" else None
+        log_file = file.put_log_aside(_MARKS[found])
+        file.close()
     except OSError as error:
         raise database.DatabaseError(
             f"The database {file.path} was replaced, and the write-ahead log of the file before cannot be "
             f"renamed: {error.strerror}. Move {sqlite_file.beside(file.path, sqlite_file.LOG)} away."
         ) from error
+    beside = f" The log of the file before lies beside it as {log_file.name}." if log_file else ""
     if found == "gone":
         return Problem(
             f"The database {file.path} was removed while it was recorded into; a new one was begun",
-            "Only a backup has what was recorded before. Stop gpumon before you put one in its place.",
+            f"Only a backup has what was recorded before. Stop gpumon before you put one in its place.{beside}",
         )
-    beside = f" The log of the file before lies beside it as {log_file.name}." if log_file else ""
     return Problem(
         f"The database {file.path} was replaced while it was recorded into; recording goes on in the file that is "
         "there now",
