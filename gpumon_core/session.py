@@ -288,7 +288,7 @@ class Session:
         self.engine.dispose()
         self.notice = prepare(file, self._lost)
         self._pulse.failed(self.notice.reason, tick=False)
-        engine, damaged = open_database(self.target.url, self._settings, self._pulse)
+        engine, damaged = open_database(self.target.url, self._pulse)
         self.notice = damaged or self.notice
         self._lost, self._is_unchecked, self._is_unsure = None, True, True
         self._use(engine)
@@ -315,7 +315,7 @@ class Session:
         self.engine.dispose()
         self.notice = set_aside(self.target.url)
         self._pulse.failed(self.notice.reason, tick=False)
-        self._use(open_database(self.target.url, self._settings, self._pulse)[0])
+        self._use(open_database(self.target.url, self._pulse)[0])
         self._is_unchecked, self._is_unsure = False, True
 
     # ---- Beside the ticks --------------------------------------------------------------------------
@@ -370,17 +370,15 @@ _WORDS = {"gone": "removed", "replaced": "replaced by another file"}
 _MARKS = {"gone": "removed", "replaced": "replaced"}
 
 
-def open_database(url: str, settings: Settings, pulse: Pulse) -> tuple[Engine, Problem | None]:
+def open_database(url: str, pulse: Pulse) -> tuple[Engine, Problem | None]:
     """The database, and what happened to it: a damaged file is set aside, and a new one begun. Raises
     database.DatabaseError."""
-    # How long a transaction waits for another program's lock.
-    patience_s = min(database.WRITER_TIMEOUT_S, settings.interval / 4)
     try:
-        return database.open_for_writing(url, patience_s), None
+        return database.open_for_writing(url), None
     except database.DatabaseDamaged:
         notice = set_aside(url)
         pulse.failed(notice.reason, tick=False)
-        return database.open_for_writing(url, patience_s), notice
+        return database.open_for_writing(url), notice
 
 
 def prepare(file: OpenFile, found: str) -> Problem:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).with_name("migrations")
-# How long a connection waits for another program's lock before it gives up: the recorder's ticks wait in
-# memory then, so that none comes late.
+# How long a connection waits for another program's lock before it gives up; what the recorder could not write is
+# tried again with the next tick.
 BUSY_TIMEOUT_S = 5.0
 WRITER_TIMEOUT_S = 1.0
 # How long a start waits for another that makes or moves the tables of a server, and how often it looks. Longer

@@ -146,8 +146,8 @@ class Books:
         """Whether its second came twice: a clock was set back, or a tick was late and the next not. Then one row
         has the mean of both, and speaks of the time of both."""
         second = int(reading.real_s)
-        # The time of a tick is taken a moment before the GPU is asked.
-        keys = [(UUIDS[reading.gpu], second - early) for early in (0, 1)]
+        # The time of a tick is taken before the GPU is asked; on a busy machine that is not only a moment.
+        keys = [(UUIDS[reading.gpu], second - early) for early in range(4)]
         lost = [grave.held for grave in self.program.store.graves]
         rows = [one.rows[key] for one in (self.found, *self.aside, *lost) for key in keys if key in one.rows]
         return any(number not in self.own or recorded_ms > 1500 * INTERVAL_S for number, recorded_ms in rows)

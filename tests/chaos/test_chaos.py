@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from postgres import Postgres
 
 SEEDS = os.environ.get("CHAOS_SEEDS", "19").split()
 
@@ -31,3 +32,11 @@ def test_a_tick_that_is_missing_is_noticed() -> None:
     done = run("--seed", "1", "--only", "theft")
     assert done.returncode == 1
     assert "are neither in its database nor named as lost" in done.stdout
+
+
+@pytest.mark.timeout(900)
+def test_a_database_server_that_fails_costs_no_tick(postgres: Postgres) -> None:
+    del postgres
+    assert (
+        run("--postgresql", "--seed", "1", "--only", "pg_lock,pg_cut,pg_silent,pg_away,stop,term").returncode == 0
+    )

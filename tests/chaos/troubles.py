@@ -230,6 +230,8 @@ def killed(world: World, program: Program) -> Iterator[None]:
     held = (grave.held.numbers for grave in program.store.graves)
     found = program.store.contents().numbers.union(*held)
     life.lost_by_kill = {one.number for one in world.readings.all() if one.pid == life.pid} - found
+    if life.lost_by_kill:
+        world.say(f"the {program} had {len(life.lost_by_kill)} readings in memory when it was killed")
     program.start()
     yield
 
