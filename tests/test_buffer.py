@@ -107,7 +107,7 @@ def test_several_files_are_read_in_the_order_of_their_ticks(tmp_path: Path) -> N
 def test_a_folder_that_takes_nothing_is_an_error_that_says_so(tmp_path: Path) -> None:
     made = filled(9, 1)
     (tmp_path / "file").touch()
-    with pytest.raises(FileFailed, match="Not a directory|File exists"):
+    with pytest.raises(FileFailed, match=r"Not a directory|File exists"):
         made.save(tmp_path / "file", "waiting-x")
     assert len(made) == 1
     # One that was removed meanwhile is made again.
