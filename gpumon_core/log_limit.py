@@ -136,10 +136,14 @@ class Limit(logging.Filter):
 
 def _lines(record: logging.LogRecord) -> int | None:
     """How many lines a kind may log in a window; None for any number."""
-    if record.name.startswith(ASKED) or not f"{record.name}.".startswith(f"{OURS}."):
+    if record.name.startswith(ASKED) or not _is_ours(record):
         return 1
     # What is not even a warning is said of the recorder's own steps.
     return OUR_LINES if record.levelno >= logging.WARNING else None
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return f"{record.name}.".startswith(f"{OURS}.")
 
 
 def kind_of(record: logging.LogRecord) -> Kind:
@@ -181,10 +185,18 @@ def _tidy(record: logging.LogRecord, count: str) -> None:
     except (TypeError, ValueError, KeyError):
         # A library's mistake, which logging itself tells.
         return
-    record.msg, record.args = _safe(message, LONGEST_MESSAGE) + count, ()
     if isinstance(record.exc_info, tuple) and record.exc_info[0] is not None and not record.exc_text:
-        trace = "".join(traceback.format_exception(*record.exc_info, limit=-10))
-        record.exc_text = _safe(trace, LONGEST_TRACE)
+        if _is_ours(record):
+            trace = "".join(traceback.format_exception(*record.exc_info, limit=-10))
+            record.exc_text = _safe(trace, LONGEST_TRACE)
+        else:
+            # What a client sent made it, mostly: a line that says what and where is enough.
+            raised_by = traceback.extract_tb(record.exc_info[2])[-1:]
+            where = "".join(f", {one.filename}:{one.lineno} in {one.name}" for one in raised_by)
+            what = "".join(traceback.format_exception_only(*record.exc_info[:2])).strip()
+            message = f"{message.strip()}: {what}{where}"
+            record.exc_info = record.exc_text = record.stack_info = None
+    record.msg, record.args = _safe(message, LONGEST_MESSAGE) + count, ()
 
 
 def _safe(text: str, longest: int) -> str:

@@ -272,8 +272,8 @@ def test_no_client_floods_the_log(serve: Serve, fake: FakeNvml) -> None:
             odd.send(crafted(number).SerializeToString())
         assert list(draw(odd))
     lines = log_lines(server)
-    # The kinds of what was sent, each with one trace.
-    assert len([line for line in lines if "Traceback" in line]) <= 6, "\n".join(lines)
+    # The kinds of what was sent, each in one line.
+    assert not [line for line in lines if "Traceback" in line], "\n".join(lines)
     assert len(lines) < 200, "\n".join(lines)
     assert not any(re.match(r"2026-11-28 ERROR made up", line) or "\x1b" in line for line in lines)
     assert server.health()[0] == 200
