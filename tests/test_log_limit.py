@@ -76,7 +76,8 @@ def test_what_differs_in_its_text_is_one_kind(library: Log) -> None:
     library.logger.warning("another place")
     fail(library, "later")
     assert library.lines[2] == "WARNING some.library: another place"
-    assert "no request: later (999 more like this in 61 s)" in library.lines[3]
+    assert library.lines[3].startswith("ERROR some.library: no request: later: ValueError")
+    assert library.lines[3].endswith(" (999 more like this in 61 s)")
 
 
 def test_what_was_left_out_is_counted_though_nothing_follows(library: Log) -> None:
