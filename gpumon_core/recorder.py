@@ -237,6 +237,7 @@ class Recorder:
             else:
                 # No driver and nothing to simulate: the history is still there to be read.
                 database.open_for_writing(self._state.database_url).dispose()
+                self._is_well("database")
 
     def _open_nvml(self) -> Observer | None:
         try:
@@ -272,6 +273,7 @@ class Recorder:
         self._session = session
         self._sample(observer, target)
         self._is_well("standby")
+        self._is_well("database")
         self._set(role="recording")
         if session.notice is not None:
             self._set(notice=session.notice)
