@@ -122,13 +122,19 @@ def judge_readings(world: World, program: Program) -> None:
     world.say(
         f"the {program}: {len(readings)} readings, {dict(where)}; it counts {counts}, its log names {told} lost"
     )
-    if lost > told + counts["failed"] + counts["dropped"]:
+    # Without a driver every tick fails, and nothing of it was answered.
+    unanswered = sum(ended - began + AFTER_S for slot, began, ended in world.driver_faults if slot is None)
+    named = told + counts["dropped"] + max(0, counts["failed"] - round(unanswered / INTERVAL_S))
+    stretches = "".join(f"\n           {line}" for line in _stretches(world, missing))
+    if missing and lost <= named:
+        world.say(f"of the {program} {lost} ticks are missing, and {named} are named as lost{stretches}")
+    if lost > named:
         written = set().union(*(grave.written() for grave in store.graves))
         ghosts = written & {one.number for one in missing}
         world.fail(
             f"{len(missing)} readings of the {program} are neither in its database nor named as lost"
             + (f"; {len(ghosts)} of them were written into a file that was gone" if ghosts else "")
-            + "".join(f"\n           {line}" for line in _stretches(world, missing))
+            + stretches
         )
 
 

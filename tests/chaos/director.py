@@ -87,6 +87,9 @@ class Director:
     def _conflicts(one: Active, trouble: Trouble, program: Program) -> bool:
         if not (one.program is program or one.trouble.shared or trouble.shared):
             return False
+        if one.trouble.silences or trouble.silences:
+            # Nothing is recorded meanwhile, and so nothing that was lost can come back.
+            return True
         # While a process comes and goes nobody can judge the others that it has to bear.
         kinds = {one.trouble.takes, trouble.takes}
         restarts = "process" in kinds or trouble.restarts or one.trouble.restarts
@@ -141,7 +144,7 @@ class Director:
             for one in self.world.programs
             if one.ticks_expected
             and (active.trouble.goes_on or not (active.trouble.shared or one is active.program))
-            and not any(other.trouble.takes == "driver" and not other.trouble.goes_on for other in self._active)
+            and not any(other.trouble.silences for other in self._active)
         ]
         missing = []
         for one in expected:

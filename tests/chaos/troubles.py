@@ -41,6 +41,11 @@ class Trouble:
     on: str = ""
     only: str | None = None
 
+    @property
+    def silences(self) -> bool:
+        """Whether neither program can record meanwhile."""
+        return self.shared and not self.goes_on
+
 
 # ---- The database
 

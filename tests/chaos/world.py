@@ -75,7 +75,7 @@ class World:
         data = self.folder / name
         data.mkdir()
         if os.geteuid() == 0:
-            command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "chaos", str(data)]
+            command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m,mode=700", "chaos", str(data)]
             subprocess.run(command, check=False, capture_output=True)
         values = {key: value for key, value in os.environ.items() if not key.startswith(("GPUMON_", "STREAMLIT_"))}
         values |= environment(self.fake) | self.readings.environment()
