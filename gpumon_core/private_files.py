@@ -108,11 +108,13 @@ def _names(folder: Path) -> list[str]:
 
 
 def _belongs(name: str, database: str) -> bool:
-    """Whether a file is a database, what SQLite and gpumon put beside it, or a copy that `backup` made."""
+    """Whether a file is a database, what SQLite and gpumon put beside it, ticks that wait for one, or a copy that
+    `backup` made."""
     beside = name.startswith((f"{database}-", f"{database}."))
     stem, suffix = os.path.splitext(database)
     copy = rf"\.?{re.escape(stem)}-\d{{8}}-\d{{6}}{re.escape(suffix)}(\.\d+\.part)?(-wal|-shm|-journal)?"
-    return name == database or beside or re.fullmatch(copy, name) is not None
+    waiting = r"waiting-[0-9a-f]{12}-\w+\.(ticks|tmp|unreadable)"
+    return name == database or beside or re.fullmatch(f"{copy}|{waiting}", name) is not None
 
 
 def _is_log(name: str, log: str) -> bool:

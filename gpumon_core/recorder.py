@@ -311,7 +311,7 @@ class Recorder:
                 return None
             if target.file is not None and (found := target.file.look()) != "same":
                 notice = prepare(target.file, found)
-            engine, damaged = open_database(url, self._settings, self._pulse)
+            engine, damaged = open_database(url, self._pulse)
             session = Session(target, self._settings, observer.source.name, lock, self._pulse, engine)
             session.notice = damaged or notice
             session.take_over()
@@ -579,9 +579,7 @@ class Recorder:
             self._due.set()
         except (SQLAlchemyError, OSError) as error:
             # What is not done now is done a minute later.
-            if database.is_damage(error):
-                session.doubt()
-            log.warning("rollups were broken off: %s", getattr(error, "orig", None) or error)
+            self._break_off(session, "rollups", error)
 
     def _keep_house(self) -> None:
         session = self._session
@@ -593,9 +591,14 @@ class Recorder:
             self._due.set()
         except SQLAlchemyError as error:
             # What is not forgotten now is forgotten an hour later.
-            if database.is_damage(error):
-                session.doubt()
-            log.warning("retention was broken off: %s", getattr(error, "orig", None) or error)
+            self._break_off(session, "retention", error)
+
+    def _break_off(self, session: Session, what: str, error: Exception) -> None:
+        if database.is_damage(error):
+            session.doubt()
+        # Somebody else writes just now: that is nothing to worry about, and ticks say so where it lasts.
+        level = logging.INFO if database.is_busy(error) else logging.WARNING
+        log.log(level, "broken off until its next turn: %s: %s", what, getattr(error, "orig", None) or error)
 
 
 def _acquire(lock: Lock, url: str) -> bool:

@@ -288,7 +288,7 @@ class Session:
         self.engine.dispose()
         self.notice = prepare(file, self._lost)
         self._pulse.failed(self.notice.reason, tick=False)
-        engine, damaged = open_database(self.target.url, self._settings, self._pulse)
+        engine, damaged = open_database(self.target.url, self._pulse)
         self.notice = damaged or self.notice
         self._lost, self._is_unchecked, self._is_unsure = None, True, True
         self._use(engine)
@@ -315,7 +315,7 @@ class Session:
         self.engine.dispose()
         self.notice = set_aside(self.target.url)
         self._pulse.failed(self.notice.reason, tick=False)
-        self._use(open_database(self.target.url, self._settings, self._pulse)[0])
+        self._use(open_database(self.target.url, self._pulse)[0])
         self._is_unchecked, self._is_unsure = False, True
 
     # ---- Beside the ticks --------------------------------------------------------------------------
@@ -361,41 +361,43 @@ class Session:
                 log.warning("the ledger could not be settled: %s", getattr(error, "orig", None) or error)
             finally:
                 self.engine.dispose()
+                if self.target.file is not None:
+                    self.target.file.close()
                 self.lock.release()
 
 
 _WORDS = {"gone": "removed", "replaced": "replaced by another file"}
+_MARKS = {"gone": "removed", "replaced": "replaced"}
 
 
-def open_database(url: str, settings: Settings, pulse: Pulse) -> tuple[Engine, Problem | None]:
+def open_database(url: str, pulse: Pulse) -> tuple[Engine, Problem | None]:
     """The database, and what happened to it: a damaged file is set aside, and a new one begun. Raises
     database.DatabaseError."""
-    # How long a transaction waits for another program's lock.
-    patience_s = min(database.WRITER_TIMEOUT_S, settings.interval / 4)
     try:
-        return database.open_for_writing(url, patience_s), None
+        return database.open_for_writing(url), None
     except database.DatabaseDamaged:
         notice = set_aside(url)
         pulse.failed(notice.reason, tick=False)
-        return database.open_for_writing(url, patience_s), notice
+        return database.open_for_writing(url), notice
 
 
 def prepare(file: OpenFile, found: str) -> Problem:
     """Make a path ready to be opened again whose file was removed or replaced; what to say about it. Raises
     database.DatabaseError."""
     try:
-        log_file = file.put_log_aside() if found == "replaced" else None
+        log_file = file.put_log_aside(_MARKS[found])
+        file.close()
     except OSError as error:
         raise database.DatabaseError(
             f"The database {file.path} was replaced, and the write-ahead log of the file before cannot be "
             f"renamed: {error.strerror}. Move {sqlite_file.beside(file.path, sqlite_file.LOG)} away."
         ) from error
+    beside = f" The log of the file before lies beside it as {log_file.name}." if log_file else ""
     if found == "gone":
         return Problem(
             f"The database {file.path} was removed while it was recorded into; a new one was begun",
-            "Only a backup has what was recorded before. Stop gpumon before you put one in its place.",
+            f"Only a backup has what was recorded before. Stop gpumon before you put one in its place.{beside}",
         )
-    beside = f" The log of the file before lies beside it as {log_file.name}." if log_file else ""
     return Problem(
         f"The database {file.path} was replaced while it was recorded into; recording goes on in the file that is "
         "there now",

@@ -34,12 +34,14 @@ def beside(path: Path, suffix: str) -> Path:
 
 
 class OpenFile:
-    """The file that an engine has open. Its path may come to lead to another one, or to none."""
+    """The file that this program's recorder has open. Its path may come to lead to another one, or to none; nobody
+    in this program opens that one until the recorder has: see `await_recorder`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._database = identity(path)
         self._log = identity(beside(path, LOG))
+        _recorded[path] = self
 
     def look(self) -> Literal["same", "gone", "replaced"]:
         """Where the path leads now."""
@@ -49,17 +51,37 @@ class OpenFile:
             return "same"
         return "gone" if now is None else "replaced"
 
-    def put_log_aside(self) -> Path | None:
-        """Rename the write-ahead log of the file that was open, if it lies beside another one now: SQLite would
-        apply it to that one. Returns the new name. Raises OSError."""
+    def put_log_aside(self, mark: str) -> Path | None:
+        """Rename the write-ahead log of the file that was open, if it still lies there: SQLite would apply it to
+        whatever file has the path now. Returns the new name. Raises OSError."""
         wal = beside(self.path, LOG)
         if self._log is None or identity(wal) != self._log:
             return None
-        aside = unused(self.path, f"replaced-{_now()}")
+        aside = unused(self.path, f"{mark}-{_now()}")
         wal.rename(beside(aside, LOG))
         # It only says what is where in the log.
         beside(self.path, INDEX).unlink(missing_ok=True)
         return beside(aside, LOG)
+
+    def close(self) -> None:
+        """Nothing is recorded into it any more, or the path is ready to be opened anew."""
+        if _recorded.get(self.path) is self:
+            del _recorded[self.path]
+
+
+# What is recorded into by this program, by path.
+_recorded: dict[Path, OpenFile] = {}
+
+
+def await_recorder(path: Path) -> None:
+    """Raise sqlite3.OperationalError while a path leads to another file than this program records into.
+
+    Whoever opened that first would take the log and the index of the file before for its own, and within one
+    program SQLite shares the index with all later connections.
+    """
+    recorded = _recorded.get(path)
+    if recorded is not None and recorded.look() != "same":
+        raise sqlite3.OperationalError(f"{path} was removed or replaced, and is opened anew in a moment")
 
 
 def is_sqlite(path: Path) -> bool:
