@@ -145,6 +145,7 @@ check() {
     need shellcheck shellcheck
     need promtool prometheus prometheus
     need faketime faketime
+    need openssl openssl
     local bin=$VENV/bin
     "$bin/ruff" format --check .
     "$bin/ruff" check .

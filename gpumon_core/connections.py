@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -54,8 +55,9 @@ class Connections:
         self._waiting: dict[Connection, None] = {}
         self.is_installed = False
 
-    def limit(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Limit the connections of every server that this loop makes from now on."""
+    def limit(self, loop: asyncio.AbstractEventLoop, ending: Callable[[], None] | None = None) -> None:
+        """Limit the connections of every server that this loop makes from now on. `ending` is called, on a thread
+        of its own, once one has ceased to accept more: it need not wait for what is still being answered."""
         create_server = loop.create_server
 
         async def create(factory: Callable[[], asyncio.Protocol], *args: Any, **given: Any) -> asyncio.Server:
@@ -65,17 +67,21 @@ class Connections:
                 given.setdefault("ssl_handshake_timeout", HEAD_S)
             self.is_installed = True
             server = await create_server(lambda: Connection(factory(), loop, self), *args, **given)
-            self._end_with(server, loop)
+            self._end_with(server, loop, ending)
             return server
 
         setattr(loop, "create_server", create)  # noqa: B010 - mypy knows it as a method
 
-    def _end_with(self, server: asyncio.Server, loop: asyncio.AbstractEventLoop) -> None:
+    def _end_with(
+        self, server: asyncio.Server, loop: asyncio.AbstractEventLoop, ending: Callable[[], None] | None
+    ) -> None:
         """End all connections some time after a server has ceased to accept more."""
         if server.is_serving():
-            loop.call_later(_LOOK_S, self._end_with, server, loop)
-        else:
-            loop.call_later(STOP_S, self._end_all)
+            loop.call_later(_LOOK_S, self._end_with, server, loop, ending)
+            return
+        if ending is not None:
+            threading.Thread(target=ending, name="ending", daemon=True).start()
+        loop.call_later(STOP_S, self._end_all)
 
     def _end_all(self) -> None:
         for connection in list(self._open):
