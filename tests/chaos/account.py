@@ -100,14 +100,10 @@ def judge_readings(world: World, program: Program) -> None:
     readings = world.read_by(program)
     labels = sorted({int(one.real_s) + late for one in readings for late in (-1, 0)})
     store, log = program.store, program.log.read_text(errors="replace")
-    books = Books(program, store.contents(labels), store.aside(labels), {one.number for one in readings})
+    books = Books(program, store.contents(labels), store.aside(labels), {one.number for one in readings}, log)
     if books.found.problem:
         world.fail(f"the database of the {program} cannot be read in the end: {books.found.problem}")
-    if SET_ASIDE.search(log):
-        # Until damage was met, ticks went into the file that is set aside now.
-        for grave in store.graves:
-            if grave.why == "damaged":
-                grave.look_again()
+    store.look_after_graves()
     where: Counter[str] = Counter()
     missing: list[Reading] = []
     for reading in readings:
@@ -144,12 +140,22 @@ def judge_readings(world: World, program: Program) -> None:
 @dataclass(frozen=True, slots=True)
 class Books:
     """Where a program's readings may be: its database as it is in the end, files that it set aside, and files that
-    were lost. own: the numbers of all of them."""
+    were lost; and its log. own: the numbers of all of them."""
 
     program: Program
     found: Contents
     aside: list[Contents]
     own: set[int]
+    log: str
+
+    def is_set_aside(self, reading: Reading) -> bool:
+        """Whether it went into a damaged file, where nobody can read it, before the damage was met and told of."""
+        return bool(SET_ASIDE.search(self.log)) and any(
+            grave.why == "damaged"
+            and grave.replaced_at is not None
+            and grave.lost_at - INTERVAL_S <= reading.monotonic_s <= grave.replaced_at
+            for grave in self.program.store.graves
+        )
 
     def is_merged(self, reading: Reading) -> bool:
         """Whether its second came twice: a clock was set back, or a tick was late and the next not. Then one row
@@ -169,7 +175,7 @@ def _place(world: World, books: Books, reading: Reading) -> str | None:
     for grave in books.program.store.graves:
         if reading.number in grave.held.numbers:
             return f"in a file that was {grave.why}"
-    if any(reading.number in one.numbers for one in books.aside):
+    if any(reading.number in one.numbers for one in books.aside) or books.is_set_aside(reading):
         return "in a file that was set aside"
     if any(reading.number in life.lost_by_kill for life in books.program.lives):
         return "lost by SIGKILL"

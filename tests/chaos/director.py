@@ -130,6 +130,7 @@ class Director:
             if self._has_lasted(active):
                 self._let_end(active)
         for program in self.world.programs:
+            program.store.look_after_graves()
             if not program.runs:
                 self.world.fail(f"the {program} ended by itself, with status {program.status}")
                 program.lives[-1].ended = time.monotonic()

@@ -232,9 +232,11 @@ def killed(world: World, program: Program) -> Iterator[None]:
     """It is killed, and started again."""
     life = program.lives[-1]
     program.end(signal.SIGKILL, PATIENCE_S)
+    # Ticks are written in their order: what was in memory is newer than all that is in the file.
+    mine = {one.number for one in world.readings.all() if one.pid == life.pid}
     held = (grave.held.numbers for grave in program.store.graves)
-    found = program.store.contents().numbers.union(*held)
-    life.lost_by_kill = {one.number for one in world.readings.all() if one.pid == life.pid} - found
+    newest = max(mine & program.store.contents().numbers.union(*held), default=0)
+    life.lost_by_kill = {number for number in mine if number > newest}
     if life.lost_by_kill:
         world.say(f"the {program} had {len(life.lost_by_kill)} readings in memory when it was killed")
     program.start()
