@@ -100,7 +100,9 @@ def judge_readings(world: World, program: Program) -> None:
     readings = world.read_by(program)
     labels = sorted({int(one.real_s) + late for one in readings for late in (-1, 0)})
     store, log = program.store, program.log.read_text(errors="replace")
-    books = Books(program, store.contents(labels), store.aside(labels), {one.number for one in readings}, log)
+    own = {one.number: one for one in readings}
+    clock_was_set = any(event.name.startswith("clock") and event.program == program.name for event in world.events)
+    books = Books(program, store.contents(labels), store.aside(labels), own, log, clock_was_set)
     if books.found.problem:
         world.fail(f"the database of the {program} cannot be read in the end: {books.found.problem}")
     store.look_after_graves()
@@ -140,13 +142,14 @@ def judge_readings(world: World, program: Program) -> None:
 @dataclass(frozen=True, slots=True)
 class Books:
     """Where a program's readings may be: its database as it is in the end, files that it set aside, and files that
-    were lost; and its log. own: the numbers of all of them."""
+    were lost; and its log. own: the readings by number."""
 
     program: Program
     found: Contents
     aside: list[Contents]
-    own: set[int]
+    own: dict[int, Reading]
     log: str
+    clock_was_set: bool
 
     def is_set_aside(self, reading: Reading) -> bool:
         """Whether it went into a damaged file, where nobody can read it, before the damage was met and told of."""
@@ -159,13 +162,23 @@ class Books:
 
     def is_merged(self, reading: Reading) -> bool:
         """Whether its second came twice: a clock was set back, or a tick was late and the next not. Then one row
-        has the mean of both, and speaks of the time of both."""
+        has the mean of both, by the time that each speaks of."""
         second = int(reading.real_s)
         # The time of a tick is taken before the GPU is asked; on a busy machine that is not only a moment.
         keys = [(UUIDS[reading.gpu], second - early) for early in range(4)]
         lost = [grave.held for grave in self.program.store.graves]
         rows = [one.rows[key] for one in (self.found, *self.aside, *lost) for key in keys if key in one.rows]
-        return any(number not in self.own or recorded_ms > 1500 * INTERVAL_S for number, recorded_ms in rows)
+        return any(self._is_mean(number, recorded_ms, reading) for number, recorded_ms in rows)
+
+    def _is_mean(self, number: int, recorded_ms: int, reading: Reading) -> bool:
+        """Whether the number of a row is the mean of several readings, this one among them."""
+        one = self.own.get(number)
+        if one is None or one.gpu != reading.gpu:
+            return True
+        # By chance, or where nearly all of it is one of them, a mean is the number of a reading.
+        if self.clock_was_set and recorded_ms > 1500 * INTERVAL_S:
+            return True
+        return one is not reading and abs(one.real_s - reading.real_s) < 0.9 * INTERVAL_S
 
 
 def _place(world: World, books: Books, reading: Reading) -> str | None:
