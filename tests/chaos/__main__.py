@@ -85,6 +85,7 @@ def _let_happen(arguments: argparse.Namespace, troubles: tuple[Trouble, ...], se
     faketime = next(iter(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), None) if needs_clock else None
     folder = Path(tempfile.mkdtemp(prefix="gpumon-chaos-"))
     world = World(folder, seed, faketime, server)
+    world.is_hurried = not arguments.minutes
     world.say(f"seed {seed}, in {folder}")
     director = Director(world, troubles)
     try:

@@ -264,6 +264,7 @@ def judge_secrets(world: World) -> None:
 def judge(world: World) -> None:
     """All of it."""
     settle(world)
+    world.say("all is over, and both record")
     judge_processes(world)
     end(world)
     for program in world.programs:

@@ -12,8 +12,10 @@ from .programs import PATIENCE_S, Failed, Program, busy, eventually
 from .troubles import TABLE, Trouble, wait_ticks
 from .world import Event, World
 
-# How many troubles there are at a time at the most.
-AT_ONCE = 3
+# How many troubles there are at a time at the most, drawn anew for each.
+AT_ONCE = (1, 2, 3, 3)
+# So long ticks may wait for a database that was lost or damaged: damage is met once a minute.
+RECOVERS_S = 150.0
 
 
 @dataclass(slots=True)
@@ -75,8 +77,7 @@ class Director:
     def run(self, schedule: Iterator[tuple[Trouble, Program]]) -> None:
         """Work through the schedule."""
         for trouble, program in schedule:
-            # Now and then several at once.
-            most = self.world.rng.choice((1, 2, AT_ONCE))
+            most = self.world.rng.choice(AT_ONCE)
             while len(self._active) >= most or any(self._conflicts(one, trouble, program) for one in self._active):
                 self._pass_time()
             self._let_begin(trouble, program)
@@ -192,7 +193,7 @@ class Director:
         if any(one.trouble.takes in ("store", "process") and one.program is program for one in self._active):
             return
         try:
-            eventually(written, f"what the {program} reads is in its database", PATIENCE_S)
+            eventually(written, f"what the {program} reads is in its database", RECOVERS_S)
         except Failed as error:
             problem = program.store.contents().problem
             self.world.fail(f"after {after}: {error}{f' ({problem})' if problem else ''}")

@@ -87,6 +87,10 @@ def damaged(world: World, program: Program) -> Iterator[None]:
     program.store.bury("damaged")
     _damage(world, program.store.path)
     yield
+    if program.runs and program.store.contents().problem and (world.is_hurried or world.rng.random() < 0.5):
+        # Once a minute gpumon reads what it wrote, and so meets it; a start looks through the whole file.
+        _end(world, program)
+        program.start()
 
 
 def damaged_while_away(world: World, program: Program) -> Iterator[None]:
@@ -363,7 +367,7 @@ def wait_ticks(world: World, program: Program, count: int) -> None:
 TABLE: tuple[Trouble, ...] = (
     Trouble("vanish", 3, "store", vanishes, on="sqlite"),
     Trouble("replace", 2, "store", replaced, on="sqlite"),
-    Trouble("damage", 1, "store", damaged, on="sqlite"),
+    Trouble("damage", 1, "store", damaged, restarts=True, on="sqlite"),
     Trouble("damage_away", 1, "store", damaged_while_away, restarts=True, on="sqlite"),
     # Only where it is asked for.
     Trouble("theft", 0, "store", stolen, on="sqlite"),

@@ -49,6 +49,8 @@ class World:
         self.postgres = postgres
         self.folder, self.seed, self.rng = folder, seed, random.Random(seed)
         self.began = time.monotonic()
+        # Whether each trouble is to come once, and to be over soon.
+        self.is_hurried = False
         self.events: list[Event] = []
         self.failures: list[str] = []
         # Of a slot, from when to when its driver was at fault.
