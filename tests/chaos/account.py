@@ -48,7 +48,8 @@ def settle(world: World) -> None:
         except Failed as error:
             world.fail(str(error))
     try:
-        eventually(lambda: world.server.health().get("status") == "ok", "/healthz says ok in the end")
+        # A GPU that was lost at the start is looked for once a minute.
+        eventually(lambda: world.server.health().get("status") == "ok", "/healthz says ok in the end", 150)
     except Failed as error:
         answer = world.server.health()
         world.fail(f"{error}, but {answer.get('status')}: {answer.get('recording_problem')}")

@@ -84,8 +84,7 @@ class Director:
         while self._active:
             self._pass_time()
 
-    @staticmethod
-    def _conflicts(one: Active, trouble: Trouble, program: Program) -> bool:
+    def _conflicts(self, one: Active, trouble: Trouble, program: Program) -> bool:
         if not (one.program is program or one.trouble.shared or trouble.shared):
             return False
         if one.trouble.silences or trouble.silences:
@@ -94,7 +93,11 @@ class Director:
         # While a process comes and goes nobody can judge the others that it has to bear.
         kinds = {one.trouble.takes, trouble.takes}
         restarts = "process" in kinds or trouble.restarts or one.trouble.restarts
-        return len(kinds) == 1 or (restarts and bool(kinds & {"limits", "clock", "store"}))
+        unfit = {"limits", "clock", "store"}
+        if self.world.is_hurried:
+            # A GPU that is lost at the start is looked for once a minute.
+            unfit.add("driver")
+        return len(kinds) == 1 or (restarts and bool(kinds & unfit))
 
     def _let_begin(self, trouble: Trouble, program: Program) -> None:
         world = self.world
