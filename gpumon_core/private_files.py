@@ -184,7 +184,7 @@ def sentences(found: list[Exposed]) -> Iterator[tuple[str, str]]:
     if ours:
         yield (
             f"{_listed(ours)} can be looked into by other users of this machine",
-            "Run python -m gpumon_core doctor --fix, which ends that; docs/deployment.md says how to let somebody "
+            "Run ./gpumon doctor --fix, which ends that; docs/deployment.md says how to let somebody "
             "look on purpose.",
         )
     for one in rest:

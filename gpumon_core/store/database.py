@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Engine, make_url
-from sqlalchemy.pool import ConnectionPoolEntry, NullPool, Pool, QueuePool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 
 from gpumon_core.private_files import make_file, make_folder
 from gpumon_core.settings import Settings, mask_password
@@ -158,7 +158,7 @@ def size_bytes(engine: Engine) -> int | None:
     path = file_of(str(engine.url))
     if path is None:
         return None
-    parts = (path, path.with_name(path.name + "-wal"))
+    parts = (path, sqlite_file.beside(path, sqlite_file.LOG))
     return sum(part.stat().st_size for part in parts if part.exists())
 
 
@@ -242,7 +242,9 @@ def _engine(url: str, write: bool, patience_s: float = BUSY_TIMEOUT_S, often: bo
     engine = sa.create_engine(parsed, connect_args=options, **({} if write else pool))
     path = file_of(url)
     if path is not None and not write:
-        _read_only(engine, path, pool["poolclass"])
+        _await_recorder(engine, path)
+        if often:
+            _follow_file(engine, path)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: sqlite3.Connection, _: object) -> None:
@@ -259,6 +261,8 @@ def _engine(url: str, write: bool, patience_s: float = BUSY_TIMEOUT_S, often: bo
             cursor.execute("PRAGMA cache_size = -512")
             # A log that once was long, as while another program held a lock, gives its space back.
             cursor.execute("PRAGMA journal_size_limit = 16000000")
+        else:
+            cursor.execute("PRAGMA query_only = ON")
         cursor.close()
 
     @event.listens_for(engine, "begin")
@@ -268,19 +272,25 @@ def _engine(url: str, write: bool, patience_s: float = BUSY_TIMEOUT_S, often: bo
     return engine
 
 
-def _read_only(engine: Engine, path: Path, pool: type[Pool]) -> None:
-    """Let connections read only: they make no file, and write nothing even when they are closed. None is used
-    whose file, or the log of it, was replaced since: it would show what is not there any more."""
+def _await_recorder(engine: Engine, path: Path) -> None:
+    """Open no file that took the place of the one that this program records into, before the recorder has."""
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(*_: object) -> None:
+        sqlite_file.await_recorder(path)
+
+
+def _follow_file(engine: Engine, path: Path) -> None:
+    """Let no connection be used whose file, or the log of it, was replaced since: it would show what is not there
+    any more. They are read-only: one that outlives the recorder's could write the log into whatever file is there.
+    """
     log_file = sqlite_file.beside(path, sqlite_file.LOG)
+    sqlite_file.reads(engine, path)
 
     @event.listens_for(engine, "do_connect")
     def _connect(_: object, __: object, arguments: list[Any], options: dict[str, Any]) -> sqlite3.Connection:
-        sqlite_file.await_recorder(path)
         made: sqlite3.Connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, **options)
         return made
-
-    if pool is NullPool:
-        return
 
     @event.listens_for(engine, "connect")
     def _remember(_: object, record: ConnectionPoolEntry) -> None:
