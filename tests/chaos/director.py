@@ -90,8 +90,16 @@ class Director:
         if one.trouble.silences or trouble.silences:
             # Nothing is recorded meanwhile, and so nothing that was lost can come back.
             return True
+        if {one.trouble.takes, trouble.takes} == {"process", "requests"} and not (
+            one.trouble.goes_on and trouble.goes_on
+        ):
+            # Whoever asks one that is stopped waits for nothing.
+            return True
         # While a process comes and goes nobody can judge the others that it has to bear.
         kinds = {one.trouble.takes, trouble.takes}
+        if kinds == {"zoo", "limits"}:
+            # Without descriptors nobody can learn what an honest process runs.
+            return True
         restarts = "process" in kinds or trouble.restarts or one.trouble.restarts
         unfit = {"limits", "clock", "store"}
         if self.world.is_hurried:
