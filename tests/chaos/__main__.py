@@ -78,11 +78,14 @@ def _let_happen(arguments: argparse.Namespace, troubles: tuple[Trouble, ...], se
     from .programs import Failed
     from .world import World
 
+    # What is made here lies beside what gpumon makes, which looks after its own.
+    os.umask(0o077)
     seed = random.randrange(10**6) if arguments.seed is None else arguments.seed
     needs_clock = any(one.takes == "clock" for one in troubles)
     faketime = next(iter(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), None) if needs_clock else None
     folder = Path(tempfile.mkdtemp(prefix="gpumon-chaos-"))
     world = World(folder, seed, faketime, server)
+    world.is_hurried = not arguments.minutes
     world.say(f"seed {seed}, in {folder}")
     director = Director(world, troubles)
     try:

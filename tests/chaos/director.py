@@ -12,8 +12,10 @@ from .programs import PATIENCE_S, Failed, Program, busy, eventually
 from .troubles import TABLE, Trouble, wait_ticks
 from .world import Event, World
 
-# How many troubles there are at a time at the most.
-AT_ONCE = 3
+# How many troubles there are at a time at the most, drawn anew for each.
+AT_ONCE = (1, 2, 3, 3)
+# So long ticks may wait for a database that was lost or damaged: damage is met once a minute.
+RECOVERS_S = 150.0
 
 
 @dataclass(slots=True)
@@ -75,22 +77,35 @@ class Director:
     def run(self, schedule: Iterator[tuple[Trouble, Program]]) -> None:
         """Work through the schedule."""
         for trouble, program in schedule:
-            # Now and then several at once.
-            most = self.world.rng.choice((1, 2, AT_ONCE))
+            most = self.world.rng.choice(AT_ONCE)
             while len(self._active) >= most or any(self._conflicts(one, trouble, program) for one in self._active):
                 self._pass_time()
             self._let_begin(trouble, program)
         while self._active:
             self._pass_time()
 
-    @staticmethod
-    def _conflicts(one: Active, trouble: Trouble, program: Program) -> bool:
+    def _conflicts(self, one: Active, trouble: Trouble, program: Program) -> bool:
         if not (one.program is program or one.trouble.shared or trouble.shared):
             return False
+        if one.trouble.silences or trouble.silences:
+            # Nothing is recorded meanwhile, and so nothing that was lost can come back.
+            return True
+        if {one.trouble.takes, trouble.takes} == {"process", "requests"} and not (
+            one.trouble.goes_on and trouble.goes_on
+        ):
+            # Whoever asks one that is stopped waits for nothing.
+            return True
         # While a process comes and goes nobody can judge the others that it has to bear.
         kinds = {one.trouble.takes, trouble.takes}
+        if kinds == {"zoo", "limits"}:
+            # Without descriptors nobody can learn what an honest process runs.
+            return True
         restarts = "process" in kinds or trouble.restarts or one.trouble.restarts
-        return len(kinds) == 1 or (restarts and bool(kinds & {"limits", "clock", "store"}))
+        unfit = {"limits", "clock", "store"}
+        if self.world.is_hurried:
+            # A GPU that is lost at the start is looked for once a minute.
+            unfit.add("driver")
+        return len(kinds) == 1 or (restarts and bool(kinds & unfit))
 
     def _let_begin(self, trouble: Trouble, program: Program) -> None:
         world = self.world
@@ -127,6 +142,7 @@ class Director:
             if self._has_lasted(active):
                 self._let_end(active)
         for program in self.world.programs:
+            program.store.look_after_graves()
             if not program.runs:
                 self.world.fail(f"the {program} ended by itself, with status {program.status}")
                 program.lives[-1].ended = time.monotonic()
@@ -141,7 +157,7 @@ class Director:
             for one in self.world.programs
             if one.ticks_expected
             and (active.trouble.goes_on or not (active.trouble.shared or one is active.program))
-            and not any(other.trouble.takes == "driver" and not other.trouble.goes_on for other in self._active)
+            and not any(other.trouble.silences for other in self._active)
         ]
         missing = []
         for one in expected:
@@ -188,7 +204,7 @@ class Director:
         if any(one.trouble.takes in ("store", "process") and one.program is program for one in self._active):
             return
         try:
-            eventually(written, f"what the {program} reads is in its database", PATIENCE_S)
+            eventually(written, f"what the {program} reads is in its database", RECOVERS_S)
         except Failed as error:
             problem = program.store.contents().problem
             self.world.fail(f"after {after}: {error}{f' ({problem})' if problem else ''}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -34,6 +35,10 @@ class Grave:
     why: str
     held: Contents
     connection: sqlite3.Connection
+    inode: int
+    # By time.monotonic: when it happened, and when another file was first seen in its place.
+    lost_at: float = field(default_factory=time.monotonic)
+    replaced_at: float | None = None
 
     def look_again(self) -> None:
         """Take what was written since for lost with it, too."""
@@ -80,9 +85,16 @@ class Store:
     def bury(self, why: str) -> Grave:
         """Remember what the file holds, just before it is lost."""
         connection = self.connect()
-        grave = Grave(why, contents_of(connection), connection)
+        grave = Grave(why, contents_of(connection), connection, self.path.stat().st_ino)
         self.graves.append(grave)
         return grave
+
+    def look_after_graves(self) -> None:
+        """Note which files have others in their place by now."""
+        inode = self.path.stat().st_ino if self.path.exists() else None
+        for grave in self.graves:
+            if grave.replaced_at is None and inode not in (None, grave.inode):
+                grave.replaced_at = time.monotonic()
 
     def aside(self, labels: Iterable[int]) -> list[Contents]:
         """What is in the files that gpumon has set aside."""
@@ -164,6 +176,13 @@ class ServerStore(Store):
             if number is not None:
                 found.numbers.add(number)
         return found
+
+    def look_after_graves(self) -> None:
+        """Note which files have others in their place by now."""
+        inode = self.path.stat().st_ino if self.path.exists() else None
+        for grave in self.graves:
+            if grave.replaced_at is None and inode not in (None, grave.inode):
+                grave.replaced_at = time.monotonic()
 
     def aside(self, labels: Iterable[int]) -> list[Contents]:
         """Nothing is set aside there."""

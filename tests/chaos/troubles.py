@@ -41,6 +41,11 @@ class Trouble:
     on: str = ""
     only: str | None = None
 
+    @property
+    def silences(self) -> bool:
+        """Whether neither program can record meanwhile."""
+        return self.shared and not self.goes_on
+
 
 # ---- The database
 
@@ -82,6 +87,10 @@ def damaged(world: World, program: Program) -> Iterator[None]:
     program.store.bury("damaged")
     _damage(world, program.store.path)
     yield
+    if program.runs and program.store.contents().problem and (world.is_hurried or world.rng.random() < 0.5):
+        # Once a minute gpumon reads what it wrote, and so meets it; a start looks through the whole file.
+        _end(world, program)
+        program.start()
 
 
 def damaged_while_away(world: World, program: Program) -> Iterator[None]:
@@ -227,9 +236,11 @@ def killed(world: World, program: Program) -> Iterator[None]:
     """It is killed, and started again."""
     life = program.lives[-1]
     program.end(signal.SIGKILL, PATIENCE_S)
+    # Ticks are written in their order: what was in memory is newer than all that is in the file.
+    mine = {one.number for one in world.readings.all() if one.pid == life.pid}
     held = (grave.held.numbers for grave in program.store.graves)
-    found = program.store.contents().numbers.union(*held)
-    life.lost_by_kill = {one.number for one in world.readings.all() if one.pid == life.pid} - found
+    newest = max(mine & program.store.contents().numbers.union(*held), default=0)
+    life.lost_by_kill = {number for number in mine if number > newest}
     if life.lost_by_kill:
         world.say(f"the {program} had {len(life.lost_by_kill)} readings in memory when it was killed")
     program.start()
@@ -356,7 +367,7 @@ def wait_ticks(world: World, program: Program, count: int) -> None:
 TABLE: tuple[Trouble, ...] = (
     Trouble("vanish", 3, "store", vanishes, on="sqlite"),
     Trouble("replace", 2, "store", replaced, on="sqlite"),
-    Trouble("damage", 1, "store", damaged, on="sqlite"),
+    Trouble("damage", 1, "store", damaged, restarts=True, on="sqlite"),
     Trouble("damage_away", 1, "store", damaged_while_away, restarts=True, on="sqlite"),
     # Only where it is asked for.
     Trouble("theft", 0, "store", stolen, on="sqlite"),

@@ -49,6 +49,8 @@ class World:
         self.postgres = postgres
         self.folder, self.seed, self.rng = folder, seed, random.Random(seed)
         self.began = time.monotonic()
+        # Whether each trouble is to come once, and to be over soon.
+        self.is_hurried = False
         self.events: list[Event] = []
         self.failures: list[str] = []
         # Of a slot, from when to when its driver was at fault.
@@ -75,7 +77,7 @@ class World:
         data = self.folder / name
         data.mkdir()
         if os.geteuid() == 0:
-            command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "chaos", str(data)]
+            command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m,mode=700", "chaos", str(data)]
             subprocess.run(command, check=False, capture_output=True)
         values = {key: value for key, value in os.environ.items() if not key.startswith(("GPUMON_", "STREAMLIT_"))}
         values |= environment(self.fake) | self.readings.environment()
