@@ -22,10 +22,11 @@ sys.path.insert(0, str(ROOT))
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "docs")]
 
 import postgres as postgresql
+from full_driver import healthy, machine, no_pauses  # noqa: F401 - fixtures
 from rig import CHROMIUM, OPTIONS, free_port
 
 # How long a test waits for what it expects. Long, so that only what never happens fails, whatever the machine.
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 expect.set_options(timeout=1000 * PATIENCE_S)
 
 

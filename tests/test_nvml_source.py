@@ -11,6 +11,7 @@ import fake_nvml
 import pynvml
 import pytest
 from fake_nvml import GIB, FakeGpu, FakeMig, FakeNvml, Unterminated
+from nvml_codes import CODES, each_code, each_error_of, each_outcome
 
 from gpumon_core.metrics import GPU_METRICS, TICK_COLUMNS
 from gpumon_core.telemetry import nvml
@@ -19,13 +20,6 @@ from gpumon_core.telemetry.nvml import NvmlSource
 from gpumon_core.telemetry.records import GpuInfo, ProcessReading, Snapshot, SourceUnavailable
 
 MIB = 2**20
-CODES = {
-    name: value
-    for name, value in sorted(vars(pynvml).items())
-    if name.startswith("NVML_ERROR_") and isinstance(value, int)
-}
-EACH_CODE = pytest.mark.parametrize("code", CODES.values(), ids=[name[11:] for name in CODES])
-
 # What one reading asks of a GPU -> the metrics that hang on it.
 READING_CALLS: dict[str, set[str]] = {
     "nvmlDeviceGetTemperatureV": {"temperature"},
@@ -392,21 +386,21 @@ def test_what_is_not_supported_is_nothing_to_log(driver: FakeNvml, caplog: pytes
     "error", ["NOT_SUPPORTED", "FUNCTION_NOT_FOUND", "ARGUMENT_VERSION_MISMATCH", "DEPRECATED"]
 )
 def test_what_a_driver_does_not_have_is_asked_in_the_older_way(driver: FakeNvml, error: str) -> None:
-    driver.fail("nvmlDeviceGetMemoryInfo_v2", CODES[f"NVML_ERROR_{error}"])
+    driver.fail("nvmlDeviceGetMemoryInfo_v2", CODES[error])
     assert values(source().read()) == {**BUSY_VALUES, "memory": 10240 + 600}
 
 
 @pytest.mark.parametrize("error", ["GPU_IS_LOST", "RESET_REQUIRED", "GPU_NOT_FOUND"])
 def test_these_errors_mean_that_the_gpu_is_lost(driver: FakeNvml, error: str) -> None:
     reader = source()
-    driver.fail("nvmlDeviceGetPowerUsage", CODES[f"NVML_ERROR_{error}"], gpu=0)
+    driver.fail("nvmlDeviceGetPowerUsage", CODES[error], gpu=0)
     assert reader.read().lost == {"GPU-first"}
 
 
 @pytest.mark.parametrize("error", ["UNINITIALIZED", "DRIVER_NOT_LOADED", "LIB_RM_VERSION_MISMATCH"])
 def test_these_errors_mean_that_the_driver_went_away(driver: FakeNvml, error: str) -> None:
     reader = source()
-    driver.fail("nvmlDeviceGetPowerUsage", CODES[f"NVML_ERROR_{error}"], gpu=0)
+    driver.fail("nvmlDeviceGetPowerUsage", CODES[error], gpu=0)
     expect_unavailable(reader.read)
 
 
@@ -417,8 +411,7 @@ def expect_unavailable(call: Callable[[], object]) -> None:
     assert caught.value.remedy
 
 
-@EACH_CODE
-@pytest.mark.parametrize("function", READING_CALLS)
+@each_error_of(READING_CALLS)
 def test_an_error_costs_the_reading_that_it_concerns(driver: FakeNvml, function: str, code: int) -> None:
     hide_newer(driver, function)
     reader = source()
@@ -455,8 +448,7 @@ def test_an_error_costs_the_reading_that_it_concerns(driver: FakeNvml, function:
         assert main(reader.read()) == main(before)
 
 
-@EACH_CODE
-@pytest.mark.parametrize("function", FACT_CALLS)
+@each_error_of(FACT_CALLS)
 def test_an_error_costs_the_fact_that_it_concerns(driver: FakeNvml, function: str, code: int) -> None:
     if function == "nvmlDeviceGetPowerManagementLimit":
         driver.gpus[0].power_enforced_limit_mw = None
@@ -483,8 +475,7 @@ def test_an_error_costs_the_fact_that_it_concerns(driver: FakeNvml, function: st
     assert values(found, found.gpus[0].uuid) == BUSY_VALUES
 
 
-@EACH_CODE
-@pytest.mark.parametrize("function", MIG_CALLS)
+@each_error_of(MIG_CALLS)
 def test_an_error_about_mig_leaves_the_other_gpus_alone(
     driver: FakeNvml, migs: tuple[FakeMig, FakeMig], function: str, code: int
 ) -> None:
@@ -500,8 +491,7 @@ def test_an_error_about_mig_leaves_the_other_gpus_alone(
     assert sorted(process.pid for process in found.processes) == [101, 102]
 
 
-@EACH_CODE
-@pytest.mark.parametrize("function", SYSTEM_CALLS)
+@each_error_of(SYSTEM_CALLS)
 def test_an_error_about_the_driver_costs_one_line_of_the_host(driver: FakeNvml, function: str, code: int) -> None:
     if function == "nvmlSystemGetCudaDriverVersion":
         driver.hide("nvmlSystemGetCudaDriverVersion_v2")
@@ -521,7 +511,7 @@ def test_an_error_about_the_driver_costs_one_line_of_the_host(driver: FakeNvml, 
     assert found.readings == whole.readings
 
 
-@EACH_CODE
+@each_code
 def test_a_gpu_that_cannot_be_opened_leaves_the_others_alone(
     driver: FakeNvml, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
@@ -536,7 +526,7 @@ def test_a_gpu_that_cannot_be_opened_leaves_the_others_alone(
     assert uuids(reader.read()) == ["GPU-first", "GPU-second"]
 
 
-@EACH_CODE
+@each_outcome
 def test_an_error_while_counting_never_ends_the_readings(
     driver: FakeNvml, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
@@ -550,13 +540,13 @@ def test_an_error_while_counting_never_ends_the_readings(
     assert main(reader.read()) == main(before)
 
 
-@EACH_CODE
+@each_code
 def test_nvml_that_cannot_be_initialised_is_unavailable_with_a_remedy(driver: FakeNvml, code: int) -> None:
     driver.fail("nvmlInitWithFlags", code)
     expect_unavailable(source)
 
 
-@EACH_CODE
+@each_code
 def test_closing_never_fails(driver: FakeNvml, code: int) -> None:
     reader = source()
     driver.fail("nvmlShutdown", code)
@@ -564,7 +554,7 @@ def test_closing_never_fails(driver: FakeNvml, code: int) -> None:
     reader.close()
 
 
-@EACH_CODE
+@each_outcome
 def test_a_process_whose_name_cannot_be_had_has_none(driver: FakeNvml, code: int) -> None:
     reader = source()
     assert reader.process_name(11) == "process-11"
