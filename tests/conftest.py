@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -22,8 +24,9 @@ sys.path.insert(0, str(ROOT))
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "docs")]
 
 import postgres as postgresql
-from full_driver import healthy, machine, no_pauses  # noqa: F401 - fixtures
 from rig import CHROMIUM, OPTIONS, free_port
+
+from gpumon_core.telemetry import cost
 
 # How long a test waits for what it expects. Long, so that only what never happens fails, whatever the machine.
 PATIENCE_S = 180.0
@@ -62,6 +65,12 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.delenv(name)
 
 
+@pytest.fixture(autouse=True)
+def _calls_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of the driver that takes long, since the machine is busy, would be asked less often (cost.py)."""
+    monkeypatch.setattr(cost, "time", SimpleNamespace(thread_time=lambda: 0.0))
+
+
 @pytest.fixture
 def fake(tmp_path: Path) -> FakeNvml:
     """A fake driver without GPUs; it is what a server started with `serve` sees."""
@@ -92,21 +101,21 @@ class Server:
     def health(self) -> tuple[int, dict[str, Any]]:
         """Status and answer of /healthz; 0 while nobody answers."""
         try:
-            with urllib.request.urlopen(self.url + "/healthz", timeout=5) as answer:
+            with urllib.request.urlopen(self.url + "/healthz", timeout=PATIENCE_S) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return 0, {}
 
     def wait(
         self, condition: Callable[[int, dict[str, Any]], bool], seconds: float = PATIENCE_S
     ) -> dict[str, Any]:
-        """The first answer of /healthz that satisfies `condition`."""
+        """The first answer of /healthz that satisfies `condition`; where nobody answers there is none."""
         deadline = time.monotonic() + seconds
         while True:
             status, answer = self.health()
-            if condition(status, answer):
+            if status and condition(status, answer):
                 return answer
             if time.monotonic() > deadline or self.process.poll() is not None:
                 pytest.fail(f"/healthz: {status} {answer}\n{self.log.read_text(errors='replace')[-3000:]}")

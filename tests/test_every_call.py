@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+import full_driver
 import pynvml
 import pytest
 from fake_nvml import FakeNvml
@@ -15,6 +16,10 @@ from gpumon_core.metrics import GPU_METRICS, Metric, NvmlField, NvmlGpm, Way
 from gpumon_core.telemetry.gate import LOST, SESSION_OVER, UNSUPPORTED
 from gpumon_core.telemetry.nvml import NvmlSource
 from gpumon_core.telemetry.records import SourceUnavailable
+
+# The fixtures that these tests share.
+machine, healthy, no_pauses = full_driver.machine, full_driver.healthy, full_driver.no_pauses
+
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 

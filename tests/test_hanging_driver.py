@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import fake_nvml
+import full_driver
 import pynvml
 import pytest
 from conftest import PATIENCE_S, eventually
@@ -20,6 +21,10 @@ from gpumon_core.telemetry import nvml, watch
 from gpumon_core.telemetry.nvml import NvmlSource
 from gpumon_core.telemetry.records import SourceUnavailable
 from gpumon_core.telemetry.watch import Task, Watch
+
+# The fixtures that these tests share.
+machine, healthy, no_pauses = full_driver.machine, full_driver.healthy, full_driver.no_pauses
+
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
