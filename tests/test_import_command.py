@@ -17,13 +17,14 @@ import importing
 import pynvml
 import pytest
 import sqlalchemy as sa
-from conftest import PATIENCE_S, ROOT, Server, eventually
-from fake_nvml import FakeNvml, environment
+from conftest import PATIENCE_S, ROOT, Server
+from fake_nvml import FakeNvml, environment, loaded
 from importing import NOW, span
 from originals import Original
 from test_writer import ask
 
 from gpumon_core import importer
+from gpumon_core.__main__ import main
 from gpumon_core.settings import Settings
 from gpumon_core.store import database
 
@@ -114,9 +115,11 @@ def test_where_there_are_several_gpus_it_lists_them_and_asks(
 
 
 def test_an_import_that_is_refused_makes_no_database(
-    environ: dict[str, str], fake: FakeNvml, tmp_path: Path
+    environ: dict[str, str], fake: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.add_gpu()
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
     file = Original(tmp_path / "gpu_metrics.db")
     file.ticks(range(int(time.time()) - 400, int(time.time()) - 60, 4))
     other = tmp_path / "other.db"
@@ -133,11 +136,32 @@ def test_an_import_that_is_refused_makes_no_database(
         (file.path, "--gpu", "7"),
         (file.path, "--gpu", "3=0"),
     ):
-        done = gpumon(environ, "import", *map(str, words))
-        assert done.returncode in (1, 2), (words, done.stdout)
+        with loaded(fake):
+            assert main(["import", *map(str, words)]) in (1, 2), words
         assert sorted(folder.rglob("*")) == left, words
-    assert gpumon(environ, "import", str(file.path), "--gpu", "0").returncode == 0
+    with loaded(fake):
+        assert main(["import", str(file.path), "--gpu", "0"]) == 0
     assert (folder / "gpumon.db").is_file()
+
+
+# The command, killed with everything ready for a commit that follows one with ticks in it.
+KILLED_HALFWAY = """
+import os, signal, sys
+import sqlalchemy as sa
+from gpumon_core.__main__ import main
+
+ticks = 0
+
+@sa.event.listens_for(sa.Engine, "commit")
+def commit(connection):
+    global ticks
+    if ticks:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if sa.inspect(connection).has_table("imports"):
+        ticks = connection.exec_driver_sql("SELECT sum(ticks) FROM imports").scalar() or 0
+
+main(["import", sys.argv[1]])
+"""
 
 
 def test_a_killed_import_is_completed_by_the_next_while_a_recorder_works(
@@ -155,12 +179,11 @@ def test_a_killed_import_is_completed_by_the_next_while_a_recorder_works(
                 "INSERT INTO process_snapshots VALUES (NULL, ?, ?, ?, ?)",
                 [(at, pid, "train", 500.0 + at % 50) for at in times],
             )
-    command = [sys.executable, "-m", "gpumon_core", "import", str(file.path)]
-    running = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.DEVNULL)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_HALFWAY, str(file.path)], cwd=ROOT, env=environ, check=False
+    )
+    assert killed.returncode == -signal.SIGKILL
     reader = database.open_for_reading(f"sqlite:///{tmp_path / 'history' / 'gpumon.db'}")
-    eventually(lambda: ask(reader, "SELECT count(*) FROM imports") != [(0,)], every_s=0.001)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
     assert ask(reader, "PRAGMA integrity_check") == [("ok",)]
     [(before,)] = ask(reader, "SELECT sum(ticks) FROM imports")
     assert 0 < before < len(times)
