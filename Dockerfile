@@ -20,7 +20,7 @@ FROM python:3.13-slim
 COPY --from=build /opt/gpumon /opt/gpumon
 COPY --from=build /app /app
 RUN python -m pip uninstall --yes --quiet --root-user-action=ignore pip \
-    && install -d -o 1000 -g 1000 /app/history /app/logs
+    && install -d -m 0700 -o 1000 -g 1000 /app/history /app/logs
 # HOME is where libraries look for caches and settings of their own: a folder that may be forgotten.
 ENV PATH=/opt/gpumon/bin:$PATH \
     HOME=/tmp \

@@ -18,12 +18,16 @@ from dataclasses import asdict
 
 import streamlit as st
 from sqlalchemy.exc import DBAPIError
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from gpumon_core import allocator, logs, runtime
+from gpumon_core import allocator, descriptors, log_limit, logs, runtime
+from gpumon_core.connections import Connections
 from gpumon_core.export import api, prometheus
+from gpumon_core.masking import hide
+from gpumon_core.request_limits import RequestLimits
 from gpumon_core.settings import SettingsError, check_data_dir, unknown_variables
 from pages.ui import assets, document
 
@@ -31,7 +35,7 @@ log = logging.getLogger("gpumon_core.server")
 
 # So long a failure of a page keeps its reference, and so many of them are kept in mind.
 TOLD_FOR_S, MOST_TOLD = 60.0, 100
-_told: dict[str, tuple[str, float]] = {}
+_told: dict[log_limit.Kind, tuple[str, float]] = {}
 
 
 def _prepare_pages() -> None:
@@ -51,6 +55,7 @@ def _prepare_pages() -> None:
 @asynccontextmanager
 async def lifespan(_: st.App) -> AsyncIterator[None]:
     """Record from the moment the server boots until it ends."""
+    accepted.limit(asyncio.get_running_loop())
     await asyncio.to_thread(runtime.start)
     log.info("serving on http://%s:%s", st.get_option("server.address"), st.get_option("server.port"))
     threading.Thread(target=_prepare_pages, name="prepare-pages", daemon=True).start()
@@ -69,7 +74,7 @@ def healthz(_: Request) -> JSONResponse:
         problem = runtime.state().recording
         answer = {
             "status": "stale",
-            "recording_problem": problem.reason if problem else str(error.orig),
+            "recording_problem": hide(problem.reason if problem else str(error.orig)),
             "recorder": counts and asdict(counts),
         }
         return JSONResponse(answer, status_code=503)
@@ -78,7 +83,8 @@ def healthz(_: Request) -> JSONResponse:
 
 def show_script_error(error: Exception) -> bool:
     """A page's failure as one sentence for its reader; the log has the rest under the same reference."""
-    kind = f"{type(error).__name__}: {error}"
+    # Its text may have what the reader's browser sent.
+    kind = log_limit.place_of(error)
     reference, since = _told.get(kind, ("", 0.0))
     if time.monotonic() - since > TOLD_FOR_S:
         # A part that is drawn with every sample fails with every sample: the log hears of it now and then.
@@ -101,6 +107,7 @@ def _configure() -> None:
         if settings.record:
             check_data_dir(settings)
         logs.configure(settings.log_level, settings.log_file)
+        log_limit.install()
     except SettingsError as error:
         sys.exit(f"gpumon: {error}")
     for sentence in unknown_variables():
@@ -110,9 +117,12 @@ def _configure() -> None:
 # Before there are threads, each of which would get an arena of its own.
 allocator.settle()
 _configure()
+descriptors.raise_limit()
+accepted = Connections()
 app = st.App(
     "pages/main.py",
     lifespan=lifespan,
     routes=[Route("/healthz", healthz), *prometheus.ROUTES, *api.ROUTES, *assets.ROUTES, *document.ROUTES],
+    middleware=[Middleware(RequestLimits, accepted=accepted)],
     on_script_error=show_script_error,
 )

@@ -187,7 +187,7 @@ prepare_folders() {
     local folder
     for folder in history logs; do
         [ ! -d "$folder" ] || continue
-        mkdir "$folder"
+        mkdir -m 700 "$folder"
         [ -z "${SUDO_UID:-}" ] || chown "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" "$folder"
     done
     if [[ $(docker info --format '{{.SecurityOptions}}') == *rootless* ]]; then

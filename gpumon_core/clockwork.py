@@ -104,7 +104,7 @@ class Clockwork:
         self._scheduler.start()
         self._watch.start()
 
-    def stop(self, patience_s: float = 3.0) -> list[str]:
+    def stop(self, patience_s: float = 2.0) -> list[str]:
         """Begin nothing more, and let what runs end. Returns whose jobs still run after that time."""
         ends = time.monotonic() + patience_s
         self._stopping.set()

@@ -7,18 +7,19 @@ import shutil
 import sys
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import sqlalchemy as sa
 
-from gpumon_core import __version__, gpu_state, health
+from gpumon_core import __version__, gpu_state, health, private_files
 from gpumon_core.attribution.local import is_wsl, sees_host_processes, user_name
 from gpumon_core.format import duration, memory
+from gpumon_core.masking import hide
 from gpumon_core.recorder import State
 from gpumon_core.settings import Settings, mask_password, unknown_variables
-from gpumon_core.store import database
+from gpumon_core.store import database, sqlite_file
 from gpumon_core.store.lock import RecorderLock
 from gpumon_core.telemetry import remedies
 from gpumon_core.telemetry.records import SourceUnavailable
@@ -42,6 +43,11 @@ class Finding:
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """Look at everything; slow calls to a sick driver included, so not for a page's path."""
+    for finding in _examine(settings):
+        yield replace(finding, text=hide(finding.text))
+
+
+def _examine(settings: Settings) -> Iterator[Finding]:
     yield Finding("ok", "gpumon", f"{__version__} on Python {sys.version.split()[0]}, as user {_user()}")
     for sentence in unknown_variables():
         yield Finding("warning", "settings", sentence, "Correct or remove it.")
@@ -51,6 +57,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     # As the recorder does it.
     simulates = settings.source == "demo" or (settings.source == "auto" and not has_driver)
     yield from _database(settings, simulates)
+    for reason, remedy in private_files.sentences(_exposed(settings)):
+        yield Finding("warning", "privacy", reason, remedy)
 
 
 def _user() -> str:
@@ -167,12 +175,22 @@ def _database(settings: Settings, simulates: bool) -> Iterator[Finding]:
             f"{memory(free / 2**20)} free for {folder}",
             "" if verdict == "ok" else "Free some space: recording stops when the disk is full.",
         )
-    if not database.exists(url):
-        yield Finding("ok", "database", f"{mask_password(url)} does not exist yet; the recorder makes it")
+    foreign = path and sqlite_file.explain_foreign(path)
+    if foreign:
+        reason, _, remedy = foreign.partition(". ")
+        yield Finding("problem", "database", reason, remedy)
         return
     engine = database.open_for_reading(url)
     state = State("viewing", "demo" if simulates else "nvml", url)
     try:
+        damage = sqlite_file.damage(engine) if path is not None and path.exists() else None
+        if damage:
+            remedy = "The recorder sets it aside at its next start, and begins a new one; nothing is deleted."
+            yield Finding("problem", "database", f"{path} is damaged: {damage}", remedy)
+            return
+        if not database.exists(url):
+            yield Finding("ok", "database", f"{mask_password(url)} does not exist yet; the recorder makes it")
+            return
         found = health.check(engine, state, settings.host_name, settings.interval)
         with engine.connect() as connection:
             revision = database.revision(connection)
@@ -206,6 +224,24 @@ def _recording(path: Path | None, settings: Settings, found: health.Health) -> F
     lock = RecorderLock(path, settings.host_name) if path is not None else None
     who = f"{lock.holder()} records, but " if lock is not None and not lock.is_free() else "nobody records, and "
     return Finding("warning", "recording", who + newest, "Start it with ./setup.sh run, or look at its log.")
+
+
+def _exposed(settings: Settings) -> list[private_files.Exposed]:
+    return private_files.exposed(database.files_of(settings), settings.log_file)
+
+
+def fix(settings: Settings) -> Iterator[Finding]:
+    """Mend what can be mended without asking: let nobody else look into the history. Says what it has done."""
+    for one in _exposed(settings):
+        if one.obstacle:
+            # The examination names it.
+            continue
+        if why := private_files.mend(one):
+            yield Finding(
+                "problem", "privacy", f"{one} could not be kept from others: {why}", "Look at the folder."
+            )
+        else:
+            yield Finding("ok", "mended", f"{one} is kept from other users of this machine now")
 
 
 def render(finding: Finding) -> str:

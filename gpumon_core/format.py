@@ -164,9 +164,22 @@ def value_of(metric: Metric, number: float | None, whole: float | None) -> tuple
     return f"{number * scale:.{digits}f}", rest
 
 
+# What Streamlit's Markdown makes something of, though a backslash stands before it: its plugins look for links,
+# addresses of mail, emoji, icons and arrows in the text after the backslashes are gone.
+_FOUND_LATER = re.compile(
+    r":(?=//[-\w]*\.|[\w+-]+:)|(?<=www)\.|(?<=[-.\w+])@(?=[-\w]+\.[-\w])|-(?=[->])|(?<=<)-|[<>~](?==)",
+    re.IGNORECASE,
+)
+_MARKS = re.compile(r"[!-/:-@\[-`{-~]")
+
+
 def plain(text: str) -> str:
-    """Text from outside, made safe to stand in Markdown as it is."""
-    return re.sub(r"([\\`*_{}\[\]()<>#+\-.!|~:$&])", r"\\\1", text)
+    """Text from outside, made safe to stand in Markdown as it is: in one line, every mark with a backslash before
+    it. A mark that a plugin would find all the same stands alone in an element without a colour, which splits what
+    the plugins read; see `:color[...]` in the documentation of st.markdown."""
+    line = printable(re.sub(r"[\t\n\v\f\r\x85\u2028\u2029]+", " ", text))
+    later = {found.start() for found in _FOUND_LATER.finditer(line)}
+    return _MARKS.sub(lambda mark: f":color[\\{mark[0]}]" if mark.start() in later else f"\\{mark[0]}", line)
 
 
 def printable(text: str) -> str:

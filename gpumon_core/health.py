@@ -52,10 +52,12 @@ class Health:
             "gpus": self.gpus,
             "gpus_lost": self.lost,
             "gpus_hung": self.hung,
+            "readers_hung": self.state.hung_readers,
             "gpus_sampled_by_interval": self.by_interval,
             "role": self.state.role,
             "driver_problem": self.state.driver and self.state.driver.reason,
             "recording_problem": self.state.recording and self.state.recording.reason,
+            "reader_problem": self.state.reader and self.state.reader.reason,
             "notice": self.state.notice and self.state.notice.reason,
             "recorder": self.vitals and asdict(self.vitals),
             "version": __version__,
@@ -138,7 +140,7 @@ def judge(
     status: Status
     if age is None or age > fresh_within_s(interval_s):
         status = "no_driver" if state.driver is not None and state.source == "nvml" else "stale"
-    elif lost or (state.recording is not None and state.role == "recording"):
+    elif lost or state.reader is not None or (state.recording is not None and state.role == "recording"):
         status = "degraded"
     else:
         status = "ok"

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import logging
 import sys
+from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from gpumon_core.settings import SettingsError, variable
+from gpumon_core.masking import hide
+from gpumon_core.private_files import make_folder, opener
+from gpumon_core.settings import SettingsError, shown, variable
 
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 FILE_BYTES = 10_000_000
 OLDER_FILES = 3
 
 
+class _Hiding(logging.Formatter):
+    """Lines without the secrets of the settings, whoever wrote them: a library's error may quote one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return hide(super().format(record))
+
+
 class _File(RotatingFileHandler):
     """A log file whose troubles cost lines of the file, never the server, and are told on stderr once."""
 
     told = False
+
+    def _open(self) -> TextIOWrapper:
+        # Also after each rotation.
+        file = open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=opener)  # noqa: SIM115
+        assert isinstance(file, TextIOWrapper)
+        return file
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Say why the file lacks lines; stderr has them all."""
@@ -38,22 +54,24 @@ def configure(level: str, file: Path | None = None) -> None:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if file is not None:
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(file.parent)
             handlers.append(_File(file, maxBytes=FILE_BYTES, backupCount=OLDER_FILES, encoding="utf-8"))
         except OSError as error:
             raise SettingsError(
-                f"{variable('log_file')}={file}: must be a file that this user can write to ({error.strerror})"
+                f"{variable('log_file')}={shown('log_file', file)}: must be a file that this user can write to "
+                f"({error.strerror})"
             ) from None
     for handler in handlers:
-        handler.setFormatter(logging.Formatter(FORMAT))
+        handler.setFormatter(_Hiding(FORMAT))
         handler.addFilter(_is_failure)
     ours = logging.getLogger("gpumon_core")
     ours.handlers[:] = handlers
     ours.setLevel(level)
     ours.propagate = False
-    pool = logging.getLogger("sqlalchemy.pool")
-    pool.handlers[:] = handlers
-    pool.propagate = False
+    for name in ("sqlalchemy.pool", "asyncio"):
+        library = logging.getLogger(name)
+        library.handlers[:] = handlers
+        library.propagate = False
     # The scheduler warns about every late run, which would be a line per tick on a slow machine.
     scheduler = logging.getLogger("apscheduler")
     scheduler.handlers[:] = handlers

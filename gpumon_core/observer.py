@@ -14,6 +14,7 @@ from gpumon_core.telemetry.records import Snapshot, Source, SourceUnavailable
 
 if TYPE_CHECKING:
     from gpumon_core.attribution.inquirer import Inquirer
+    from gpumon_core.attribution.readers import Readers
 
 # The driver samples the use of processes five times a second.
 BETWEEN_S = 1.0
@@ -81,6 +82,20 @@ class Observer:
     def _learned(self, snapshot: Snapshot, identities: dict[int, ProcessIdentity]) -> dict[int, ProcessIdentity]:
         return identities if self._inquirer is None else self._inquirer.add(identities, snapshot.processes)
 
+    @property
+    def hung_readers(self) -> int:
+        """How many threads hang in a read of what a process controls."""
+        return sum(readers.hung for readers in self._readers())
+
+    @property
+    def reader_problem(self) -> str | None:
+        """What hangs, and since when, in one sentence; None where nothing does."""
+        return next((readers.problem for readers in self._readers() if readers.hung), None)
+
+    def _readers(self) -> list[Readers]:
+        found = (getattr(one, "readers", None) for one in (self._attribution, self._inquirer))
+        return [readers for readers in found if readers is not None]
+
     def past(self, start: float, end: float, step_s: float) -> Iterator[Attributed]:
         """The snapshots of a time gone by, where the source can tell: a driver cannot."""
         return iter(())
@@ -119,13 +134,16 @@ def real(settings: Settings) -> Observer:
     from gpumon_core.attribution.inquirer import Inquirer
     from gpumon_core.attribution.local import LocalAttribution
     from gpumon_core.attribution.rules import Rules
+    from gpumon_core.attribution.secrets import Mask
     from gpumon_core.telemetry.nvml import NvmlSource
     from gpumon_core.telemetry.sleep import Sleep
 
-    describer = Describer(commands=settings.commands, rules=Rules.load(settings.rules), ask=settings.ask_servers)
+    rules = Rules.load(settings.rules)
+    describer = Describer(commands=settings.commands, rules=rules, ask=settings.ask_servers)
     source = NvmlSource(settings.host_name, sleep=Sleep(settings.let_sleep))
     socket = None if settings.container_socket is None else str(settings.container_socket)
-    inquirer = Inquirer(container_socket=socket) if settings.ask_servers else None
+    # Where nobody may be asked, it still reads the files that the tick must not wait for.
+    inquirer = Inquirer(container_socket=socket, mask=Mask(rules.secrets))
     return Observer(source, LocalAttribution(describer=describer), inquirer)
 
 

@@ -16,6 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from gpumon_core import text
 from gpumon_core.original_file import OriginalError, OriginalFile
 from gpumon_core.store.accounts import longest_step
 
@@ -413,6 +414,5 @@ def _who(index: object, pid: object, raw: object) -> tuple[int, int, str] | None
 
 def _name(raw: bytes) -> str:
     """A program's name as people call it: of a path its last part, without what no name has."""
-    text = raw.decode("utf-8", "replace").strip()
-    text = "".join(letter for letter in text if letter.isprintable())
-    return text.rstrip("/").rsplit("/", 1)[-1] if text.startswith("/") else text
+    name = text.decoded(raw).strip()
+    return name.rstrip("/").rsplit("/", 1)[-1] if name.startswith("/") else name

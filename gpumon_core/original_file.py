@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from gpumon_core.text import clean
+
 # So long a program that writes to the file is waited for, and a question to a damaged file may take.
 BUSY_S = 5.0
 PATIENCE_S = 60.0
@@ -193,7 +195,7 @@ class OriginalFile:
             sqlite3.SQLITE_PERM: "Give this user access to it.",
         }.get(code, "It is damaged: `sqlite3 FILE .recover` may save what it holds.")
         # SQLite quotes from the file.
-        why = "".join(letter for letter in str(error) if letter.isprintable())[:200]
+        why = clean(str(error), 200)
         return OriginalError(f"{self.path} cannot be read ({why}). {remedy}")
 
 

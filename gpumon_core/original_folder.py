@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gpumon_core.original import Original, is_index
 from gpumon_core.original_file import OriginalError
+from gpumon_core.text import LONGEST, clean
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def named_gpus(path: Path) -> list[NamedGpu]:
 def _text(value: object) -> str | None:
     text = value.strip() if isinstance(value, str) else ""
     # What the original writes where nvidia-smi did not answer.
-    return None if text in ("", "GPU", "Unknown") or not text.isprintable() else text
+    return None if text in ("", "GPU", "Unknown") or clean(text, LONGEST) != text else text
 
 
 def found_in(folder: Path, own: Iterable[Path] = ()) -> list[Path]:

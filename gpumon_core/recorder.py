@@ -18,6 +18,7 @@ from typing import Literal
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from gpumon_core import private_files
 from gpumon_core.buffer import Buffer, FileFailed
 from gpumon_core.clockwork import Clockwork
 from gpumon_core.newest import Newest, follow
@@ -40,7 +41,7 @@ REHEARSAL_S = 3600.0
 # oldest make room for newer ones.
 BUFFER_TICKS = 900
 # How long the end waits for what is being written and for the source: 10 s at the most, with the jobs at work.
-WRITING_ENDS_S = 4.0
+WRITING_ENDS_S = 3.0
 SAMPLING_ENDS_S = 1.0
 
 
@@ -50,7 +51,7 @@ class State:
 
     role: recording; standby (another recorder holds the database); viewing (GPUMON_RECORD is
     false); stopped. `driver` is the problem with NVML, `recording` the one with this recorder, `reader` the one
-    with what is read about processes, and `notice` something that has happened and is over.
+    with reads of processes, of which `hung_readers` hang, and `notice` something that has happened and is over.
     """
 
     role: Literal["recording", "standby", "viewing", "stopped"]
@@ -59,6 +60,7 @@ class State:
     driver: Problem | None = None
     recording: Problem | None = None
     reader: Problem | None = None
+    hung_readers: int = 0
     notice: Problem | None = None
 
 
@@ -128,6 +130,9 @@ class Recorder:
                 "recording is switched off (GPUMON_RECORD): serving %s", mask_password(self._state.database_url)
             )
             return
+        exposed = private_files.exposed(database.files_of(self._settings), self._settings.log_file)
+        for reason, remedy in private_files.sentences(exposed):
+            log.warning("%s. %s", reason, remedy)
         try:
             self._open()
         except database.DatabaseError as error:
@@ -165,6 +170,9 @@ class Recorder:
                 self._writing.join(WRITING_ENDS_S)
                 if self._writing.is_alive():
                     log.warning("the database does not answer, and is not waited for")
+                    if self._session is not None:
+                        database.break_off(self._session.engine)
+                        self._writing.join(SAMPLING_ENDS_S)
                 self._writing = None
             self._save_waiting()
             self._sample(None, None)
@@ -411,6 +419,7 @@ class Recorder:
                 self._newest = follow(self._newest, *observed)
             self._sampled_ms = 1000 * (time.monotonic() - began)
             dropped = target.buffer.add(observed)
+            self._look_at_readers(observer)
         if dropped:
             self._pulse.dropped(dropped, "more ticks waited for the database than the buffer holds")
         if len(target.buffer) > 1:
@@ -420,6 +429,17 @@ class Recorder:
         if self._state.source == "nvml" and self._state.driver is not None:
             log.info("the driver answers again")
             self._set(driver=None)
+
+    def _look_at_readers(self, observer: Observer) -> None:
+        """Say so where a read of what a process controls hangs."""
+        if not observer.hung_readers and self._state.reader is None:
+            return
+        reason = observer.reader_problem
+        problem = None
+        if reason is not None:
+            remedy = "Everything else is recorded. Look at that process, or at the file system that it uses."
+            problem = Problem(reason, remedy)
+        self._set(reader=problem, hung_readers=observer.hung_readers)
 
     # ---- Writing -------------------------------------------------------------------------------------
 
@@ -482,6 +502,25 @@ class Recorder:
                 reason = str(refused)
         self._pulse.failed(reason, tick=False)
         self._fail("database", reason)
+        self._look_at_version(session)
+
+    def _look_at_version(self, session: Session) -> None:
+        """Say so where a newer gpumon has moved the database on meanwhile."""
+        try:
+            newer = database.newer_revision(session.engine)
+        except SQLAlchemyError as error:
+            # The next minute asks again.
+            log.debug("the revision of the database cannot be read: %s", error)
+            return
+        if newer is None:
+            self._is_well("version")
+            return
+        self._fail(
+            "version",
+            f"A newer gpumon has brought the database {mask_password(session.target.url)} to revision {newer}; "
+            f"this one, of revision {database.head()}, goes on as long as it can",
+            "Update this gpumon.",
+        )
 
     def _rehearse(self, session: Session) -> None:
         """A demo that begins has an hour behind it already, so that there is something to see."""
@@ -516,6 +555,7 @@ class Recorder:
             if not session.lock.is_held():
                 self._lose_lock(session)
                 return
+            self._look_at_version(session)
             session.roll_up(self._stopping)
             session.note_health()
             give_back_memory()
@@ -544,7 +584,8 @@ def _acquire(lock: Lock, url: str) -> bool:
     except OSError as error:
         path = database.file_of(url)
         if path is None:
-            raise database.DatabaseAway(
+            kind = database.DatabaseError if isinstance(error, PermissionError) else database.DatabaseAway
+            raise kind(
                 f"The database {mask_password(url)} cannot be reached ({error.strerror}). Look at the server "
                 "and at GPUMON_DATABASE_URL."
             ) from error

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from gpumon_core import buffer
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.buffer import Buffer
+from gpumon_core.masking import hide
 from gpumon_core.settings import Settings, mask_password
 from gpumon_core.store import database, health, retention, rollups, sqlite_file
 from gpumon_core.store.lock import Lock, LockLost
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 # So many ticks are written in one transaction where many wait.
 CATCH_UP_TICKS = 50
+# PostgreSQL's class of "syntax error or access rule violation": a column or a table that is not there, or a right.
+SCHEMA_ERRORS = "42"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,10 @@ class Problem:
 
     reason: str
     remedy: str
+
+    def __post_init__(self) -> None:
+        # Pages and /healthz show it, and another library's error may quote a password.
+        object.__setattr__(self, "reason", hide(self.reason))
 
 
 @dataclass(slots=True)
@@ -189,6 +196,9 @@ class Session:
         except Exception as error:
             if database.is_damage(error) or (isinstance(error, DBAPIError) and error.connection_invalidated):
                 raise
+            if (getattr(getattr(error, "orig", None), "sqlstate", None) or "").startswith(SCHEMA_ERRORS):
+                # Every tick would be refused: the tables are not those of this gpumon, or not for this user.
+                raise
             if len(batch) > 1:
                 # One of them it is; the others are good.
                 return sum(self._put([tick]) for tick in batch)
@@ -328,7 +338,7 @@ class Session:
         keep = retention.Keep(
             settings.retention_raw_days, settings.retention_minute_days, settings.retention_hour_days
         )
-        retention.forget(self.engine, keep, self.now, stopping=stopping)
+        retention.forget(self.engine, keep, self.now, stopping=stopping, host=settings.host_name)
 
     def close(self) -> None:
         """Give the database back, with its ledger up to date where it takes that. For the thread that writes."""

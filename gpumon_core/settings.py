@@ -10,12 +10,19 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from gpumon_core.masking import Secret, mask_password, remember, secrets_in
+from gpumon_core.private_files import make_folder
+from gpumon_core.text import clean
+
+__all__ = ["Settings", "SettingsError", "load", "mask_password"]
 
 PREFIX = "GPUMON_"
 ENV_FILE = ".env"
@@ -29,7 +36,12 @@ class Settings(BaseSettings):
     """The settings in force. Construct it through `load()`, which words the errors."""
 
     model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_file=ENV_FILE, env_ignore_empty=True, extra="ignore", frozen=True
+        env_prefix=PREFIX,
+        env_file=ENV_FILE,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
     )
 
     source: Annotated[
@@ -43,6 +55,7 @@ class Settings(BaseSettings):
     data_dir: Annotated[Path, Field(description="folder of the database; created when missing")] = Path("history")
     database_url: Annotated[
         str | None,
+        Secret(mask_password, secrets_in),
         Field(
             description="database: `sqlite:///PATH` or `postgresql+psycopg://USER:PASSWORD@HOST/NAME`; by default "
             "`sqlite:///<data dir>/gpumon.db`"
@@ -51,7 +64,7 @@ class Settings(BaseSettings):
     host_name: Annotated[
         str,
         Field(
-            default_factory=socket.gethostname,
+            default_factory=lambda: clean(socket.gethostname()),
             min_length=1,
             max_length=255,
             description="name under which this machine's history is kept; by default the system's host name",
@@ -181,12 +194,21 @@ class Settings(BaseSettings):
             raise ValueError("must begin with sqlite:/// and name a file, or begin with postgresql+psycopg://")
         from sqlalchemy.engine import make_url
 
+        refusal = ValueError("has a part that cannot be read; write @ : / in a password as %40 %3A %2F")
         try:
-            make_url(url)
+            parsed = make_url(url)
         except Exception:
             # SQLAlchemy's own words may quote a part of the password.
-            raise ValueError("has a part that cannot be read; write @ : / in a password as %40 %3A %2F") from None
+            raise refusal from None
+        # What follows an @ in a password is a part of it, which errors would show as the host or the database.
+        if "@" in f"{parsed.host} {parsed.database}":
+            raise refusal
         return url
+
+    @field_validator("host_name")
+    @classmethod
+    def _clean_name(cls, value: str) -> str:
+        return clean(value)
 
     @field_validator("rules")
     @classmethod
@@ -201,6 +223,10 @@ class Settings(BaseSettings):
                 # A path of bytes that are no text is none that pydantic can pass on.
                 raise ValueError(_printable(str(error))) from None
         return value
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        for name in type(self).model_fields:
+            yield name, shown(name, getattr(self, name))
 
     @property
     def real_database_url(self) -> str:
@@ -225,18 +251,48 @@ def variable(field: str) -> str:
 def load(**overrides: Any) -> Settings:
     """Read the settings from the environment and .env; `overrides` win. Raises SettingsError."""
     try:
-        return Settings(**overrides)
+        settings = Settings(**overrides)
     except ValidationError as error:
         raise SettingsError("; ".join(_explain(detail) for detail in error.errors())) from None
     except UnicodeDecodeError as error:
         raise SettingsError(f"{ENV_FILE} is not UTF-8 text ({error.reason} at byte {error.start})") from None
+    for name, field in Settings.model_fields.items():
+        value = getattr(settings, name)
+        for marker in _secret(field):
+            for one in value if isinstance(value, list | tuple) else (value,):
+                remember(marker.hidden(_text(one)))
+    return settings
+
+
+def _secret(field: FieldInfo) -> list[Secret]:
+    """The mark of a setting that holds a secret."""
+    return [one for one in field.metadata if isinstance(one, Secret)]
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def shown(name: str, value: object) -> str:
+    """What may be seen of a setting's value: everything, but of one that is marked as a Secret, and of a URL that
+    stands where none should."""
+    text = _text(value)
+    for marker in _secret(Settings.model_fields[name]):
+        return marker.shown(text)
+    return mask_password(text) if re.match(r"\s*[\"']?[\w+.\-]+:/", text) else text
 
 
 def _explain(detail: Mapping[str, Any]) -> str:
     field = str(detail["loc"][0])
     message = str(detail["msg"]).removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    value = mask_password(str(detail["input"]))
+    given, value = str(detail["input"]), shown(field, detail["input"])
+    if value != given:
+        # A sentence may quote what it is about.
+        for quoted in (given, _printable(given), _printable(str(Path(given)))):
+            message = message.replace(quoted, value) if quoted.strip(".") else message
     return _printable(f"{variable(field)}={value}: {message} ({Settings.model_fields[field].description})")
 
 
@@ -245,20 +301,11 @@ def _printable(text: str) -> str:
     return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
 
 
-def mask_password(url: str) -> str:
-    """The text with the password of a `scheme://user:password@host` URL replaced by stars."""
-    # Up to the last @: a password may hold one that should have been escaped.
-    text = re.sub(r"(://[^:/@\s]*:)\S*@", r"\1***@", url)
-    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", text)
-
-
 def in_force(settings: Settings) -> list[tuple[str, str, str]]:
-    """Every setting's variable, its value with passwords masked, and its meaning."""
+    """Every setting's variable, its value with secrets masked, and its meaning."""
     rows = []
     for name, field in Settings.model_fields.items():
-        value = getattr(settings, name)
-        text = "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-        rows.append((variable(name), mask_password(text), field.description or ""))
+        rows.append((variable(name), shown(name, getattr(settings, name)), field.description or ""))
     return rows
 
 
@@ -267,11 +314,9 @@ def markdown_table() -> str:
     lines = ["| setting | default | meaning |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
         default = field.default
-        if field.default_factory is not None or default is None:
-            shown = ""
-        else:
-            shown = f"`{str(default).lower() if isinstance(default, bool) else default}`"
-        lines.append(f"| `{variable(name)}` | {shown} | {field.description} |")
+        has_none = field.default_factory is not None or default is None
+        written = "" if has_none else f"`{shown(name, default)}`"
+        lines.append(f"| `{variable(name)}` | {written} | {field.description} |")
     return "\n".join(lines)
 
 
@@ -279,12 +324,13 @@ def check_data_dir(settings: Settings) -> None:
     """Make the data folder, and raise SettingsError where nothing can be written to it."""
     path = settings.data_dir
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
         raise SettingsError(
-            f"{variable('data_dir')}={path}: must be a folder that this user can write to ({error.strerror})"
+            f"{variable('data_dir')}={shown('data_dir', path)}: must be a folder that this user can write to "
+            f"({error.strerror})"
         ) from None
 
 

@@ -6,6 +6,7 @@ import ctypes
 import threading
 from dataclasses import dataclass, replace
 
+from gpumon_core.masking import hide
 from gpumon_core.store.health import Minute
 from gpumon_core.telemetry.records import elapsed
 
@@ -103,6 +104,8 @@ class Pulse:
         )
 
     def _note(self, reason: str) -> None:
+        # Pages, /healthz and the database show it.
+        reason = hide(reason)
         with self._guard:
             self._error = reason
             self._now = replace(self._now, last_error=reason)

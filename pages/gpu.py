@@ -56,7 +56,7 @@ def body(now: Health) -> None:
     table = data.gpu_table(at)
     gpu = table[table["id"] == named[chosen]]
     if gpu.empty:
-        st.info(f"{chosen} is not there any more. Choose another GPU in the sidebar.")
+        st.info(f"{fmt.plain(chosen)} is not there any more. Choose another GPU in the sidebar.")
         return
     chrome.stale_warning(now)
     st.html(data.gpu_card_html(at, named[chosen]) + facts(gpu.iloc[0]))

@@ -6,7 +6,7 @@ import streamlit as st
 
 from gpumon_core import runtime
 from gpumon_core.health import Health
-from pages.ui import chrome, data, sheets, tables
+from pages.ui import chrome, data, download, sheets, tables
 
 
 def body(now: Health) -> None:
@@ -47,6 +47,8 @@ def processes(at: data.Tick) -> None:
             st.caption(f"None of the {len(found)} active processes matches. Clear the search to see them.")
         return
     tables.show(shown, "active_processes", "Processes on the GPUs in the newest sample")
+    files = download.of_route("api/v1/processes", [], "active", chrome.zone())
+    download.show(files, len(found), "active_download")
     unread = len({row["process_id"] for row in found if row["start_time"] is None})
     if unread:
         st.caption(

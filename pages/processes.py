@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime
-from urllib.parse import urlencode
 
 import pandas as pd
 import streamlit as st
@@ -222,7 +220,7 @@ def _largest_gib() -> float:
 
 def _files(chosen: ProcessFilter) -> list[download.File]:
     """The same rows as files."""
-    query: list[tuple[str, object]] = [("tz", zone.key)]
+    query: list[tuple[str, object]] = []
     for name, value in (
         ("from", chosen.start),
         ("to", chosen.end),
@@ -241,20 +239,7 @@ def _files(chosen: ProcessFilter) -> list[download.File]:
         *chosen.programs_with,
     ):
         query += [(name, value) for value in values]
-    stamp = f"{datetime.now(zone):%Y%m%d-%H%M%S}"
-    return [
-        download.File(
-            label,
-            f"api/v1/processes/history?{urlencode([*query, ('format', kind)])}",
-            f"gpumon-processes-{stamp}.{kind}",
-            mime,
-            rows=kind == "csv",
-        )
-        for label, kind, mime in (
-            ("CSV", "csv", "text/csv"),
-            ("Parquet", "parquet", "application/vnd.apache.parquet"),
-        )
-    ]
+    return download.of_route("api/v1/processes/history", query, "processes", zone)
 
 
 chrome.live("Processes", body, REFRESH_S, charts=False)

@@ -102,7 +102,7 @@ def database(at: data.Tick, frame: pd.DataFrame) -> None:
         over = float(sizes["timestamp_epoch"].iloc[-1] - sizes["timestamp_epoch"].iloc[0])
         grown = f", {change:+.1f} MiB in the last {fmt.duration(over)}"
     shown = fmt.MISSING if size is None else f"{size / BYTES_PER_MIB:,.1f} MiB"
-    st.markdown(f"`{mask_password(at[0])}`: **{shown}**{grown}")
+    st.markdown(f"{fmt.plain(mask_password(at[0]))}: **{shown}**{grown}")
     chosen = runtime.settings()
     kept = data.resolutions(at)
     names = kept["seconds"].map(lambda seconds: fmt.span(seconds) if seconds else "every tick")

@@ -164,7 +164,11 @@ def headline(ranking: pd.DataFrame, totals: pd.DataFrame) -> None:
     if prices.known:
         cost = ledger.measure(ranking, "Cost", prices).sum()
         numbers.append(
-            ("Cost", f"{cost:,.2f} {prices.currency}", "Of energy, and of busy hours where they have a price")
+            (
+                "Cost",
+                f"{cost:,.2f} {fmt.plain(prices.currency)}",
+                "Of energy, and of busy hours where they have a price",
+            )
         )
     with st.container(horizontal=True, gap="medium"):
         for label, value, hint in numbers:

@@ -6,12 +6,13 @@ import os
 import pwd
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,46 @@ class Postgres:
     """A running server, whose databases anybody on this machine may use."""
 
     port: int
+    folder: Path
+
+    def processes(self) -> list[int]:
+        """The server's processes, the one that started the others first."""
+        first = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        children = []
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):
+                # After the name, which may hold anything: the state and the parent.
+                if int(path.read_text().rpartition(")")[2].split()[1]) == first:
+                    children.append(int(path.parent.name))
+        return [first, *children]
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """The server stands still: its kernel accepts connections and takes what is sent, and nobody answers."""
+        stopped = []
+        try:
+            # Nobody new is started once the first is stopped.
+            for pid in (self.processes()[0], *self.processes()[1:]):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGSTOP)
+                    stopped.append(pid)
+            yield
+        finally:
+            for pid in stopped:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+    def crash(self) -> None:
+        """One of its sessions is killed: all others end, and it starts anew from its log."""
+        with psycopg.connect(
+            host="127.0.0.1", port=self.port, user="gpumon", dbname="postgres", autocommit=True
+        ) as connection:
+            # With these OPTIONS a commit may still be in memory alone.
+            connection.execute("CHECKPOINT")
+            os.kill(connection.info.backend_pid, signal.SIGKILL)
+            with suppress(psycopg.OperationalError):
+                while True:
+                    connection.execute("SELECT 1")
 
     def url(self, name: str) -> str:
         """The URL of one of its databases, as GPUMON_DATABASE_URL takes it."""
@@ -103,7 +144,7 @@ def running(bin_dir: Path) -> Iterator[Postgres]:
     except subprocess.CalledProcessError as error:
         shutil.rmtree(folder)
         raise RuntimeError(f"initdb failed: {error.stderr}") from error
-    server = Postgres(free_port())
+    server = Postgres(free_port(), folder)
     options = OPTIONS | {"port": str(server.port), "unix_socket_directories": str(folder)}
     command = [str(bin_dir / "postgres"), "-D", data]
     command += [f"--{name}={value}" for name, value in options.items()]

@@ -10,14 +10,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+from conftest import eventually
 from test_attribution import FakeProc
 
+from gpumon_core.attribution import masking
 from gpumon_core.attribution.describe import LONGEST_COMMAND, Commands, Describer
+from gpumon_core.attribution.inquirer import Inquirer
 from gpumon_core.attribution.local import LocalAttribution
-from gpumon_core.attribution.records import Program
+from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.attribution.rules import Rules
 
 SECRET = "hf_abcdefghijklmnopqrstuvwxyz012345"
@@ -110,6 +114,74 @@ def test_a_users_own_patterns_are_masked_too(tmp_path: Path) -> None:
     assert "1234" not in program.command
 
 
+def test_every_text_that_a_process_may_choose_passes_the_mask(tmp_path: Path) -> None:
+    folder = tmp_path / f"password={SECRET}"
+    folder.mkdir()
+    program = folder / f"token={SECRET}"
+    program.symlink_to(sys.executable)
+    environ = os.environ | {
+        "JPY_SESSION_NAME": f"/x/key-{SECRET}.ipynb",
+        "SLURM_JOB_ID": f"api_key={SECRET}",
+        "SLURM_JOB_NAME": f"run --password {SECRET[3:]}",
+        "SLURM_JOB_USER": f"ada:{SECRET}",
+        "KUBERNETES_SERVICE_HOST": "h",
+        "POD_NAME": f"pod-{SECRET}",
+        "POD_NAMESPACE": f"space-{SECRET}",
+    }
+    for commands in ("full", "masked", "name"):
+        with script(tmp_path / "train.py", "--model", f"/m/{SECRET}", cwd=folder, env=environ) as pid:
+            name, found = told(pid, commands)  # type: ignore[arg-type]
+        shown = replace(found, command=None)
+        assert found.pod == "pod-***"
+        assert name == "train.py"
+        assert SECRET[3:] not in repr(shown)
+
+
+@pytest.mark.parametrize(
+    ("title", "shown"),
+    [
+        (f"worker --api-key {SECRET[3:]} of 8", "worker --api-key *** of 8"),
+        ("reads postgres://ada:s3cretpassword@db", "ada:***@db"),
+        ("x" * 110 + " --password s3cretpassword", "x" * 110 + " --passwor"),
+        ("train: PASSWORD=s3cret", "train: PASSWORD=***"),
+    ],
+)
+def test_a_title_is_masked_before_it_is_cut(tmp_path: Path, title: str, shown: str) -> None:
+    # Python names its first thread so, and a title is all that its command line is.
+    code = "import ctypes,time;ctypes.CDLL(None).prctl(15,b'MainThread');print('here',flush=True);time.sleep(600)"
+    environ = {"PATH": os.environ["PATH"]}
+    command = [title, "-c", code]
+    with subprocess.Popen(command, executable=sys.executable, stdout=subprocess.PIPE, env=environ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"here\n"
+            name, program = told(process.pid)
+        finally:
+            process.kill()
+    assert name is not None
+    assert name.startswith(shown[:119])
+    assert "s3cret" not in repr((name, program))
+    assert SECRET[3:] not in repr((name, program))
+
+
+def test_for_every_field_it_is_decided_whether_it_is_masked() -> None:
+    decided = {*masking.MASKED, *masking.NOT_MASKED, "command"}
+    assert decided == {field.name for field in fields(Program)}
+    assert not set(masking.MASKED) & set(masking.NOT_MASKED)
+
+
+def test_a_process_is_masked_once_and_not_at_every_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    masked: list[str] = []
+    whole = masking.starred
+    monkeypatch.setattr(masking, "starred", lambda program, mask: masked.append("x") or whole(program, mask))
+    attribution = LocalAttribution(trusted=True, describer=Describer())
+    with script(tmp_path / "train.py") as pid:
+        for tick in range(5):
+            attribution.identify({pid}, float(tick))
+        attribution.close()
+    assert masked == ["x"]
+
+
 @pytest.mark.parametrize(("commands", "name", "has_workload"), [("name", "train.py", True), ("off", None, False)])
 def test_less_is_kept_where_less_is_asked_for(
     tmp_path: Path, commands: Commands, name: str | None, has_workload: bool
@@ -180,9 +252,15 @@ def test_a_pod_is_told_by_cgroup_environment_and_account(tmp_path: Path) -> None
     account = folder / "root/var/run/secrets/kubernetes.io/serviceaccount"
     account.mkdir(parents=True)
     (account / "namespace").write_text("serving")
-    program = LocalAttribution(proc.path, trusted=True).identify({7}, 0)[7].program
-    assert (program.container_engine, program.container_id) == ("containerd", "b2" * 32)
-    assert (program.pod, program.namespace) == ("llm-0", "serving")
+    attribution, ask = LocalAttribution(proc.path, trusted=True), Inquirer()
+    found = attribution.identify({7}, 0)[7]
+    assert (found.program.container_engine, found.program.container_id) == ("containerd", "b2" * 32)
+    assert (found.program.pod, found.program.namespace, found.pending) == ("llm-0", None, True)
+    # The process may put anything where its file is: the tick does not look.
+    found = eventually(lambda: not (one := ask.add(attribution.identify({7}, 0), [])[7]).pending and one)
+    ask.close()
+    assert isinstance(found, ProcessIdentity)
+    assert found.program.namespace == "serving"
 
 
 def test_hostile_texts_are_cut_and_printable(tmp_path: Path) -> None:

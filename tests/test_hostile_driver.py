@@ -263,6 +263,7 @@ def test_mig_instances_that_share_a_uuid_are_told_apart(driver: FakeNvml) -> Non
 # ---- Texts ---------------------------------------------------------------------------------------
 
 NO_TEXTS = [b"\xff\xfe", b"A\x1b[2Jboard", b"A\nboard", b"A\x7f", "A\u202eboard".encode(), b"\x00", b""]
+NO_TEXTS += ["A\u200bboard".encode(), "A\u3164".encode(), b"Z" + "\u0301".encode() * 30]
 
 
 @pytest.mark.parametrize("text", NO_TEXTS)

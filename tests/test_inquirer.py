@@ -25,6 +25,7 @@ from gpumon_core.attribution.inquirer import Inquirer
 from gpumon_core.attribution.local import LocalAttribution
 from gpumon_core.attribution.records import Ask, Endpoint, ProcessIdentity, Program
 from gpumon_core.attribution.rules import Rules, RulesError
+from gpumon_core.attribution.secrets import Mask
 from gpumon_core.telemetry.records import ProcessReading
 
 DIGEST = "0123456789ab" + "c" * 52
@@ -275,6 +276,16 @@ def test_a_models_name_is_hostile_text(server: Server) -> None:
     assert len(model) <= inquirer.LONGEST_TEXT
     assert model.isprintable()
     assert model.encode()
+    ask.close()
+
+
+def test_what_others_say_of_a_process_passes_the_mask_too(server: Server) -> None:
+    server.answers["/m"] = {"m": ["org/model-corp-1234", "x?token=s3cretvalue"]}
+    ask = Inquirer(mask=Mask(["corp-[0-9]+"]))
+    identity = ProcessIdentity(7, "boot:1", ask=Ask(Endpoint("/m", "m.*", port=1), ("127.0.0.1", server.port)))
+    ask.add({7: identity}, [])
+    ask.wait(PATIENCE_S)
+    assert ask.add({7: identity}, [])[7].program.model == "org/model-***, x?token=***"
     ask.close()
 
 

@@ -15,8 +15,10 @@ import pytest
 from conftest import ROOT, eventually
 from filelock import FileLock
 from postgres import Postgres
+from sqlalchemy.event import listen
 
-from gpumon_core.store.lock import FileRecorderLock, Holder, Lock, recorder_lock
+from gpumon_core.store import database
+from gpumon_core.store.lock import FileRecorderLock, Holder, Lock, LockLost, recorder_lock
 
 Locks = Callable[..., Lock]
 
@@ -154,6 +156,52 @@ def test_asking_for_a_moment_does_not_turn_a_recorder_away(
     assert recorder.acquire()
     answered.join()
     recorder.release()
+
+
+@pytest.mark.parametrize("kind", ["removed", "replaced"])
+def test_a_lock_file_that_is_not_there_any_more_is_a_lost_lock(tmp_path: Path, kind: str) -> None:
+    """Whoever comes next locks the file that stands there: the first must not write beside it."""
+    url, path = f"sqlite:///{tmp_path}/gpumon.db", tmp_path / "gpumon.db.lock"
+    first, second = recorder_lock(url, "here"), recorder_lock(url, "here")
+    engine = database.open_for_writing(url)
+    assert first.acquire()
+    with engine.begin() as connection:
+        first.fence(connection)
+    if kind == "removed":
+        path.unlink()
+    else:
+        other = tmp_path / "other"
+        other.touch()
+        other.replace(path)
+    assert not first.is_held()
+    with pytest.raises(LockLost), engine.begin() as connection:
+        first.fence(connection)
+    assert second.acquire()
+    assert not first.acquire()
+    second.release()
+    assert first.acquire()
+    with engine.begin() as connection:
+        first.fence(connection)
+    first.release()
+    engine.dispose()
+
+
+def test_a_fence_holds_for_all_that_an_engine_begins(locks: Locks, database_url: str) -> None:
+    lock = locks()
+    engine = database.open_for_writing(database_url)
+    listen(engine, "begin", lock.fence)
+    with pytest.raises(LockLost), engine.begin():
+        pytest.fail("a transaction has begun")
+    assert lock.acquire()
+    with engine.begin() as connection:
+        assert connection.exec_driver_sql("SELECT 1").scalar() == 1
+    lock.release()
+    with pytest.raises(LockLost), engine.begin():
+        pytest.fail("a transaction has begun")
+    assert lock.acquire()
+    with engine.begin() as connection:
+        assert connection.exec_driver_sql("SELECT 1").scalar() == 1
+    engine.dispose()
 
 
 def test_every_host_records_into_a_shared_server(postgres: Postgres) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from gpumon_core.text import clean
+
 # A path longer than this is nobody's, and not worth the search.
 LONGEST = 4096
 # Every engine calls a container by 64 hexadecimal digits, wherever it puts the group: below a folder of its own
@@ -150,6 +152,7 @@ def _engine(above: str) -> str:
 
 
 def _unescaped(name: str) -> str:
-    """A unit's name as people wrote it, less what no database or terminal takes."""
-    name = ESCAPED.sub(lambda run: bytes.fromhex(run[0].replace("\\x", "")).decode("utf-8", "replace"), name)
-    return name if name.isprintable() else "".join(c if c.isprintable() else "\ufffd" for c in name)
+    """A unit's name as people wrote it."""
+    return clean(
+        ESCAPED.sub(lambda run: bytes.fromhex(run[0].replace("\\x", "")).decode("utf-8", "replace"), name)
+    )

@@ -17,11 +17,17 @@ from gpumon_core.attribution.endpoints import get_over_socket, values_at
 from gpumon_core.attribution.files import read
 
 ID = re.compile(r"[0-9a-f]{64}")
+# Before the name of an engine that is a user's own: nobody else is asked about its containers.
+ROOTLESS = "rootless "
 SOCKETS = {
     # A rootless engine listens in the folder of the user that it belongs to.
     "docker": ("/var/run/docker.sock", "/run/user/{uid}/docker.sock"),
     "podman": ("/run/podman/podman.sock", "/run/user/{uid}/podman/podman.sock"),
+    f"{ROOTLESS}docker": ("/run/user/{uid}/docker.sock",),
+    f"{ROOTLESS}podman": ("/run/user/{uid}/podman/podman.sock",),
 }
+# Where control groups are, by the name of their hierarchy in /proc/PID/cgroup.
+GROUPS = {"": ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"), "name=systemd": ("/sys/fs/cgroup/systemd",)}
 # Where containerd keeps its state: by itself, and as part of k3s and RKE2, MicroK8s, k0s and Docker.
 STATES = (
     "/run/containerd",
@@ -53,6 +59,10 @@ def facts_of(engine: str, container: str, uid: int, extra_socket: str | None = N
         return {}
     # Root's engine is the system's own.
     sockets = [place.format(uid=uid) for place in SOCKETS.get(engine, ()) if uid or "{uid}" not in place]
+    if engine.startswith(ROOTLESS):
+        if extra_socket is not None and _owner(extra_socket) == uid:
+            sockets.insert(0, extra_socket)
+        return _from_sockets(sockets, container)
     if extra_socket is not None:
         sockets.insert(0, extra_socket)
     return (
@@ -108,7 +118,26 @@ def _text(values: list[Any]) -> str:
 
 def owner(pid: int, proc: str = "/proc") -> int:
     """The user id that a process runs as, as far as its folder tells."""
+    return _owner(f"{proc}/{pid}") or 0
+
+
+def maker(pid: int, container: str, proc: str = "/proc") -> int | None:
+    """The user who could give a container's control group its name: who owns the one above it; None where that
+    cannot be seen. A user's own (cgroups(7), delegation) may be called like any container, of root's too."""
+    for line in (read(f"{proc}/{pid}/cgroup") or b"").decode("utf-8", "surrogateescape").split("\n")[:64]:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        above = path.partition(container)[0].rpartition("/")[0]
+        if container not in path or ".." in above.split("/"):
+            continue
+        for place in GROUPS.get(controllers, ()):
+            if (uid := _owner(f"{place}{above}")) is not None:
+                return uid
+    return None
+
+
+def _owner(path: str) -> int | None:
     try:
-        return os.stat(f"{proc}/{pid}").st_uid
-    except OSError:
-        return 0
+        return os.stat(path).st_uid
+    except (OSError, ValueError):
+        return None

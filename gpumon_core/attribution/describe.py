@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from gpumon_core.attribution import names, rules
+from gpumon_core import text
+from gpumon_core.attribution import inside, masking, names, rules
 from gpumon_core.attribution.cgroups import placement
 from gpumon_core.attribution.endpoints import address_of, port_behind
 from gpumon_core.attribution.files import read
@@ -19,9 +20,8 @@ from gpumon_core.attribution.rules import Rules
 from gpumon_core.attribution.secrets import Mask
 
 Commands = Literal["full", "masked", "name", "off"]
-# So much of a command line and of any other text is kept.
-LONGEST_COMMAND = 4096
-LONGEST_TEXT = 1024
+# So much of a command line is kept.
+LONGEST_COMMAND = text.LONGEST_OF["command"]
 # Engines that call containers by a name of people's, and those that can be asked for it.
 NAMED = ("lxc", "systemd-nspawn")
 ENGINES = ("docker", "podman", "containerd", "cri-o")
@@ -40,9 +40,6 @@ PASSES_ON = re.compile(
 )
 # A chain of parents longer than this is cut at its upper end.
 LONGEST_CHAIN = 12
-# Where a pod's namespace stands in its containers:
-# https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/
-NAMESPACE_FILE = "root/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +89,8 @@ class Describer:
         """A process's readable name, all else about it, and who can be asked for more; never raises for what
         may not be read."""
         folder = f"{self._proc}/{pid}"
-        placed = placement(_text(read(f"{folder}/cgroup")))
+        # Its names are cleaned where they are found: systemd escapes some.
+        placed = placement((read(f"{folder}/cgroup") or b"").decode("utf-8", "replace"))
         above = self._above(parent)
         program = replace(
             NOTHING,
@@ -105,7 +103,8 @@ class Describer:
         )
         owner = int(placed.slice_uid) if placed.slice_uid is not None else None
         if self._commands == "off":
-            return names.readable(comm, ()), program, self._ask(pid, program, owner)
+            name = self._mask.text(names.readable(comm, ()))
+            return name, self._safe(program), self._ask(pid, program, owner)
         cmdline = read(f"{folder}/cmdline")
         own = self._looked_at(pid, comm, above, cmdline)
         family = _Family((pid, None), own)
@@ -120,31 +119,38 @@ class Describer:
             workload = self._with_family(workload, family, above)
         job_id = placed.slurm_job or environment.get("SLURM_JOB_ID")
         in_pod = placed.pod_uid is not None or "KUBERNETES_SERVICE_HOST" in environment
+        namespace = inside.as_label(environment.get("POD_NAMESPACE", "")) if in_pod else None
         program = replace(
             program,
             job_id=job_id,
-            job_name=_short(environment.get("SLURM_JOB_NAME")) if job_id else None,
-            job_user=_short(environment.get("SLURM_JOB_USER")) if job_id else None,
-            pod=_short(environment.get("POD_NAME") or environment.get("HOSTNAME")) if in_pod else None,
-            namespace=self._namespace(folder, environment) if in_pod else None,
-            executable=_short(executable),
+            job_name=environment.get("SLURM_JOB_NAME") or None if job_id else None,
+            job_user=environment.get("SLURM_JOB_USER") or None if job_id else None,
+            pod=environment.get("POD_NAME") or environment.get("HOSTNAME") or None if in_pod else None,
+            namespace=namespace,
+            executable=executable or None,
             workload=workload.name if workload else None,
             category=workload.category if workload else None,
-            model=_short(self._mask.text(workload.model)) if workload and workload.model else None,
+            model=workload.model if workload else None,
         )
         # Who has started the first of them may have opened the socket for them.
         launcher = next(((one.pid, one.start) for one in above[family.top : family.top + 1]), None)
-        ask = self._ask(pid, program, owner, workload, family, launcher)
+        is_asked = in_pod and namespace is None
+        ask = self._ask(pid, program, owner, workload, family, launcher, namespace=is_asked)
+        name = text.clean(name, names.LONGEST)
         if self._commands == "name":
-            return name, program, ask
+            return name, self._safe(program), ask
         program = replace(
             program,
             command=self._command(arguments),
-            working_directory=_short(own.working_directory),
+            working_directory=own.working_directory or None,
             # Jupyter names the notebook to its kernel: https://github.com/jupyter-server/jupyter_server/pull/679
-            notebook=_short(environment.get("JPY_SESSION_NAME")),
+            notebook=environment.get("JPY_SESSION_NAME") or None,
         )
-        return name, program, ask
+        return name, self._safe(program), ask
+
+    def _safe(self, program: Program) -> Program:
+        """The program with its texts masked, and then cleaned and cut: half a secret is not known for one."""
+        return text.record(masking.starred(program, self._mask))
 
     def _above(self, pid: int) -> list[_Ancestor]:
         """Its parents up to the session or service that the first process of the system started, nearest first."""
@@ -165,7 +171,7 @@ class Describer:
         folder = f"{self._proc}/{pid}"
         arguments = _arguments(read(f"{folder}/cmdline") if cmdline is None else cmdline)
         return rules.Program(
-            names.readable(comm, arguments),
+            names.readable(comm, [*map(self._title, arguments[:1]), *arguments[1:]]),
             _link(f"{folder}/exe"),
             tuple(arguments[:MOST_ARGUMENTS]),
             _environment(read(f"{folder}/environ")),
@@ -173,6 +179,10 @@ class Describer:
             _link(f"{folder}/cwd"),
             tuple(names.readable(one.comm, ()) for one in above[:NEAREST]),
         )
+
+    def _title(self, argument: str) -> str:
+        """What a process calls itself, masked before it is cut to a name: half a password is not known for one."""
+        return argument if self._commands == "full" else self._mask.text(text.clean(argument, masking.LONGEST))
 
     def _acting(self, family: _Family, above: Sequence[_Ancestor]) -> rules.Program:
         """For whom a process acts: one that was started to work for its parent has no name of its own."""
@@ -233,9 +243,11 @@ class Describer:
         workload: rules.Workload | None = None,
         family: _Family | None = None,
         launcher: tuple[int, int] | None = None,
+        namespace: bool = False,
     ) -> Ask | None:
         if not self._asks:
-            return None
+            # To look into a file of the process itself is not to ask anybody.
+            return Ask(proc=self._proc, namespace=True) if namespace else None
         endpoint = workload.endpoint if workload is not None else None
         address = None
         programs = family.programs if family is not None else []
@@ -245,9 +257,9 @@ class Describer:
             environment = (one.environment for one in programs if endpoint.environment in one.environment)
             address = address_of(endpoint, pid, next(arguments, ()), next(environment, {}), self._proc)
         named = program.container_engine in ENGINES and program.container_id is not None
-        if address is None and not named:
+        if address is None and not named and not namespace:
             return None
-        blob = next(filter(None, (_blob(text) for one in programs for text in one.arguments)), None)
+        blob = next(filter(None, (_blob(argument) for one in programs for argument in one.arguments)), None)
         return Ask(
             endpoint=endpoint if address is not None else None,
             address=address,
@@ -258,19 +270,17 @@ class Describer:
             family=tuple(family.members) if family is not None else (),
             launcher=launcher,
             owner=owner,
+            namespace=namespace,
         )
 
     def _command(self, arguments: Sequence[str]) -> str | None:
         if not arguments:
             return None
         if self._commands == "masked":
-            arguments = self._mask.arguments(arguments)
+            # Signs that cannot be seen would part a word that gives a secret away, and are gone afterwards.
+            arguments = self._mask.arguments([text.clean(one) for one in arguments], LONGEST_COMMAND)
         command = arguments[0] if len(arguments) == 1 else shlex.join(arguments)
-        return command if len(command) <= LONGEST_COMMAND else command[: LONGEST_COMMAND - 1] + "…"
-
-    def _namespace(self, folder: str, environment: Mapping[str, str]) -> str | None:
-        named = environment.get("POD_NAMESPACE") or _text(read(f"{folder}/{NAMESPACE_FILE}")).strip()
-        return _short(named or None)
+        return text.clean(command, LONGEST_COMMAND)
 
 
 def split_stat(stat: bytes) -> tuple[str, list[bytes]]:
@@ -285,12 +295,12 @@ def _arguments(cmdline: bytes | None) -> list[str]:
     if not cmdline:
         return []
     parts = cmdline.rstrip(b"\0").split(b"\0")
-    return [_printable(part.decode("utf-8", "replace")) for part in parts]
+    return [text.decoded(part) for part in parts]
 
 
 def _environment(environ: bytes | None) -> dict[str, str]:
     pairs = (entry.partition(b"=") for entry in (environ or b"").split(b"\0"))
-    return {_text(key): _printable(_text(value)) for key, separator, value in pairs if separator}
+    return {text.decoded(key): text.decoded(value) for key, separator, value in pairs if separator}
 
 
 def _blob(argument: str) -> str | None:
@@ -304,7 +314,9 @@ def _mapped(folder: str) -> list[str]:
     """The files that a process has mapped, libraries among them, each once: proc_pid_maps(5)."""
     lines = (read(f"{folder}/maps") or b"").splitlines()
     # The path is the last of a line, and nothing before it has a slash.
-    return [_text(path) for path in dict.fromkeys(line[line.find(b"/") :] for line in lines if b"/" in line)]
+    return [
+        text.decoded(path) for path in dict.fromkeys(line[line.find(b"/") :] for line in lines if b"/" in line)
+    ]
 
 
 def _link(path: str) -> str | None:
@@ -312,17 +324,4 @@ def _link(path: str) -> str | None:
         target = os.readlink(path)
     except OSError:
         return None
-    return _printable(os.fsencode(target).decode("utf-8", "replace").removesuffix(" (deleted)"))
-
-
-def _text(content: bytes | None) -> str:
-    return (content or b"").decode("utf-8", "replace")
-
-
-def _printable(text: str) -> str:
-    """Without what no database or terminal takes."""
-    return text if text.isprintable() else "".join(c if c.isprintable() or c == " " else " " for c in text)
-
-
-def _short(text: str | None) -> str | None:
-    return text[:LONGEST_TEXT] if text else None
+    return text.decoded(os.fsencode(target)).removesuffix(" (deleted)")

@@ -7,11 +7,13 @@ import json
 import os
 import re
 import socket
+import struct
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gpumon_core.attribution.files import socket_at
 from gpumon_core.attribution.listeners import addresses
 from gpumon_core.attribution.records import Endpoint
 from gpumon_core.attribution.rules import option
@@ -89,7 +91,10 @@ def get_over_socket(socket_path: str, path: str) -> Any:
     connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.sock.settimeout(SILENCE_S)
     try:
-        connection.sock.connect(socket_path)
+        with socket_at(socket_path) as (place, owner):
+            connection.sock.connect(place)
+        if owner is not None and _peer(connection.sock) != owner:
+            raise PermissionError("somebody else listens at a user's socket")
     except OSError:
         connection.close()
         raise
@@ -125,6 +130,14 @@ def _ask(connection: HTTPConnection, path: str) -> Any:
             last.cancel()
         connection.close()
     return json.loads(b"".join(parts))
+
+
+def _peer(stream: socket.socket) -> int:
+    """The user that listens at the other end of a Unix socket: SO_PEERCRED of socket(7)."""
+    _, uid, _ = struct.unpack(
+        "3i", stream.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+    )
+    return int(uid)
 
 
 def _cut(stream: socket.socket) -> None:

@@ -1,6 +1,8 @@
-"""Learns off the tick's path what takes asking: which model a server has loaded, how a container is called.
+"""Learns off the tick's path what takes asking: which model a server has loaded, how a container is called, and
+what stands in files that a process controls.
 
-One thread asks; a tick only hands it who is there, and takes what it has learned so far.
+One thread asks; a tick only hands it who is there, and takes what it has learned so far. What may never answer is
+read by threads of their own (readers.py).
 """
 
 from __future__ import annotations
@@ -10,11 +12,15 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from gpumon_core.attribution import containers, endpoints, listeners, ollama
+from gpumon_core import text
+from gpumon_core.attribution import containers, endpoints, inside, listeners, masking, ollama, rights
+from gpumon_core.attribution.readers import Late, Readers
 from gpumon_core.attribution.records import Ask, Endpoint, ProcessIdentity, is_placeholder
 from gpumon_core.attribution.rules import tidy
+from gpumon_core.attribution.secrets import Mask
 from gpumon_core.telemetry.records import ProcessReading
 
 log = logging.getLogger(__name__)
@@ -26,7 +32,10 @@ CHANGE_MIB = 128
 # One that does not answer (it may be loading) is asked again after these seconds, doubling.
 FIRST_RETRY_S = 2.0
 LAST_RETRY_S = 120.0
-LONGEST_TEXT = 256
+# So long a container engine's socket, and a file, are waited for.
+ENGINE_S = 10.0
+FILE_S = 2.0
+LONGEST_TEXT = text.LONGEST
 
 FAILURES = (OSError, ValueError, RecursionError)
 _UNKNOWN: Any = object()
@@ -38,12 +47,15 @@ class _Subject:
 
     pid: int
     ask: Ask
+    # In clock ticks, as far as it is known.
+    start: int | None = None
     due: float = 0.0
     retry_s: float = field(default_factory=lambda: FIRST_RETRY_S)
     memory_mib: int | None = None
     memory_asked_mib: int | None = None
     container: Mapping[str, str] | None = None
     model: Any = _UNKNOWN
+    namespace: Any = _UNKNOWN
     # Whether its own command line names its model.
     is_outspoken: bool = False
     # The sockets that were found to be its server's.
@@ -57,13 +69,17 @@ class _Subject:
 class Inquirer:
     """Completes identities with what it learns. `add` and `close` belong to the recorder's thread."""
 
-    def __init__(self, every_s: float = EVERY_S, container_socket: str | None = None) -> None:
+    def __init__(
+        self, every_s: float = EVERY_S, container_socket: str | None = None, mask: Mask | None = None
+    ) -> None:
+        self._mask = Mask() if mask is None else mask
         self._every_s = every_s
         self._container_socket = container_socket
         self._subjects: dict[int, _Subject] = {}
         self._wake = threading.Condition()
         self._closed = False
         self._thread: threading.Thread | None = None
+        self.readers = Readers("inquirer")
 
     def add(
         self, identities: dict[int, ProcessIdentity], processes: Iterable[ProcessReading]
@@ -83,7 +99,12 @@ class Inquirer:
             if subject is None or subject.ask is not identity.ask:
                 assert identity.ask is not None
                 model = identity.program.model
-                subject = _Subject(pid, identity.ask, is_outspoken=bool(model and not is_placeholder(model)))
+                subject = _Subject(
+                    pid,
+                    identity.ask,
+                    _start(identity.start_key),
+                    is_outspoken=bool(model and not is_placeholder(model)),
+                )
                 wake = True
             subject.memory_mib = memory.get(pid)
             wake = wake or _has_changed(subject)
@@ -114,6 +135,12 @@ class Inquirer:
             self._thread.start()
 
     def _run(self) -> None:
+        try:
+            self._go_on()
+        finally:
+            self.readers.close()
+
+    def _go_on(self) -> None:
         while True:
             now = time.monotonic()
             # The recorder replaces this dict and never changes it.
@@ -143,17 +170,20 @@ class Inquirer:
         subject.memory_asked_mib = subject.memory_mib
         complete = True
         if ask.container is not None and not subject.container:
-            engine, container = ask.container
-            # A rootless engine belongs to the user of the slice, whoever the process is inside.
-            uid = containers.owner(subject.pid, ask.proc) if ask.owner is None else ask.owner
-            subject.container = containers.facts_of(engine, container, uid, self._container_socket)
-            complete = bool(subject.container)
+            complete = self._ask_engine(subject, *ask.container)
+        if ask.namespace and subject.namespace is _UNKNOWN:
+            complete = self._read_namespace(subject) and complete
         if ask.endpoint is not None and ask.address is not None:
             complete = self._ask_server(subject, answers) and complete
-        facts: dict[str, str | None] = {name: _clean(text) for name, text in (subject.container or {}).items()}
+        said: dict[str, str | None] = {}
+        if ask.namespace and subject.namespace is not _UNKNOWN:
+            said["namespace"] = subject.namespace
+        # What its engine says of it goes before what it says of itself.
+        said |= subject.container or {}
         if subject.model is not _UNKNOWN:
-            facts["model"] = _clean(subject.model)
-        subject.facts = facts
+            said["model"] = subject.model
+        masked = masking.starred_facts(said, self._mask)
+        subject.facts = {name: text.field(name, value) for name, value in masked.items()}
         if complete:
             subject.retry_s = FIRST_RETRY_S
             wait = self._every_s if ask.endpoint is not None else float("inf")
@@ -162,17 +192,49 @@ class Inquirer:
             subject.retry_s = min(LAST_RETRY_S, 2 * wait)
         subject.due = time.monotonic() + wait
 
+    def _ask_engine(self, subject: _Subject, engine: str, container: str) -> bool:
+        """Learn how the container is called; whether the engine said so."""
+        ask = subject.ask
+        # A rootless engine belongs to the user of the slice, whoever the process is inside.
+        uid = containers.owner(subject.pid, ask.proc) if ask.owner is None else ask.owner
+        if maker := containers.maker(subject.pid, container, ask.proc):
+            engine, uid = f"{containers.ROOTLESS}{engine}", maker
+        facts = partial(containers.facts_of, engine, container, uid, self._container_socket)
+        # A user can put anything where that user's engine has its socket.
+        what = f"PID {subject.pid}'s container engine ({engine}, user {uid})"
+        try:
+            subject.container = self.readers.read((ask, "engine"), what, facts, ENGINE_S, uid)
+        except Late as error:
+            log.debug("%s", error)
+        return bool(subject.container)
+
+    def _read_namespace(self, subject: _Subject) -> bool:
+        """Learn the namespace; whether it could be looked for."""
+        ask, what = subject.ask, f"PID {subject.pid}'s file {inside.NAMESPACE_FILE}"
+        look = partial(inside.look, ask.proc, subject.pid, subject.start, inside.namespace)
+        try:
+            whose = rights.user_of(f"{ask.proc}/{subject.pid}")
+            subject.namespace = self.readers.read((ask, "namespace"), what, look, FILE_S, whose, is_last=True)
+        except Late as error:
+            log.debug("%s", error)
+            return False
+        except OSError as error:
+            log.debug("%s: %s", what, error)
+            subject.namespace = None
+        return True
+
     def _ask_server(self, subject: _Subject, answers: dict[tuple[str, int, str], Any]) -> bool:
         """Learn the model; whether the server answered."""
         endpoint = subject.ask.endpoint
         assert endpoint is not None
         answer = self._answer(subject, endpoint, answers)
         if endpoint.runners:
+            known, were_read = self._names_of(subject)
             ask = subject.ask
-            model = ollama.model_of(answer, ask.blob, ask.root, subject.memory_mib, endpoint.models)
+            model = ollama.model_of(answer, ask.blob, ask.root, subject.memory_mib, endpoint.models, known)
             if model is not None:
                 subject.model = model
-            return answer is not None or model is not None
+            return were_read and (answer is not None or model is not None)
         if not isinstance(answer, dict | list) or not endpoints.values_at(
             answer, endpoint.models.partition(".")[0]
         ):
@@ -183,6 +245,15 @@ class Inquirer:
         names = dict.fromkeys(() if is_router else map(tidy, loaded))
         subject.model = ", ".join(list(names)[: endpoints.MOST_MODELS]) or None
         return True
+
+    def _names_of(self, subject: _Subject) -> tuple[list[str], bool]:
+        """The names of an Ollama runner's file, and whether they could be looked for."""
+        ask = subject.ask
+        try:
+            return ollama.names_of(ask.blob, ask.root, self.readers, subject.start) if ask.blob else [], True
+        except Late as error:
+            log.debug("%s", error)
+            return [], False
 
     def _answer(self, subject: _Subject, endpoint: Endpoint, answers: dict[tuple[str, int, str], Any]) -> Any:
         """What the process's own server says; None where it says nothing, or somebody else has its port."""
@@ -240,7 +311,7 @@ def _merge(subject: _Subject, identity: ProcessIdentity) -> ProcessIdentity:
     return merged[2]
 
 
-def _clean(text: str | None) -> str | None:
-    if text is None:
-        return None
-    return "".join(c if c.isprintable() else "\ufffd" for c in text[:LONGEST_TEXT])
+def _start(key: str | None) -> int | None:
+    """A process's start in clock ticks, of the key that it has (records.ProcessIdentity)."""
+    ticks = (key or "").rpartition(":")[2]
+    return int(ticks) if ticks.isdecimal() else None

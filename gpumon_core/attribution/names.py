@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
 
+from gpumon_core.text import LONGEST_OF, clean
+
 # The kernel cuts a command's name off here (TASK_COMM_LEN - 1); the full one is in its arguments.
 COMM_LENGTH = 15
-# A name is for a column of a table.
-LONGEST = 120
+LONGEST = LONGEST_OF["name"]
 # So many arguments of an interpreter are looked at for its script.
 MOST_OPTIONS = 256
 # So much of the code that an interpreter was given is looked at.
@@ -198,7 +199,7 @@ def is_worker(line: Line, arguments: Sequence[str]) -> bool:
 def readable(comm: str, arguments: Sequence[str]) -> str:
     """The name of a process, from the kernel's name for it (os.fsdecode's text) and its arguments."""
     name = taken_apart(arguments).name or _of_program(comm, arguments)
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")[:LONGEST]
+    return clean(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), LONGEST)
 
 
 def taken_apart(arguments: Sequence[str], depth: int = 0) -> Line:

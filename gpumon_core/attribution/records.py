@@ -63,11 +63,12 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ask:
-    """What others can be asked about a process: a server at `address` what it serves, an engine how the
-    container (engine, id) is called. `blob` is the model's file as an Ollama runner names it, `root` the root of
-    the file system that it means, and `proc` where processes are looked up. Only a server that `family` has is
-    believed: the process, and those above it that belong to it, each with its start in clock ticks. `launcher` is
-    who started them, and `owner` the user in whose slice they are."""
+    """What others can be asked about a process: a server at `address` what it serves, an engine how the container
+    (engine, id) is called. `blob` is the model's file as an Ollama runner names it, `root` the root of the file
+    system that it means, and `proc` where processes are looked up. Only a server that `family` has is believed:
+    the process, and those above it that belong to it, each with its start in clock ticks. `launcher` is who
+    started them, and `owner` the user in whose slice they are. `namespace`: whether a file inside the process's
+    root says in which namespace of Kubernetes it is."""
 
     endpoint: Endpoint | None = None
     address: tuple[str, int] | None = None
@@ -78,6 +79,7 @@ class Ask:
     family: tuple[tuple[int, int | None], ...] = ()
     launcher: tuple[int, int | None] | None = None
     owner: int | None = None
+    namespace: bool = False
 
 
 @dataclass(frozen=True, slots=True)

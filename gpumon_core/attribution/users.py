@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpumon_core.attribution.files import read
+from gpumon_core.text import field
 
 # Ranges of ids that users may use in containers: subuid(5).
 SUBUID = "/etc/subuid"
@@ -47,7 +48,7 @@ def owner_of(uid: int) -> Owner | None:
 def login_name(uid: int) -> str | None:
     """The login name of a user id, as far as it is known just now."""
     try:
-        return pwd.getpwuid(uid).pw_name
+        return field("user", pwd.getpwuid(uid).pw_name)
     except (KeyError, OverflowError):
         return None
 
@@ -60,7 +61,8 @@ def subordinate_owner(uid: int, path: str = SUBUID) -> str | None:
         if not (owner and start.isdecimal() and count.isdecimal() and len(start) <= 10 and len(count) <= 10):
             continue
         if int(start) <= uid < int(start) + int(count):
-            return login_name(int(owner)) or owner if owner.isdecimal() and len(owner) <= 10 else owner
+            by_number = login_name(int(owner)) if owner.isdecimal() and len(owner) <= 10 else None
+            return by_number or field("user", owner)
     return None
 
 

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpumon_core.cli import stored, terminal
-from gpumon_core.settings import Settings
+from gpumon_core.masking import STARS
+from gpumon_core.private_files import make_file
+from gpumon_core.settings import Settings, mask_password
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -65,8 +67,6 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
         with stored.history(settings, url) as engine:
             copy(engine, part)
         check(part)
-        # Commands and users are in it: who may read the one may read the other.
-        part.chmod(source.stat().st_mode & 0o777)
         terminal.destination(path, arguments.force)
         part.replace(path)
     finally:
@@ -104,8 +104,7 @@ def copy(engine: Engine, path: Path) -> None:
 
 
 def _new(path: Path) -> sqlite3.Connection:
-    # Nobody else reads it before it has the rights of the original.
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    make_file(path)
     return sqlite3.connect(path)
 
 
@@ -137,12 +136,12 @@ def dump_command(url: str) -> str:
     from sqlalchemy.engine import make_url
 
     parsed = make_url(url)
-    shown = parsed.set(drivername="postgresql").render_as_string(hide_password=True)
+    shown = mask_password(parsed.set(drivername="postgresql").render_as_string(hide_password=False))
     name = f"gpumon-{time.strftime('%Y%m%d-%H%M%S')}.dump"
     command = f"pg_dump --format=custom --file={name} {shlex.quote(shown)}"
     note = (
         " (write the password in the place of ***, or leave `:***` out and set PGPASSWORD)"
-        if parsed.password
+        if STARS in shown
         else ""
     )
     return command + note

@@ -34,6 +34,7 @@ from zoneinfo import ZoneInfo
 
 from gpumon_core.cli import stored, terminal
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, TICK_METRICS
+from gpumon_core.private_files import opener
 from gpumon_core.settings import Settings
 from gpumon_core.store.schema import gpu_metrics, metadata
 
@@ -98,7 +99,7 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
     path = terminal.destination(arguments.out, arguments.force)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with stored.history(settings) as engine, part.open("xb") as file:
+        with stored.history(settings) as engine, open(part, "xb", opener=opener) as file:
             rows = write(engine, arguments, chosen, file)
             file.flush()
             os.fsync(file.fileno())

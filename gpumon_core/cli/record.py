@@ -23,11 +23,14 @@ def add(_: argparse.ArgumentParser) -> None:
 
 def run(settings: Settings, _: argparse.Namespace) -> int:
     """Record; 0 once it was told to end."""
+    from gpumon_core import descriptors, log_limit
     from gpumon_core.recorder import run_until
 
     if not settings.record:
         raise terminal.Failure("GPUMON_RECORD=false forbids what `record` is for: set it to true")
     check_data_dir(settings)
+    log_limit.install()
+    descriptors.raise_limit()
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())

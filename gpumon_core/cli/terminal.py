@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+from gpumon_core.masking import hide
+
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo
 
@@ -48,7 +50,7 @@ class Usage(Exception):
 
 def say(sentence: str) -> None:
     """A sentence for the user, beside what is printed."""
-    print(f"gpumon: {sentence}", file=sys.stderr)
+    print(f"gpumon: {hide(sentence)}", file=sys.stderr)
 
 
 def ends_with_cleanup() -> None:

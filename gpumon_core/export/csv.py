@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Literal
@@ -12,8 +13,13 @@ import pandas as pd
 
 from gpumon_core.store.frames import gpu_labels
 
-# A spreadsheet takes text that begins like this for a formula, and process names are anybody's text.
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+# A spreadsheet takes text that begins like this for a formula, and process names are anybody's text. Where East
+# Asian scripts are written the wide forms of these signs mean the same.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "﹦", "﹢", "﹣", "﹫")
+# Blanks and signs without a width before it are no protection. Where a comma is the decimal sign, the cells of a
+# CSV end at semicolons, and quotes within one mean nothing: a formula may begin behind each.
+_BLANK = r"[\s\x00-\x1f\u00ad\u200b-\u200f\u2060-\u2064\ufeff]*"
+_FORMULA = re.compile(rf"(?:^|(?<=;))(?={_BLANK}[=+\-@＝＋－＠﹦﹢﹣﹫])|^(?=[\t\r\n])")
 
 
 # What a process runs: title -> column of `programs`.
@@ -39,8 +45,8 @@ PROGRAM = {
 
 
 def harmless(text: object) -> object:
-    """Text that no spreadsheet runs as a formula."""
-    return "'" + text if isinstance(text, str) and text.startswith(FORMULA_STARTS) else text
+    """Text that no spreadsheet runs as a formula: with an apostrophe before what it would take for one."""
+    return _FORMULA.sub("'", text) if isinstance(text, str) and _FORMULA.search(text) else text
 
 
 def _written(table: pd.DataFrame) -> bytes:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import random
 import sqlite3
+import threading
+import time
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 
-from gpumon_core.settings import mask_password
+from gpumon_core.private_files import make_file, make_folder
+from gpumon_core.settings import Settings, mask_password
+from gpumon_core.store import sqlite_file
 from gpumon_core.store.schema import for_postgresql, metadata
 from gpumon_core.store.sqlite_file import explain_foreign, identity
+
+if TYPE_CHECKING:
+    from gpumon_core.store.server import ServerConnection
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +34,13 @@ MIGRATIONS = Path(__file__).with_name("migrations")
 # memory then, so that none comes late.
 BUSY_TIMEOUT_S = 5.0
 WRITER_TIMEOUT_S = 1.0
-# A server that does not answer is given up after this; a query for a page after this.
-CONNECT_TIMEOUT_S = 3
-QUERY_TIMEOUT_S = 30
-
+# How long a start waits for another that makes or moves the tables of a server, and how often it looks. Longer
+# than that it is a database that is away: a large one may take an hour.
+MIGRATION_WAIT_S = 60.0
+MIGRATION_LOOK_S = 0.2
+# A migration among recorders that go on writing may lose a race for locks: nothing of it has happened then.
+MIGRATION_ATTEMPTS = 5
+MIGRATION_KEY = 7267860951
 
 # Alembic's own table, as Alembic makes it.
 _stamp = sa.Table(
@@ -37,12 +51,24 @@ _stamp = sa.Table(
 )
 
 
+# The open connections of every engine on a server.
+_connections: WeakKeyDictionary[Engine, WeakSet[ServerConnection]] = WeakKeyDictionary()
+_connecting = threading.Lock()
+
+
+is_damage = sqlite_file.is_damage
+
+
 class DatabaseError(Exception):
     """The database cannot be used; `str()` says why and what to do."""
 
 
 class DatabaseAway(DatabaseError):
-    """The database does not answer now, and may come back by itself."""
+    """The database cannot be used now, and may be at any moment without anybody's help: it is worth another try.
+
+    A server that does not answer, starts or has no connection left; a lock that another holds; a full disk.
+    A wrong password, a database that does not exist and a newer schema are plain DatabaseErrors: they stay.
+    """
 
 
 class DatabaseDamaged(DatabaseError):
@@ -53,7 +79,8 @@ def open_for_writing(url: str, patience_s: float = WRITER_TIMEOUT_S) -> Engine:
     """The recorder's engine, on a database that is created or brought up to date first.
 
     `patience_s` is how long a transaction waits for another program's lock.
-    Raises DatabaseDamaged where the file is not a sound database, DatabaseError where it cannot be used.
+    Raises DatabaseDamaged where the file is not a sound database, DatabaseAway where it may be usable later, and
+    DatabaseError where it will not.
     """
     path = file_of(url)
     engine = None
@@ -62,21 +89,39 @@ def open_for_writing(url: str, patience_s: float = WRITER_TIMEOUT_S) -> Engine:
         raise DatabaseError(foreign)
     try:
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
+            make_file(path)
         engine = _engine(url, write=True, patience_s=patience_s)
         _upgrade(engine, url)
     except (OSError, sa.exc.DBAPIError) as error:
         if engine is not None:
             engine.dispose()
-        kind = DatabaseDamaged if is_damage(error) else DatabaseError
+        kind = DatabaseDamaged if is_damage(error) else DatabaseAway if _may_pass(error) else DatabaseError
         raise kind(_explain(url, error)) from error
+    except DatabaseError:
+        if engine is not None:
+            engine.dispose()
+        raise
     return engine
 
 
-def is_damage(error: BaseException) -> bool:
-    """Whether an error means that the SQLite file itself is broken."""
-    code = getattr(getattr(error, "orig", error), "sqlite_errorcode", 0) & 0xFF
-    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+def _may_pass(error: Exception) -> bool:
+    cause = getattr(error, "orig", None) or error
+    if isinstance(cause, (sqlite3.Error, OSError)):
+        full = getattr(cause, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+        return is_busy(error) or full or getattr(cause, "errno", None) == errno.ENOSPC
+    from gpumon_core.store.server import may_come_back
+
+    return may_come_back(error)
+
+
+def break_off(engine: Engine) -> None:
+    """Let everything that any thread waits for on a server fail now, as when a program must end: it raises
+    sqlalchemy.exc.DBAPIError there. Whether a COMMIT among it was done is not known. A file never takes long."""
+    with _connecting:
+        open_now = list(_connections.get(engine, ()))
+    for connection in open_now:
+        connection.break_off()
 
 
 def checkpoint(engine: Engine) -> None:
@@ -149,6 +194,12 @@ def file_of(url: str) -> Path | None:
     return Path(parsed.database)
 
 
+def files_of(settings: Settings) -> list[Path]:
+    """The SQLite files of an installation: of real GPUs, wherever they are kept, and of simulated ones."""
+    found = map(file_of, (settings.real_database_url, settings.demo_database_url))
+    return [*(path for path in found if path is not None), settings.data_dir / "gpumon.db"]
+
+
 def revision(connection: sa.Connection) -> str | None:
     """The revision of the schema, or None where there is none yet."""
     if not sa.inspect(connection).has_table("alembic_version"):
@@ -156,9 +207,26 @@ def revision(connection: sa.Connection) -> str | None:
     return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
 
 
+def newer_revision(engine: Engine) -> str | None:
+    """The revision of a database that a newer gpumon has moved on while this one ran, or None.
+
+    What this one writes is taken as long as its statements succeed: what a newer one adds may stay empty. It takes
+    two short statements. Raises sqlalchemy.exc.DBAPIError.
+    """
+    with engine.connect() as connection:
+        found = revision(connection)
+    return found if found is not None and found > head() else None
+
+
 def head() -> str:
     """The revision that this program writes: the last file of the migrations."""
-    return max(path.name for path in (MIGRATIONS / "versions").glob("[0-9]*.py")).split("_", 1)[0]
+    return _last_of(MIGRATIONS)
+
+
+@cache
+def _last_of(migrations: Path) -> str:
+    # As they were when this program began: an upgrade puts newer ones there while an older program still runs.
+    return max(path.name for path in (migrations / "versions").glob("[0-9]*.py")).split("_", 1)[0]
 
 
 def _engine(url: str, write: bool, patience_s: float = BUSY_TIMEOUT_S, often: bool = False) -> Engine:
@@ -216,31 +284,101 @@ def _follow_file(engine: Engine, url: str) -> None:
 
 
 def _server_engine(url: sa.URL, write: bool) -> Engine:
-    """An engine on PostgreSQL. A connection that broke is replaced before it is used."""
-    limits = f"-c statement_timeout={QUERY_TIMEOUT_S}s -c lock_timeout=5s"
+    """An engine on PostgreSQL. A connection that broke is replaced before it is used, and one on which the server
+    does not answer in time is closed: see `server`."""
+    from gpumon_core.store import server
+
+    limits = f"-c statement_timeout={server.STATEMENT_S}s -c lock_timeout=5s"
     if not write:
         limits += " -c default_transaction_read_only=on"
     options = {
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "tcp_user_timeout": 5000,
+        **server.LINK,
         "application_name": "gpumon recorder" if write else "gpumon",
         "options": limits,
     }
-    return sa.create_engine(url, connect_args=options, pool_pre_ping=True, pool_size=5, max_overflow=10)
+    # Whatever the server's default is: who waited for another's commit sees what was committed.
+    engine = sa.create_engine(
+        url,
+        connect_args=options,
+        isolation_level="READ COMMITTED",
+        pool_pre_ping=True,
+        pool_size=5,
+        max_overflow=10,
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(_: object, __: object, arguments: list[Any], options: dict[str, Any]) -> server.ServerConnection:
+        made = server.ServerConnection.connect(*arguments, **options)
+        with _connecting:
+            _connections.setdefault(engine, WeakSet()).add(made)
+        return made
+
+    if write:
+
+        @event.listens_for(engine, "connect")
+        def _configure(connection: server.ServerConnection, _: object) -> None:
+            connection.autocommit = True
+            connection.execute(server.SESSION)
+            connection.autocommit = False
+
+    return engine
 
 
 def _upgrade(engine: Engine, url: str) -> None:
-    if engine.dialect.name == "postgresql":
-        with engine.begin() as connection:
-            # Two recorders that start together must not both make the tables.
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7267860951)")
-            _bring_up_to_date(connection, url)
-        return
+    # Without a lock: nearly every start finds nothing to do.
     with engine.connect() as connection:
         if revision(connection) == head():
             return
+    if engine.dialect.name == "postgresql":
+        _upgrade_server(engine, url)
+        return
     with engine.begin() as connection:
         _bring_up_to_date(connection, url)
+
+
+def _upgrade_server(engine: Engine, url: str) -> None:
+    """As `_bring_up_to_date`, by one of those that start together; the others wait for it.
+
+    They ask again and again instead of waiting in the server: no time-out of a lock ends that, a server that goes
+    away meanwhile is noticed, and whoever waits holds nothing.
+    """
+    deadline = time.monotonic() + MIGRATION_WAIT_S
+    attempts = 0
+    while True:
+        try:
+            if _upgrade_alone(engine, url):
+                return
+        except sa.exc.OperationalError as error:
+            attempts += 1
+            if not is_busy(error) or attempts == MIGRATION_ATTEMPTS:
+                raise
+            log.warning("the migration lost a race for locks, and begins anew: %s", error.orig)
+        if time.monotonic() > deadline:
+            raise DatabaseAway(
+                f"Another gpumon has been bringing the database {mask_password(url)} up to date for "
+                f"{MIGRATION_WAIT_S:g} s. Recording begins when it is done."
+            )
+        time.sleep(random.uniform(0.5, 1.5) * MIGRATION_LOOK_S)
+
+
+def _upgrade_alone(engine: Engine, url: str) -> bool:
+    """Bring the schema up to date unless another does; whether it is."""
+    from gpumon_core.store import server
+
+    with engine.connect() as connection:
+        session = connection.connection.driver_connection
+        if not isinstance(session, server.ServerConnection):
+            raise TypeError(f"a connection to PostgreSQL is a {type(session).__name__}")
+        try:
+            with connection.begin():
+                if not connection.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({MIGRATION_KEY})").scalar():
+                    return revision(connection) == head()
+                connection.exec_driver_sql(server.UNLIMITED)
+                session.limit_s = None
+                _bring_up_to_date(connection, url)
+        finally:
+            session.limit_s = server.ANSWER_S
+    return True
 
 
 def _bring_up_to_date(connection: sa.Connection, url: str) -> None:

@@ -1,6 +1,10 @@
 """Forgets what is older than its time, without holding the recorder up.
 
 Each resolution has a time of its own; the ledger of processes lives as long as the hours.
+
+On a server that many hosts share, each recorder forgets by its own settings, and what is its own host's. Of a host
+that is gone for good nobody knows how long it wanted to be remembered: its rows stay until somebody deletes them
+(docs/deployment.md has the statement). A SQLite file has one recorder, whose settings hold for all that is in it.
 """
 
 from __future__ import annotations
@@ -71,14 +75,18 @@ def forget(
     now: float | None = None,
     stopping: threading.Event | None = None,
     pause_s: float | None = None,
+    host: str | None = None,
 ) -> int:
     """Delete what is older than `keep` says, and give its space back. Returns the rows deleted.
+
+    On a server `host` says whose rows; None stands for those of all hosts, as it always is in a SQLite file.
 
     Every step is a transaction of its own: a run that is broken off, as by `stopping`, is simply
     continued by the next. Between two steps others get `pause_s` (by default PAUSE_S) for their turn.
     Raises sqlalchemy.exc.DBAPIError.
     """
     run = _Run(engine, keep, time.time() if now is None else now, stopping or threading.Event())
+    run.host = host if engine.dialect.name != "sqlite" else None
     run.pause_s = PAUSE_S if pause_s is None else pause_s
     try:
         run.all()
@@ -96,13 +104,24 @@ class _Run:
         self.stopping = stopping
         self.rows = 0
         self.pause_s = PAUSE_S
+        # Whose rows; None: everybody's.
+        self.host: str | None = None
+        self.host_id: int | None = None
+        self.gpu_ids: list[int] = []
         days = {"raw": keep.raw_days, "minute": keep.minute_days, "hour": keep.hour_days}
         self.cutoffs = {name: int(now - length * DAY_S) for name, length in days.items()}
 
     def all(self) -> None:
         with self.engine.connect() as connection:
-            gpu_ids = list(connection.execute(sa.select(gpus.c.id)).scalars())
-        for gpu_id in gpu_ids:
+            query = sa.select(gpus.c.id)
+            if self.host is not None:
+                known = sa.select(hosts.c.id).where(hosts.c.name == self.host)
+                self.host_id = connection.execute(known).scalar()
+                query = query.where(gpus.c.host_id == self.host_id)
+            self.gpu_ids = list(connection.execute(query).scalars())
+        if self.host is not None and self.host_id is None:
+            return
+        for gpu_id in self.gpu_ids:
             # Ticks that no rollup has taken in yet are not forgotten.
             with self.engine.connect() as connection:
                 minutes = TIERS[1].table
@@ -121,6 +140,14 @@ class _Run:
         self._by_time(recorder_health, self.cutoffs["minute"], DAY_S)
         self._ledger(min(self.cutoffs.values()))
         self._imports(min(self.cutoffs.values()))
+
+    def _mine(self, table: sa.Table) -> sa.ColumnElement[bool]:
+        """Which rows of a table are to be looked at."""
+        if self.host_id is None:
+            return sa.true()
+        if "host_id" in table.columns:
+            return table.c.host_id == self.host_id
+        return table.c.gpu_id.in_(self.gpu_ids)
 
     def _count(self, rows: int) -> None:
         self.rows += rows
@@ -169,13 +196,18 @@ class _Run:
 
     def _by_time(self, table: sa.Table, cutoff: int, step_s: int) -> None:
         time_of = table.c.timestamp_epoch
+        mine = self._mine(table)
+        # Other hosts may keep for longer: what is older of theirs is passed over once, and not with every step.
+        first = None
         while True:
+            rest = mine if first is None else sa.and_(mine, time_of >= first)
             with self.engine.begin() as connection:
-                oldest = connection.execute(sa.select(sa.func.min(time_of))).scalar()
+                oldest = connection.execute(sa.select(time_of).where(rest).order_by(time_of).limit(1)).scalar()
                 if oldest is None or oldest >= cutoff:
                     return
-                end = min(cutoff, oldest + step_s)
-                rows = connection.execute(sa.delete(table).where(time_of < end)).rowcount
+                first = min(cutoff, oldest + step_s)
+                batch = sa.and_(mine, time_of >= oldest, time_of < first)
+                rows = connection.execute(sa.delete(table).where(batch)).rowcount
             self._count(rows)
 
     def _ledger(self, cutoff: int) -> None:
@@ -188,7 +220,8 @@ class _Run:
         # Rows stand in the order in which processes were first seen.
         query = (
             sa.select(gpu_processes.c.id)
-            .where(gpu_processes.c.first_seen < cutoff, gpu_processes.c.last_seen < cutoff, ~active)
+            .where(self._mine(gpu_processes), gpu_processes.c.first_seen < cutoff)
+            .where(gpu_processes.c.last_seen < cutoff, ~active)
             .order_by(gpu_processes.c.first_seen)
             .limit(BATCH_PROCESSES)
         )
@@ -207,7 +240,7 @@ class _Run:
         """Models that were unloaded long ago; the server that had them may run still."""
         table = model_sessions
         old = sa.select(table.c.id).where(
-            table.c.first_seen < cutoff, table.c.last_seen < cutoff, table.c.active == 0
+            self._mine(table), table.c.first_seen < cutoff, table.c.last_seen < cutoff, table.c.active == 0
         )
         rows = 1
         while rows:
@@ -219,18 +252,40 @@ class _Run:
     def _imports(self, cutoff: int) -> None:
         """Stretches that were taken over from another program, and of which nothing is left."""
         with self.engine.begin() as connection:
-            rows = connection.execute(sa.delete(imports).where(imports.c.last < cutoff)).rowcount
+            old = sa.and_(self._mine(imports), imports.c.last < cutoff)
+            rows = connection.execute(sa.delete(imports).where(old)).rowcount
         self._count(rows)
 
     def _programs(self) -> None:
-        """What no process in the ledger runs any more, and no hour that is kept speaks of."""
+        """What no process in the ledger of any host runs any more, and no hour that is kept speaks of.
+
+        Hosts share programs. So each is first locked against a recorder that is about to use it (which holds FOR
+        KEY SHARE then, and is passed over), and only then looked for: what was committed before is seen.
+        """
         run = sa.select(gpu_processes.c.id).where(gpu_processes.c.program_id == programs.c.id).exists()
         old = sa.func.coalesce(programs.c.last_used, 0) < self.cutoffs["hour"]
-        unused = sa.select(programs.c.id).where(~run, old).limit(BATCH_PROCESSES)
-        rows = 1
-        while rows:
+        # Hours that speak of it are older than its last use; there are such where another host keeps for longer.
+        hours = process_hours.c
+        query = (
+            sa.select(programs.c.id)
+            .where(programs.c.id > sa.bindparam("last"), ~run, old)
+            .order_by(programs.c.id)
+            .limit(BATCH_PROCESSES)
+            .with_for_update(skip_locked=True, of=programs)
+        )
+        last = 0
+        while True:
             with self.engine.begin() as connection:
-                rows = connection.execute(sa.delete(programs).where(programs.c.id.in_(unused))).rowcount
+                ids = list(connection.execute(query, {"last": last}).scalars())
+                if not ids:
+                    return
+                last = ids[-1]
+                spoken_of = sa.select(hours.program_id).where(
+                    hours.timestamp_epoch < self.cutoffs["hour"], hours.program_id.in_(ids)
+                )
+                named = list(connection.execute(spoken_of.distinct()).scalars()) if self.host_id else []
+                unused = sa.and_(programs.c.id.in_(ids), programs.c.id.not_in(named), ~run, old)
+                rows = connection.execute(sa.delete(programs).where(unused)).rowcount
             self._count(rows)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 import time
 from pathlib import Path
 from typing import Literal
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 # What every SQLite file begins with. Source: https://www.sqlite.org/fileformat.html
@@ -71,10 +73,23 @@ def damage(engine: Engine) -> str | None:
     sqlalchemy.exc.DBAPIError."""
     if engine.dialect.name != "sqlite":
         return None
-    with engine.connect() as connection:
-        # A transaction of writing would keep everybody else out for as long.
-        found = connection.connection.cursor().execute("PRAGMA quick_check(1)").fetchone()
+    try:
+        with engine.connect() as connection:
+            # A transaction of writing would keep everybody else out for as long.
+            found = connection.connection.cursor().execute("PRAGMA quick_check(1)").fetchone()
+    except (sqlite3.Error, sa.exc.DBAPIError) as error:
+        if is_damage(error):
+            return str(getattr(error, "orig", None) or error)
+        if isinstance(error, sqlite3.Error):
+            raise sa.exc.OperationalError("PRAGMA quick_check", {}, error) from error
+        raise
     return None if found is None or found[0] == "ok" else str(found[0])
+
+
+def is_damage(error: BaseException) -> bool:
+    """Whether an error means that the SQLite file itself is broken."""
+    code = getattr(getattr(error, "orig", error), "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def set_aside(path: Path) -> Path:

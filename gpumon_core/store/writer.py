@@ -87,6 +87,9 @@ SERVING = ("inference", "image generation")
 # A model that becomes known within this time was loaded when its process came.
 LOADED_WITHIN_S = 120
 
+# How often the row of a program is looked for and made before giving up.
+ATTEMPTS = 5
+
 NOBODY = (NOTHING, UNKNOWN_PROGRAM)
 
 Attributed = tuple[Snapshot, Mapping[int, ProcessIdentity]]
@@ -906,7 +909,7 @@ class Writer:
         before = self._running.get(process_id, NOBODY)[1]
         if before not in (program_id, UNKNOWN_PROGRAM):
             # Hours that are kept speak of it still.
-            connection.execute(sa.update(programs).where(programs.c.id == before).values(last_used=now))
+            _used_until(connection, now, before)
         facts: dict[str, object] = {"program_id": program_id or None}
         if identity.name is not None:
             facts["name"] = identity.name
@@ -1030,22 +1033,62 @@ def _rounded(used: GpuUse) -> tuple[float, ...]:
 
 
 def _program_id(connection: Connection, now: int, program: Program) -> int:
-    """The row of a program, made when it is the first of its kind."""
+    """The row of a program, made when it is the first of its kind on any host."""
     if program == NOTHING:
         return UNKNOWN_PROGRAM
     values = {name: getattr(program, name) for name in PROGRAM_COLUMNS}
     digest = hashlib.blake2b(repr(list(values.values())).encode("utf-8", "replace"), digest_size=16).hexdigest()
     # Held until the transaction ends: retention deletes programs that nobody runs.
     query = sa.select(programs.c.id).where(programs.c.digest == digest).with_for_update(read=True, key_share=True)
-    known = connection.execute(query).scalar()
-    if known is not None:
-        return int(known)
-    return _insert(connection, programs, {"digest": digest, "last_used": now, **values})
+    for _ in range(ATTEMPTS):
+        known = connection.execute(query).scalar()
+        if known is not None:
+            return int(known)
+        with _shared(connection) as apart:
+            _insert(apart, programs, {"digest": digest, "last_used": now, **values})
+    # Retention of another host deletes what nobody has used for months, and this was used just now.
+    raise RuntimeError(f"the program {digest} is deleted as often as it is made")
+
+
+def _used_until(connection: Connection, now: int, program_id: int) -> None:
+    """Note when a process last ran a program."""
+    with _shared(connection) as apart:
+        apart.execute(sa.update(programs).where(programs.c.id == program_id).values(last_used=now))
+
+
+@contextmanager
+def _shared(connection: Connection) -> Iterator[Connection]:
+    """Where to change rows that the recorders of all hosts share: in a transaction of its own, committed at once.
+
+    Within that of a tick it would make every other recorder wait that has the same to write, until that tick is
+    committed, and two that come to the same rows in another order would wait for each other. A SQLite file has
+    one recorder, whose tick is the only transaction there can be.
+    """
+    if connection.dialect.name == "sqlite":
+        yield connection
+        return
+    with connection.engine.begin() as apart:
+        yield apart
 
 
 def _insert(connection: Connection, table: sa.Table, row: dict[str, Any]) -> int:
-    """Insert a row and return its id."""
-    key = connection.execute(table.insert(), row).inserted_primary_key
-    if key is None:
-        raise RuntimeError(f"{table.name} returned no id")
-    return int(key[0])
+    """Insert a row and return its id; where another was first with the same unique columns, the id of its row."""
+    if connection.dialect.name == "sqlite":
+        # Nobody else can be first: the transaction has the file's only write lock since it began.
+        key = connection.execute(table.insert(), row).inserted_primary_key
+        if key is None:
+            raise RuntimeError(f"{table.name} returned no id")
+        return int(key[0])
+    statement = upsert(connection.dialect, table).on_conflict_do_nothing().returning(table.c.id)
+    made = connection.execute(statement, row).scalar()
+    if made is None:
+        # It waited for the other's commit, so that this statement sees the row.
+        same = [column == row[column.name] for column in _unique(table)]
+        made = connection.execute(sa.select(table.c.id).where(*same)).scalar_one()
+    return int(made)
+
+
+def _unique(table: sa.Table) -> list[sa.Column[Any]]:
+    """What no two rows of a table have in common, beside the id."""
+    constraints = [one for one in table.constraints if isinstance(one, sa.UniqueConstraint)]
+    return [column for one in constraints for column in one.columns]

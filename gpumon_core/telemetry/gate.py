@@ -12,6 +12,7 @@ from typing import Any
 import pynvml
 
 from gpumon_core.telemetry.limits import LONGEST_TEXT
+from gpumon_core.text import clean
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class Gate:
         found = self.fact(subject, call, *arguments, name=name)
         if not isinstance(found, str) or not found:
             return None
-        if len(found) > LONGEST_TEXT or not found.isprintable():
+        if clean(found, LONGEST_TEXT) != found:
             self.say_once(subject, name or call.__name__, "what it returned is no text")
             return None
         return found

@@ -26,8 +26,3 @@ def is_pid(pid: int) -> bool:
 def within(number: float | None, highest: float) -> float | None:
     """The number, where it is above 0 and at most `highest`; otherwise it is not known."""
     return number if number is not None and 0 < number <= highest else None
-
-
-def readable(text: str) -> str:
-    """A text that a user chose, such as a program's name: bounded, and with a sign for what is not printable."""
-    return "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text[:LONGEST_TEXT])

@@ -17,6 +17,7 @@ from typing import Any
 
 import pynvml
 
+from gpumon_core import text
 from gpumon_core.metrics import GPU_METRICS, MIB, RARELY_S, TICK_COLUMNS
 from gpumon_core.telemetry import remedies, unified
 from gpumon_core.telemetry.gate import DeviceLost, Gate, SessionOver, Unsupported
@@ -26,7 +27,6 @@ from gpumon_core.telemetry.limits import (
     MOST_MIG_SLOTS,
     MOST_POWER_W,
     is_pid,
-    readable,
     within,
 )
 from gpumon_core.telemetry.plan import Plan, Values
@@ -445,7 +445,7 @@ class NvmlSource:
         self._naming.action = ask
         if self._watch.run([self._naming], HANG_S) or not names:
             return None
-        return readable(names[0].rsplit("/", 1)[-1]) or None
+        return text.field("name", names[0].rsplit("/", 1)[-1])
 
     def _read_device(self, device: _Device, number: int) -> None:
         """Ask one device; what it says is left in `device.found`."""

@@ -16,6 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from gpumon_core import format as fmt
 from gpumon_core import runtime
 from gpumon_core.health import Health
+from gpumon_core.masking import hide
 from gpumon_core.recorder import State
 from gpumon_core.telemetry import remedies
 from pages.ui import assets, data, links, rhythm
@@ -104,7 +105,7 @@ def unreachable(error: DBAPIError) -> None:
         if next(runs, True):
             st.rerun()
         st.error(
-            f"The database cannot be read right now: {fmt.plain(_sentence(str(error.orig)))} "
+            f"The database cannot be read right now: {fmt.plain(_sentence(hide(str(error.orig))))} "
             "This page tries again by itself.",
             icon=":material/database:",
         )
@@ -139,11 +140,12 @@ def banners(found: Health | None) -> None:
             f"{fmt.plain(_sentence(state.notice.reason))} {fmt.plain(state.notice.remedy)}",
             icon=":material/healing:",
         )
-    if state.recording:
-        st.warning(
-            f"{fmt.plain(_sentence(state.recording.reason))} {fmt.plain(state.recording.remedy)}",
-            icon=":material/info:",
-        )
+    for problem in (state.recording, state.reader):
+        if problem:
+            st.warning(
+                f"{fmt.plain(_sentence(problem.reason))} {fmt.plain(problem.remedy)}",
+                icon=":material/info:",
+            )
 
 
 def stale_warning(found: Health) -> None:

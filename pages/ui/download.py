@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
+from urllib.parse import urlencode
+from zoneinfo import ZoneInfo
 
 import streamlit as st
 
@@ -43,6 +46,25 @@ class File:
     name: str
     type: str
     rows: bool = False
+
+
+# The formats in which a route gives its rows: what a button says, the format, its MIME type.
+_FORMATS = (("CSV", "csv", "text/csv"), ("Parquet", "parquet", "application/vnd.apache.parquet"))
+
+
+def of_route(route: str, query: Sequence[tuple[str, object]], what: str, zone: ZoneInfo) -> list[File]:
+    """The rows of one of this server's routes as files, with their times in `zone`."""
+    stamp = f"{datetime.now(zone):%Y%m%d-%H%M%S}"
+    return [
+        File(
+            label,
+            f"{route}?{urlencode([('tz', zone.key), *query, ('format', kind)])}",
+            f"gpumon-{what}-{stamp}.{kind}",
+            mime,
+            rows=kind == "csv",
+        )
+        for label, kind, mime in _FORMATS
+    ]
 
 
 def show(files: Sequence[File], total: int, key: str) -> None:

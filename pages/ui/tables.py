@@ -15,6 +15,7 @@ from pyarrow import compute
 from streamlit.elements.lib.column_types import ColumnConfig
 
 from gpumon_core import format as fmt
+from gpumon_core.export import turns
 from gpumon_core.format import JOULES_PER_KWH, MIB_PER_GIB, MISSING, sortable_duration
 from gpumon_core.store.frames import gpu_labels
 from gpumon_core.store.now import Row
@@ -212,7 +213,7 @@ def download(what: str, content: Callable[[], bytes], empty: bool, zone: ZoneInf
     """A button that downloads a table as CSV."""
     st.download_button(
         "Download CSV",
-        data=content,
+        data=lambda: turns.made(content),
         file_name=f"gpumon-{what}-{datetime.now(zone):%Y%m%d-%H%M%S}.csv",
         mime="text/csv",
         icon=":material/download:",

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from gpumon_core.export import turns
 from gpumon_core.export.api import gpus, history, openapi, original, processes, usage
 from gpumon_core.export.api.resource import HEADERS, MEDIA_TYPES, PROBLEM, Resource, as_json, cursor, problem
 
@@ -51,6 +53,14 @@ def _elsewhere(request: Request) -> Response:
 
 
 ROUTES = [
-    *(Route(one.path, one.endpoint, methods=["GET"]) for one in RESOURCES),
+    *(
+        Route(
+            one.path,
+            one.endpoint,
+            methods=["GET"],
+            middleware=[Middleware(turns.InTurn)] if one.takes_turns else None,
+        )
+        for one in RESOURCES
+    ),
     *(Route(path, _Elsewhere()) for path in ("/api/v1", "/api/v1/{rest:path}")),
 ]

@@ -20,8 +20,9 @@ from gpumon_core.export.api.resource import (
     file,
     listed,
     object_schema,
+    written,
 )
-from gpumon_core.export.parameters import TZ, Parameter, one_of, whole
+from gpumon_core.export.parameters import TZ, BadParameter, Parameter, one_of, whole
 from gpumon_core.format import gpu_label
 from gpumon_core.metrics import GPU_METRICS_BY_KEY
 
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 DEFAULT = ("utilization", "memory", "temperature", "power")
 DEFAULT_RANGE = "1h"
 MOST_POINTS = 10_000
+# A cell is a metric of a GPU at a step. A GPU's are read at once; and who asks for JSON has all GPUs in memory.
+MOST_CELLS = 400_000
 METRIC = Parameter(
     "metric",
     f"A metric of the catalogue. Without one: {', '.join(DEFAULT)}. Of a counter, such as energy, each step "
@@ -47,20 +50,37 @@ POINTS = Parameter(
 
 
 def history(request: Request, values: Values, engine: Engine) -> Response:
-    """The chosen metrics of the chosen GPUs. One GPU is in memory at a time."""
+    """The chosen metrics of the chosen GPUs. One GPU is in memory at a time. Raises BadParameter."""
     from gpumon_core.export.gpus import history_table
 
     start, end = ranges.span(values, engine, DEFAULT_RANGE)
     metrics = values["metric"] or DEFAULT
     # One that is gone is told of where it is asked for.
     gpus = chosen(values, engine, gone=bool(values["gpu"]))
+    _check_size(values, len(gpus), len(metrics), end - start)
     parts = _parts(engine, gpus, metrics, start, end, values["points"])
     if values["format"] != "json":
         frames = (frame for _, frame in parts)
         return file(request, values, history_table(metrics), frames, "history", None)
     units = {key: GPU_METRICS_BY_KEY[key].unit for key in metrics if GPU_METRICS_BY_KEY[key].unit}
     told = {**ranges.moments(start, end, values["tz"]), "units": units}
-    return listed("gpus", told, (_columns(gpu, frame, metrics, values) for gpu, frame in parts))
+    return listed("gpus", told, (_written(gpu, frame, metrics, values) for gpu, frame in parts))
+
+
+def _check_size(values: Values, gpus: int, metrics: int, range_s: int) -> None:
+    """Raises BadParameter for more than an answer may have."""
+    together = gpus if values["format"] == "json" else min(1, gpus)
+    # A step is a second at least.
+    steps = min(values["points"], range_s + 1)
+    if together * metrics * steps <= MOST_CELLS:
+        return
+    asked = f"{together} GPUs x {metrics} metrics x {steps:,} points"
+    most = MOST_CELLS // (together * metrics)
+    fewer = "fewer metrics, or" if together == 1 else "fewer metrics or GPUs, a file (csv, parquet), or"
+    raise BadParameter(
+        "points",
+        f"{asked} are more than the {MOST_CELLS:,} values of an answer. Ask for {fewer} points={most}.",
+    )
 
 
 def _parts(
@@ -76,12 +96,13 @@ def _parts(
         yield gpu, frame.copy().assign(**{name: gpu[name] for name in ("host", "gpu_index", "mig_index")})
 
 
-def _columns(gpu: dict[Any, Any], frame: pd.DataFrame, metrics: tuple[str, ...], values: Values) -> dict[str, Any]:
-    """A GPU's history as columns of equal length."""
+def _written(gpu: dict[Any, Any], frame: pd.DataFrame, metrics: tuple[str, ...], values: Values) -> Iterator[str]:
+    """A GPU's history as JSON of columns of equal length, a metric at a time: plain values need many times the
+    memory of the frame."""
     from gpumon_core.export.csv import iso
     from gpumon_core.export.gpus import AGGREGATES, numbers
 
-    return {
+    told = {
         "gpu_id": gpu["id"],
         "host": gpu["host"],
         "gpu": gpu_label(gpu["gpu_index"], gpu["mig_index"]),
@@ -89,10 +110,12 @@ def _columns(gpu: dict[Any, Any], frame: pd.DataFrame, metrics: tuple[str, ...],
         "name": gpu["name"],
         "times": iso(frame["timestamp_epoch"], values["tz"]).tolist(),
         "epochs": frame["timestamp_epoch"].tolist(),
-        "metrics": {
-            key: {name: numbers(frame[key + suffix]) for suffix, name in AGGREGATES.items()} for key in metrics
-        },
     }
+    yield f'{written(told)[:-1]},"metrics":{{'
+    for number, key in enumerate(metrics):
+        columns = {name: numbers(frame[key + suffix]) for suffix, name in AGGREGATES.items()}
+        yield f"{',' if number else ''}{written(key)}:{written(columns)}"
+    yield "}}"
 
 
 def _schema() -> Schema:
@@ -130,5 +153,6 @@ RESOURCES = (
         history,
         _schema,
         "gpu=1&metric=utilization&metric=power&range=15m&points=3",
+        takes_turns=True,
     ),
 )

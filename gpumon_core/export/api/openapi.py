@@ -19,6 +19,7 @@ PROBLEMS = {
     "400": "A parameter of the query is wrong: `parameter` names it, `detail` says what it must be.",
     "404": "There is no such GPU.",
     "405": "The method is neither GET nor HEAD.",
+    "429": "Too many long answers are being made: come again after `Retry-After` seconds.",
     "503": "Nothing has been recorded yet, or the database cannot be read.",
 }
 _FILES = {"csv": {"type": "string"}, "parquet": {"type": "string", "format": "binary"}}
@@ -37,7 +38,11 @@ def document(resources: Sequence[Resource]) -> dict[str, Any]:
 
 
 def _operation(resource: Resource) -> dict[str, Any]:
-    problems = {status: text for status, text in PROBLEMS.items() if status != "404" or _names_gpus(resource)}
+    problems = {
+        status: text
+        for status, text in PROBLEMS.items()
+        if (status != "404" or _names_gpus(resource)) and (status != "429" or resource.takes_turns)
+    }
     return {
         "operationId": name(resource.path),
         "summary": resource.summary,

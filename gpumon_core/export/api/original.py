@@ -276,6 +276,7 @@ RESOURCES = (
         lambda: {"oneOf": [{"type": "array", "items": object_schema(_SAMPLE)}, _COLUMNS]},
         "gpu=1",
         "history/history.json",
+        takes_turns=True,
     ),
     Resource(
         "/api/v1/original/processes",
@@ -285,5 +286,6 @@ RESOURCES = (
         lambda: {"type": "array", "items": object_schema(_ENDED)},
         "gpu=1",
         "history/process_history.json",
+        takes_turns=True,
     ),
 )

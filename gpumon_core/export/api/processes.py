@@ -168,5 +168,6 @@ RESOURCES = (
         process_history,
         _history_schema,
         "state=running&limit=1",
+        takes_turns=True,
     ),
 )

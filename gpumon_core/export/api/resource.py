@@ -26,6 +26,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from gpumon_core import runtime
 from gpumon_core.export import accept
 from gpumon_core.export.parameters import LARGEST, LAST_MOMENT, BadParameter, Parameter, one_of, read, whole, words
+from gpumon_core.masking import hide
 from gpumon_core.store import database, naming
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ class Resource:
     """A route: what it is for, what it takes, and what answers it.
 
     schema: what its JSON is, as JSON Schema. example: a query to show. replaces: the file of the original that it
-    stands for. reads: whether it reads the database; where it does not, it is not given one.
+    stands for. reads: whether it reads the database; where it does not, it is not given one. takes_turns: whether
+    its answer may be long, so that it waits for its turn (export.turns).
     """
 
     path: str
@@ -69,6 +71,7 @@ class Resource:
     example: str = ""
     replaces: str = ""
     reads: bool = True
+    takes_turns: bool = False
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -94,7 +97,7 @@ class Resource:
             return problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
             # The driver's own words have the reason, and neither the query nor the password.
-            why = " ".join(str(getattr(error, "orig", None) or error).split())
+            why = hide(" ".join(str(getattr(error, "orig", None) or error).split()))
             log.warning("%s cannot be answered: the database says %s", self.path, why)
             detail = f"The database cannot be read ({why}). Try again, or look at the System page."
             return problem(HTTPStatus.SERVICE_UNAVAILABLE, detail)
@@ -176,13 +179,17 @@ def as_json(answer: Any) -> Response:
     return JSONResponse(answer, headers=HEADERS)
 
 
-def listed(name: str, more: Mapping[str, Any], items: Iterable[Any]) -> Response:
-    """A JSON object of any length: `more`, and under `name` the items, one of which is in memory at a time."""
+def listed(name: str, more: Mapping[str, Any], items: Iterable[Iterable[str]]) -> Response:
+    """A JSON object of any length: `more`, and under `name` the items, each as pieces of its own JSON text, one of
+    which is in memory at a time."""
 
     def chunks() -> Iterator[bytes]:
         yield f"{written(more)[:-1]}{',' if more else ''}{written(name)}:[".encode()
         for number, item in enumerate(items):
-            yield f"{',' if number else ''}{written(item)}".encode()
+            if number:
+                yield b","
+            for piece in item:
+                yield piece.encode()
         yield b"]}"
 
     return streamed(chunks(), HEADERS, MEDIA_TYPES["json"])

@@ -152,6 +152,7 @@ RESOURCES = (
         ranking,
         _ranking_schema,
         "by=workload&range=24h",
+        takes_turns=True,
     ),
     Resource(
         "/api/v1/models",
@@ -160,5 +161,6 @@ RESOURCES = (
         models,
         _models_schema,
         "range=24h&limit=1",
+        takes_turns=True,
     ),
 )

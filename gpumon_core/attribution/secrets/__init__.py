@@ -1,0 +1,7 @@
+"""What a command line, a title or a path must not give away."""
+
+from gpumon_core.attribution.secrets.mask import Mask
+from gpumon_core.attribution.secrets.texts import STARS
+from gpumon_core.attribution.secrets.words import is_secret
+
+__all__ = ["STARS", "Mask", "is_secret"]

@@ -1,0 +1,34 @@
+"""How many files and sockets this process may have open, and how many of them connections may take."""
+
+from __future__ import annotations
+
+import logging
+import resource
+
+log = logging.getLogger(__name__)
+
+# What the recorder, the database and the log open at a time, beside connections: a quarter, within these.
+LEAST_RESERVE, MOST_RESERVE = 24, 2048
+
+
+def raise_limit() -> int:
+    """Raise this process's soft limit of open files to the hard one, which needs no privilege. The result is the
+    limit that holds."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (ValueError, OSError) as error:
+            log.warning("the limit of open files stays %s (the hard one is %s): %s", soft, hard, error)
+    return limit()
+
+
+def limit() -> int:
+    """How many files this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else 1 << 20
+
+
+def reserve(of: int) -> int:
+    """How many descriptors of a limit are not for connections."""
+    return max(LEAST_RESERVE, min(MOST_RESERVE, of // 4))

@@ -1,0 +1,199 @@
+"""Files and folders for their owner alone: names of jobs and people are in them, whose machine others share."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+FOLDER, FILE = 0o700, 0o600
+GROUP_AND_OTHERS, OTHERS = 0o077, 0o007
+# An access list says who else may look, and then the group's bits are only its mask. Source: acl(5).
+ACCESS_LIST = "system.posix_acl_access"
+
+
+# ---- What is made ------------------------------------------------------------------------------------
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for its owner alone, and those above it as the system makes folders; one that exists stays as
+    it is. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=FOLDER, exist_ok=True)
+
+
+def make_file(path: Path) -> None:
+    """Make an empty file where there is none, so that whoever opens it next writes into one that its owner alone
+    can read. SQLite takes it for a new database, and gives its rights to the files that it puts beside it. Where
+    it cannot be made, that program says why."""
+    with suppress(OSError):
+        os.close(os.open(os.path.realpath(path), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, FILE))
+
+
+def opener(path: str, flags: int) -> int:
+    """For `open`: what it makes only the owner can read."""
+    return os.open(path, flags, FILE)
+
+
+# ---- What is there already ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Exposed:
+    """A file or folder that others on this machine may look into. `mode` is what it has, `wanted` what it should
+    have; `obstacle` says why gpumon may not change it, and is empty where it may."""
+
+    path: Path
+    mode: int
+    wanted: int
+    is_folder: bool
+    obstacle: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path} ({stat.filemode(self.mode)})"
+
+
+def exposed(databases: Iterable[Path], log_file: Path | None) -> list[Exposed]:
+    """What of the history, its copies and the log others on this machine may look into: files, then folders."""
+    databases = list(dict.fromkeys(path.absolute() for path in databases))
+    log = None if log_file is None else log_file.absolute()
+    found: list[Exposed | None] = []
+    folders: list[Exposed | None] = []
+    for folder in dict.fromkeys(path.parent for path in databases):
+        named = [path.name for path in databases if path.parent == folder]
+        names = sorted(_names(folder))
+        ours = [name for name in names if any(_belongs(name, one) for one in named)]
+        if log is not None and log.parent == folder:
+            ours += [name for name in names if _is_log(name, log.name)]
+        found += [_look(folder / name) for name in ours]
+        if ours:
+            folders.append(_look(folder, [name for name in names if name not in ours]))
+    if log is not None:
+        # Its folder may be anybody's, as /var/log.
+        found += [_look(log.parent / name) for name in sorted(_names(log.parent)) if _is_log(name, log.name)]
+    return [one for one in dict.fromkeys([*found, *folders]) if one is not None]
+
+
+def mend(one: Exposed) -> str:
+    """Take from others what they may do with a file or folder; why it could not be done, or an empty text.
+    Whatever has taken its place since, nothing of another user's is changed, nor what a link leads to."""
+    if one.obstacle:
+        return one.obstacle
+    try:
+        # Opened for nothing but its place: a database that somebody uses keeps its locks.
+        descriptor = os.open(one.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            facts = os.fstat(descriptor)
+            if obstacle := _obstacle(one.path, facts):
+                return obstacle
+            os.chmod(f"/proc/self/fd/{descriptor}", stat.S_IMODE(facts.st_mode) & one.wanted)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _names(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        # It is not there, or this user may not look into it.
+        return []
+
+
+def _belongs(name: str, database: str) -> bool:
+    """Whether a file is a database, what SQLite and gpumon put beside it, or a copy that `backup` made."""
+    beside = name.startswith((f"{database}-", f"{database}."))
+    stem, suffix = os.path.splitext(database)
+    copy = rf"\.?{re.escape(stem)}-\d{{8}}-\d{{6}}{re.escape(suffix)}(\.\d+\.part)?(-wal|-shm|-journal)?"
+    return name == database or beside or re.fullmatch(copy, name) is not None
+
+
+def _is_log(name: str, log: str) -> bool:
+    return re.fullmatch(rf"{re.escape(log)}(\.\d+)?", name) is not None
+
+
+def _look(path: Path, others: list[str] | None = None) -> Exposed | None:
+    """What is exposed of a file, or of a folder that has these `others` in it; None where nothing is."""
+    is_linked = path.is_symlink() or (others is None and path.parent.is_symlink())
+    try:
+        facts = path.stat()
+    except OSError:
+        return None
+    is_folder = stat.S_ISDIR(facts.st_mode)
+    if is_folder != (others is not None) or not (is_folder or stat.S_ISREG(facts.st_mode)):
+        return None
+    taken = OTHERS if _has_access_list(path) else GROUP_AND_OTHERS
+    if not stat.S_IMODE(facts.st_mode) & taken:
+        return None
+    obstacle = "a link leads there" if is_linked else _obstacle(path, facts)
+    if is_folder and not obstacle:
+        obstacle = _not_ours(path, facts, others or [])
+    return Exposed(path, facts.st_mode, 0o7777 & ~taken, is_folder, obstacle)
+
+
+def _has_access_list(path: Path) -> bool:
+    try:
+        return bool(os.getxattr(path, ACCESS_LIST))
+    except OSError:
+        # There is none, or this file system knows of none.
+        return False
+
+
+def _obstacle(path: Path, facts: os.stat_result) -> str:
+    """Why a file or folder is not changed, whatever is in it."""
+    if stat.S_ISLNK(facts.st_mode):
+        return "it is a link"
+    if facts.st_uid != os.geteuid():
+        return "it belongs to another user"
+    if not stat.S_ISDIR(facts.st_mode) and facts.st_nlink > 1:
+        return "it has another name elsewhere"
+    return ""
+
+
+def _not_ours(path: Path, facts: os.stat_result, others: list[str]) -> str:
+    """Why a folder is not changed."""
+    real = path.resolve()
+    homes = [Path(os.environ.get("HOME") or "/").resolve()]
+    with suppress(KeyError):
+        homes.append(Path(pwd.getpwuid(os.geteuid()).pw_dir).resolve())
+    if (
+        real.parent == Path("/")
+        or facts.st_mode & stat.S_ISVTX
+        or any(home.is_relative_to(real) for home in homes)
+    ):
+        return "it is a folder of the system or of a user"
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        return f"other files are in it, too: {others[0]!a}{more}"
+    return ""
+
+
+def sentences(found: list[Exposed]) -> Iterator[tuple[str, str]]:
+    """What is the matter with what is exposed, and what to do: one sentence for what gpumon may mend, one for the
+    rest."""
+    ours, rest = [one for one in found if not one.obstacle], [one for one in found if one.obstacle]
+    if ours:
+        yield (
+            f"{_listed(ours)} can be looked into by other users of this machine",
+            "Run python -m gpumon_core doctor --fix, which ends that; docs/deployment.md says how to let somebody "
+            "look on purpose.",
+        )
+    for one in rest:
+        kind = "700" if one.is_folder else "600"
+        yield (
+            f"{one} can be looked into by other users of this machine, and is left as it is: {one.obstacle}",
+            f"Where nobody else needs it: chmod {kind}, or give gpumon a folder of its own (GPUMON_DATA_DIR).",
+        )
+
+
+def _listed(found: list[Exposed]) -> str:
+    # The folder says most: it stands last.
+    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+    return f"{found[-1]}{more}"
