@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from originals import INTERVAL_S, Original
-from test_writer import ask
+from ticks import ask
 
 from gpumon_core.settings import Settings, load
 from gpumon_core.store import database

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from importing import DAY, GPUS, HOUR, NOW, everything, record, span
 from originals import INTERVAL_S, Original
-from test_writer import ask
+from ticks import ask
 
 from gpumon_core import importer
 from gpumon_core.settings import Settings, load

@@ -21,7 +21,7 @@ from conftest import PATIENCE_S, ROOT, Server
 from fake_nvml import FakeNvml, environment, loaded
 from importing import NOW, span
 from originals import Original
-from test_writer import ask
+from ticks import ask
 
 from gpumon_core import importer
 from gpumon_core.__main__ import main

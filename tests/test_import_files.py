@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from conftest import PATIENCE_S, eventually
 from importing import DAY, NOW, digest, everything, record, span
 from originals import Original
-from test_writer import ask
+from ticks import ask
 
 from gpumon_core import importer, original, original_file
 from gpumon_core.__main__ import main

@@ -13,7 +13,7 @@ import streamlit as st
 from importing import GPUS, NOW, digest, record, span
 from originals import INTERVAL_S, Original
 from test_pages import open_page, texts, url, writer  # noqa: F401 - the fixtures of pages
-from test_writer import ask
+from ticks import ask
 
 from gpumon_core import importer, original
 from gpumon_core.settings import Settings, load

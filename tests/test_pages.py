@@ -19,7 +19,7 @@ from conftest import ROOT
 from sqlalchemy import event
 from streamlit.runtime.caching.cache_utils import CachedFunc
 from streamlit.testing.v1 import AppTest
-from test_writer import GPUS, runs, tick, who
+from ticks import GPUS, runs, tick, who
 
 from gpumon_core import runtime
 from gpumon_core.attribution import local
