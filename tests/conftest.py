@@ -190,8 +190,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield f"sqlite:///{tmp_path / 'gpumon.db'}"
         return
     server: postgresql.Postgres = request.getfixturevalue("postgres")
-    with server.database() as url:
-        yield url
+    yield server.empty("lent")
 
 
 @pytest.fixture(scope="session")

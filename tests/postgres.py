@@ -100,6 +100,24 @@ class Postgres:
         ) as connection:
             connection.execute(statement.encode())
 
+    def empty(self, name: str) -> str:
+        """The URL of a database of this name without anything in it: what was there is dropped, with whoever is
+        connected. That costs a fifth of a new one."""
+        place = {"host": "127.0.0.1", "port": self.port, "user": "gpumon"}
+        with psycopg.connect(**place, dbname="postgres", autocommit=True) as connection:
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchall():
+                connection.execute(f"CREATE DATABASE {name}".encode())
+                return self.url(name)
+            connection.execute(f"ALTER DATABASE {name} RESET ALL".encode())
+            connection.execute(
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = %s", (name,)
+            )
+        with psycopg.connect(**place, dbname=name, autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+            connection.execute("GRANT USAGE ON SCHEMA public TO PUBLIC")
+        return self.url(name)
+
     @contextmanager
     def database(self) -> Iterator[str]:
         """The URL of a new database, dropped afterwards whoever is still connected."""
