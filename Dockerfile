@@ -1,26 +1,29 @@
 # syntax=docker/dockerfile:1
-# gpumon runs from its tree, on the pinned packages of requirements.txt. docs/deployment.md says how to use the image.
+# gpumon runs from its tree, on the locked packages of requirements.txt. docs/deployment.md says how to use the image.
 
 FROM python:3.13-slim AS build
 WORKDIR /build
 COPY requirements.txt ./
 # Wheels alone: a package that has none for this processor ends the build here, where a compiler would be asked for.
 RUN python -m venv --without-pip /opt/gpumon \
-    && python -m pip --python /opt/gpumon install --no-cache-dir --only-binary=:all: -r requirements.txt
+    && python -m pip --python /opt/gpumon install --no-cache-dir --only-binary=:all: --require-hashes -r requirements.txt
 WORKDIR /app
 COPY .streamlit .streamlit
 COPY gpumon_core gpumon_core
 COPY pages pages
 COPY deploy/healthcheck.py deploy/
-COPY app.py LICENSE ./
+COPY app.py gpumon LICENSE ./
 # Nobody writes bytecode beside a read-only tree, so it is made here, valid whatever the files' times become.
 RUN python -m compileall -q --invalidation-mode unchecked-hash .
 
 FROM python:3.13-slim
 COPY --from=build /opt/gpumon /opt/gpumon
 COPY --from=build /app /app
+# The launcher looks for .venv beside itself.
 RUN python -m pip uninstall --yes --quiet --root-user-action=ignore pip \
-    && install -d -m 0700 -o 1000 -g 1000 /app/history /app/logs
+    && install -d -m 0700 -o 1000 -g 1000 /app/history /app/logs \
+    && ln -s /opt/gpumon /app/.venv \
+    && ln -s /app/gpumon /usr/local/bin/gpumon
 # HOME is where libraries look for caches and settings of their own: a folder that may be forgotten.
 ENV PATH=/opt/gpumon/bin:$PATH \
     HOME=/tmp \

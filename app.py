@@ -55,7 +55,7 @@ def _prepare_pages() -> None:
 @asynccontextmanager
 async def lifespan(_: st.App) -> AsyncIterator[None]:
     """Record from the moment the server boots until it ends."""
-    accepted.limit(asyncio.get_running_loop())
+    accepted.limit(asyncio.get_running_loop(), runtime.stop)
     await asyncio.to_thread(runtime.start)
     log.info("serving on http://%s:%s", st.get_option("server.address"), st.get_option("server.port"))
     threading.Thread(target=_prepare_pages, name="prepare-pages", daemon=True).start()

@@ -24,9 +24,11 @@ In a container, with Docker Compose (see docs/deployment.md):
   logs     show its log and follow it; Ctrl-C ends that
   build    build the image anew, on the newest base image
 
+./gpumon is the command line, once run or test has set it up: see ./gpumon --help.
+
 Options after run or demo go to Streamlit, such as --server.port 9000 or
 --server.address 0.0.0.0; options after the verbs of Compose go to Compose.
-Settings are GPUMON_* variables, also read from a file named .env: see the README.
+Settings are GPUMON_* variables, also read from a file named .env: see docs/settings.md.
 TEXT
 }
 
@@ -49,7 +51,7 @@ find_python() {
     fail "python3 is not installed; on Debian and Ubuntu: sudo apt-get install python3 python3-venv"
 }
 
-# install FILE: make .venv hold exactly what FILE pins; a second time it does nothing.
+# install FILE: make .venv hold what FILE locks, checked by its hashes; a second time it does nothing.
 install() {
     local python stamp
     if [ ! -x "$VENV/bin/python" ] || ! "$VENV/bin/python" -c '' 2>/dev/null; then
@@ -63,8 +65,8 @@ install() {
     stamp=$VENV/.installed-$1-$(cat requirements*.txt | cksum | tr -d ' ')
     if [ ! -e "$stamp" ]; then
         echo "setup.sh: installing $1"
-        "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -r "$1" ||
-            fail "the packages of $1 could not be installed; is the network reachable?"
+        "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r "$1" ||
+            fail "the packages of $1 could not be installed; see the lines above. Is the network reachable?"
         rm -f "$VENV"/.installed-"$1"-*
         touch "$stamp"
     fi
@@ -145,6 +147,7 @@ check() {
     need shellcheck shellcheck
     need promtool prometheus prometheus
     need faketime faketime
+    need openssl openssl
     local bin=$VENV/bin
     "$bin/ruff" format --check .
     "$bin/ruff" check .

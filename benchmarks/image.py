@@ -58,7 +58,14 @@ def plain_mb(folder: Path) -> float:
 def packages(folder: Path) -> None:
     """What the first stage installs."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
-    wheels = ["--only-binary=:all:", "--target", str(folder), "-r", str(ROOT / "requirements.txt")]
+    wheels = [
+        "--only-binary=:all:",
+        "--require-hashes",
+        "--target",
+        str(folder),
+        "-r",
+        str(ROOT / "requirements.txt"),
+    ]
     subprocess.run([*command, *wheels], check=True)
 
 

@@ -12,14 +12,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from gpumon_core.__main__ import PROGRAM, module, parser
+from gpumon_core.__main__ import module, parser
 from gpumon_core.cli import terminal
 
+PROGRAM = "./gpumon"
 PAGE = Path(__file__).with_name("cli.md")
 HEAD = f"""# The command line
 
-`.venv/bin/{PROGRAM} VERB` does what needs no server. `--help` after a verb says what stands here; this
-page is made from it (`docs/cli_reference.py`).
+`{PROGRAM} VERB` does what needs no server. `--help` after a verb says what this page says, which is made from it
+(`docs/cli_reference.py`).
+
+The launcher `gpumon` can be called from any folder, and through a link such as one in `~/.local/bin`. Settings,
+`.env` and the history are those of the folder that it lies in; a FILE is relative to the folder that you call it
+from. In the image it is on the PATH: `docker exec gpumon gpumon doctor`. `.venv/bin/python -m gpumon_core VERB`
+does the same.
 
 In a pipe there are no colours, bars or escape sequences, and output is UTF-8 whatever the locale is; `NO_COLOR`
 takes the colours from a terminal, too. What a program says beside its output goes to stderr. Control characters in
@@ -40,7 +46,7 @@ def page() -> str:
         options = [action for action in one._actions if not isinstance(action, argparse._HelpAction)]
         if options:
             lines.append("| option | meaning |\n| --- | --- |\n" + "\n".join(map(_option, options)))
-        examples = [f"# {why}\n.venv/bin/{PROGRAM} {name} {command}".rstrip() for command, why in verb.EXAMPLES]
+        examples = [f"# {why}\n{PROGRAM} {name} {command}".rstrip() for command, why in verb.EXAMPLES]
         lines.append("```sh\n" + "\n\n".join(examples) + "\n```")
     return "\n\n".join(lines) + "\n"
 

@@ -1,4 +1,4 @@
-"""Writes the settings table of the README from the settings themselves:
+"""Writes the table of docs/settings.md from the settings themselves:
 
 .venv/bin/python docs/settings_table.py
 """
@@ -14,13 +14,13 @@ sys.path.insert(0, str(ROOT))
 
 from gpumon_core.settings import markdown_table
 
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "settings.md"
 PLACE = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- /settings -->)", re.DOTALL)
 
 
 def main() -> None:
     """Put the table between its two marks."""
-    README.write_text(PLACE.sub(lambda _: markdown_table() + "\n", README.read_text()))
+    PAGE.write_text(PLACE.sub(lambda _: markdown_table() + "\n", PAGE.read_text()))
 
 
 if __name__ == "__main__":

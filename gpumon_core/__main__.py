@@ -1,4 +1,4 @@
-"""The command line: python -m gpumon_core VERB."""
+"""The command line: ./gpumon VERB, or python -m gpumon_core VERB."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 from gpumon_core import __version__
 from gpumon_core.cli import terminal
 
-PROGRAM = "python -m gpumon_core"
 # Verb -> its module in gpumon_core.cli.
 VERBS = {
     "record": "record",
@@ -47,9 +46,9 @@ def parser(verbs: Sequence[str] = tuple(VERBS)) -> Parser:
     """What reads a command line that has one of these verbs."""
     statuses = "".join(f"  {status:>3}  {meaning}\n" for status, meaning in terminal.STATUSES.items())
     whole = Parser(
-        prog=PROGRAM,
+        prog=terminal.PROGRAM,
         description="gpumon, the GPU Model Monitor, without its server.",
-        epilog=f"Settings come from GPUMON_* variables and .env: see the README.\n\nexit status:\n{statuses}",
+        epilog=f"Settings are GPUMON_* variables, also in .env: see docs/settings.md.\n\nexit status:\n{statuses}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     whole.add_argument("--version", action="version", version=f"gpumon {__version__}")
@@ -57,7 +56,8 @@ def parser(verbs: Sequence[str] = tuple(VERBS)) -> Parser:
     for name in verbs:
         verb = module(name)
         examples = "".join(
-            f"  {PROGRAM} {name} {command}".rstrip() + f"\n      {why}\n" for command, why in verb.EXAMPLES
+            f"  {terminal.PROGRAM} {name} {command}".rstrip() + f"\n      {why}\n"
+            for command, why in verb.EXAMPLES
         )
         one = parsers.add_parser(
             name,
@@ -80,6 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status = _run(chosen)
         sys.stdout.flush()
         return status
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] == "gpumon_core":
+            raise
+        # An installation that was broken off, or a tree that is newer than what is installed beside it.
+        terminal.say(f"the package {error.name} is not installed for {sys.executable}; ./setup.sh run installs it")
+        return terminal.FAILED
     except KeyboardInterrupt:
         # Nobody waits for the rest of the output; to write it might take until somebody reads it.
         _give_up_output()
@@ -129,7 +135,7 @@ def _run(chosen: argparse.Namespace) -> int:
         terminal.ends_with_cleanup()
         return int(module(chosen.verb).run(settings, chosen))
     except terminal.Usage as error:
-        terminal.say(f"{error} (see {PROGRAM} {chosen.verb} --help)")
+        terminal.say(f"{error} (see {terminal.PROGRAM} {chosen.verb} --help)")
         return terminal.WRONG
     except SourceUnavailable as error:
         terminal.say(f"{error}. {error.remedy}")

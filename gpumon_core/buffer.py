@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gpumon_core.attribution.records import NOTHING, ProcessIdentity
+from gpumon_core.private_files import make_folder
 from gpumon_core.store.writer import Attributed
 from gpumon_core.telemetry.records import Snapshot
 
@@ -108,6 +109,8 @@ class Buffer:
 
         try:
             data = msgspec.msgpack.encode(_stored(ticks, self.committed))
+            # Somebody may have removed it.
+            make_folder(folder)
             # Readable by this user only, as all of the history.
             with tempfile.NamedTemporaryFile(dir=folder, prefix=f"{name}-", suffix=".tmp", delete=False) as file:
                 try:

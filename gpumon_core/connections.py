@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -25,11 +26,14 @@ log = logging.getLogger(__name__)
 HEAD_S = 10.0
 # How long a client may take to read 64 KiB of an answer.
 READ_S = 30.0
+# From when the server is told to stop until what is still being answered is given up: it would wait for all.
+STOP_S = 5.0
 # Beside what the descriptors allow. Each costs some 20 KB.
 MOST_CONNECTIONS = 1000
 # What waits in the kernel is accepted in batches, some of them before the first one has been refused and closed:
 # all of these have to find room in the reserve.
 _BATCHES = 8
+_LOOK_S = 0.5
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nRetry-After: 10\r\n"
     b"Content-Length: 26\r\nConnection: close\r\n\r\nToo many open connections\n"
@@ -51,8 +55,9 @@ class Connections:
         self._waiting: dict[Connection, None] = {}
         self.is_installed = False
 
-    def limit(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Limit the connections of every server that this loop makes from now on."""
+    def limit(self, loop: asyncio.AbstractEventLoop, ending: Callable[[], None] | None = None) -> None:
+        """Limit the connections of every server that this loop makes from now on. `ending` is called, on a thread
+        of its own, once one has ceased to accept more: it need not wait for what is still being answered."""
         create_server = loop.create_server
 
         async def create(factory: Callable[[], asyncio.Protocol], *args: Any, **given: Any) -> asyncio.Server:
@@ -61,9 +66,26 @@ class Connections:
             if given.get("ssl"):
                 given.setdefault("ssl_handshake_timeout", HEAD_S)
             self.is_installed = True
-            return await create_server(lambda: Connection(factory(), loop, self), *args, **given)
+            server = await create_server(lambda: Connection(factory(), loop, self), *args, **given)
+            self._end_with(server, loop, ending)
+            return server
 
         setattr(loop, "create_server", create)  # noqa: B010 - mypy knows it as a method
+
+    def _end_with(
+        self, server: asyncio.Server, loop: asyncio.AbstractEventLoop, ending: Callable[[], None] | None
+    ) -> None:
+        """End all connections some time after a server has ceased to accept more."""
+        if server.is_serving():
+            loop.call_later(_LOOK_S, self._end_with, server, loop, ending)
+            return
+        if ending is not None:
+            threading.Thread(target=ending, name="ending", daemon=True).start()
+        loop.call_later(STOP_S, self._end_all)
+
+    def _end_all(self) -> None:
+        for connection in list(self._open):
+            connection.end()
 
     def come(self, connection: Connection, descriptor: int) -> bool:
         """Whether there is room for a new connection; where there is none, the one that has waited longest

@@ -68,9 +68,10 @@ def configure(level: str, file: Path | None = None) -> None:
     ours.handlers[:] = handlers
     ours.setLevel(level)
     ours.propagate = False
-    for name in ("sqlalchemy.pool", "asyncio"):
+    for name in ("sqlalchemy.pool", "asyncio", "uvicorn.error"):
         library = logging.getLogger(name)
         library.handlers[:] = handlers
+        library.setLevel(logging.WARNING)
         library.propagate = False
     # The scheduler warns about every late run, which would be a line per tick on a slow machine.
     scheduler = logging.getLogger("apscheduler")

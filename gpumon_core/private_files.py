@@ -108,11 +108,13 @@ def _names(folder: Path) -> list[str]:
 
 
 def _belongs(name: str, database: str) -> bool:
-    """Whether a file is a database, what SQLite and gpumon put beside it, or a copy that `backup` made."""
+    """Whether a file is a database, what SQLite and gpumon put beside it, ticks that wait for one, or a copy that
+    `backup` made."""
     beside = name.startswith((f"{database}-", f"{database}."))
     stem, suffix = os.path.splitext(database)
     copy = rf"\.?{re.escape(stem)}-\d{{8}}-\d{{6}}{re.escape(suffix)}(\.\d+\.part)?(-wal|-shm|-journal)?"
-    return name == database or beside or re.fullmatch(copy, name) is not None
+    waiting = r"waiting-[0-9a-f]{12}-\w+\.(ticks|tmp|unreadable)"
+    return name == database or beside or re.fullmatch(f"{copy}|{waiting}", name) is not None
 
 
 def _is_log(name: str, log: str) -> bool:
@@ -182,7 +184,7 @@ def sentences(found: list[Exposed]) -> Iterator[tuple[str, str]]:
     if ours:
         yield (
             f"{_listed(ours)} can be looked into by other users of this machine",
-            "Run python -m gpumon_core doctor --fix, which ends that; docs/deployment.md says how to let somebody "
+            "Run ./gpumon doctor --fix, which ends that; docs/deployment.md says how to let somebody "
             "look on purpose.",
         )
     for one in rest:

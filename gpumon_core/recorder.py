@@ -311,7 +311,7 @@ class Recorder:
                 return None
             if target.file is not None and (found := target.file.look()) != "same":
                 notice = prepare(target.file, found)
-            engine, damaged = open_database(url, self._settings, self._pulse)
+            engine, damaged = open_database(url, self._pulse)
             session = Session(target, self._settings, observer.source.name, lock, self._pulse, engine)
             session.notice = damaged or notice
             session.take_over()
@@ -382,11 +382,22 @@ class Recorder:
             self._leaving.append(session)
             self._due.set()
 
-    def _lose_lock(self, session: Session) -> None:
+    def _regain_lock(self, session: Session) -> None:
         """Another may record by now. What waits goes on waiting, and what is sampled with it."""
+        url = mask_password(session.target.url)
+        if database.file_of(session.target.url) is None:
+            # The connections stay: a schema that has become newer meanwhile would not be opened again.
+            try:
+                if session.regain():
+                    log.warning("the lock on %s was lost, and is taken again", url)
+                    self._due.set()
+                    return
+            except OSError as error:
+                self._fail("database", f"the lock on {url} was lost, and cannot be taken again: {error.strerror}")
+                return
         with self._guard:
             if self._session is session:
-                log.warning("the lock on %s was lost; it is taken again", mask_password(session.target.url))
+                log.warning("the lock on %s was lost", url)
                 self._leave(session)
 
     # ---- Sampling ------------------------------------------------------------------------------------
@@ -447,8 +458,12 @@ class Recorder:
         while not self._ending.is_set():
             self._due.wait(self._settings.interval)
             self._due.clear()
-            self._close_leaving()
-            self._write()
+            try:
+                self._close_leaving()
+                self._write()
+            except Exception:
+                # Nothing may end this thread: what waits is tried again.
+                log.exception("the thread that writes met what it does not know")
         # What was sampled last.
         self._write()
         self._close_leaving()
@@ -467,7 +482,7 @@ class Recorder:
             self._rehearse(session)
             session.write()
         except LockLost:
-            self._lose_lock(session)
+            self._regain_lock(session)
         except database.DatabaseError as error:
             self._pulse.failed(str(error), tick=False)
             self._fail("database", str(error))
@@ -508,7 +523,7 @@ class Recorder:
         """Say so where a newer gpumon has moved the database on meanwhile."""
         try:
             newer = database.newer_revision(session.engine)
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, LockLost) as error:
             # The next minute asks again.
             log.debug("the revision of the database cannot be read: %s", error)
             return
@@ -553,17 +568,18 @@ class Recorder:
             return
         try:
             if not session.lock.is_held():
-                self._lose_lock(session)
+                # The thread that writes takes it again.
+                self._due.set()
                 return
             self._look_at_version(session)
             session.roll_up(self._stopping)
             session.note_health()
             give_back_memory()
+        except LockLost:
+            self._due.set()
         except (SQLAlchemyError, OSError) as error:
             # What is not done now is done a minute later.
-            if database.is_damage(error):
-                session.doubt()
-            log.warning("rollups were broken off: %s", getattr(error, "orig", None) or error)
+            self._break_off(session, "rollups", error)
 
     def _keep_house(self) -> None:
         session = self._session
@@ -571,11 +587,18 @@ class Recorder:
             return
         try:
             session.forget(self._stopping)
+        except LockLost:
+            self._due.set()
         except SQLAlchemyError as error:
             # What is not forgotten now is forgotten an hour later.
-            if database.is_damage(error):
-                session.doubt()
-            log.warning("retention was broken off: %s", getattr(error, "orig", None) or error)
+            self._break_off(session, "retention", error)
+
+    def _break_off(self, session: Session, what: str, error: Exception) -> None:
+        if database.is_damage(error):
+            session.doubt()
+        # Somebody else writes just now: that is nothing to worry about, and ticks say so where it lasts.
+        level = logging.INFO if database.is_busy(error) else logging.WARNING
+        log.log(level, "broken off until its next turn: %s: %s", what, getattr(error, "orig", None) or error)
 
 
 def _acquire(lock: Lock, url: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 
@@ -28,6 +29,8 @@ log = logging.getLogger(__name__)
 
 # So many ticks are written in one transaction where many wait.
 CATCH_UP_TICKS = 50
+# How long readers of this program may go on in a file that was removed or replaced.
+READERS_CLOSE_S = 2.0
 # PostgreSQL's class of "syntax error or access rule violation": a column or a table that is not there, or a right.
 SCHEMA_ERRORS = "42"
 
@@ -72,7 +75,7 @@ class Session:
         self._busy = threading.Lock()
         self._closed = False
         # Why the file must be opened anew before anything is written.
-        self._lost: str | None = None
+        self._lost: sqlite_file.Found | None = None
         # Whether nothing says that the file is sound, and whether what was tried last may be in it.
         self._is_unchecked = True
         self._is_unsure = True
@@ -91,8 +94,9 @@ class Session:
             self._source,
             self._settings.interval,
             60 * self._settings.idle_minutes,
-            self.lock,
         )
+        # Whatever is written, by whichever thread.
+        sa.event.listen(engine, "begin", self.lock.fence)
         path = database.file_of(self.target.url)
         self.target.file = None if path is None else OpenFile(path)
 
@@ -277,19 +281,36 @@ class Session:
         file = self.target.file
         if file is None:
             return
+        found = file.look()
+        if found == "same":
+            if self._lost is not None:
+                self._take_back(file)
+            return
         if self._lost is None:
-            found = file.look()
-            if found == "same":
-                return
-            self._lost = found
             log.error("the database %s was %s while it was open", file.path, _WORDS[found])
+        self._lost = found
+        sqlite_file.close_readers(file.path, READERS_CLOSE_S)
+        is_saved = self._lost != "without log" or sqlite_file.save_log(self.engine)
         self.engine.dispose()
-        self.notice = prepare(file, self._lost)
+        self.notice = prepare(file, self._lost, is_saved)
         self._pulse.failed(self.notice.reason, tick=False)
-        engine, damaged = open_database(self.target.url, self._settings, self._pulse)
+        engine, damaged = open_database(self.target.url, self._pulse)
         self.notice = damaged or self.notice
         self._lost, self._is_unchecked, self._is_unsure = None, True, True
         self._use(engine)
+
+    def _take_back(self, file: OpenFile) -> None:
+        """The file was out of reach, and is there again as it was, with its log. Raises database.DatabaseError."""
+        log.info("the database %s is there again", file.path)
+        self.engine.dispose()
+        engine, self.notice = open_database(self.target.url, self._pulse)
+        self._lost, self._is_unchecked, self._is_unsure = None, True, True
+        self._use(engine)
+
+    def regain(self) -> bool:
+        """Take the lock again after it was lost; False where another has it. Raises OSError."""
+        self._is_unsure = True
+        return self.lock.acquire()
 
     def doubt(self) -> None:
         """Let the file be checked before the next tick is written: somebody has met damage in it."""
@@ -308,7 +329,7 @@ class Session:
         self.engine.dispose()
         self.notice = set_aside(self.target.url)
         self._pulse.failed(self.notice.reason, tick=False)
-        self._use(open_database(self.target.url, self._settings, self._pulse)[0])
+        self._use(open_database(self.target.url, self._pulse)[0])
         self._is_unchecked, self._is_unsure = False, True
 
     # ---- Beside the ticks --------------------------------------------------------------------------
@@ -354,41 +375,51 @@ class Session:
                 log.warning("the ledger could not be settled: %s", getattr(error, "orig", None) or error)
             finally:
                 self.engine.dispose()
+                if self.target.file is not None:
+                    self.target.file.close()
                 self.lock.release()
 
 
-_WORDS = {"gone": "removed", "replaced": "replaced by another file"}
+_WORDS = {"gone": "removed", "replaced": "replaced by another file", "without log": "robbed of its log"}
+_MARKS = {"gone": "removed", "replaced": "replaced"}
 
 
-def open_database(url: str, settings: Settings, pulse: Pulse) -> tuple[Engine, Problem | None]:
+def open_database(url: str, pulse: Pulse) -> tuple[Engine, Problem | None]:
     """The database, and what happened to it: a damaged file is set aside, and a new one begun. Raises
     database.DatabaseError."""
-    # How long a transaction waits for another program's lock.
-    patience_s = min(database.WRITER_TIMEOUT_S, settings.interval / 4)
     try:
-        return database.open_for_writing(url, patience_s), None
+        return database.open_for_writing(url), None
     except database.DatabaseDamaged:
         notice = set_aside(url)
         pulse.failed(notice.reason, tick=False)
-        return database.open_for_writing(url, patience_s), notice
+        return database.open_for_writing(url), notice
 
 
-def prepare(file: OpenFile, found: str) -> Problem:
-    """Make a path ready to be opened again whose file was removed or replaced; what to say about it. Raises
-    database.DatabaseError."""
+def prepare(file: OpenFile, found: sqlite_file.Found, is_saved: bool = False) -> Problem:
+    """Make a path ready to be opened again whose file was removed or replaced; what to say about it. `is_saved`:
+    what a log held that was removed alone is in the file. Raises database.DatabaseError."""
+    if found == "without log":
+        file.clear_way()
+        file.close()
+        lost = "what it held was written into the file" if is_saved else "what was recorded last may be lost"
+        return Problem(
+            f"The log of the database {file.path} was removed while it was recorded into; {lost}",
+            f"Leave the files {file.path.name}{sqlite_file.LOG} and {sqlite_file.INDEX} alone while gpumon runs.",
+        )
     try:
-        log_file = file.put_log_aside() if found == "replaced" else None
+        log_file = file.put_log_aside(_MARKS[found])
+        file.close()
     except OSError as error:
         raise database.DatabaseError(
             f"The database {file.path} was replaced, and the write-ahead log of the file before cannot be "
             f"renamed: {error.strerror}. Move {sqlite_file.beside(file.path, sqlite_file.LOG)} away."
         ) from error
+    beside = f" The log of the file before lies beside it as {log_file.name}." if log_file else ""
     if found == "gone":
         return Problem(
             f"The database {file.path} was removed while it was recorded into; a new one was begun",
-            "Only a backup has what was recorded before. Stop gpumon before you put one in its place.",
+            f"Only a backup has what was recorded before. Stop gpumon before you put one in its place.{beside}",
         )
-    beside = f" The log of the file before lies beside it as {log_file.name}." if log_file else ""
     return Problem(
         f"The database {file.path} was replaced while it was recorded into; recording goes on in the file that is "
         "there now",

@@ -1,6 +1,6 @@
 """Every knob of gpumon: read once from GPUMON_* variables and from .env, and validated.
 
-The descriptions below are what the README's settings table and `--help` print.
+The descriptions below are what the table in docs/settings.md and the System page say.
 """
 
 from __future__ import annotations
@@ -310,7 +310,7 @@ def in_force(settings: Settings) -> list[tuple[str, str, str]]:
 
 
 def markdown_table() -> str:
-    """Every setting with its default and meaning, as the README shows it."""
+    """Every setting with its default and meaning, as docs/settings.md shows it."""
     lines = ["| setting | default | meaning |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
         default = field.default

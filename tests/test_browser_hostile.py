@@ -128,17 +128,16 @@ def test_no_name_on_any_page_becomes_a_link_a_picture_or_a_script(page: Page, ho
 
 def test_what_an_address_asks_for_is_quoted_as_it_was_typed(page: Page, hostile: Server) -> None:
     asked = asked_elsewhere(page.context, hostile)
-    quoted = 0
-    for title, address in PAGES.items():
-        for text in MARKUP:
-            page.goto(f"{hostile.url}{address}?{urlencode([(name, text + '?') for name in QUERIES])}")
-            expect(page.get_by_role("heading", level=1)).to_be_visible()
+    for title in ("gpu", "history", "processes", "usage"):
+        # A page names three values of each filter.
+        for first in range(0, len(MARKUP), 3):
+            texts = [text + "?" for text in MARKUP[first : first + 3]]
+            asks = [(name, text) for name in QUERIES for text in texts]
+            page.goto(f"{hostile.url}/{title}?{urlencode(asks)}")
             alert = page.get_by_text("This link asks for what is not here")
-            if title not in ("overview", "system"):
-                expect(alert).to_contain_text(f"“{text}?”")
-                quoted += 1
-            assert outside(page, hostile) == [], (title, text)
-    assert quoted
+            for text in texts:
+                expect(alert).to_contain_text(f"“{text}”")
+            assert outside(page, hostile) == [], (title, texts)
     assert page.evaluate("window.owned") is None
     assert asked == []
 

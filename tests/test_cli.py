@@ -53,6 +53,7 @@ def test_help_shows_examples_and_the_exit_statuses(folder: Path) -> None:
     for text in (*VERBS, "exit status:", "130"):
         assert text in whole.stdout
     one = gpumon(settings(folder), "export", "--help")
+    assert one.stdout.startswith("usage: python -m gpumon_core export ")
     assert "python -m gpumon_core export --table history --since 24h" in one.stdout
 
 

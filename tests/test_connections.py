@@ -7,6 +7,7 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,15 @@ class Client:
             return b""
 
 
-Open = Callable[[], Awaitable[Client]]
+@dataclass(frozen=True)
+class Open:
+    """Opens connections to a server."""
+
+    server: asyncio.Server
+    open: Callable[[], Awaitable[Client]]
+
+    async def __call__(self) -> Client:
+        return await self.open()
 
 
 @asynccontextmanager
@@ -78,7 +87,7 @@ async def served(most: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[
         return Client(reader, writer)
 
     async with asyncio.timeout(PATIENCE_S):
-        yield opened
+        yield Open(server, opened)
     for writer in writers:
         writer.close()
     server.close()
@@ -142,6 +151,19 @@ def test_one_that_never_asks_ends_and_one_that_is_being_answered_does_not(
             assert await half.ended() == b""
             assert await busy.say(b"end") == b"done!"
             assert await busy.ended() == b"", "it waits again"
+
+    asyncio.run(run())
+
+
+def test_a_server_that_stops_waits_for_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "STOP_S", 0.1)
+
+    async def run() -> None:
+        async with served(10) as opened:
+            busy = await opened()
+            assert await busy.say(b"ask") == b"asked"
+            opened.server.close()
+            assert await busy.ended() == b""
 
     asyncio.run(run())
 

@@ -16,7 +16,7 @@ import gpumon_core
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 EACH_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-README = (ROOT / "README.md").read_text()
+TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
 
@@ -110,7 +110,7 @@ def test_every_file_and_command_it_names_exists(document: Path) -> None:
         assert name.endswith(".md") or (ROOT / name).exists(), name
     from gpumon_core.__main__ import VERBS
 
-    for verb in re.findall(r"python -m gpumon_core (?!VERB)(\w+)", text):
+    for verb in re.findall(r"(?:python -m gpumon_core|\./gpumon|exec gpumon gpumon) (?!VERB)(\w+)", text):
         assert verb in VERBS
     help_text = (ROOT / "setup.sh").read_text()
     for verb in re.findall(r"\./setup\.sh (?!VERB)([a-z]+)", text):
@@ -153,8 +153,7 @@ def program_texts() -> str:
 
 def test_what_troubleshooting_quotes_is_what_the_program_says() -> None:
     said = program_texts()
-    section = README.split("## Troubleshooting\n")[1].split("\n## ")[0]
-    quoted = re.findall(r"“([^”]*)”", " ".join(section.split()))
+    quoted = re.findall(r"“([^”]*)”", " ".join(TROUBLESHOOTING.split()))
     assert len(quoted) > 25
     for quote in quoted:
         for piece in NOT_OURS.split(quote):
@@ -178,8 +177,7 @@ SYMPTOMS = (
 
 @pytest.mark.parametrize("symptom", SYMPTOMS)
 def test_troubleshooting_knows_the_symptom(symptom: str) -> None:
-    section = README.split("## Troubleshooting\n")[1].split("\n## ")[0]
-    assert any(symptom in bold for bold in re.findall(r"\*\*([^*]+)\*\*", section))
+    assert any(symptom in bold for bold in re.findall(r"\*\*([^*]+)\*\*", TROUBLESHOOTING))
 
 
 # -- the changelog, and who may import whom

@@ -265,7 +265,7 @@ def test_a_file_is_read_as_its_process_could_read_it(
     "target",
     [
         "/proc/self/comm",
-        f"/proc/{os.getpid()}/comm",
+        "/proc/{gpumon}/comm",
         "/proc/sys/kernel/hostname",
         "/sys/class/net/lo/operstate",
     ],
@@ -275,6 +275,7 @@ def test_a_file_of_the_kernel_is_no_file_of_the_process(
     tmp_path: Path, begin: Begin, seen: Look, target: str, how: str
 ) -> None:
     """The process sees the same /proc as gpumon, and has it in its own root: /proc/self is whoever looks."""
+    target = target.format(gpumon=os.getpid())
     root, place = root_with(tmp_path)
     (root / "proc").mkdir()
     (root / "sys").mkdir()

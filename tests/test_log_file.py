@@ -21,7 +21,10 @@ log = logging.getLogger("gpumon_core.test")
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("gpumon_core", "apscheduler", "asyncio", "sqlalchemy.pool")]
+    loggers = [
+        logging.getLogger(name)
+        for name in ("gpumon_core", "apscheduler", "asyncio", "sqlalchemy.pool", "uvicorn.error")
+    ]
     before = [(one, list(one.handlers), one.level, one.propagate) for one in loggers]
     yield
     for one, handlers, level, propagate in before:

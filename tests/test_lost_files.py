@@ -23,6 +23,7 @@ from fake_nvml import FakeNvml
 from gpumon_core import recorder as recorder_module
 from gpumon_core.recorder import Recorder
 from gpumon_core.settings import load
+from gpumon_core.store import database
 from gpumon_core.store.writer import Writer
 
 
@@ -124,6 +125,34 @@ def test_a_tick_that_went_into_a_file_just_removed_is_written_again(
     assert set(removed) <= stored(path)
 
 
+@pytest.mark.parametrize("parts", [("-wal", "-shm"), ("-wal",), ("-shm",)])
+@pytest.mark.parametrize("is_polled", [False, True])
+def test_a_log_that_is_removed_alone_costs_nothing(
+    fake: FakeNvml, path: Path, parts: tuple[str, ...], is_polled: bool
+) -> None:
+    fake.add_gpu()
+    reader = database.open_for_reading(f"sqlite:///{path}", often=True)
+    with recording(fake, path) as made:
+        seconds = watch(made)
+        committed(made, 3)
+        if is_polled:
+            with reader.connect() as connection:
+                connection.execute(sa.text("SELECT count(*) FROM gpu_metrics")).all()
+        for part in parts:
+            (path.parent / (path.name + part)).unlink()
+        until(lambda: made.state.notice is not None)
+        assert made.state.notice is not None
+        assert "what it held was written into the file" in made.state.notice.reason
+        committed(made, 2)
+        assert set(seconds[:-1]) <= stored(path), "another program sees all of it"
+        if is_polled:
+            with reader.connect() as connection:
+                found = connection.execute(sa.text("SELECT timestamp_epoch FROM gpu_metrics")).scalars()
+                assert set(seconds[:-1]) <= set(found), "and so does a reader of this one"
+    reader.dispose()
+    assert set(seconds) <= stored(path)
+
+
 # ---- Replaced ------------------------------------------------------------------------------------
 
 
@@ -192,6 +221,57 @@ def test_a_damaged_file_that_takes_the_place_of_the_live_one_is_set_aside(
     (aside,) = path.parent.glob("gpumon.db.damaged-*[0-9]")
     assert aside.read_bytes() == bytes(content)
     assert stored(path)
+
+
+def test_a_backup_behind_a_link_gets_no_log_but_its_own(fake: FakeNvml, path: Path, tmp_path: Path) -> None:
+    fake.add_gpu()
+    real = tmp_path / "elsewhere" / "x.db"
+    real.parent.mkdir()
+    path.parent.mkdir()
+    path.symlink_to(real)
+    with recording(fake, path) as made:
+        committed(made, 2)
+        backup = tmp_path / "backup.db"
+        source, copy = sqlite3.connect(path), sqlite3.connect(backup)
+        source.backup(copy)
+        copy.execute("CREATE TABLE mark AS SELECT 1 AS x")
+        copy.commit()
+        source.close()
+        copy.close()
+        committed(made, 2)
+        backup.rename(real)
+        seconds = watch(made)
+        until(lambda: made.state.notice is not None)
+        committed(made, 2)
+    assert set(seconds) <= stored(path)
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT x FROM mark").fetchall() == [(1,)]
+    connection.close()
+    assert len(list(real.parent.glob("x.db.replaced-*-wal"))) == 1
+
+
+@pytest.mark.parametrize("stand_in", ["dangling link", "file"])
+def test_a_folder_that_is_out_of_reach_and_comes_back_loses_nothing(
+    fake: FakeNvml, path: Path, tmp_path: Path, stand_in: str
+) -> None:
+    fake.add_gpu()
+    with recording(fake, path) as made:
+        seconds = watch(made)
+        committed(made, 3)
+        away = tmp_path / "away"
+        path.parent.rename(away)
+        if stand_in == "file":
+            path.parent.write_text("in its place")
+        else:
+            path.parent.symlink_to(tmp_path / "nowhere" / "at" / "all")
+            (tmp_path / "nowhere").write_text("no folder")
+        until(lambda: made.vitals.buffered >= 2)
+        path.parent.unlink()
+        away.rename(path.parent)
+        until(lambda: made.vitals.buffered == 0)
+        committed(made, 1)
+    assert set(seconds) <= stored(path)
+    assert not list(path.parent.glob("*.removed-*"))
 
 
 # ---- Foreign and damaged -------------------------------------------------------------------------

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import fake_nvml
 import psycopg
 import pytest
 import sqlalchemy as sa
-from conftest import PATIENCE_S
+from conftest import PATIENCE_S, Server
 from conftest import eventually as until
 from fake_nvml import FakeNvml
 from postgres import Postgres
@@ -206,3 +207,25 @@ def test_a_wrong_password_is_not_waited_for(fake: FakeNvml, tmp_path: Path, post
     assert not isinstance(raised.value, database.DatabaseAway)
     with pytest.raises(psycopg.OperationalError):
         psycopg.connect(url.replace("+psycopg", ""))
+
+
+def test_a_server_whose_database_stands_still_ends_with_requests_that_wait_for_it(
+    serve: Callable[..., Server], fake: FakeNvml, tmp_path: Path, postgres: Postgres, url: str
+) -> None:
+    fake.add_gpu()
+    server = serve(fake, GPUMON_DATABASE_URL=url).ready()
+    with postgres.silent():
+        asking = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
+        for one in asking:
+            one.sendall(b"GET /api/v1/usage HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        server.wait(lambda _, answer: answer.get("recorder", {}).get("buffered", 0) >= 2)
+        began = time.monotonic()
+        server.stop()
+        # A statement may take 35 s; the program's own limit is 10.
+        assert time.monotonic() - began < 25
+        for one in asking:
+            one.close()
+    assert "recorder stopped" in server.log.read_text()
+    assert list(server.data_dir.glob("waiting-*.ticks"))
+    again = serve(fake, GPUMON_DATABASE_URL=url).ready()
+    until(lambda: not list(again.data_dir.glob("waiting-*.ticks")))

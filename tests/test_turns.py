@@ -121,6 +121,28 @@ def test_an_answer_that_fails_gives_up_its_place(port: int, monkeypatch: pytest.
     assert asked(port, LONG)[0] == 200
 
 
+def test_files_of_pages_take_turns_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "_files", threading.BoundedSemaphore(1))
+    monkeypatch.setattr(turns, "WAIT_S", 0.1)
+    began, go_on = threading.Event(), threading.Event()
+
+    def slow() -> bytes:
+        began.set()
+        assert go_on.wait(PATIENCE_S)
+        return b"slow"
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(turns.made, slow)
+        assert began.wait(PATIENCE_S)
+        with pytest.raises(turns.Busy, match="try again"):
+            turns.made(lambda: b"never")
+        go_on.set()
+        assert first.result(timeout=PATIENCE_S) == b"slow"
+    with pytest.raises(ZeroDivisionError):
+        turns.made(lambda: bytes(1 // 0))
+    assert turns.made(lambda: b"free again") == b"free again"
+
+
 def test_what_reads_much_takes_turns_and_what_does_not_waits_for_nobody() -> None:
     short = {"/api/v1/gpus", "/api/v1/processes", "/api/v1/original/current", "/api/v1/openapi.json"}
     assert {one.path for one in api.RESOURCES if not one.takes_turns} == short

@@ -41,7 +41,10 @@ COMPANIONS = ("", "-wal", "-shm", "-journal")
 def add(parser: argparse.ArgumentParser) -> None:
     """Where to."""
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, help="the copy (beside the database, named after the time)"
+        "--out",
+        metavar="FILE",
+        type=terminal.named_file,
+        help="the copy (beside the database, named after the time)",
     )
     parser.add_argument("--force", action="store_true", help="write over a FILE that exists")
 

@@ -28,7 +28,6 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from zoneinfo import ZoneInfo
 
@@ -81,7 +80,9 @@ def add(parser: argparse.ArgumentParser) -> None:
         "be given several times (those of every tick)",
     )
     parser.add_argument("--format", choices=FORMATS, help="how it is written (as FILE ends, or csv)")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="the file to be written (standard output)")
+    parser.add_argument(
+        "--out", metavar="FILE", type=terminal.named_file, help="the file to be written (standard output)"
+    )
     parser.add_argument("--force", action="store_true", help="write over a FILE that exists")
 
 

@@ -1,7 +1,9 @@
 """Write simulated history of any length into demo.db, for demos and
 measurements.
 
-Real histories are never touched, whatever GPUMON_DATABASE_URL says.
+Real histories are never touched, whatever GPUMON_DATABASE_URL says. Where
+gpumon has recorded simulated GPUs already, give it another folder with
+GPUMON_DATA_DIR: a history can be filled only before it begins.
 """
 
 from __future__ import annotations

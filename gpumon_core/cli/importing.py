@@ -34,7 +34,9 @@ STAYS = "What was taken before stays: run the same again to go on."
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Add this verb's arguments."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="the original's gpu_metrics.db; it is only read")
+    parser.add_argument(
+        "file", type=terminal.named_file, metavar="FILE", help="the original's gpu_metrics.db; it is only read"
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be taken, and change nothing")
     parser.add_argument(
         "--gpu",

@@ -35,6 +35,11 @@ STATUSES = {
     TERMINATED: "ended by SIGTERM",
 }
 
+# The launcher, gpumon, works in its own tree, and passes on how and from where it was called. Neither is a setting
+# or concerns a program that is started from here.
+PROGRAM = os.environ.pop("_GPUMON_CALLED_AS", "") or "python -m gpumon_core"
+CALLED_FROM = os.environ.pop("_GPUMON_CALLED_FROM", "")
+
 UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 BAR_WIDTH = 40
 REDRAW_S = 0.2
@@ -183,6 +188,11 @@ class Bar:
 
 
 # ---- Files -------------------------------------------------------------------------------------------
+
+
+def named_file(text: str) -> Path:
+    """A file that the user named, relative to the folder that the program was called from."""
+    return Path(text) if not CALLED_FROM or os.getcwd() == CALLED_FROM else Path(CALLED_FROM, text)
 
 
 def destination(out: Path, force: bool) -> Path:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MIGRATIONS = Path(__file__).with_name("migrations")
-# How long a connection waits for another program's lock before it gives up: the recorder's ticks wait in
-# memory then, so that none comes late.
+# How long a connection waits for another program's lock before it gives up; what the recorder could not write is
+# tried again with the next tick.
 BUSY_TIMEOUT_S = 5.0
 WRITER_TIMEOUT_S = 1.0
 # How long a start waits for another that makes or moves the tables of a server, and how often it looks. Longer
@@ -158,7 +158,7 @@ def size_bytes(engine: Engine) -> int | None:
     path = file_of(str(engine.url))
     if path is None:
         return None
-    parts = (path, path.with_name(path.name + "-wal"))
+    parts = (path, sqlite_file.beside(path, sqlite_file.LOG))
     return sum(part.stat().st_size for part in parts if part.exists())
 
 
@@ -240,8 +240,11 @@ def _engine(url: str, write: bool, patience_s: float = BUSY_TIMEOUT_S, often: bo
     if often:
         pool = {"poolclass": QueuePool, "pool_size": 2, "max_overflow": -1, "pool_use_lifo": True}
     engine = sa.create_engine(parsed, connect_args=options, **({} if write else pool))
-    if often:
-        _follow_file(engine, url)
+    path = file_of(url)
+    if path is not None and not write:
+        _await_recorder(engine, path)
+        if often:
+            _follow_file(engine, path)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: sqlite3.Connection, _: object) -> None:
@@ -269,17 +272,39 @@ def _engine(url: str, write: bool, patience_s: float = BUSY_TIMEOUT_S, often: bo
     return engine
 
 
-def _follow_file(engine: Engine, url: str) -> None:
-    """Let no connection be used whose file was replaced since: it would show what is not there any more."""
-    path = file_of(url)
+def _await_recorder(engine: Engine, path: Path) -> None:
+    """Open no file that took the place of the one that this program records into, before the recorder has."""
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(*_: object) -> None:
+        sqlite_file.await_recorder(path)
+
+
+def _follow_file(engine: Engine, path: Path) -> None:
+    """Let no connection be used whose file, or the log of it, was replaced since: it would show what is not there
+    any more. They are read-only: one that outlives the recorder's could write the log into whatever file is there.
+    """
+    log_file = sqlite_file.beside(path, sqlite_file.LOG)
+    sqlite_file.reads(engine, path)
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(_: object, __: object, arguments: list[Any], options: dict[str, Any]) -> sqlite3.Connection:
+        made: sqlite3.Connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, **options)
+        return made
 
     @event.listens_for(engine, "connect")
     def _remember(_: object, record: ConnectionPoolEntry) -> None:
-        record.info["file"] = identity(path)
+        record.info["file"], record.info["log"] = identity(path), identity(log_file)
 
     @event.listens_for(engine, "checkout")
     def _compare(_: object, record: ConnectionPoolEntry, __: object) -> None:
-        if record.info["file"] != identity(path):
+        file, log_now = identity(path), identity(log_file)
+        if record.info["log"] is None:
+            # It appears with the first transaction.
+            record.info["log"] = log_now
+        if (record.info["file"], record.info["log"]) != (file, log_now):
+            # Connections of one program share what SQLite knows of a file: all that are idle go at once.
+            engine.pool.dispose()
             raise sa.exc.DisconnectionError(f"{path} was replaced")
 
 

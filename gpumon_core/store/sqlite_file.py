@@ -8,15 +8,18 @@ import stat
 import time
 from pathlib import Path
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
+from sqlalchemy.pool import QueuePool
 
 # What every SQLite file begins with. Source: https://www.sqlite.org/fileformat.html
 MAGIC = b"SQLite format 3\0"
 LOG, INDEX = "-wal", "-shm"
 
 Identity = tuple[int, int]
+Found = Literal["same", "gone", "replaced", "without log"]
 
 
 def identity(path: Path | None) -> Identity | None:
@@ -29,37 +32,100 @@ def identity(path: Path | None) -> Identity | None:
 
 
 def beside(path: Path, suffix: str) -> Path:
-    """One of the files that SQLite keeps beside a database."""
-    return path.with_name(path.name + suffix)
+    """One of the files that SQLite keeps beside a database: where a link leads, not where it lies."""
+    return Path(os.path.realpath(path) + suffix)
 
 
 class OpenFile:
-    """The file that an engine has open. Its path may come to lead to another one, or to none."""
+    """The file that this program's recorder has open. Its path may come to lead to another one, or to none; nobody
+    in this program opens that one until the recorder has: see `await_recorder`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._database = identity(path)
-        self._log = identity(beside(path, LOG))
+        # What SQLite keeps beside it, once it is there: neither changes as long as the database is open.
+        self._beside = beside(path, LOG), beside(path, INDEX)
+        self._log, self._index = map(identity, self._beside)
+        _recorded[path] = self
 
-    def look(self) -> Literal["same", "gone", "replaced"]:
-        """Where the path leads now."""
+    def look(self) -> Found:
+        """Where the path leads now: to the file that was opened, to none, to another; or to the same without its
+        log or the log's index, which hold what was committed last."""
         now = identity(self.path)
-        if now == self._database:
-            self._log = identity(beside(self.path, LOG))
-            return "same"
-        return "gone" if now is None else "replaced"
+        if now != self._database:
+            return "gone" if now is None else "replaced"
+        log, index = map(identity, self._beside)
+        if (self._log or log, self._index or index) != (log, index):
+            return "without log"
+        self._log, self._index = log, index
+        return "same"
 
-    def put_log_aside(self) -> Path | None:
-        """Rename the write-ahead log of the file that was open, if it lies beside another one now: SQLite would
-        apply it to that one. Returns the new name. Raises OSError."""
+    def put_log_aside(self, mark: str) -> Path | None:
+        """Rename the write-ahead log of the file that was open, if it still lies there: SQLite would apply it to
+        whatever file has the path now. Returns the new name. Raises OSError."""
         wal = beside(self.path, LOG)
         if self._log is None or identity(wal) != self._log:
             return None
-        aside = unused(self.path, f"replaced-{_now()}")
+        aside = unused(Path(os.path.realpath(self.path)), f"{mark}-{_now()}")
         wal.rename(beside(aside, LOG))
         # It only says what is where in the log.
         beside(self.path, INDEX).unlink(missing_ok=True)
         return beside(aside, LOG)
+
+    def clear_way(self) -> None:
+        """Rename what lies in the place of the log or its index and is no file. Raises OSError."""
+        aside = unused(Path(os.path.realpath(self.path)), f"foreign-{_now()}")
+        for suffix in (LOG, INDEX):
+            part = beside(self.path, suffix)
+            if os.path.lexists(part) and not stat.S_ISREG(os.lstat(part).st_mode):
+                part.rename(beside(aside, suffix))
+
+    def close(self) -> None:
+        """Nothing is recorded into it any more, or the path is ready to be opened anew."""
+        if _recorded.get(self.path) is self:
+            del _recorded[self.path]
+
+
+# What is recorded into by this program, by path; and who in this program reads it through a pool.
+_recorded: dict[Path, OpenFile] = {}
+_readers: WeakKeyDictionary[Engine, Path] = WeakKeyDictionary()
+
+
+def reads(engine: Engine, path: Path) -> None:
+    """An engine keeps connections to a file open."""
+    _readers[engine] = path
+
+
+def close_readers(path: Path, patience_s: float) -> None:
+    """Close what this program has open of a file for reading, and wait so long for what is in use."""
+    ends = time.monotonic() + patience_s
+    for engine in [one for one, file in list(_readers.items()) if file == path]:
+        engine.dispose()
+        while isinstance(engine.pool, QueuePool) and engine.pool.checkedout() > 0 and time.monotonic() < ends:
+            time.sleep(0.01)
+            engine.dispose()
+
+
+def save_log(engine: Engine) -> bool:
+    """Bring what was committed from the log into the file, by a connection that has both open still; whether all
+    of it is there. Raises sqlalchemy.exc.DBAPIError."""
+    with engine.connect() as connection:
+        try:
+            is_busy, _, _ = connection.connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.Error as error:
+            raise sa.exc.OperationalError("PRAGMA wal_checkpoint", {}, error) from error
+    return not is_busy
+
+
+def await_recorder(path: Path) -> None:
+    """Raise sqlite3.OperationalError while a path leads to another file than this program records into.
+
+    Whoever opened that first would take the log and the index of the file before for its own, and within one
+    program SQLite shares the index with all later connections.
+    """
+    recorded = _recorded.get(path)
+    if recorded is not None and recorded.look() != "same":
+        raise sqlite3.OperationalError(f"{path}, or its log, was removed or replaced, and is opened anew soon")
 
 
 def is_sqlite(path: Path) -> bool:

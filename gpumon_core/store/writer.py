@@ -40,7 +40,6 @@ from gpumon_core.store.accounts import (
     spans,
 )
 from gpumon_core.store.bulk import Bulk, Row, adding, replacing, upsert
-from gpumon_core.store.lock import Lock
 from gpumon_core.store.resuming import known_ledger, known_use, resume
 from gpumon_core.store.schema import (
     PROGRAM_COLUMNS,
@@ -116,17 +115,9 @@ class Writer:
     """Writes the ticks of one host. Not to be shared between threads."""
 
     def __init__(
-        self,
-        engine: Engine,
-        host: str,
-        source: str,
-        interval_s: float,
-        idle_after_s: float = IDLE_AFTER_S,
-        lock: Lock | None = None,
+        self, engine: Engine, host: str, source: str, interval_s: float, idle_after_s: float = IDLE_AFTER_S
     ) -> None:
-        """`lock` is checked within each transaction: without it nothing is written any more."""
         self._engine = engine
-        self._lock = lock
         self.host = host
         self.source = source
         self.interval_s = interval_s
@@ -239,19 +230,19 @@ class Writer:
     def write_all(self, ticks: Sequence[Attributed]) -> int:
         """Commit several ticks, oldest first, in one transaction; how many were written.
 
-        Raises sqlalchemy.exc.DBAPIError, or LockLost, with nothing of them written.
+        Raises sqlalchemy.exc.DBAPIError, with nothing of them written.
         """
         try:
-            with self._transaction() as connection:
+            with self._engine.begin() as connection:
                 return self._write(connection, ticks)
         except BaseException:
             self._forget()
             raise
 
     def settle(self) -> None:
-        """Bring the ledger up to the newest tick, as before closing. Raises as `write_all` does."""
+        """Bring the ledger up to the newest tick, as before closing. Raises sqlalchemy.exc.DBAPIError."""
         try:
-            with self._transaction() as connection:
+            with self._engine.begin() as connection:
                 self._settle(connection, list(self._live.values()))
         except BaseException:
             self._forget()
@@ -284,13 +275,6 @@ class Writer:
             finally:
                 attempt.rollback()
                 self._forget()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Connection]:
-        with self._engine.begin() as connection:
-            if self._lock is not None:
-                self._lock.fence(connection)
-            yield connection
 
     def _write(self, connection: Connection, ticks: Iterable[Attributed]) -> int:
         rows = _Rows()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from . import FakeNvml
 
 _HERE = Path(__file__).parent
-_SOURCES = ("nvml.c", "call.h", "state.h")
+_SOURCES = ("nvml.c", "call.h", "readings.h", "state.h")
 
 
 def build() -> Path:

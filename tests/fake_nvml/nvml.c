@@ -8,6 +8,7 @@
  */
 #define _GNU_SOURCE
 #include "call.h"
+#include "readings.h"
 
 /* ---- Guide: "Initialization and Cleanup", "Error reporting" ---------------------------------- */
 
@@ -377,7 +378,14 @@ NUMBER(nvmlDeviceGetPowerManagementDefaultLimit, uint, power_default_limit_mw)
 NUMBERS(nvmlDeviceGetPowerManagementLimitConstraints, uint, power_min_limit_mw, power_max_limit_mw)
 NUMBER(nvmlDeviceGetEnforcedPowerLimit, uint, power_enforced_limit_mw)
 NUMBER(nvmlDeviceGetTotalEnergyConsumption, ull, energy_mj)
-ELEMENT(nvmlDeviceGetClockInfo, uint, clock)
+nvmlReturn_t nvmlDeviceGetClockInfo(nvmlDevice_t device, uint index, uint *out) {
+    ENTER(nvmlDeviceGetClockInfo, GPU_ONLY, device);
+    REQUIRE(out && index < sizeof gpu->clock / sizeof *gpu->clock);
+    HAS(gpu->clock[index]);
+    *out = (uint)gpu->clock[index];
+    if (index == 3) number_reading(call.gpu_slot, out); /* NVML_CLOCK_VIDEO */
+    return NVML_SUCCESS;
+}
 ELEMENT(nvmlDeviceGetMaxClockInfo, uint, max_clock)
 NUMBER(nvmlDeviceGetPerformanceState, uint, performance_state)
 NUMBER(nvmlDeviceGetPowerState, uint, performance_state)

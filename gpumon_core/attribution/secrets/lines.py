@@ -39,7 +39,7 @@ ENGINES = word_set("docker podman nerdctl docker.exe kubectl oc lxc")
 # Where a value of several parts goes on with the next part.
 NEXT_PART = re.compile(r"[,;&](?=[\w.\[\]-]{1,64}=)")
 VERBS = word_set("set add get create delete remove unset config configure list show")
-NAME = re.compile(r"[\w.:/@-]{2,256}")
+NAME = re.compile(r"(?://[\w.:/@-]{2,256}|[\w.:@-]{2,256})")
 WRITERS = [[word] for word in programs.WRITES_SECRET]
 SAID = re.compile(r"(?P<scheme>(?:Bearer|Token|Basic|ApiKey|Bot)\s+)\S+", re.IGNORECASE)
 # What stands in quotes in the middle of a word.
@@ -145,7 +145,7 @@ class _Walker:
         if is_starred(value):
             return value
         if kind in ("secret", "attached"):
-            if is_value_harmless(words, value):
+            if is_value_harmless(words, value) or (words != "password" and value in texts.PROSE):
                 return None if is_more else self._looked_through(value)
             if is_more and not (re.fullmatch(r"[\w.~+=-]{6,}", value) and re.search(r"\d", value)):
                 return None
@@ -394,6 +394,7 @@ class _Walker:
             positionals
             and NAME.fullmatch(positionals[-1])
             and positionals[-1] == self._previous
+            and len(positionals) < 6
             and (
                 programs.SETS.intersection(positionals[-4:-1])
                 or self._program in programs.SETS

@@ -325,7 +325,7 @@ READS_SECRET = re.compile(
 WRITES_SECRET = frozenset({"echo", "printf", "print", "Write-Output"})
 # Words behind which a bare argument that is called like a secret has its value as the next.
 SETS = word_set(
-    "set set-x setx setenv export config configure modify add put secret secrets env -x -gx -Ux -S"
+    "set set-x setx setenv export config configure modify put secret secrets env -x -gx -Ux -S"
     " --set unset create config-set"
 )
 

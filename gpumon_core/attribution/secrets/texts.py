@@ -24,6 +24,9 @@ QUOTED = re.compile(
 )
 QUOTE_AT = re.compile(r"(?P<slashes>\\*)(?P<quote>[\"'`])")
 UNQUOTED = re.compile(r"(?:\\[^\"'`]|[^\s\"'`&;,}\])<>|\\]++)++")
+CALLED = re.compile(r"(?:new\s+)?[A-Za-z_][\w.]{0,128}[(\[]")
+NAMED = re.compile(rf"{CALLED.pattern}|[A-Za-z_.]{{1,64}}(?![\w=/+-])")
+GOES_ON = re.compile(r"\s{0,4}(?:[+%]\s|,\s|\))")
 PART = re.compile(r"[^;\n\"'`]+")
 TO_THE_END = re.compile(r"[^\n\"'`]+")
 BRACKETS = {"[": "]", "(": ")"}
@@ -67,7 +70,7 @@ PAIR = re.compile(
 )
 # setenv("TOKEN", "..."), ("password", "..."), ["--token", "..."]
 CALL = re.compile(
-    rf"(?P<open>(?<=\(){QUOTE}|{QUOTE}(?=-))(?P<name>-{{0,2}}[A-Za-z_][\w.-]{{1,63}})(?:{QUOTE})\s{{0,4}},\s{{0,4}}(?=[bfru]?\\{{0,15}}[\"'])"
+    rf"(?P<open>(?<=\w\(){QUOTE}|{QUOTE}(?=-))(?P<name>-{{0,2}}[A-Za-z_][\w.-]{{1,63}})(?:{QUOTE})\s{{0,4}},\s{{0,4}}(?=[bfru]?\\{{0,15}}[\"'])"
 )
 NETRC = re.compile(r"(?P<words>\blogin\s{1,4}\S{1,64}\s{1,4}password\s{1,4})(?P<value>(?!\*)[^\s\"'\\]{1,256})")
 SQL = re.compile(
@@ -194,7 +197,7 @@ def _kind(text: str, found: re.Match[str]) -> str:
     return kind
 
 
-def _value(text: str, found: re.Match[str], kind: str) -> Value | None:
+def _value(text: str, found: re.Match[str], kind: str) -> Value | None:  # noqa: PLR0911 - a form a branch
     """The value that stands behind a name, or None where it is no secret."""
     begin = found.end()
     if begin >= len(text):
@@ -203,19 +206,25 @@ def _value(text: str, found: re.Match[str], kind: str) -> Value | None:
     is_header = found["name"].lower() in HEADERS and ":" in found["separator"]
     opening = QUOTED.match(text, begin)
     if opening is not None and opening["quote"]:
+        if _is_closing(text, found, opening):
+            return None
         return _quoted_value(text, opening, kind, is_header)
     if text[begin] in BRACKETS and kind != "weak":
         return _list(text, begin, kind)
     if text[begin] in "{[(" or is_compared:
         return None
-    if is_header or SCHEME.match(text, begin) is not None:
-        return _header_value(text, begin, (TO_THE_END.match(text, begin) or found).end())
+    if is_header or (kind in ("auth", "token") and SCHEME.match(text, begin) is not None):
+        return _header_value(text, begin, (TO_THE_END.match(text, begin) or found).end(), kind == "cookie")
     return _plain_value(text, found, kind)
 
 
-def _plain_value(text: str, found: re.Match[str], kind: str) -> Value | None:
+def _plain_value(text: str, found: re.Match[str], kind: str) -> Value | None:  # noqa: PLR0911 - each reason
     """A value without quotes."""
     begin = found.end()
+    is_code = bool(found["before"] and found["after"] and found["separator"] == "=")
+    if is_code and (CALLED if kind in ("password", "pass", "secret") else NAMED).match(text, begin):
+        # password = ask_for(prompt), token = following
+        return None
     plain = UNQUOTED.match(text, begin, min(len(text), begin + LOOKED_AT))
     if plain is None:
         return None
@@ -238,6 +247,14 @@ def _plain_value(text: str, found: re.Match[str], kind: str) -> Value | None:
     return Value(begin, end)
 
 
+def _is_closing(text: str, found: re.Match[str], opening: re.Match[str]) -> bool:
+    """Whether a quote behind a name ends a text that the name stands in: input("Password: "), "token=" + x."""
+    if found["close"] or opening.start("quote") != found.end():
+        return False
+    is_opened = text[found.start() - 1 : found.start()] == opening["quote"]
+    return is_opened or GOES_ON.match(text, opening.end()) is not None
+
+
 def _quoted_value(text: str, opening: re.Match[str], kind: str, is_header: bool) -> Value | None:
     begin = opening.end()
     end = _closing(text, opening["quote"], begin, begin + LOOKED_AT)
@@ -251,7 +268,7 @@ def _quoted_value(text: str, opening: re.Match[str], kind: str, is_header: bool)
         return None
     scheme = SCHEME.match(text, begin, end)
     if is_header or (scheme is not None and kind in ("auth", "token")):
-        return _header_value(text, begin, end)
+        return _header_value(text, begin, end, kind == "cookie")
     if is_value_harmless(kind, inside):
         return None
     return Value(begin, end, is_quoted=True)
@@ -273,6 +290,9 @@ def _list(text: str, begin: int, kind: str) -> Value | None:
     """A list or a pair of secrets: ["a", "b"], ("ada", "s3cret")."""
     end = text.find(BRACKETS[text[begin]], begin)
     inside = text[begin + 1 : end if end >= 0 else len(text)]
+    if text[begin] == "(" and not ("'" in inside or '"' in inside):
+        # A cast or a condition of a language, no pair of texts.
+        return None
     if not inside.strip() or is_starred(inside) or inside.lstrip().startswith(("{", "[")):
         return None
     if all(is_value_harmless(kind, one.strip(" \"'\\")) for one in inside[:LOOKED_AT].split(",")):
@@ -280,7 +300,7 @@ def _list(text: str, begin: int, kind: str) -> Value | None:
     return Value(begin + 1, end if end >= 0 else len(text), is_list=True)
 
 
-def _header_value(text: str, begin: int, end: int) -> Value | None:
+def _header_value(text: str, begin: int, end: int, is_cookie: bool = False) -> Value | None:
     scheme = SCHEME.match(text, begin, end)
     start = scheme.end() if scheme else begin
     while end > start and text[end - 1] in " \\\r":
@@ -289,6 +309,8 @@ def _header_value(text: str, begin: int, end: int) -> Value | None:
     if not value.strip() or is_starred(value) or is_value_harmless("password", value):
         return None
     words = value.split()
+    if is_cookie and "=" not in value and not looks_random(value):
+        return None
     if scheme is None and len(words) > 1 and words[1].lower() in PROSE:
         return None
     return Value(start, end)
@@ -299,7 +321,7 @@ def _spoken_value(text: str, begin: int, end: int, kind: str) -> Value | None:
     first = text[begin:end]
     rest = text[end : end + 64].partition("\n")[0].split()
     is_odd = any(c.isdigit() or not (c.isalnum() or c in "-./") for c in first.rstrip(".,:;!?"))
-    is_odd = is_odd or looks_random(first) or not (first.islower() or first.istitle())
+    is_odd = is_odd or looks_random(first) or (len(first) > 5 and not (first.islower() or first.istitle()))
     if is_odd or not rest or rest[0][0] in "#,;}]&|":
         return Value(begin, end)
     words = [first.lower(), *(word.lower().strip(".,") for word in rest[:4])]

@@ -152,7 +152,8 @@ REFERENCE = re.compile(
     r"|(?:os\.(?:environ|getenv)|getenv|getpass|process\.env|env\.|sys\.argv|args\.|opts?\.|self\.|cfg\.|config\."
     r"|settings\.|input\(|open\(|str\(|json\.|environ|ENV\[).*"
     r"|(?:env|file|fd|op|vault|secretsmanager|ssm|arn|keyring|cmd|exec|gcpkms|awskms|azurekms|hashivault|k8s):.*"
-    # A call: token = get_token()
+    # A format, and a call: token = get_token()
+    r"|%\(?\w{0,64}\)?s"
     r"|[A-Za-z_][\w.]{0,64}\("
     # An expression for one.
     r"|\(?(?:\\[wdsSWDb]|\.[*+]|\[\^?[^\]]{0,64}\][*+{]).*"

@@ -34,6 +34,8 @@ DEFAULT_RANGE = "1h"
 MOST_POINTS = 10_000
 # A cell is a metric of a GPU at a step. A GPU's are read at once; and who asks for JSON has all GPUs in memory.
 MOST_CELLS = 400_000
+# So many of them are written at a time: as text they need many times the memory of the frame.
+PIECE_CELLS = 50_000
 METRIC = Parameter(
     "metric",
     f"A metric of the catalogue. Without one: {', '.join(DEFAULT)}. Of a counter, such as energy, each step "
@@ -52,6 +54,7 @@ POINTS = Parameter(
 def history(request: Request, values: Values, engine: Engine) -> Response:
     """The chosen metrics of the chosen GPUs. One GPU is in memory at a time. Raises BadParameter."""
     from gpumon_core.export.gpus import history_table
+    from gpumon_core.export.tables import in_pieces
 
     start, end = ranges.span(values, engine, DEFAULT_RANGE)
     metrics = values["metric"] or DEFAULT
@@ -60,7 +63,8 @@ def history(request: Request, values: Values, engine: Engine) -> Response:
     _check_size(values, len(gpus), len(metrics), end - start)
     parts = _parts(engine, gpus, metrics, start, end, values["points"])
     if values["format"] != "json":
-        frames = (frame for _, frame in parts)
+        rows = max(1, PIECE_CELLS // len(metrics))
+        frames = (piece for _, frame in parts for piece in in_pieces(frame, rows))
         return file(request, values, history_table(metrics), frames, "history", None)
     units = {key: GPU_METRICS_BY_KEY[key].unit for key in metrics if GPU_METRICS_BY_KEY[key].unit}
     told = {**ranges.moments(start, end, values["tz"]), "units": units}
