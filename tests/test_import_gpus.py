@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from test_pages import open_page, texts, url, writer  # noqa: F401 - the fixtures of pages
 
 from gpumon_core import importer
 from gpumon_core.original_folder import NamedGpu, named_gpus
