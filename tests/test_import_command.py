@@ -120,6 +120,8 @@ def test_an_import_that_is_refused_makes_no_database(
     fake.add_gpu()
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
+    # This process ends by its own rules.
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     file = Original(tmp_path / "gpu_metrics.db")
     file.ticks(range(int(time.time()) - 400, int(time.time()) - 60, 4))
     other = tmp_path / "other.db"
