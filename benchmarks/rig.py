@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import socket
 import time
@@ -19,11 +20,20 @@ OPTIONS = [
 ]
 
 
+# Below those that the kernel gives to connections, which come and go until a server listens (ip_local_port_range).
+PORTS = range(10_000, 32_000)
+
+
 def free_port() -> int:
-    """A TCP port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nothing listens on, and that nobody is given by chance before a server has started."""
+    while True:
+        port = random.SystemRandom().choice(PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
 
 
 def wait_for_server(port: int, path: str) -> None:

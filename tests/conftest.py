@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import pytest
@@ -24,8 +26,10 @@ sys.path += [str(ROOT / "benchmarks"), str(ROOT / "docs")]
 import postgres as postgresql
 from rig import CHROMIUM, OPTIONS, free_port
 
+from gpumon_core.telemetry import cost
+
 # How long a test waits for what it expects. Long, so that only what never happens fails, whatever the machine.
-PATIENCE_S = 60.0
+PATIENCE_S = 300.0
 expect.set_options(timeout=1000 * PATIENCE_S)
 
 
@@ -54,11 +58,31 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+# The files that take longest, which begin first: no worker is left with one of them at the end.
+LONGEST = (
+    *("test_browser_pages", "test_soak", "test_unbreakable", "test_server_limits", "test_browser", "test_ship"),
+    *("test_browser_usage", "test_ledger_processes", "test_document", "test_import", "test_import_command"),
+    *("test_every_call", "test_server", "test_lost_files", "test_postgres_silence", "test_postgres_start"),
+    *("test_hostile_files", "test_driver_fuzz", "test_clockwork", "test_nvml_errors", "test_pages"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture(autouse=True)
 def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("GPUMON_", "STREAMLIT_")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _calls_cost_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of the driver that takes long, since the machine is busy, would be asked less often (cost.py)."""
+    monkeypatch.setattr(cost, "time", SimpleNamespace(thread_time=lambda: 0.0))
 
 
 @pytest.fixture
@@ -75,7 +99,9 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = data_dir.parent / f"server-{self.port}.log"
-        environ = {name: value for name, value in os.environ.items() if not name.startswith("GPUMON_")}
+        environ = {
+            name: value for name, value in os.environ.items() if not name.startswith(("GPUMON_", "STREAMLIT_"))
+        }
         environ |= {"GPUMON_DATA_DIR": str(data_dir), "GPUMON_HOST_NAME": "testhost", "GPUMON_INTERVAL": "1"}
         environ |= environment(driver) if driver is not None else {"GPUMON_SOURCE": "demo"}
         environ |= settings
@@ -91,21 +117,21 @@ class Server:
     def health(self) -> tuple[int, dict[str, Any]]:
         """Status and answer of /healthz; 0 while nobody answers."""
         try:
-            with urllib.request.urlopen(self.url + "/healthz", timeout=5) as answer:
+            with urllib.request.urlopen(self.url + "/healthz", timeout=PATIENCE_S) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
-        except OSError:
+        except (OSError, http.client.HTTPException):
             return 0, {}
 
     def wait(
         self, condition: Callable[[int, dict[str, Any]], bool], seconds: float = PATIENCE_S
     ) -> dict[str, Any]:
-        """The first answer of /healthz that satisfies `condition`."""
+        """The first answer of /healthz that satisfies `condition`; where nobody answers there is none."""
         deadline = time.monotonic() + seconds
         while True:
             status, answer = self.health()
-            if condition(status, answer):
+            if status and condition(status, answer):
                 return answer
             if time.monotonic() > deadline or self.process.poll() is not None:
                 pytest.fail(f"/healthz: {status} {answer}\n{self.log.read_text(errors='replace')[-3000:]}")
@@ -140,6 +166,14 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
 
 @pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Simulated GPUs with an hour behind them: one server for all tests of this worker that only look at it."""
+    server = Server(tmp_path_factory.mktemp("demo") / "history", None, GPUMON_DEMO_GPUS="2")
+    yield server.ready()
+    server.stop()
+
+
+@pytest.fixture(scope="session")
 def postgres() -> Iterator[postgresql.Postgres]:
     """A PostgreSQL server of this worker's own, started for the first test that asks."""
     found = postgresql.binaries()
@@ -156,8 +190,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield f"sqlite:///{tmp_path / 'gpumon.db'}"
         return
     server: postgresql.Postgres = request.getfixturevalue("postgres")
-    with server.database() as url:
-        yield url
+    yield server.empty("lent")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -45,6 +46,11 @@ def write(url: str, start: int) -> None:
 def main() -> None:
     """Fork a writer for every line `start` that comes in; its PID is the first line that comes out."""
     url = sys.argv[1]
+    with tempfile.TemporaryDirectory() as folder:
+        # What writing imports is imported once, and not by every child.
+        engine = database.open_for_writing(f"sqlite:///{folder}/gpumon.db")
+        Writer(engine, "here", "nvml", 1).write(tick(FIRST), WHO)
+        engine.dispose()
     for line in sys.stdin:
         child = os.fork()
         if not child:

@@ -21,6 +21,8 @@ import psycopg
 from rig import free_port
 
 # Lasting nothing makes it fast.
+# A server that has not started then never will, however busy the machine is.
+STARTS_WITHIN_S = 300
 OPTIONS = {
     "fsync": "off",
     "synchronous_commit": "off",
@@ -98,6 +100,24 @@ class Postgres:
         ) as connection:
             connection.execute(statement.encode())
 
+    def empty(self, name: str) -> str:
+        """The URL of a database of this name without anything in it: what was there is dropped, with whoever is
+        connected. That costs a fifth of a new one."""
+        place = {"host": "127.0.0.1", "port": self.port, "user": "gpumon"}
+        with psycopg.connect(**place, dbname="postgres", autocommit=True) as connection:
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchall():
+                connection.execute(f"CREATE DATABASE {name}".encode())
+                return self.url(name)
+            connection.execute(f"ALTER DATABASE {name} RESET ALL".encode())
+            connection.execute(
+                "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity WHERE datname = %s", (name,)
+            )
+        with psycopg.connect(**place, dbname=name, autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+            connection.execute("GRANT USAGE ON SCHEMA public TO PUBLIC")
+        return self.url(name)
+
     @contextmanager
     def database(self) -> Iterator[str]:
         """The URL of a new database, dropped afterwards whoever is still connected."""
@@ -172,11 +192,13 @@ def _unprivileged() -> pwd.struct_passwd:
 
 
 def _wait(server: Postgres, log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + STARTS_WITHIN_S
     while True:
         try:
             return server.execute("SELECT 1")
         except psycopg.OperationalError as error:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"no PostgreSQL after 120 s: {error}\n{log.read_text()}") from error
+                raise RuntimeError(
+                    f"no PostgreSQL after {STARTS_WITHIN_S:g} s: {error}\n{log.read_text()}"
+                ) from error
         time.sleep(0.05)

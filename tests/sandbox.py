@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parent.parent
 # A number without a name, as whoever owns history/ is inside a container.
@@ -166,6 +167,6 @@ class Sandbox:
         return [*apart, "bash", "-c", MOUNTS, "mounts", str(self._root), str(self.writable), *seen, "--", *inside]
 
     def run(self, command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run to the end, at most 30 s."""
+        """Run to the end."""
         full = self.command(command, **environment)
-        return subprocess.run(full, capture_output=True, text=True, timeout=120, check=False)
+        return subprocess.run(full, capture_output=True, text=True, timeout=PATIENCE_S, check=False)

@@ -29,7 +29,7 @@ from filled import serving
 from playwright.sync_api import Page, expect
 from rig import free_port
 from test_processes import PEOPLE
-from test_writer import tick
+from ticks import tick
 
 from gpumon_core import runtime
 from gpumon_core.attribution.records import ProcessIdentity, Program

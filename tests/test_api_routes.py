@@ -26,7 +26,7 @@ from fake_nvml import FakeNvml
 from filled import NOW, filled, serving
 from jsonschema import Draft202012Validator
 from test_api import Answer, show
-from test_writer import GPUS, tick
+from ticks import GPUS, tick
 
 from gpumon_core import ledger, runtime
 from gpumon_core.attribution.records import ProcessIdentity, Program

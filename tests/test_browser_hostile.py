@@ -13,7 +13,7 @@ from urllib.parse import urlencode, urlsplit
 import pytest
 from conftest import Server
 from playwright.sync_api import BrowserContext, Page, expect
-from test_browser import column
+from stage import column
 from test_browser_pages import PAGES, drawn
 
 from gpumon_core.attribution.records import ProcessIdentity, Program

@@ -6,7 +6,6 @@ Pictures of every page and state are left in artifacts/, for people to look at.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,14 +13,16 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+import stage as staging
 from conftest import ROOT, Server, eventually
 from fake_nvml import FakeNvml
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect
-from test_browser import Stage, chart, column, refreshed, stage, tile, traces
+from stage import Heard, Stage, chart, column, refreshed, settled, tile, traces
 
 from gpumon_core.figures.base import LEFT, RIGHT
 
-__all__ = ["stage"]
+# The fixtures of a stage.
+shared_stage, stage = staging.shared_stage, staging.stage
 
 ARTIFACTS = ROOT / "artifacts"
 SCREENS = {"laptop": (1440, 900), "phone": (390, 844)}
@@ -159,12 +160,6 @@ def shown_range(page: Page, place: int = 0) -> tuple[datetime, datetime]:
     )
     begin, end = (datetime.fromtimestamp(edge / 1000, UTC) for edge in found)
     return begin, end
-
-
-@pytest.fixture
-def demo(serve: Callable[..., Server]) -> Server:
-    """Simulated GPUs with an hour behind them."""
-    return serve(None, GPUMON_DEMO_GPUS="2").ready()
 
 
 def test_the_first_and_the_last_time_of_an_axis_are_whole_and_stand_clear(page: Page, demo: Server) -> None:
@@ -350,6 +345,7 @@ def test_a_paused_page_stands_still_until_it_is_resumed(page: Page, stage: Stage
 
 
 def test_a_hidden_tab_asks_for_nothing_and_catches_up_when_it_is_seen(page: Page, stage: Stage) -> None:
+    heard = Heard(page)
     page.goto(stage.url)
     expect(tile(page, 0, "utilization")).to_contain_text("42 %")
     page.evaluate(
@@ -359,10 +355,18 @@ def test_a_hidden_tab_asks_for_nothing_and_catches_up_when_it_is_seen(page: Page
             document.dispatchEvent(new Event('visibilitychange'))
         }"""
     )
-    page.wait_for_timeout(1500)
+
+    def is_silent() -> bool:
+        """Whether the page hears nothing while the recorder goes on. What it asked for before may still come."""
+        before = heard.frames
+        stage.tick(4)
+        page.wait_for_timeout(100)
+        return heard.frames == before
+
+    eventually(is_silent)
     stage.gpus[0].gpu_utilization = 88
     before = page.locator(".gm-cards").inner_html()
-    stage.tick(4)
+    assert is_silent()
     assert page.locator(".gm-cards").inner_html() == before
     page.evaluate("() => { window.hiddenNow = false; document.dispatchEvent(new Event('visibilitychange')) }")
     expect(tile(page, 0, "utilization")).to_contain_text("88 %")
@@ -395,6 +399,7 @@ def test_a_row_tells_its_story_and_stays_chosen(page: Page, stage: Stage) -> Non
 
 
 def test_the_chosen_process_stands_in_the_address(page: Page, stage: Stage, browser: Browser) -> None:
+    heard = Heard(page)
     page.goto(stage.url + "/processes?lifetime=Any")
     eventually(lambda: len(column(page, "PID")) == 3)
     drawn(page)
@@ -402,7 +407,6 @@ def test_the_chosen_process_stands_in_the_address(page: Page, stage: Stage, brow
     box = page.get_by_test_id("data-grid-canvas").first.bounding_box()
     assert box is not None
     page.mouse.click(box["x"] + 14, box["y"] + 35 * 2 + 17)
-    refreshed = time.monotonic() + 11
     story = page.get_by_role("heading", name="sleep")
     facts = page.locator(".gm-facts").first
     expect(facts).to_contain_text(pid)
@@ -429,7 +433,7 @@ def test_the_chosen_process_stands_in_the_address(page: Page, stage: Stage, brow
     expect(colleague.get_by_text("not any more: process “999999999”")).to_be_visible()
     context.close()
     # It outlasts refreshes, and other filters that it matches.
-    page.wait_for_timeout(1000 * max(0, refreshed - time.monotonic()))
+    heard.more()
     expect(facts).to_contain_text(pid)
     assert f"process={process_id}" in address(page)
     page.get_by_role("radio", name="6h").click()
@@ -444,14 +448,14 @@ def test_the_chosen_process_stands_in_the_address(page: Page, stage: Stage, brow
     search.fill(other)
     expect(story).to_have_count(0)
     eventually(lambda: column(page, "PID") == [other])
-    page.wait_for_timeout(1000)
-    assert marked(page) == []
+    settled(page)
+    eventually(lambda: marked(page) == [])
     eventually(lambda: "process=" not in address(page))
     search.fill("")
     eventually(lambda: len(column(page, "PID")) == 3)
     assert marked(page) == []
     # The way back leads out of a story, and forward into it again.
-    page.wait_for_timeout(1500)
+    settled(page)
     page.mouse.click(box["x"] + 14, box["y"] + 35 * 2 + 17)
     eventually(lambda: "process=" in address(page) and len(marked(page)) == 1)
     [again] = marked(page)
@@ -465,6 +469,7 @@ def test_the_chosen_process_stands_in_the_address(page: Page, stage: Stage, brow
 
 def test_a_story_comes_into_sight(page: Page, stage: Stage) -> None:
     page.set_viewport_size({"width": 1440, "height": 500})
+    heard = Heard(page)
     page.goto(stage.url + "/processes")
     eventually(lambda: len(column(page, "PID")) == 3)
     box = page.get_by_test_id("data-grid-canvas").first.bounding_box()
@@ -474,26 +479,26 @@ def test_a_story_comes_into_sight(page: Page, stage: Stage) -> None:
     eventually(lambda: page.get_by_test_id("stMain").evaluate("main => main.scrollTop") > 0)
     # The reader may go back to the list: no refresh takes him away.
     page.get_by_role("heading", name="Processes").scroll_into_view_if_needed()
-    page.wait_for_timeout(11_000)
+    heard.more()
     expect(page.get_by_role("heading", name="Processes")).to_be_in_viewport()
 
 
 def test_one_way_back_undoes_one_choice_of_time(page: Page, demo: Server) -> None:
     page.goto(demo.url + "/history?range=6h")
     drawn(page)
-    page.wait_for_timeout(1500)
+    settled(page)
     drag(page, chart(page), 0.9, 0.97)
     eventually(lambda: "range=Custom" in address(page) and "to=" in address(page))
     drawn(page)
-    page.wait_for_timeout(1500)
+    settled(page)
     once = address(page)
     drag(page, chart(page), 0.3, 0.6)
     eventually(lambda: address(page) != once)
     drawn(page)
-    page.wait_for_timeout(1500)
+    settled(page)
     page.go_back()
     eventually(lambda: address(page) == once)
-    page.wait_for_timeout(1500)
+    settled(page)
     page.go_back()
     eventually(lambda: "range=6h" in address(page) and "from=" not in address(page))
 
@@ -504,14 +509,14 @@ def test_a_stretch_of_ones_own_is_in_the_address_as_soon_as_it_is_shown(page: Pa
     page.get_by_role("radio", name="Custom").click()
     eventually(lambda: all(part in address(page) for part in ("range=Custom", "from=", "to=")))
     chosen = address(page)
-    page.wait_for_timeout(1500)
+    settled(page)
     box = page.get_by_test_id("data-grid-canvas").first.bounding_box()
     assert box is not None
     page.mouse.click(box["x"] + 14, box["y"] + 35 + 17)
     eventually(lambda: "process=" in address(page))
     page.go_back()
     eventually(lambda: address(page) == chosen)
-    page.wait_for_timeout(1000)
+    settled(page)
     expect(page.get_by_text("must be later than")).to_have_count(0)
     eventually(lambda: len(column(page, "PID")) == 3)
 

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from conftest import Server, eventually
 from fake_nvml import FakeNvml
 from playwright.sync_api import Locator, Page, expect
-from test_browser import column
+from stage import column
 
 from gpumon_core import format as fmt
 from gpumon_core.attribution.records import ProcessIdentity, Program
@@ -98,23 +98,55 @@ def write(url: str) -> History:
     return History(url, start, batch[-1][0].timestamp)  # type: ignore[arg-type]
 
 
-@pytest.fixture
-def history(tmp_path: Path) -> History:
-    (tmp_path / "history").mkdir()
-    return write(f"sqlite:///{tmp_path / 'history' / 'gpumon.db'}")
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a history that these tests only read."""
+    folder = tmp_path_factory.mktemp("usage") / "history"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def history(recorded: Path) -> History:
+    return write(f"sqlite:///{recorded / 'gpumon.db'}")
+
+
+def begin(folder: Path, driver: FakeNvml, **settings: str) -> Server:
+    """A server that only shows what is recorded."""
+    driver.add_gpu(name="NVIDIA RTX A6000")
+    server = Server(folder, driver, GPUMON_RECORD="false", **settings)
+    server.wait(lambda status, _: status != 0)
+    return server
+
+
+@pytest.fixture(scope="module")
+def view(recorded: Path) -> Iterator[Callable[..., Server]]:
+    """One server for each choice of settings, which all tests of this file use."""
+    begun: dict[tuple[tuple[str, str], ...], Server] = {}
+
+    def of(**settings: str) -> Server:
+        chosen = tuple(sorted(settings.items()))
+        if chosen not in begun:
+            begun[chosen] = begin(recorded, FakeNvml(recorded.parent / f"nvml-state-{len(begun)}"), **settings)
+        return begun[chosen]
+
+    yield of
+    for server in begun.values():
+        server.stop()
 
 
 @pytest.fixture
-def view(serve: Callable[..., Server], fake: FakeNvml) -> Callable[..., Server]:
-    """Starts a server that only shows what is recorded."""
+def view_of(tmp_path: Path, fake: FakeNvml) -> Iterator[Callable[..., Server]]:
+    """A server on a history of the test's own."""
+    begun: list[Server] = []
 
-    def begin(**settings: str) -> Server:
-        fake.add_gpu(name="NVIDIA RTX A6000")
-        server = serve(fake, GPUMON_RECORD="false", **settings)
-        server.wait(lambda status, _: status != 0)
-        return server
+    def of(**settings: str) -> Server:
+        begun.append(begin(tmp_path / "history", fake, **settings))
+        return begun[-1]
 
-    return begin
+    yield of
+    for server in begun:
+        server.stop()
 
 
 def numbers(page: Page, name: str, which: int = 0) -> list[float]:
@@ -335,22 +367,22 @@ def test_the_charts_draw_what_the_tables_say(page: Page, history: History, view:
 
 
 def test_a_time_without_any_record_is_said_in_words(
-    page: Page, view: Callable[..., Server], tmp_path: Path
+    page: Page, view_of: Callable[..., Server], tmp_path: Path
 ) -> None:
     (tmp_path / "history").mkdir()
     writer = Writer(
         database.open_for_writing(f"sqlite:///{tmp_path / 'history' / 'gpumon.db'}"), "testhost", "nvml", 4
     )
     writer.write(Snapshot(time.time(), HOST, GPUS, (GpuReading("GPU-0", {"utilization": 0.0}),)), {})
-    page.goto(view().url + "/usage")
+    page.goto(view_of().url + "/usage")
     expect(page.get_by_text("No process was on these GPUs in this time range")).to_be_visible()
     expect(page.get_by_text("No model server had a model loaded")).to_be_visible()
 
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
-def test_the_page_is_the_same_on_postgresql(page: Page, view: Callable[..., Server], database_url: str) -> None:
+def test_the_page_is_the_same_on_postgresql(page: Page, view_of: Callable[..., Server], database_url: str) -> None:
     history = write(database_url)
-    server = view(GPUMON_DATABASE_URL=database_url)
+    server = view_of(GPUMON_DATABASE_URL=database_url)
     page.goto(server.url + "/usage?range=6h&by=Model")
     eventually(lambda: {"qwen3:14b", "gemma3:27b", "vit"} <= set(column(page, "Model")))
     used = history.used("g.model")

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
-from test_writer import GPUS, tick
+from ticks import GPUS, tick
 
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.export import processes as export

@@ -17,6 +17,7 @@ from typing import Any
 import fake_nvml
 import pynvml
 import pytest
+from conftest import PATIENCE_S
 from fake_nvml import NO_INSTANCE, FakeGpu, FakeNvml, Unterminated, layout, loading
 
 GIB = 2**30
@@ -746,7 +747,7 @@ def test_a_hanging_call_holds_only_its_own_thread_and_can_be_released(fake: Fake
     start = time.monotonic()
     pynvml.nvmlDeviceGetPowerUsage(handle)
     assert time.monotonic() - start >= 0.05
-    fake.hang("nvmlDeviceGetPowerUsage", 60)
+    fake.hang("nvmlDeviceGetPowerUsage", 10 * PATIENCE_S)
     thread = threading.Thread(target=pynvml.nvmlDeviceGetPowerUsage, args=(handle,))
     thread.start()
     assert pynvml.nvmlDeviceGetFanSpeed(handle) == 30
@@ -776,7 +777,7 @@ def test_time_is_counted_only_on_demand(fake: FakeNvml, handle: Any) -> None:
     fake.time_calls = True
     fake.hang("nvmlDeviceGetFanSpeed", 0.01)
     pynvml.nvmlDeviceGetFanSpeed(handle)
-    assert 10_000_000 <= fake.total_nanoseconds < 10_000_000_000
+    assert fake.total_nanoseconds >= 10_000_000
 
 
 def test_calls_of_several_threads_and_processes_are_all_counted(fake: FakeNvml, handle: Any) -> None:

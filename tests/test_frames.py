@@ -6,7 +6,7 @@ import math
 
 import pytest
 import sqlalchemy as sa
-from test_writer import GPUS, tick, who
+from ticks import GPUS, tick, who
 
 from gpumon_core.store import database, frames
 from gpumon_core.store.writer import Writer

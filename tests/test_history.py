@@ -1,190 +1,25 @@
-"""Rollups, and history read at any length from the resolution that fits."""
+"""What a chart of any length gets from the store (store/history.py)."""
 
 from __future__ import annotations
 
-import threading
 import warnings
-from collections.abc import Callable, Iterable
 
+import hours
 import numpy as np
-import pandas as pd
 import pytest
 import sqlalchemy as sa
-from test_writer import GPUS, HOST, ask
+from hours import DAWN, DAY, HOUR, Values, wave, write
 
 from gpumon_core.metrics import GPU_METRICS
 from gpumon_core.store import database, frames, retention, rollups
-from gpumon_core.store.schema import TIERS
-from gpumon_core.store.writer import Writer
-from gpumon_core.telemetry.records import GpuReading, Snapshot
 
-HOUR = 3600
-DAY = 24 * HOUR
-# The beginning of a day, so that buckets of all lengths begin there.
-DAWN = 1_790_035_200 - 1_790_035_200 % DAY
-Values = dict[str, float | None]
-
-
-@pytest.fixture
-def engine(database_url: str) -> sa.Engine:
-    return database.open_for_writing(database_url)
+# The fixture that these tests share.
+engine = hours.engine
 
 
 @pytest.fixture
 def reader(database_url: str, engine: sa.Engine) -> sa.Engine:
     return database.open_for_reading(database_url)
-
-
-def write(
-    engine: sa.Engine,
-    times: Iterable[int],
-    values: Callable[[int], Values],
-    gpus: int = 1,
-    interval: float = 4,
-) -> Writer:
-    """Ticks at `times`, the same for `gpus` GPUs."""
-    writer = Writer(engine, "here", "nvml", interval)
-    ticks = [
-        (
-            Snapshot(now, HOST, GPUS[:gpus], tuple(GpuReading(g.uuid, values(now)) for g in GPUS[:gpus])),
-            {},
-        )
-        for now in times
-    ]
-    for start in range(0, len(ticks), 500):
-        writer.write_all(ticks[start : start + 500])
-    return writer
-
-
-def wave(now: int) -> Values:
-    step = (now - DAWN) // 4
-    return {
-        "temperature": 40.0 + step % 7,
-        "utilization": float(step * 37 % 101),
-        "utilization_max": min(100.0, step * 37 % 101 + 5.0),
-        "memory": 1000 + step % 13,
-        "power": None if step % 5 == 0 else 100.5 + step % 3,
-        "energy": 10.0 * step,
-    }
-
-
-def buckets(engine: sa.Engine, seconds: int) -> pd.DataFrame:
-    (table,) = (tier.table for tier in TIERS if tier.seconds == seconds)
-    with engine.connect() as connection:
-        result = connection.execute(sa.select(table).order_by(table.c.gpu_id, table.c.timestamp_epoch))
-        return pd.DataFrame(result.all(), columns=list(result.keys()))
-
-
-# ---- Rollups -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seconds", [tier.seconds for tier in TIERS])
-def test_every_resolution_has_what_its_ticks_say(engine: sa.Engine, seconds: int) -> None:
-    times = [now for now in range(DAWN, DAWN + 9 * HOUR, 4) if not DAWN + 5000 < now < DAWN + 5700]
-    write(engine, times, wave)
-    rollups.roll_up(engine, "here")
-    ticks = pd.DataFrame([{"time": now, **wave(now)} for now in times]).astype("float64")
-    grouped = ticks.groupby(ticks["time"] // seconds * seconds)
-    found = buckets(engine, seconds)
-    assert found["timestamp_epoch"].tolist() == sorted(int(key) for key in grouped.groups)
-    assert found["samples"].tolist() == grouped.size().tolist()
-    for key, decimals in (("temperature", 0), ("memory", 0), ("utilization", 1), ("power", 1)):
-        scale = 10**decimals
-        # Every step from one resolution to the next rounds once more.
-        np.testing.assert_allclose(found[key].astype(float) / scale, grouped[key].mean(), atol=3.1 / scale)
-        np.testing.assert_allclose(found[f"{key}_min"].astype(float) / scale, grouped[key].min())
-        highest = grouped["utilization_max" if key == "utilization" else key].max()
-        np.testing.assert_allclose(found[f"{key}_max"].astype(float) / scale, highest)
-    first = wave(DAWN)["energy"]
-    np.testing.assert_allclose(found["energy"].astype(float), grouped["energy"].max() - (first or 0), atol=1)
-
-
-def test_rolling_up_again_changes_nothing(engine: sa.Engine) -> None:
-    write(engine, range(DAWN, DAWN + 2 * HOUR, 4), wave, gpus=2)
-    rollups.roll_up(engine, "here")
-    before = [buckets(engine, tier.seconds) for tier in TIERS]
-    rollups.roll_up(engine, "here")
-    for tier, frame in zip(TIERS, before, strict=True):
-        pd.testing.assert_frame_equal(buckets(engine, tier.seconds), frame)
-
-
-def test_a_bit_at_a_time_is_the_same_as_all_at_once(engine: sa.Engine) -> None:
-    write(engine, range(DAWN, DAWN + HOUR, 4), wave)
-    rollups.roll_up(engine, "here")
-    whole = [buckets(engine, tier.seconds) for tier in TIERS]
-    for name in ("gpu_metrics", *(tier.table.name for tier in TIERS)):
-        with engine.begin() as connection:
-            connection.exec_driver_sql(f"DELETE FROM {name}")
-    # The counter goes on where it stands: only what it grows by can be the same.
-    for start in range(DAWN, DAWN + HOUR, 52):
-        write(engine, range(start, min(start + 52, DAWN + HOUR), 4), wave)
-        rollups.roll_up(engine, "here")
-    for tier, frame in zip(TIERS, whole, strict=True):
-        found = buckets(engine, tier.seconds)
-        pd.testing.assert_frame_equal(found.drop(columns="energy"), frame.drop(columns="energy"))
-
-
-def test_a_run_that_is_broken_off_is_continued(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rollups, "STEP_S", 600)
-    monkeypatch.setattr(rollups, "STEP_BUCKETS", 1)
-    write(engine, range(DAWN, DAWN + 3 * HOUR, 4), wave)
-    stopping = threading.Event()
-    stopping.set()
-    for _ in range(100):
-        rollups.roll_up(engine, "here", stopping=stopping)
-        if len(buckets(engine, 20)) == 540:
-            break
-    else:
-        pytest.fail("it never gets there")
-    rollups.roll_up(engine, "here")
-    assert [len(buckets(engine, tier.seconds)) for tier in TIERS] == [540, 180, 36, 9, 3, 1]
-
-
-def test_ticks_behind_a_clock_that_was_set_back_are_rolled_up_too(engine: sa.Engine) -> None:
-    write(engine, range(DAWN + HOUR, DAWN + 2 * HOUR, 4), wave)
-    rollups.roll_up(engine, "here")
-    writer = Writer(engine, "here", "nvml", 4)
-    for now in range(DAWN + HOUR + 2, DAWN + HOUR + 600, 4):
-        writer.write(Snapshot(now, HOST, GPUS[:1], (GpuReading("GPU-0", {"temperature": 90.0}),)), {})
-    assert writer.rewritten_from == DAWN + HOUR + 2
-    rollups.roll_up(engine, "here", writer.rewritten_from)
-    assert buckets(engine, 60)["samples"].tolist()[:11] == [30] * 9 + [30, 15]
-    assert buckets(engine, 3600)["temperature_max"].tolist() == [90]
-
-
-def test_another_hosts_gpus_are_left_to_it(engine: sa.Engine) -> None:
-    write(engine, range(DAWN, DAWN + 600, 4), wave)
-    assert rollups.roll_up(engine, "there") == 0
-    assert buckets(engine, 60).empty
-
-
-def test_ticks_far_apart_need_no_twenty_seconds(engine: sa.Engine) -> None:
-    write(engine, range(DAWN, DAWN + HOUR, 30), wave, interval=30)
-    rollups.roll_up(engine, "here")
-    assert buckets(engine, 20).empty
-    assert len(buckets(engine, 60)) == 60
-
-
-def test_retention_keeps_each_resolution_for_its_time(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "PAUSE_S", 0)
-    now = DAWN + 5 * DAY
-    write(engine, range(DAWN, now, 600), wave)
-    rollups.roll_up(engine, "here")
-    retention.forget(engine, retention.Keep(raw_days=1, minute_days=2, hour_days=3), now)
-    oldest = {
-        tier.seconds: now - int(buckets(engine, tier.seconds)["timestamp_epoch"].min()) for tier in TIERS[1:]
-    }
-    assert oldest == {60: 2 * DAY, 300: 2 * DAY, 1200: 2 * DAY, 3600: 3 * DAY, 14400: 3 * DAY}
-    assert ask(engine, f"SELECT {now} - min(timestamp_epoch) FROM gpu_metrics") == [(DAY,)]
-
-
-def test_a_tick_that_no_minute_has_taken_in_is_not_forgotten(engine: sa.Engine) -> None:
-    write(engine, range(DAWN, DAWN + HOUR, 4), wave)
-    retention.forget(engine, retention.Keep(1, 1, 1), DAWN + 10 * DAY)
-    assert ask(engine, "SELECT count(*) FROM gpu_metrics") == [(900,)]
-
-
-# ---- Reading -------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from fake_nvml import FakeNvml, loaded
+from importing import DAY, GPUS, HOUR, NOW, record, span
 from originals import Original
-from test_import import DAY, GPUS, HOUR, NOW, record, span
-from test_writer import ask
+from ticks import ask
 
 from gpumon_core import importer
 from gpumon_core.settings import Settings, load

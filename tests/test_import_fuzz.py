@@ -9,9 +9,9 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from importing import GPUS, NOW, everything, record, span
 from originals import Original
-from test_import import GPUS, NOW, everything, record, span
-from test_writer import ask
+from ticks import ask
 
 from gpumon_core import importer, original, original_file
 from gpumon_core.settings import load

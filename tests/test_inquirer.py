@@ -395,10 +395,7 @@ def test_a_rootless_engine_is_that_of_the_slices_user_and_is_asked_again_when_it
         proc.path, trusted=True, describer=Describer(str(proc.path), commands="off")
     ).identify({7}, 0)[7]
     ask = Inquirer()
-    ends = time.monotonic() + 30
-    while ask.add({7: found}, [reading(7)])[7].program.container_name != "ollama":
-        assert time.monotonic() < ends
-        time.sleep(0.01)
+    eventually(lambda: ask.add({7: found}, [reading(7)])[7].program.container_name == "ollama")
     ask.close()
     assert asked == [1000, 1000, 1000]
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from conftest import eventually
 from test_attribution import FakeProc
 
 from gpumon_core.attribution import endpoints, listeners
@@ -169,14 +170,13 @@ def test_a_server_in_a_network_of_its_own_does_not_speak_for_who_answers_here(
 def learned(*pids: int, until: Callable[[dict[int, ProcessIdentity]], bool]) -> dict[int, ProcessIdentity]:
     attribution, inquirer = LocalAttribution(trusted=True, describer=Describer()), Inquirer(every_s=0.2)
     readings = [ProcessReading("GPU-0", pid, "C", 6000) for pid in pids]
-    ends = time.monotonic() + 30
+
+    def look() -> dict[int, ProcessIdentity] | None:
+        found = inquirer.add(attribution.identify(set(pids), time.time()), readings)
+        return found if until(found) else None
+
     try:
-        while True:
-            found = inquirer.add(attribution.identify(set(pids), time.time()), readings)
-            if until(found):
-                return found
-            assert time.monotonic() < ends, found
-            time.sleep(0.02)
+        return eventually(look)
     finally:
         inquirer.close()
         attribution.close()
@@ -221,9 +221,7 @@ def test_what_listens_only_once_it_is_asked_is_looked_at_again(
     monkeypatch.setattr(endpoints, "get", get)
     gone, free = start("placeholder")
     os.killpg(os.getpgid(gone), 9)
-    ends = time.monotonic() + 10
-    while any(one.port == free for one in listeners.listeners(os.getpid()) or ()):
-        assert time.monotonic() < ends
+    eventually(lambda: not any(one.port == free for one in listeners.listeners(os.getpid()) or ()))
     pid, _ = start("vllm", "serve", "org/own", "--port", str(free), host="none")
     found = learned(pid, until=lambda known: not known[pid].pending)
     assert ports == [free]

@@ -424,7 +424,7 @@ def test_what_waits_at_the_end_is_written_by_the_next_recorder(fake: FakeNvml, p
         until(lambda: made.vitals.buffered >= 3)
         began = time.monotonic()
         made.stop()
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < PATIENCE_S, "the lock is never given back"
         other.close()
     (left,) = path.parent.glob("waiting-*.ticks")
     with recording(fake, path) as made:
@@ -452,5 +452,4 @@ def test_the_end_waits_for_nothing_that_hangs(fake: FakeNvml, path: Path, monkey
         assert made.state.role == "stopped"
         assert list(path.parent.glob("waiting-*.ticks"))
         go_on.set()
-    # A limit of the program's own, not a measure of this machine.
-    assert took_s < 10
+    assert took_s < PATIENCE_S, "what hangs does so for ten times as long"

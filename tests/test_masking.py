@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import socket
+import subprocess
 import threading
 import urllib.error
 import urllib.request
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
-from cli import gpumon, settings
-from conftest import PATIENCE_S, Server, eventually
+from cli import PROGRAM, gpumon, settings
+from conftest import PATIENCE_S, ROOT, Server, eventually
 from pydantic import Field, ValidationError
 
 from gpumon_core import masking
@@ -205,7 +206,6 @@ def test_no_library_that_quotes_a_password_makes_it_seen(serve: Callable[..., Se
         environ = settings(tmp_path, GPUMON_DATABASE_URL=url, GPUMON_LOG_LEVEL="DEBUG")
         for verb in (
             ("doctor",),
-            ("record",),
             ("usage",),
             ("backup",),
             ("export", "--table", "metrics"),
@@ -213,6 +213,21 @@ def test_no_library_that_quotes_a_password_makes_it_seen(serve: Callable[..., Se
         ):
             done = gpumon(environ, *verb)
             seen += done.stdout + done.stderr
+        with subprocess.Popen(
+            [*PROGRAM, "record"],
+            cwd=ROOT,
+            env=environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as recorder:
+            # It tries again for as long as it runs.
+            assert recorder.stdout is not None
+            while "no entry" not in (line := recorder.stdout.readline()):
+                assert line, "it has ended"
+                seen += line
+            recorder.terminate()
+            seen += line + recorder.communicate(timeout=PATIENCE_S)[0]
         server.stop()
         eventually(lambda: "no entry" in (tmp_path / "log").read_text())
         seen += server.log.read_text() + (tmp_path / "log").read_text()

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 import sqlalchemy as sa
-from test_writer import GPUS, tick
+from ticks import GPUS, tick
 
 from gpumon_core.store import database, naming, schema
 from gpumon_core.store.naming import Named

@@ -15,11 +15,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import streamlit as st
-from conftest import ROOT
+from conftest import PATIENCE_S, ROOT
 from sqlalchemy import event
 from streamlit.runtime.caching.cache_utils import CachedFunc
 from streamlit.testing.v1 import AppTest
-from test_writer import GPUS, runs, tick, who
+from ticks import GPUS, runs, tick, who
 
 from gpumon_core import runtime
 from gpumon_core.attribution import local
@@ -49,7 +49,7 @@ def writer(url: str) -> Writer:
 
 
 def open_page(name: str | None = None, **query: str | list[str]) -> AppTest:
-    app = AppTest.from_file(str(ROOT / "pages" / "main.py"), default_timeout=60)
+    app = AppTest.from_file(str(ROOT / "pages" / "main.py"), default_timeout=PATIENCE_S)
     app.context = {"timezone": "Europe/Berlin", "timezone_offset": -60}
     for key, value in query.items():
         app.query_params[key] = value

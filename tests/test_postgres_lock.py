@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from conftest import eventually
 from postgres import Postgres
 from test_lock import terminate
-from test_writer import ask, tick, who
+from ticks import ask, tick, who
 
 from gpumon_core.store import database
 from gpumon_core.store.lock import LockLost, ServerRecorderLock

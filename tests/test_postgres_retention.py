@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from conftest import ROOT, eventually
 from postgres import Postgres
-from test_writer import ask, runs, tick
+from ticks import ask, runs, tick
 
 from gpumon_core.attribution.records import Program
 from gpumon_core.store import database, health, retention

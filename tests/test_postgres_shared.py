@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from conftest import PATIENCE_S, eventually
 from postgres import Postgres
-from test_writer import ask, tick
+from ticks import ask, tick
 
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.store import database

@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 from conftest import eventually
 from postgres import Postgres
-from test_writer import ask, tick, who
+from ticks import ask, tick, who
 
 from gpumon_core.store import database, server
 from gpumon_core.store.lock import recorder_lock

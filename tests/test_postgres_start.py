@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from conftest import eventually
 from postgres import Postgres
 from rig import free_port
-from test_writer import ask, tick, who
+from ticks import ask, tick, who
 
 from gpumon_core.store import database, server
 from gpumon_core.store.lock import recorder_lock

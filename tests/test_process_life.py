@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 import sqlalchemy as sa
-from test_writer import GPUS, HOST, who
+from ticks import GPUS, HOST, who
 
 from gpumon_core.store import database, frames
 from gpumon_core.store.writer import Writer

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pandas as pd
 import pytest
 import sqlalchemy as sa
-from test_writer import GPUS, tick, who
+from ticks import GPUS, tick, who
 
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.store import database, processes

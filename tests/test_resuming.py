@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
-from test_writer import busy, measured, tick, who
+from ticks import busy, measured, tick, who
 
 from gpumon_core.attribution.records import Program
 from gpumon_core.store import database

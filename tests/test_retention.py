@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from conftest import eventually
-from test_writer import ask, runs, tick, who
+from ticks import ask, runs, tick, who
 
 from gpumon_core.attribution.records import Program
 from gpumon_core.store import database, retention

@@ -172,7 +172,7 @@ class Container:
 
     def health(self) -> int:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=PATIENCE_S) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code
@@ -190,7 +190,7 @@ class Container:
         """As an engine does: a signal to process 1 of the container."""
         (child,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         os.kill(int(child), how)
-        self.process.wait(timeout=60)
+        self.process.wait(timeout=PATIENCE_S)
 
 
 @pytest.fixture
@@ -236,7 +236,7 @@ runtime.start()
 while runtime.vitals().ticks < 2:
     time.sleep(0.1)
 for name in ("overview", "gpu", "history", "processes", "usage", "system"):
-    page = AppTest.from_file("pages/main.py", default_timeout=60)
+    page = AppTest.from_file("pages/main.py", default_timeout=600)
     page.switch_page(name + ".py").run()
     print(name, len(page.exception) + len(page.error))
 runtime.stop()

@@ -14,6 +14,7 @@ from typing import Any
 import fake_nvml
 import pynvml
 import pytest
+from conftest import PATIENCE_S
 from fake_nvml import GIB, FakeGpu, FakeNvml
 
 from gpumon_core import doctor, health, observer, settings
@@ -477,7 +478,7 @@ def test_a_server_tells_of_both_and_goes_on(serve: Callable[..., Any], driver: F
     assert states == [(0, "lost"), (1, "lost"), (2, "ok")]
     for route in ("processes", "usage", "models", "original/current", "original/history"):
         ask(server.url, route)
-    with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as found:
+    with urllib.request.urlopen(f"{server.url}/metrics", timeout=PATIENCE_S) as found:
         up = [
             line.rsplit(" ", 1)[1]
             for line in found.read().decode().splitlines()
@@ -490,5 +491,5 @@ def test_a_server_tells_of_both_and_goes_on(serve: Callable[..., Any], driver: F
 
 def ask(url: str, route: str) -> Any:
     """What a route of the API answers."""
-    with urllib.request.urlopen(f"{url}/api/v1/{route}", timeout=10) as found:
+    with urllib.request.urlopen(f"{url}/api/v1/{route}", timeout=PATIENCE_S) as found:
         return json.load(found)

@@ -12,7 +12,7 @@ import random
 import sqlite3
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from gpumon_core.store import writer as writer_module
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.nvml import NvmlSource
 from gpumon_core.telemetry.records import Snapshot
+from gpumon_core.telemetry.watch import Task, Watch
 
 DAYS = 30
 BEGIN = 1_790_000_000
@@ -213,12 +214,20 @@ EVENTS: tuple[tuple[Callable[[Field], None], float], ...] = (
 )
 
 
+def at_once(self: Watch, tasks: Iterable[Task], patience_s: float) -> list[Task]:
+    """No call hangs here: without another thread to wait for, thirty days pass in half the time."""
+    for task in tasks:
+        task.action()
+    return []
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [int(seed) for seed in os.environ.get("SOAK_SEEDS", "18 19").split()])
 def test_thirty_days_of_the_field_are_in_the_ledger_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     monkeypatch.setattr(writer_module, "SETTLED_PER_TICK", 2)
+    monkeypatch.setattr(Watch, "run", at_once)
     rng, clock, account = random.Random(seed), Clock(monkeypatch), Account()
     field = Field(tmp_path, clock, rng)
     happened: Counter[str] = Counter()

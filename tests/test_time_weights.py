@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import sqlalchemy as sa
-from test_writer import HOST, ask, who
+from ticks import HOST, ask, who
 
 from gpumon_core.store import database, frames, rollups
 from gpumon_core.store.writer import Writer

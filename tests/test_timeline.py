@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import sqlalchemy as sa
-from test_writer import GPUS, HOST, runs, tick, who
+from ticks import GPUS, HOST, runs, tick, who
 
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.metrics import PROCESS_METRICS

@@ -138,9 +138,11 @@ def test_a_locked_database_costs_no_tick(fake: FakeNvml, path: Path) -> None:
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         began, before = int(time.time()), made.vitals.ticks
-        until(lambda: made.vitals.buffered >= 4)
+        # One may have been read before the lock.
+        until(lambda: made.vitals.buffered >= 5)
         ended = time.time()
-        assert made.vitals.ticks == before
+        until(lambda: made.state.recording is not None)
+        assert made.vitals.ticks <= before + 1, "only what was written already may be counted late"
         assert made.state.recording is not None
         assert "locked" in made.state.recording.reason
         other.execute("ROLLBACK")
@@ -157,9 +159,12 @@ def test_a_locked_database_is_said_by_the_server(serve: Serve, fake: FakeNvml) -
     server = serve(fake).ready()
     other = sqlite3.connect(server.data_dir / "gpumon.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    answer = server.wait(lambda _, answer: bool(answer.get("recorder", {}).get("buffered", 0) >= 2))
+
+    def waits(_: int, answer: dict[str, Any]) -> bool:
+        return answer["recorder"]["buffered"] >= 2 and "wait in memory" in (answer.get("recording_problem") or "")
+
+    answer = server.wait(waits)
     assert answer["status"] in ("degraded", "stale")
-    assert "wait in memory" in answer["recording_problem"]
     other.close()
     server.wait(lambda _, answer: answer["status"] == "ok" and answer["recorder"]["buffered"] == 0)
 
@@ -190,6 +195,7 @@ def test_a_full_disk_is_waited_for(fake: FakeNvml, path: Path) -> None:
 
         sa.event.listen(engine, "before_cursor_execute", full)
         until(lambda: made.vitals.buffered >= 3)
+        until(lambda: made.state.recording is not None)
         assert made.state.recording is not None
         assert "full" in made.state.recording.reason
         sa.event.remove(engine, "before_cursor_execute", full)
@@ -287,13 +293,13 @@ def test_a_tick_that_takes_longer_than_the_interval_is_skipped_and_counted(fake:
     gpu = fake.add_gpu()
     with recording(fake, path) as made:
         until(lambda: made.vitals.ticks >= 1)
-        fake.hang("nvmlDeviceGetTemperatureV", 1.6, gpu)
-        until(lambda: made.vitals.skipped >= 2)
+        fake.hang("nvmlDeviceGetTemperatureV", 4.2, gpu)
+        until(lambda: made.vitals.skipped >= 4)
         fake.recover()
         began, before = time.monotonic(), made.vitals.ticks
         until(lambda: made.vitals.ticks >= before + 4)
-        # The one that was under way, and then one an interval: none have piled up.
-        assert made.vitals.ticks - before <= 2 + time.monotonic() - began
+        # The one that was under way, one that was late, and then one an interval: the skipped have not piled up.
+        assert made.vitals.ticks - before <= 3 + time.monotonic() - began
 
 
 def test_a_gpu_whose_driver_call_hangs_costs_the_others_nothing(
@@ -303,7 +309,7 @@ def test_a_gpu_whose_driver_call_hangs_costs_the_others_nothing(
     first, _ = fake.add_gpu(uuid="GPU-a"), fake.add_gpu(uuid="GPU-b")
     with recording(fake, path) as made:
         until(lambda: made.vitals.ticks >= 1)
-        fake.hang("nvmlDeviceGetTemperatureV", 60, first)
+        fake.hang("nvmlDeviceGetTemperatureV", 10 * PATIENCE_S, first)
         until(lambda: ask(path, "SELECT state FROM gpus ORDER BY uuid") == [("hung",), ("ok",)])
         before = made.vitals.ticks
         until(lambda: made.vitals.ticks >= before + 3)
@@ -318,9 +324,9 @@ def test_a_gpu_whose_driver_call_hangs_costs_the_others_nothing(
 def test_the_server_says_that_a_call_hangs_and_still_ends(serve: Serve, fake: FakeNvml) -> None:
     first, _ = fake.add_gpu(uuid="GPU-a"), fake.add_gpu(uuid="GPU-b")
     server = serve(fake).ready()
-    fake.hang("nvmlDeviceGetFanSpeed", 120, first)
+    fake.hang("nvmlDeviceGetFanSpeed", 10 * PATIENCE_S, first)
     server.wait(lambda _, answer: answer.get("gpus_hung") == 1 and answer["status"] == "degraded")
-    # The call would return after two minutes; it is not waited for.
+    # The call would return long after this test has ended; it is not waited for.
     server.stop()
     assert "recorder stopped" in server.log.read_text()
 
@@ -360,11 +366,10 @@ def test_every_minute_is_written_down(fake: FakeNvml, path: Path) -> None:
         until(lambda: made.vitals.ticks > ticks)
         ticks = made.vitals.ticks
         made._every_minute()
-        later = made.vitals.ticks
     rows = ask(
         path, "SELECT ticks, skipped, failed, dropped, buffered, duration_ms, database_bytes FROM recorder_health"
     )
-    assert ticks <= sum(row[0] for row in rows) <= later
+    assert ticks <= sum(row[0] for row in rows) <= made.vitals.ticks
     assert sum(row[1] for row in rows) <= made.vitals.skipped
     assert all(row[2:5] == (0, 0, 0) for row in rows)
     assert rows[0][5] > 0

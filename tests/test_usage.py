@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 import pytest
 import sqlalchemy as sa
-from test_writer import GPUS, HOST, who
+from ticks import GPUS, HOST, who
 
 from gpumon_core import ledger
 from gpumon_core.attribution.records import ProcessIdentity, Program

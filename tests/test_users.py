@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pwd
 import threading
-import time
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from conftest import PATIENCE_S, eventually
 from test_attribution import FakeProc
 
 from gpumon_core.attribution import local, users
@@ -31,13 +31,7 @@ def login(name: str) -> pwd.struct_passwd:
 
 
 def until_known(attribution: local.LocalAttribution, name: str) -> ProcessIdentity:
-    ends = time.monotonic() + 30
-    while True:
-        found = attribution.identify({7}, 0)[7]
-        if found.user == name:
-            return found
-        assert time.monotonic() < ends, found
-        time.sleep(0.01)
+    return eventually(lambda: (found := attribution.identify({7}, 0)[7]).user == name and found)
 
 
 def test_a_directory_that_does_not_know_a_user_for_a_moment_is_asked_again(
@@ -67,7 +61,7 @@ def test_a_directory_that_hangs_does_not_hold_up_a_tick(proc: FakeProc, monkeypa
 
     def directory(uid: int) -> pwd.struct_passwd:
         by.add(threading.current_thread().name)
-        hangs.wait(60)
+        hangs.wait(PATIENCE_S)
         return login("ada")
 
     monkeypatch.setattr(pwd, "getpwuid", directory)
@@ -93,7 +87,7 @@ def test_an_id_that_nobody_knows_is_asked_for_less_and_less_often(monkeypatch: p
     while now[0] < 3600:
         assert names.find(UID) is None
         assert names._thread is not None
-        names._thread.join(10)
+        names._thread.join(PATIENCE_S)
         now[0] += 0.1
     pauses = [round(later - earlier) for earlier, later in pairwise(asked)]
     assert pauses == sorted(pauses)

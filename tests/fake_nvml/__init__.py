@@ -234,6 +234,11 @@ class FakeNvml(View):
         self.state.nanoseconds = 0
 
     @property
+    def hangs(self) -> int:
+        """How many calls have begun to hang so far, in all processes."""
+        return int(self.state.hangs)
+
+    @property
     def time_calls(self) -> bool:
         """Whether the time spent inside the library is counted, in `total_nanoseconds`."""
         return bool(self.state.time_calls)

@@ -114,7 +114,8 @@ static int locate(struct call *call, nvmlDevice_t handle) {
     return call->mig->used && gpu->mig_enabled == 1;
 }
 
-static void hang(struct rule *rule) {
+static void hang(struct state *state, struct rule *rule) {
+    state->hangs++; /* counted once it hangs: who waits for that need not wait for a time */
     int64_t until = nanoseconds(CLOCK_MONOTONIC) + (int64_t)(rule->seconds * 1e9);
     /* In slices, so that recover() frees a hanging thread at once. */
     while (rule->action == HANG && nanoseconds(CLOCK_MONOTONIC) < until) usleep(2000);
@@ -131,7 +132,7 @@ static nvmlReturn_t apply_rules(struct call *call, int function) {
         int times = rule->times;
         while (times > 0 && !atomic_compare_exchange_weak(&rule->times, &times, times - 1)) {}
         if (times == 0) continue;
-        if (action == HANG) hang(rule);
+        if (action == HANG) hang(call->state, rule);
         if (action == HIDE) return NVML_ERROR_FUNCTION_NOT_FOUND;
         if (action == FAIL && !result) result = rule->result;
     }

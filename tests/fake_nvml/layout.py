@@ -131,6 +131,7 @@ class State(Structure):
         ("time_calls", c_uint32),
         ("rule_count", c_uint32),
         ("nanoseconds", c_uint64),
+        ("hangs", c_uint64),
         ("calls", c_uint64 * (GPUS + 1) * FUNCTIONS),
         ("rules", Rule * RULES),
         ("processes", Process * PROCESSES),

@@ -146,7 +146,7 @@ struct state {
     int64_t cuda_version;
     struct text driver_version, nvml_version;
     uint32_t time_calls, rule_count;
-    _Atomic uint64_t nanoseconds;
+    _Atomic uint64_t nanoseconds, hangs;
     _Atomic uint64_t calls[FUNCTIONS][GPUS + 1]; /* the last column: calls about no GPU */
     struct rule rules[RULES];
     struct process processes[PROCESSES];
