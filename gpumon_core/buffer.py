@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import tempfile
 import threading
 from collections import deque
@@ -20,7 +21,7 @@ log = logging.getLogger(__name__)
 
 SUFFIX = ".ticks"
 # Of a file that is larger nothing is read: an hour of a large machine has some 50 MB.
-LARGEST_FILE = 1 << 29
+LARGEST_FILE = 1 << 27
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -195,14 +196,11 @@ def _read(path: Path) -> _Stored:
     import msgspec
 
     try:
-        with path.open("rb") as file:
-            stored: _Stored = msgspec.msgpack.decode(file.read(LARGEST_FILE), type=_Stored)
+        stored: _Stored = msgspec.msgpack.decode(_content(path), type=_Stored)
         places = range(len(stored.identities))
         if not all(place in places for _, named in stored.ticks for place in named.values()):
             raise FileFailed(f"The ticks in {path} name processes that the file does not have")
-    except OSError as error:
-        raise FileFailed(f"The ticks in {path} cannot be read: {error.strerror}") from error
-    except (ValueError, msgspec.DecodeError) as error:
+    except (OSError, ValueError, msgspec.DecodeError) as error:
         aside = path.with_suffix(".unreadable")
         try:
             path.rename(aside)
@@ -210,6 +208,19 @@ def _read(path: Path) -> _Stored:
             raise FileFailed(f"The ticks in {path} cannot be read: {error} ({refused.strerror})") from error
         raise FileFailed(f"The ticks in {path} cannot be read: {error}; the file is now {aside.name}") from error
     return stored
+
+
+def _content(path: Path) -> bytes:
+    """Raises OSError, and ValueError where it is no file that this user has made."""
+    # Others may be able to put something into the folder: a pipe would never be read to its end.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        facts = os.fstat(descriptor)
+        if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
+            raise ValueError("it is no file of this user")
+        if facts.st_size > LARGEST_FILE:
+            raise ValueError(f"it is larger than {LARGEST_FILE >> 20} MiB")
+        return file.read(LARGEST_FILE)
 
 
 def _number(value: float | None) -> float | None:

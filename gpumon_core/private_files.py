@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER, FILE = 0o700, 0o600
+FOLDER_ABOVE = 0o755
 GROUP_AND_OTHERS, OTHERS = 0o077, 0o007
 # An access list says who else may look, and then the group's bits are only its mask. Source: acl(5).
 ACCESS_LIST = "system.posix_acl_access"
@@ -21,9 +22,11 @@ ACCESS_LIST = "system.posix_acl_access"
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder for its owner alone, and those above it as the system makes folders; one that exists stays as
-    it is. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Make a folder for its owner alone, and those above it so that its owner alone can change them, whatever the
+    umask is; one that exists stays as it is. Raises OSError."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=FOLDER_ABOVE, exist_ok=True)
     path.mkdir(mode=FOLDER, exist_ok=True)
 
 

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 # How often a missing driver, or a database that another recorder holds, is tried again.
 RETRY_S = 10.0
+# How often the thread that writes looks for work, and whether its file is still there.
+LOOK_S = 2.0
 HOUSEKEEPING_S = 3600.0
 ROLLUP_S = 60.0
 REHEARSAL_S = 3600.0
@@ -458,7 +460,8 @@ class Recorder:
 
     def _write_forever(self) -> None:
         while not self._ending.is_set():
-            self._due.wait(self._settings.interval)
+            # A file that was replaced is not left alone for an hour, however rare the ticks are.
+            self._due.wait(min(self._settings.interval, LOOK_S))
             self._due.clear()
             try:
                 self._close_leaving()
@@ -477,7 +480,7 @@ class Recorder:
     def _write(self) -> None:
         """Write what waits."""
         session = self._session
-        if session is None or not len(session.target.buffer):
+        if session is None or not (len(session.target.buffer) or session.is_elsewhere()):
             return
         began = time.monotonic()
         try:
@@ -542,10 +545,11 @@ class Recorder:
     def _rehearse(self, session: Session) -> None:
         """A demo that begins has an hour behind it already, so that there is something to see."""
         observer = self._observer
-        if not isinstance(observer, SimulatedObserver) or not session.is_new():
+        waiting = session.target.buffer.seconds()
+        if not isinstance(observer, SimulatedObserver) or not waiting or not session.is_new():
             return
         with self._sampling:
-            now, interval_s = session.target.buffer.seconds()[0], self._settings.interval
+            now, interval_s = waiting[0], self._settings.interval
             past = list(observer.past(now - REHEARSAL_S, now - interval_s, interval_s))
         session.write_past(past, self._stopping)
 
@@ -625,7 +629,8 @@ def run_until(settings: Settings, stopped: threading.Event) -> None:
     recorder = Recorder(settings)
     recorder.start()
     try:
-        while not stopped.wait(timeout=3600):
+        # A signal that the kernel hands to another thread does not wake this one, which alone acts on it.
+        while not stopped.wait(timeout=1.0):
             pass
     finally:
         recorder.stop()

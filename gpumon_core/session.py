@@ -21,7 +21,7 @@ from gpumon_core.settings import Settings, mask_password
 from gpumon_core.store import database, health, retention, rollups, sqlite_file
 from gpumon_core.store.lock import Lock, LockLost
 from gpumon_core.store.sqlite_file import OpenFile
-from gpumon_core.store.writer import Attributed, Writer
+from gpumon_core.store.writer import Attributed, ContentReplaced, Writer
 from gpumon_core.telemetry.records import elapsed
 from gpumon_core.vitals import Pulse
 
@@ -149,6 +149,8 @@ class Session:
         waiting = self.target.buffer
         with self._busy:
             try:
+                if not self._closed:
+                    self._follow_file()
                 while len(waiting) and not self._closed:
                     self._follow_file()
                     if self._is_unchecked:
@@ -161,10 +163,14 @@ class Session:
                     self._is_unsure = True
                     try:
                         written = self._put(batch)
+                    except ContentReplaced:
+                        waiting.put_back()
+                        self._meet_other_content()
+                        continue
                     except BaseException:
                         waiting.put_back()
                         raise
-                    if self._is_elsewhere():
+                    if self.is_elsewhere():
                         # What was committed went into a file that is lost.
                         waiting.put_back()
                         self._is_unsure = False
@@ -194,8 +200,8 @@ class Session:
         batch = [self._without_refused(tick) for tick in batch]
         try:
             return self._writer.write_all(batch)
-        except (OperationalError, LockLost):
-            # The database is locked, full or away: that passes. Or it is not ours any more.
+        except (OperationalError, LockLost, ContentReplaced):
+            # The database is locked, full or away: that passes. Or it is not ours any more, or another.
             raise
         except Exception as error:
             if database.is_damage(error) or (isinstance(error, DBAPIError) and error.connection_invalidated):
@@ -235,7 +241,7 @@ class Session:
             return 0
         try:
             written = self._writer.write_all([(replace(snapshot, processes=()), {})])
-        except (OperationalError, LockLost):
+        except (OperationalError, LockLost, ContentReplaced):
             raise
         except Exception as error:
             if database.is_damage(error):
@@ -272,7 +278,7 @@ class Session:
 
     # ---- The file ----------------------------------------------------------------------------------
 
-    def _is_elsewhere(self) -> bool:
+    def is_elsewhere(self) -> bool:
         """Whether the path of the database leads to another file by now, or to none."""
         return self.target.file is not None and self.target.file.look() != "same"
 
@@ -298,6 +304,17 @@ class Session:
         self.notice = damaged or self.notice
         self._lost, self._is_unchecked, self._is_unsure = None, True, True
         self._use(engine)
+
+    def _meet_other_content(self) -> None:
+        """Somebody has restored a backup into the open database: it is checked, and all is looked up anew."""
+        self.notice = Problem(
+            f"The content of the database {mask_password(self.target.url)} was replaced while it was recorded "
+            "into; recording goes on with what is there now",
+            "Stop gpumon before you restore a backup: the last ticks may be lost.",
+        )
+        log.error("%s", self.notice.reason)
+        self._pulse.failed(self.notice.reason, tick=False)
+        self._is_unchecked = True
 
     def _take_back(self, file: OpenFile) -> None:
         """The file was out of reach, and is there again as it was, with its log. Raises database.DatabaseError."""
@@ -346,7 +363,7 @@ class Session:
 
     def is_open(self) -> bool:
         """Whether the file is still the one that was opened, so that others than `write` may use it."""
-        return not self._closed and self._lost is None and not self._is_unchecked and not self._is_elsewhere()
+        return not self._closed and self._lost is None and not self._is_unchecked and not self.is_elsewhere()
 
     def note_health(self) -> None:
         """Write down how the last minute went. Raises SQLAlchemyError."""
@@ -366,7 +383,7 @@ class Session:
         with self._busy:
             self._closed = True
             try:
-                if self._lost is None and not self._is_elsewhere():
+                if self._lost is None and not self.is_elsewhere():
                     self._writer.settle()
             except LockLost:
                 log.debug("nothing is settled: the lock is lost")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -95,6 +96,25 @@ def test_a_file_that_is_none_of_ours_is_named_and_costs_no_other(tmp_path: Path,
     assert str(bad) in found.problems[0]
     assert bad.with_suffix(".unreadable").read_bytes() == data, "nothing is deleted"
     assert buffer.saved(tmp_path, "waiting-x").problems == [], "and it is not read again"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder", "sparse"])
+def test_what_is_no_file_of_ticks_is_not_waited_for(tmp_path: Path, kind: str) -> None:
+    filled(9, 5).save(tmp_path, "waiting-x")
+    bad = tmp_path / "waiting-x-bad.ticks"
+    if kind == "pipe":
+        os.mkfifo(bad)
+    elif kind == "link":
+        bad.symlink_to("/dev/zero")
+    elif kind == "folder":
+        bad.mkdir()
+    else:
+        bad.touch()
+        os.truncate(bad, 1 << 42)
+    found = buffer.saved(tmp_path, "waiting-x")
+    assert found.ticks == ticks(5)
+    assert str(bad) in found.problems[0]
+    assert buffer.saved(tmp_path, "waiting-x").problems == []
 
 
 def test_several_files_are_read_in_the_order_of_their_ticks(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import crash
 import fake_nvml
 import pytest
 import sqlalchemy as sa
@@ -41,7 +42,8 @@ def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
 def recording(fake: FakeNvml, path: Path, **more: Any) -> Iterator[Recorder]:
     """A recorder of the fake driver in this process, and all that it has sampled as `sampled`."""
     with fake_nvml.loaded(fake):
-        made = Recorder(load(data_dir=path.parent, host_name="here", interval=1, source="nvml", **more))
+        chosen = {"data_dir": path.parent, "host_name": "here", "interval": 1, "source": "nvml"} | more
+        made = Recorder(load(**chosen))
         made.start(patient=True)
         try:
             yield made
@@ -272,6 +274,58 @@ def test_a_folder_that_is_out_of_reach_and_comes_back_loses_nothing(
         committed(made, 1)
     assert set(seconds) <= stored(path)
     assert not list(path.parent.glob("*.removed-*"))
+
+
+@pytest.mark.parametrize("whose", ["own", "another machine's"])
+def test_a_backup_that_is_restored_in_place_is_noticed_and_ticks_go_to_their_own_rows(
+    fake: FakeNvml, path: Path, tmp_path: Path, whose: str
+) -> None:
+    fake.add_gpu()
+    backup = tmp_path / "backup.db"
+    with recording(fake, path) as made:
+        committed(made, 2)
+        if whose == "own":
+            source, copy = sqlite3.connect(path), sqlite3.connect(backup)
+            source.backup(copy)
+            source.close()
+        else:
+            engine = database.open_for_writing(f"sqlite:///{backup}")
+            Writer(engine, "otherhost", "nvml", 1).write(crash.tick(crash.FIRST), crash.WHO)
+            engine.dispose()
+            copy = sqlite3.connect(backup)
+        committed(made, 2)
+        live = sqlite3.connect(path, timeout=PATIENCE_S)
+        copy.backup(live)
+        live.close()
+        copy.close()
+        seconds = watch(made)
+        until(lambda: made.state.notice is not None)
+        assert made.state.notice is not None
+        assert "was replaced while it was recorded into" in made.state.notice.reason
+        committed(made, 2)
+    connection = sqlite3.connect(path)
+    mine = connection.execute(
+        "SELECT timestamp_epoch FROM gpu_metrics m JOIN gpus g ON g.id = m.gpu_id "
+        "JOIN hosts h ON h.id = g.host_id WHERE h.name = 'here'"
+    )
+    assert set(seconds) <= {second for (second,) in mine}
+    others = connection.execute("SELECT max(last_seen) FROM hosts WHERE name <> 'here'").fetchone()[0]
+    connection.close()
+    assert others == (None if whose == "own" else crash.FIRST)
+    assert made.vitals.failed == 0
+
+
+def test_a_file_that_is_replaced_is_followed_before_the_next_tick(
+    fake: FakeNvml, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.add_gpu()
+    monkeypatch.setattr(recorder_module, "LOOK_S", 0.2)
+    with recording(fake, path, interval=3600) as made:
+        until(lambda: made.vitals.ticks >= 1)
+        path.unlink()
+        until(lambda: made.state.notice is not None)
+        until(path.exists)
+        assert made.vitals.ticks == 1
 
 
 # ---- Foreign and damaged -------------------------------------------------------------------------

@@ -24,17 +24,19 @@ class Bulk:
         self._places = None if order is None else [self._names.index(name) for name in order]
         self._straight = self._places == list(range(len(self._names)))
 
-    def run(self, connection: Connection, rows: Sequence[Row]) -> None:
-        """Execute it for every row. Raises sqlalchemy.exc.DBAPIError."""
+    def run(self, connection: Connection, rows: Sequence[Row]) -> int:
+        """Execute it for every row; how many rows of the table it was. Raises sqlalchemy.exc.DBAPIError."""
         if not rows:
-            return
+            return 0
+        given: Any
         if self._straight:
-            connection.exec_driver_sql(self._text, list(rows))
+            given = list(rows)
         elif self._places is not None:
             places = self._places
-            connection.exec_driver_sql(self._text, [tuple(row[place] for place in places) for row in rows])
+            given = [tuple(row[place] for place in places) for row in rows]
         else:
-            connection.exec_driver_sql(self._text, [dict(zip(self._names, row, strict=True)) for row in rows])
+            given = [dict(zip(self._names, row, strict=True)) for row in rows]
+        return connection.exec_driver_sql(self._text, given).rowcount
 
 
 def upsert(dialect: Dialect, table: sa.Table) -> Any:

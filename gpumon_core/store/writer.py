@@ -111,6 +111,10 @@ class _Rows:
     moved: dict[tuple[int, int], Use] = field(default_factory=dict)
 
 
+class ContentReplaced(Exception):
+    """The rows that a writer knows are others now, as after a backup was restored into the open database."""
+
+
 class Writer:
     """Writes the ticks of one host. Not to be shared between threads."""
 
@@ -145,10 +149,17 @@ class Writer:
             .values({name: sa.bindparam(f"new_{name}") for name in meter}),
             [*(f"new_{name}" for name in meter), "this"],
         )
+        # Only where the row is as this writer left it.
         self._set_host = Bulk(
             dialect,
-            sa.update(hosts).where(hosts.c.id == sa.bindparam("this")).values(last_seen=sa.bindparam("new")),
-            ["new", "this"],
+            sa.update(hosts)
+            .where(
+                hosts.c.id == sa.bindparam("this"),
+                hosts.c.name == sa.bindparam("called"),
+                hosts.c.last_seen == sa.bindparam("before"),
+            )
+            .values(last_seen=sa.bindparam("new")),
+            ["new", "this", "called", "before"],
         )
         ledger = [*LEDGER]
         self._set_processes = Bulk(
@@ -184,6 +195,8 @@ class Writer:
         """Drop what is known of the database, after a transaction that may not have happened."""
         self._host_id: int | None = None
         self._host_info: HostInfo | None = None
+        # What the host's row has as its newest tick.
+        self._host_seen = 0
         # The tick before, and the newest there is: they differ after the clock was set back.
         self._last_tick = 0
         self._newest_tick = 0
@@ -230,7 +243,8 @@ class Writer:
     def write_all(self, ticks: Sequence[Attributed]) -> int:
         """Commit several ticks, oldest first, in one transaction; how many were written.
 
-        Raises sqlalchemy.exc.DBAPIError, with nothing of them written.
+        Raises sqlalchemy.exc.DBAPIError, and ContentReplaced, after which the same may be tried again; nothing of
+        them is written then.
         """
         try:
             with self._engine.begin() as connection:
@@ -305,7 +319,10 @@ class Writer:
             ],
         )
         self._store_usage(connection)
-        self._set_host.run(connection, [(self._last_tick, self._host_id)])
+        row = (self._last_tick, self._host_id, self.host, self._host_seen)
+        if self._set_host.run(connection, [row]) != 1:
+            raise ContentReplaced(f"the row of {self.host} is not as it was left")
+        self._host_seen = self._last_tick
         return written
 
     def _take_tick(
@@ -490,8 +507,10 @@ class Writer:
         if known is None:
             row = {"name": self.host, "first_seen": now, "last_seen": now, **facts}
             host_id = _insert(connection, hosts, row)
+            self._host_seen = now
         else:
             host_id = known.id
+            self._host_seen = known.last_seen
             if self._host_id is None:
                 self._last_tick = known.last_seen
                 self._last_moment = None
