@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -10,7 +11,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -43,6 +45,12 @@ def eventually(condition: Callable[[], Found], seconds: float = PATIENCE_S, ever
         assert time.monotonic() < deadline, f"{condition} stayed {found!r} for {seconds:g} s"
         time.sleep(every_s)
     return found
+
+
+def run_apart(task: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a coroutine function on a thread of its own: this one may have the browser's loop running."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(lambda: asyncio.run(task())).result()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S
+from conftest import PATIENCE_S, run_apart
 
 from gpumon_core import connections
 from gpumon_core.connections import Connections
@@ -120,7 +120,7 @@ def test_who_has_waited_longest_makes_room() -> None:
             assert await busy.say(b"ask") == b"asked"
             assert await sixth.say(b"ask") == b"asked"
 
-    asyncio.run(run())
+    run_apart(run)
 
 
 def test_where_all_are_being_answered_a_new_one_is_told_so() -> None:
@@ -133,7 +133,7 @@ def test_where_all_are_being_answered_a_new_one_is_told_so() -> None:
             assert head.startswith(b"HTTP/1.1 503 ")
             assert f"Content-Length: {len(body)}".encode() in head
 
-    asyncio.run(run())
+    run_apart(run)
 
 
 @pytest.mark.parametrize("secure", [False, True])
@@ -152,7 +152,7 @@ def test_one_that_never_asks_ends_and_one_that_is_being_answered_does_not(
             assert await busy.say(b"end") == b"done!"
             assert await busy.ended() == b"", "it waits again"
 
-    asyncio.run(run())
+    run_apart(run)
 
 
 def test_a_server_that_stops_waits_for_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +165,7 @@ def test_a_server_that_stops_waits_for_nobody_for_long(monkeypatch: pytest.Monke
             opened.server.close()
             assert await busy.ended() == b""
 
-    asyncio.run(run())
+    run_apart(run)
 
 
 def test_places_of_those_who_left_are_free() -> None:
@@ -179,4 +179,4 @@ def test_places_of_those_who_left_are_free() -> None:
                 while Server.lost == lost:
                     await asyncio.sleep(0.001)
 
-    asyncio.run(run())
+    run_apart(run)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE_S, ROOT, Server, eventually
+from conftest import PATIENCE_S, ROOT, Server, eventually, run_apart
 from fake_nvml import FakeNvml
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
@@ -217,7 +217,7 @@ def test_a_client_that_reads_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch
                     await asyncio.sleep(0.01)
         server.close()
 
-    asyncio.run(serve_one())
+    run_apart(serve_one)
 
 
 def crafted(number: int) -> BackMsg:

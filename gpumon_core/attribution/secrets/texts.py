@@ -214,6 +214,11 @@ def _value(text: str, found: re.Match[str], kind: str) -> Value | None:  # noqa:
     if text[begin] in "{[(" or is_compared:
         return None
     if is_header or (kind in ("auth", "token") and SCHEME.match(text, begin) is not None):
+        # Judged by its beginning: to look for the end of each that is none would take the square of the length.
+        near = TO_THE_END.match(text, begin, min(len(text), begin + 2 * LOOKED_AT)) or found
+        value = _header_value(text, begin, near.end(), kind == "cookie")
+        if value is None or near.end() < begin + 2 * LOOKED_AT:
+            return value
         return _header_value(text, begin, (TO_THE_END.match(text, begin) or found).end(), kind == "cookie")
     return _plain_value(text, found, kind)
 
