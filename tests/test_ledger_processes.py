@@ -114,8 +114,10 @@ def start_as(pid: int, program: str | Path = SLEEP, tries: int = 1000) -> subpro
         process = start(program)
         if process.pid == pid:
             return process
-        # Somebody else was faster.
+        # Somebody else was faster, and may keep the number for a while.
         end(process)
+        if os.path.exists(f"/proc/{pid}"):
+            time.sleep(0.1)
     return None
 
 

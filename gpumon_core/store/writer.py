@@ -507,7 +507,9 @@ class Writer:
         if known is None:
             row = {"name": self.host, "first_seen": now, "last_seen": now, **facts}
             host_id = _insert(connection, hosts, row)
-            self._host_seen = now
+            # Another may have been first.
+            query = sa.select(hosts.c.last_seen).where(hosts.c.id == host_id)
+            self._host_seen = connection.execute(query).scalar_one()
         else:
             host_id = known.id
             self._host_seen = known.last_seen
