@@ -17,7 +17,7 @@ import pytest
 from conftest import eventually
 from test_attribution import FakeProc
 
-from gpumon_core.attribution import masking
+from gpumon_core.attribution import masked_fields
 from gpumon_core.attribution.describe import LONGEST_COMMAND, Commands, Describer
 from gpumon_core.attribution.inquirer import Inquirer
 from gpumon_core.attribution.local import LocalAttribution
@@ -165,15 +165,15 @@ def test_a_title_is_masked_before_it_is_cut(tmp_path: Path, title: str, shown: s
 
 
 def test_for_every_field_it_is_decided_whether_it_is_masked() -> None:
-    decided = {*masking.MASKED, *masking.NOT_MASKED, "command"}
+    decided = {*masked_fields.MASKED, *masked_fields.NOT_MASKED, "command"}
     assert decided == {field.name for field in fields(Program)}
-    assert not set(masking.MASKED) & set(masking.NOT_MASKED)
+    assert not set(masked_fields.MASKED) & set(masked_fields.NOT_MASKED)
 
 
 def test_a_process_is_masked_once_and_not_at_every_tick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     masked: list[str] = []
-    whole = masking.starred
-    monkeypatch.setattr(masking, "starred", lambda program, mask: masked.append("x") or whole(program, mask))
+    whole = masked_fields.starred
+    monkeypatch.setattr(masked_fields, "starred", lambda program, mask: masked.append("x") or whole(program, mask))
     attribution = LocalAttribution(trusted=True, describer=Describer())
     with script(tmp_path / "train.py") as pid:
         for tick in range(5):

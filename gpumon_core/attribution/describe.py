@@ -11,7 +11,7 @@ from functools import partial
 from typing import Literal
 
 from gpumon_core import text
-from gpumon_core.attribution import inside, masking, names, rules
+from gpumon_core.attribution import inside, masked_fields, names, rules
 from gpumon_core.attribution.cgroups import placement
 from gpumon_core.attribution.endpoints import address_of, port_behind
 from gpumon_core.attribution.files import read
@@ -150,7 +150,7 @@ class Describer:
 
     def _safe(self, program: Program) -> Program:
         """The program with its texts masked, and then cleaned and cut: half a secret is not known for one."""
-        return text.record(masking.starred(program, self._mask))
+        return text.record(masked_fields.starred(program, self._mask))
 
     def _above(self, pid: int) -> list[_Ancestor]:
         """Its parents up to the session or service that the first process of the system started, nearest first."""
@@ -182,7 +182,9 @@ class Describer:
 
     def _title(self, argument: str) -> str:
         """What a process calls itself, masked before it is cut to a name: half a password is not known for one."""
-        return argument if self._commands == "full" else self._mask.text(text.clean(argument, masking.LONGEST))
+        return (
+            argument if self._commands == "full" else self._mask.text(text.clean(argument, masked_fields.LONGEST))
+        )
 
     def _acting(self, family: _Family, above: Sequence[_Ancestor]) -> rules.Program:
         """For whom a process acts: one that was started to work for its parent has no name of its own."""

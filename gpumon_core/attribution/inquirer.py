@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 from gpumon_core import text
-from gpumon_core.attribution import containers, endpoints, inside, listeners, masking, ollama, rights
+from gpumon_core.attribution import containers, endpoints, inside, listeners, masked_fields, ollama, rights
 from gpumon_core.attribution.readers import Late, Readers
 from gpumon_core.attribution.records import Ask, Endpoint, ProcessIdentity, is_placeholder
 from gpumon_core.attribution.rules import tidy
@@ -182,7 +182,7 @@ class Inquirer:
         said |= subject.container or {}
         if subject.model is not _UNKNOWN:
             said["model"] = subject.model
-        masked = masking.starred_facts(said, self._mask)
+        masked = masked_fields.starred_facts(said, self._mask)
         subject.facts = {name: text.field(name, value) for name, value in masked.items()}
         if complete:
             subject.retry_s = FIRST_RETRY_S
