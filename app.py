@@ -23,13 +23,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from gpumon_core import allocator, descriptors, log_limit, logs, runtime
-from gpumon_core.connections import Connections
-from gpumon_core.export import api, prometheus
-from gpumon_core.masking import hide
-from gpumon_core.request_limits import RequestLimits
+from gpumon_core import api, logs
+from gpumon_core.prometheus import exposition
+from gpumon_core.recording import allocator, runtime
+from gpumon_core.safety import log_limit
+from gpumon_core.safety.masking import hide
 from gpumon_core.settings import SettingsError, check_data_dir, unknown_variables
-from pages.ui import assets, document
+from gpumon_core.web import descriptors
+from gpumon_core.web.connections import Connections
+from gpumon_core.web.request_limits import RequestLimits
+from pages.components import assets, document
 
 log = logging.getLogger("gpumon_core.server")
 
@@ -41,7 +44,7 @@ _told: dict[log_limit.Kind, tuple[str, float]] = {}
 def _prepare_pages() -> None:
     """Import what the first page needs, so that its reader does not wait for it."""
     import gpumon_core.figures
-    import gpumon_core.store.frames  # noqa: F401
+    import gpumon_core.store.queries.frames  # noqa: F401
 
     assets.plotly_js()
     # What is there by now stays: Python need not go through it in each of its full searches for garbage. What is
@@ -122,7 +125,7 @@ accepted = Connections()
 app = st.App(
     "pages/main.py",
     lifespan=lifespan,
-    routes=[Route("/healthz", healthz), *prometheus.ROUTES, *api.ROUTES, *assets.ROUTES, *document.ROUTES],
+    routes=[Route("/healthz", healthz), *exposition.ROUTES, *api.ROUTES, *assets.ROUTES, *document.ROUTES],
     middleware=[Middleware(RequestLimits, accepted=accepted)],
     on_script_error=show_script_error,
 )

@@ -179,7 +179,7 @@ def as_parquet(url: str, limit: int) -> int:
 
 
 def _pages(url: str, limit: int) -> Iterator[Any]:
-    from gpumon_core.store import processes
+    from gpumon_core.store.queries import processes
 
     engine = database.open_for_reading(url)
     return iter([processes.page(engine, size=1)]) if limit == 1 else processes.pages(engine)

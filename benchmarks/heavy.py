@@ -28,7 +28,7 @@ sys.path[:0] = [str(ROOT)]
 from memory import resident_mb
 from rig import free_port, wait_for_server
 
-from gpumon_core.export.api.history import MOST_CELLS
+from gpumon_core.api.history import MOST_CELLS
 from gpumon_core.metrics import GPU_METRICS_BY_KEY
 
 

@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.append(str(ROOT / "tests"))
 
-from gpumon_core import importer
+from gpumon_core.legacy_import import importer
 from gpumon_core.settings import load
 from gpumon_core.store import database
 from gpumon_core.store.lock import recorder_lock

@@ -46,7 +46,7 @@ def measured(arguments: list[str], environ: dict[str, str], seconds: float) -> f
 
 def long_run(ticks: int) -> None:
     """In a process of its own: the jobs of a recorder, tick after tick; prints memory on the way."""
-    from gpumon_core.recorder import Recorder
+    from gpumon_core.recording.recorder import Recorder
     from gpumon_core.settings import load
 
     recorder = Recorder(load(interval=3600))

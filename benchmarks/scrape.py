@@ -32,13 +32,13 @@ from fake_nvml import FakeNvml, environment, loaded
 from rig import free_port, wait_for_server
 
 from gpumon_core.attribution.local import LocalAttribution
-from gpumon_core.export import prometheus
-from gpumon_core.export.scene import Scene
-from gpumon_core.newest import follow
-from gpumon_core.observer import Observer
-from gpumon_core.recorder import State
+from gpumon_core.prometheus import exposition
+from gpumon_core.prometheus.scene import Scene
+from gpumon_core.recording.collector import Observer
+from gpumon_core.recording.counters import Vitals
+from gpumon_core.recording.latest_tick import follow
+from gpumon_core.recording.recorder import State
 from gpumon_core.telemetry.nvml import NvmlSource
-from gpumon_core.vitals import Vitals
 
 LIMIT_MS = 10.0
 LATE_S = 0.1
@@ -166,7 +166,7 @@ def anew_ms(fake: FakeNvml, processes: int) -> float:
             newest = follow(newest, *observer.observe())
             scene = Scene("bench", state, Vitals(number), 1.0, processes, newest, fresh=True)
             before = time.process_time_ns()
-            prometheus.kept.body(scene, as_openmetrics=True, zipped=True)
+            exposition.kept.body(scene, as_openmetrics=True, zipped=True)
             figures.append((time.process_time_ns() - before) / 1e6)
         observer.close()
     return statistics.median(figures)

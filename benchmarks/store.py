@@ -28,12 +28,14 @@ import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from gpumon_core import fill, settings
-from gpumon_core.store import database, frames, processes, retention
-from gpumon_core.store.processes import ProcessFilter
+from gpumon_core import settings
+from gpumon_core.simulation import past
+from gpumon_core.simulation.source import SimulatedSource
+from gpumon_core.store import database, retention
+from gpumon_core.store.queries import frames, processes
+from gpumon_core.store.queries.processes import ProcessFilter
 from gpumon_core.store.schema import gpu_processes, process_gpus
 from gpumon_core.store.writer import Writer
-from gpumon_core.telemetry.simulated import SimulatedSource
 
 DAY = 86400
 METRICS = ("temperature", "utilization", "memory", "power")
@@ -73,7 +75,7 @@ def make(folder: Path, days: float, gpus: int, processes: int) -> str:
     chosen = settings.load(source="demo", data_dir=folder, host_name="bench", interval=4)
     if Writer(engine, "bench", "demo", 4).is_new():
         began = time.monotonic()
-        ticks = fill.fill(engine, chosen, days, gpus, processes, lambda *_: None, mig=False)
+        ticks = past.fill(engine, chosen, days, gpus, processes, lambda *_: None, mig=False)
         took = time.monotonic() - began
         print(
             f"filled {days:g} days of {gpus} GPUs ({ticks:,} ticks) at {days * 1440 / took:,.0f} hours per minute"

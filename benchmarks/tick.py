@@ -25,7 +25,7 @@ import pynvml
 from fake_nvml import FakeNvml, loaded
 
 from gpumon_core.attribution.local import LocalAttribution
-from gpumon_core.observer import Observer
+from gpumon_core.recording.collector import Observer
 from gpumon_core.store import database
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.nvml import NvmlSource

@@ -21,11 +21,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 from filled import NOW, filled, serving
 
-from gpumon_core import runtime
-from gpumon_core.export import api
-from gpumon_core.export.api import openapi
-from gpumon_core.export.api.resource import Resource
+from gpumon_core import api
+from gpumon_core.api import openapi
+from gpumon_core.api.resource import Resource
 from gpumon_core.export.parameters import LARGEST, UTC_ZONE, Parameter
+from gpumon_core.recording import runtime
 from gpumon_core.store import database
 
 PAGE = ROOT / "docs" / "api.md"

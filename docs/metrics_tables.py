@@ -13,8 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from gpumon_core.export.families import FAMILIES, LABELS, unit_of
 from gpumon_core.metrics import GPU_METRICS, PROCESS_METRICS, Metric, NvmlCall, Way
+from gpumon_core.prometheus.families import FAMILIES, LABELS, unit_of
 
 PAGE = ROOT / "docs" / "metrics.md"
 NONE = "–"

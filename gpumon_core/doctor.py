@@ -13,13 +13,15 @@ from typing import Literal
 
 import sqlalchemy as sa
 
-from gpumon_core import __version__, gpu_state, health, private_files
+from gpumon_core import __version__, gpu_state
 from gpumon_core.attribution.local import is_wsl, sees_host_processes, user_name
 from gpumon_core.format import duration, memory
-from gpumon_core.masking import hide
-from gpumon_core.recorder import State
+from gpumon_core.recording import health
+from gpumon_core.recording.recorder import State
+from gpumon_core.safety import private_files
+from gpumon_core.safety.masking import hide
 from gpumon_core.settings import Settings, mask_password, unknown_variables
-from gpumon_core.store import database, sqlite_file
+from gpumon_core.store import database, database_file
 from gpumon_core.store.lock import RecorderLock
 from gpumon_core.telemetry import remedies
 from gpumon_core.telemetry.records import SourceUnavailable
@@ -175,7 +177,7 @@ def _database(settings: Settings, simulates: bool) -> Iterator[Finding]:
             f"{memory(free / 2**20)} free for {folder}",
             "" if verdict == "ok" else "Free some space: recording stops when the disk is full.",
         )
-    foreign = path and sqlite_file.explain_foreign(path)
+    foreign = path and database_file.explain_foreign(path)
     if foreign:
         reason, _, remedy = foreign.partition(". ")
         yield Finding("problem", "database", reason, remedy)
@@ -183,7 +185,7 @@ def _database(settings: Settings, simulates: bool) -> Iterator[Finding]:
     engine = database.open_for_reading(url)
     state = State("viewing", "demo" if simulates else "nvml", url)
     try:
-        damage = sqlite_file.damage(engine) if path is not None and path.exists() else None
+        damage = database_file.damage(engine) if path is not None and path.exists() else None
         if damage:
             remedy = "The recorder sets it aside at its next start, and begins a new one; nothing is deleted."
             yield Finding("problem", "database", f"{path} is damaged: {damage}", remedy)

@@ -8,8 +8,8 @@ from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
-from gpumon_core.masking import hide
-from gpumon_core.private_files import make_folder, opener
+from gpumon_core.safety.masking import hide
+from gpumon_core.safety.private_files import make_folder, opener
 from gpumon_core.settings import SettingsError, shown, variable
 
 FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"

@@ -18,9 +18,9 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from gpumon_core.masking import Secret, mask_password, remember, secrets_in
-from gpumon_core.private_files import make_folder
-from gpumon_core.text import clean
+from gpumon_core.safety.masking import Secret, mask_password, remember, secrets_in
+from gpumon_core.safety.private_files import make_folder
+from gpumon_core.safety.text import clean
 
 __all__ = ["Settings", "SettingsError", "load", "mask_password"]
 

@@ -7,9 +7,9 @@ import streamlit as st
 
 from gpumon_core import format as fmt
 from gpumon_core import gpu_state
-from gpumon_core.health import Health
 from gpumon_core.metrics import GPU_METRICS, Group
-from pages.ui import charts, chrome, data, filters, links
+from gpumon_core.recording.health import Health
+from pages.components import charts, chrome, data, filters, links
 
 # What each group's charts show by default; the others are a click away.
 OPEN = (Group.COMPUTE, Group.MEMORY, Group.CLOCKS, Group.THERMALS)

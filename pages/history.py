@@ -6,9 +6,9 @@ from typing import Literal
 
 import streamlit as st
 
-from gpumon_core.health import Health
 from gpumon_core.metrics import GPU_METRICS_BY_KEY
-from pages.ui import charts, chrome, data, filters, links
+from gpumon_core.recording.health import Health
+from pages.components import charts, chrome, data, filters, links
 
 DEFAULT = tuple(GPU_METRICS_BY_KEY[key].label for key in ("utilization", "memory", "temperature", "power"))
 LANES: dict[str, Literal["process", "model"] | None] = {"Processes": "process", "Models": "model", "Off": None}

@@ -7,9 +7,11 @@ from pathlib import Path
 import streamlit as st
 from sqlalchemy.exc import DBAPIError
 
-from pages.ui import chrome, links
+from pages.components import chrome, links
 
-st.set_page_config(page_title="gpumon", page_icon=str(Path(__file__).parent / "ui" / "icon.png"), layout="wide")
+st.set_page_config(
+    page_title="gpumon", page_icon=str(Path(__file__).parent / "components" / "icon.png"), layout="wide"
+)
 page = st.navigation(
     [
         st.Page(

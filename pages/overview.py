@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from gpumon_core import runtime
-from gpumon_core.health import Health
-from pages.ui import chrome, data, download, sheets, tables
+from gpumon_core.recording import runtime
+from gpumon_core.recording.health import Health
+from pages.components import chrome, data, download, sheets, tables
 
 
 def body(now: Health) -> None:

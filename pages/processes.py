@@ -8,9 +8,9 @@ import pandas as pd
 import streamlit as st
 
 from gpumon_core import format as fmt
-from gpumon_core.health import Health
-from gpumon_core.store.processes import ProcessFilter
-from pages.ui import chrome, data, download, filters, links, story, tables
+from gpumon_core.recording.health import Health
+from gpumon_core.store.queries.processes import ProcessFilter
+from pages.components import chrome, data, download, filters, links, story, tables
 
 # A table this long gets a height of its own; a shorter one takes what it needs.
 FEW, TALL = 10, 560

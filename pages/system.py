@@ -10,12 +10,14 @@ from importlib import metadata
 import pandas as pd
 import streamlit as st
 
-from gpumon_core import __version__, figures, importer, runtime, settings
+from gpumon_core import __version__, figures, settings
 from gpumon_core import format as fmt
-from gpumon_core.health import Health
+from gpumon_core.legacy_import import importer
+from gpumon_core.recording import runtime
+from gpumon_core.recording.health import Health
 from gpumon_core.settings import mask_password
-from gpumon_core.store.now import Row
-from pages.ui import chrome, data, filters, plot, tables
+from gpumon_core.store.queries.current import Row
+from pages.components import chrome, data, filters, plot, tables
 
 DAY = 86400
 SAMPLING = {

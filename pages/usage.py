@@ -6,13 +6,14 @@ import pandas as pd
 import streamlit as st
 
 from gpumon_core import format as fmt
-from gpumon_core import ledger, runtime
 from gpumon_core.export import csv
 from gpumon_core.export import usage as export
-from gpumon_core.health import Health
-from gpumon_core.store.dimensions import DIMENSIONS, Dimension
-from gpumon_core.store.usage import Scope
-from pages.ui import chrome, data, drawings, filters, links, plot, sheets, tables
+from gpumon_core.recording import runtime
+from gpumon_core.recording.health import Health
+from gpumon_core.store.queries import costs
+from gpumon_core.store.queries.dimensions import DIMENSIONS, Dimension
+from gpumon_core.store.queries.usage import Scope
+from pages.components import chrome, data, drawings, filters, links, plot, sheets, tables
 
 RANGES = ("6h", "24h", "3d", "7d", "30d", "1y")
 TITLES: dict[str, Dimension] = {name.capitalize(): name for name in DIMENSIONS} | {"GPU": "gpu"}
@@ -29,7 +30,7 @@ if found is not None and found.latest is not None:
     users = filters.user_filter(at)
     programs_with = filters.program_filters(at, ("workload", "model"))
 prices = data.prices()
-MEASURES = [name for name in ledger.MEASURES if name != "Cost" or prices.known]
+MEASURES = [name for name in costs.MEASURES if name != "Cost" or prices.known]
 links.check("by", "grouping", TITLES.__contains__, "by user")
 links.check("measure", "measure", MEASURES.__contains__, MEASURES[0])
 # Downloads are made outside this script, where the viewer is not known any more.
@@ -123,7 +124,7 @@ def ranked(at: data.Tick, chosen: Scope, title: str) -> None:
     tables.download(f"usage-{by}", content, ranking.empty, zone, "usage_csv")
     since = fmt.plain(f"{fmt.moment(chosen.first_step, zone)} ({chrome.zone_label()})")
     notes = [f"Counted by the half hour, from {since}."]
-    if not ledger.fits(zone, chosen.end):
+    if not costs.fits(zone, chosen.end):
         notes.append(
             "This time zone is off by a quarter of an hour: its hours and days begin 15 minutes early here."
         )
@@ -162,7 +163,7 @@ def headline(ranking: pd.DataFrame, totals: pd.DataFrame) -> None:
         ("Energy", fmt.energy(sums["energy_j"]), "Of the GPUs alone, idle ones included"),
     ]
     if prices.known:
-        cost = ledger.measure(ranking, "Cost", prices).sum()
+        cost = costs.measure(ranking, "Cost", prices).sum()
         numbers.append(
             (
                 "Cost",

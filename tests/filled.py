@@ -12,9 +12,9 @@ import uvicorn
 from rig import free_port
 from starlette.applications import Starlette
 
-from gpumon_core.export import api
-from gpumon_core.fill import fill
+from gpumon_core import api
 from gpumon_core.settings import Settings
+from gpumon_core.simulation.past import fill
 from gpumon_core.store import database
 
 # The simulation is the same at the same time. Late on a Tuesday several models were loaded.

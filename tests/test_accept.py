@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpumon_core.export.accept import preferred
+from gpumon_core.web.accept import preferred
 
 JSON, CSV, VERSIONED = "application/json", "text/csv", "text/plain; version=1; charset=utf-8"
 OFFERS = (JSON, CSV, VERSIONED)

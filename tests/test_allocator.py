@@ -11,7 +11,7 @@ import pytest
 # Threads that take small and large blocks, and keep a little of each.
 WORK = """
 import ctypes, sys, threading
-from gpumon_core import allocator
+from gpumon_core.recording import allocator
 
 if sys.argv[1] == "settled":
     assert allocator.settle()

@@ -31,12 +31,13 @@ from rig import free_port
 from test_processes import PEOPLE
 from ticks import tick
 
-from gpumon_core import runtime
+from gpumon_core import api
 from gpumon_core.attribution.records import ProcessIdentity, Program
-from gpumon_core.export import api
 from gpumon_core.export import processes as export
-from gpumon_core.store import database, processes
-from gpumon_core.store.processes import process_history
+from gpumon_core.recording import runtime
+from gpumon_core.store import database
+from gpumon_core.store.queries import processes
+from gpumon_core.store.queries.processes import process_history
 from gpumon_core.store.writer import Writer
 
 PATH = "/api/v1/processes/history"

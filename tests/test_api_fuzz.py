@@ -21,9 +21,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from gpumon_core import runtime
-from gpumon_core.export import api
-from gpumon_core.export.api.resource import PROBLEM_SCHEMA, Resource
+from gpumon_core import api
+from gpumon_core.api.resource import PROBLEM_SCHEMA, Resource
+from gpumon_core.recording import runtime
 from gpumon_core.store import database
 
 CONFORMS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]

@@ -28,17 +28,18 @@ from jsonschema import Draft202012Validator
 from test_api import Answer, show
 from ticks import GPUS, tick
 
-from gpumon_core import ledger, runtime
+from gpumon_core import api
+from gpumon_core.api import original
+from gpumon_core.api.resource import Resource
 from gpumon_core.attribution.records import ProcessIdentity, Program
-from gpumon_core.export import api
-from gpumon_core.export.api import original
-from gpumon_core.export.api.resource import Resource
 from gpumon_core.export.parameters import LAST_MOMENT
-from gpumon_core.fill import fill
 from gpumon_core.metrics import GPU_METRICS
+from gpumon_core.recording import runtime
 from gpumon_core.settings import Settings
-from gpumon_core.store import database, frames, processes, schema, usage
-from gpumon_core.store.usage import Scope
+from gpumon_core.simulation.past import fill
+from gpumon_core.store import database, schema
+from gpumon_core.store.queries import costs, frames, processes, usage
+from gpumon_core.store.queries.usage import Scope
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot
 
@@ -383,7 +384,7 @@ def test_use_is_the_pages_ranking_in_pages_and_whole(gpus: sa.Engine, ask: Ask, 
     scope = Scope(whole["from_epoch"], whole["to_epoch"])
     ranking = usage.ranking(gpus, by, scope)
     names = usage.labels(gpus, by, ranking.loc[ranking["kind"] == "part", "key"].dropna().tolist())
-    table = ledger.ranked(ranking, names, "who", ledger.Prices(None, None, "EUR"))
+    table = costs.ranked(ranking, names, "who", costs.Prices(None, None, "EUR"))
     assert [row["name"] for row in rows] == table["who"].tolist()
     for key, title in (("gpu_hours", "GPU-hours"), ("energy_kwh", "Energy"), ("energy_share_percent", "Share")):
         assert [row[key] for row in rows] == pytest.approx(table[title].tolist(), abs=1e-3)

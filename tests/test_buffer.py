@@ -10,9 +10,9 @@ from pathlib import Path
 import crash
 import pytest
 
-from gpumon_core import buffer
 from gpumon_core.attribution.records import NOTHING, Ask, ProcessIdentity, Program
-from gpumon_core.buffer import Buffer, FileFailed
+from gpumon_core.recording import buffer
+from gpumon_core.recording.buffer import Buffer, FileFailed
 from gpumon_core.store.writer import Attributed
 
 

@@ -18,7 +18,8 @@ from cli import HOSTILE, NOON, PROGRAM, gpumon, record, settings
 from conftest import PATIENCE_S, ROOT
 
 from gpumon_core.__main__ import VERBS, module, parser
-from gpumon_core.store import database, usage
+from gpumon_core.store import database
+from gpumon_core.store.queries import usage
 
 SINCE = ("--since", str(NOON - 3600))
 
@@ -68,7 +69,8 @@ def test_wrong_usage_is_one_line_and_2(folder: Path, words: tuple[str, ...]) -> 
 
 def test_record_needs_none_of_what_the_other_verbs_do() -> None:
     code = (
-        "import sys; from gpumon_core.__main__ import parser; parser(['record']); import gpumon_core.recorder; "
+        "import sys; from gpumon_core.__main__ import parser; parser(['record']); "
+        "import gpumon_core.recording.recorder; "
         "print(*{'pandas', 'plotly', 'pyarrow', 'numpy', 'tty', 'gpumon_core.cli.top'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -19,7 +19,8 @@ from gpumon_core.__main__ import parser
 from gpumon_core.cli import export, stored, terminal
 from gpumon_core.export import rows, tables
 from gpumon_core.metrics import TICK_METRICS
-from gpumon_core.store import database, pages
+from gpumon_core.store import database
+from gpumon_core.store.queries import table_reader
 from gpumon_core.store.schema import metadata
 
 TICKS = 200
@@ -79,7 +80,11 @@ def test_pages_of_any_size_have_every_row_once_in_the_order_of_the_key(engine: s
         with engine.connect() as connection:
             due = [tuple(row) for row in connection.execute(sa.select(*key).order_by(*key))]
         for size in (7, len(due) or 1):
-            found = [row[: len(key)] for page in pages.pages(engine, pages.Part(table), key, size) for row in page]
+            found = [
+                row[: len(key)]
+                for page in table_reader.pages(engine, table_reader.Part(table), key, size)
+                for row in page
+            ]
             assert found == due, table.name
 
 
@@ -133,7 +138,7 @@ def test_every_time_of_the_schema_is_a_time_in_an_export() -> None:
     }
     assert columns - others <= rows.MOMENTS
     for table in metadata.tables.values():
-        part = pages.Part(table, start=0)
+        part = table_reader.Part(table, start=0)
         if any(column.name in rows.MOMENTS - {"last_used"} for column in table.columns):
             assert part.conditions(), table.name
 

@@ -21,7 +21,7 @@ from cli import PROGRAM, gpumon, recorded_just_now, settings
 from conftest import PATIENCE_S, ROOT
 from fake_nvml import FakeNvml, environment
 
-from gpumon_core.columns import width
+from gpumon_core.export.text_columns import width
 
 OURS = re.compile(r"\x1b\[(\?1049[hl]|\?25[hl]|\?2026[hl]|2J|H|K|J|0m|33m|1;31m)")
 COLOURS = re.compile(r"\x1b\[(0|33|1;31)m")

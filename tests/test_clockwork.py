@@ -15,9 +15,9 @@ import pytest
 from conftest import PATIENCE_S, Server, eventually
 from fake_nvml import FakeNvml
 
-from gpumon_core import health
-from gpumon_core.clockwork import Clockwork, SteadyTrigger
-from gpumon_core.recorder import Recorder, State
+from gpumon_core.recording import health
+from gpumon_core.recording.clockwork import Clockwork, SteadyTrigger
+from gpumon_core.recording.recorder import Recorder, State
 from gpumon_core.settings import load
 
 FAKETIME = next(iter(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), None)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from conftest import PATIENCE_S, run_apart
 
-from gpumon_core import connections
-from gpumon_core.connections import Connections
+from gpumon_core.web import connections
+from gpumon_core.web.connections import Connections
 
 
 class Server(asyncio.Protocol):

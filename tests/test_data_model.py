@@ -14,12 +14,13 @@ import pandas as pd
 import pytest
 from sqlalchemy.engine import Engine
 
-from gpumon_core import fill
 from gpumon_core.metrics import CLOCKS_EVENT_REASONS
 from gpumon_core.settings import load
-from gpumon_core.store import database, frames, processes, timeline, usage
+from gpumon_core.simulation import past
+from gpumon_core.store import database
+from gpumon_core.store.queries import frames, occupancy, processes, usage
+from gpumon_core.store.queries.usage import Scope
 from gpumon_core.store.schema import metadata
-from gpumon_core.store.usage import Scope
 
 PAGE = data_model.PAGE.read_text()
 QUERIES = {
@@ -37,7 +38,7 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("history")
     settings = load(data_dir=folder, host_name="workstation", interval=INTERVAL_S)
     engine = database.open_for_writing(settings.demo_database_url)
-    fill.fill(engine, settings, DAYS, 4, None, lambda done, whole: None)
+    past.fill(engine, settings, DAYS, 4, None, lambda done, whole: None)
     engine.dispose()
     return folder / "demo.db"
 
@@ -136,7 +137,7 @@ def test_no_query_reads_all_ticks(history: Path, number: int) -> None:
 
 def held_at(engine: Engine, at: int, gpu_ids: list[int]) -> dict[int, float]:
     """The memory of each process at a time."""
-    first = timeline.memory_by_process(engine, gpu_ids, at, at + INTERVAL_S, 1, 1000).iloc[0]
+    first = occupancy.memory_by_process(engine, gpu_ids, at, at + INTERVAL_S, 1, 1000).iloc[0]
     return {int(name): value for name, value in first.items() if name != "timestamp_epoch" and value}
 
 
@@ -190,7 +191,7 @@ def test_the_throttled_hours_are_those_of_the_gpu_page(history: Path, tmp_path: 
     }
     opened = database.open_for_reading(f"sqlite:///{copy}")
     for gpu_id in range(1, 5):
-        known = timeline.throttling(opened, gpu_id, 0, int(time.time())).query("reason != 'Idle'")
+        known = occupancy.throttling(opened, gpu_id, 0, int(time.time())).query("reason != 'Idle'")
         hours = known.assign(s=known["last"] - known["first"]).groupby("reason")["s"].sum() / 3600
         told = answer[answer["id"] == gpu_id].set_index("reason")["hours"]
         assert told.to_dict() == pytest.approx(hours.to_dict())

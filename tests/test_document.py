@@ -11,7 +11,7 @@ import pytest
 from conftest import PATIENCE_S, Server, eventually
 from playwright.sync_api import Page, expect
 
-from pages.ui import assets, document
+from pages.components import assets, document
 
 PAGES = ["", "gpu", "history", "processes", "usage", "system"]
 

@@ -147,7 +147,7 @@ def program_texts() -> str:
             elif isinstance(node, ast.JoinedStr):
                 parts = (part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
                 found.append("".join(str(part) for part in parts))
-    found += [path.read_text() for path in (ROOT / "pages" / "ui").glob("*.js")]
+    found += [path.read_text() for path in (ROOT / "pages" / "components").glob("*.js")]
     return "\n".join(found)
 
 
@@ -224,7 +224,8 @@ def test_nothing_under_the_core_imports_streamlit() -> None:
 
 def test_the_recorder_alone_loads_no_library_of_the_pages() -> None:
     code = (
-        "import sys; import gpumon_core.recorder, gpumon_core.telemetry.nvml, gpumon_core.attribution.local; "
+        "import sys; import gpumon_core.recording.recorder, "
+        "gpumon_core.telemetry.nvml, gpumon_core.attribution.local; "
         + ("print(sorted({'pandas', 'numpy', 'plotly', 'pyarrow', 'streamlit', 'alembic'} & set(sys.modules)))")
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -13,11 +13,12 @@ import pandas as pd
 import pytest
 from drawn import drawn
 
-from gpumon_core import cards, figures
+from gpumon_core import figures
 from gpumon_core import format as fmt
 from gpumon_core.figures.lanes import pack
 from gpumon_core.metrics import GPU_METRICS, GPU_METRICS_BY_KEY, TICK_COLUMNS, Level
 from gpumon_core.store.schema import gpu_metrics
+from pages.components import cards
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NAN = math.nan

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from gpumon_core.attribution.local import LocalAttribution
 from gpumon_core.metrics import GPU_METRICS, PROCESS_METRICS
-from gpumon_core.observer import Observer
+from gpumon_core.recording.collector import Observer
 from gpumon_core.store import database, schema
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry import nvml

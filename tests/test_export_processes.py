@@ -22,8 +22,9 @@ from ticks import GPUS, tick
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.export import processes as export
 from gpumon_core.export.csv import FORMULA_STARTS, PROGRAM
-from gpumon_core.store import database, processes
-from gpumon_core.store.processes import process_history
+from gpumon_core.store import database
+from gpumon_core.store.queries import processes
+from gpumon_core.store.queries.processes import process_history
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, ProcessReading, Snapshot
 

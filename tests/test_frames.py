@@ -8,7 +8,8 @@ import pytest
 import sqlalchemy as sa
 from ticks import GPUS, tick, who
 
-from gpumon_core.store import database, frames
+from gpumon_core.store import database
+from gpumon_core.store.queries import frames
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, Snapshot
 

@@ -8,7 +8,8 @@ import pytest
 import sqlalchemy as sa
 from ticks import HOST, who
 
-from gpumon_core.store import database, frames, rollups, timeline
+from gpumon_core.store import database, rollups
+from gpumon_core.store.queries import frames, occupancy
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, ProcessReading, Snapshot
 
@@ -44,7 +45,7 @@ def test_history_breaks_where_nobody_recorded_and_nowhere_else(engine: sa.Engine
 
 
 def test_memory_by_process_has_no_hole_but_the_pause(engine: sa.Engine) -> None:
-    frame = timeline.memory_by_process(engine, [1], BEGIN + 130, BEGIN + 2700, 257, 5)
+    frame = occupancy.memory_by_process(engine, [1], BEGIN + 130, BEGIN + 2700, 257, 5)
     held = frame.set_index(frame["timestamp_epoch"] - BEGIN)[1]
     assert (held[held.index < 1800] == 900).all()
     assert (held[(held.index > 1805) & (held.index < 2100)] == 0).all()
@@ -52,7 +53,7 @@ def test_memory_by_process_has_no_hole_but_the_pause(engine: sa.Engine) -> None:
 
 
 def test_a_life_is_as_long_as_the_process_lived_and_breaks_in_the_pause(engine: sa.Engine) -> None:
-    frame, by_hour = timeline.life(engine, 1, 300)
+    frame, by_hour = occupancy.life(engine, 1, 300)
     assert not by_hour
     [gap] = frame.loc[frame["memory"].isna(), "timestamp_epoch"]
     assert 1800 < gap - BEGIN < 2110

@@ -10,8 +10,8 @@ from cli import GPUS, PEOPLE, tick
 
 from gpumon_core import format as fmt
 from gpumon_core.cli import glance
-from gpumon_core.columns import width
 from gpumon_core.export import snapshot as export
+from gpumon_core.export.text_columns import width
 
 
 @pytest.mark.parametrize("columns", [1, 5, 12, 20, 80])

@@ -13,9 +13,9 @@ import pytest
 from fake_nvml import FakeGpu, FakeNvml
 from one_gpu import GPM, metric_id, nvlink, reading, tick
 
-from gpumon_core import observer
 from gpumon_core.attribution.local import LocalAttribution
-from gpumon_core.observer import Observer
+from gpumon_core.recording import collector
+from gpumon_core.recording.collector import Observer
 from gpumon_core.telemetry.nvml import NvmlSource
 from gpumon_core.telemetry.records import SourceUnavailable
 
@@ -92,7 +92,7 @@ def test_a_second_look_that_fails_does_not_cost_the_first(
     def meanwhile(_: float) -> None:
         fake.fail("nvmlGpmSampleGet", pynvml.NVML_ERROR_UNINITIALIZED)
 
-    monkeypatch.setattr(observer, "time", SimpleNamespace(sleep=meanwhile))
+    monkeypatch.setattr(collector, "time", SimpleNamespace(sleep=meanwhile))
     snapshot, _ = looks.observe_once(0)
     assert snapshot.readings[0].values["temperature"] is not None
     with pytest.raises(SourceUnavailable):

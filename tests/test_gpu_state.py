@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from gpumon_core import cards, gpu_state
+from gpumon_core import gpu_state
 from gpumon_core.gpu_state import Condition, Facts
+from pages.components import cards
 
 UTILIZATIONS = {"unknown": None, "0": 0.0, "little": 4.0, "busy": 60.0}
 MEMORIES = {"unknown": None, "low": 300.0, "high": 20000.0}

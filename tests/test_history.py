@@ -11,7 +11,8 @@ import sqlalchemy as sa
 from hours import DAWN, DAY, HOUR, Values, wave, write
 
 from gpumon_core.metrics import GPU_METRICS
-from gpumon_core.store import database, frames, retention, rollups
+from gpumon_core.store import database, retention, rollups
+from gpumon_core.store.queries import frames
 
 # The fixture that these tests share.
 engine = hours.engine

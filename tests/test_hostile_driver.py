@@ -16,8 +16,9 @@ from fake_nvml import GIB, FakeNvml
 
 from gpumon_core.attribution.local import LocalAttribution
 from gpumon_core.metrics import GPU_METRICS, PROCESS_METRICS, TICK_METRICS, Aggregate
-from gpumon_core.observer import Observer
-from gpumon_core.store import database, now, schema
+from gpumon_core.recording.collector import Observer
+from gpumon_core.store import database, schema
+from gpumon_core.store.queries import current
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry import nvml, plan
 from gpumon_core.telemetry.limits import PID_LIMIT, is_pid
@@ -81,7 +82,7 @@ def test_a_pid_that_cannot_be_costs_itself(
     engine = database.open_for_writing(database_url)
     snapshot, who = observer.observe()
     assert Writer(engine, "here", "nvml", 1).write(snapshot, who)
-    assert [row["pid"] for row in now.processes(engine)] == [os.getpid()]
+    assert [row["pid"] for row in current.processes(engine)] == [os.getpid()]
     assert who[os.getpid()].name is not None
     engine.dispose()
 
@@ -247,7 +248,7 @@ def test_gpus_that_share_a_uuid_are_told_apart(driver: FakeNvml, database_url: s
         assert [gpu.uuid for gpu in snapshot.gpus] == ["GPU-first", "PCI-00000000:02:00.0", "PCI-2"]
         assert len(snapshot.readings) == 3
         writer.write(snapshot, {})
-    assert [row["state"] for row in now.gpus(engine)] == ["ok"] * 3
+    assert [row["state"] for row in current.gpus(engine)] == ["ok"] * 3
     source.close()
     engine.dispose()
 

@@ -37,7 +37,7 @@ from gpumon_core.attribution.inquirer import Inquirer
 from gpumon_core.attribution.local import LocalAttribution
 from gpumon_core.attribution.readers import Late, Readers
 from gpumon_core.attribution.records import Ask, ProcessIdentity, Program
-from gpumon_core.observer import Observer, SimulatedObserver
+from gpumon_core.recording.collector import Observer, SimulatedObserver
 from gpumon_core.settings import load
 from gpumon_core.telemetry.records import HostInfo, ProcessReading, Snapshot
 
@@ -682,7 +682,7 @@ import os
 from gpumon_core.attribution.inquirer import Inquirer
 from gpumon_core.attribution.local import LocalAttribution
 from gpumon_core.attribution.readers import Late
-from gpumon_core.observer import Observer
+from gpumon_core.recording.collector import Observer
 inquirer = Inquirer()
 inquirer._start()
 observer = Observer(type("Source", (), {{"close": lambda self: None}})(), LocalAttribution(), inquirer)

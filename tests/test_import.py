@@ -12,11 +12,12 @@ from importing import DAY, GPUS, HOUR, NOW, everything, record, span
 from originals import INTERVAL_S, Original
 from ticks import ask
 
-from gpumon_core import importer
+from gpumon_core.legacy_import import batch_writer, importer
+from gpumon_core.legacy_import import merger as placing_module
 from gpumon_core.settings import Settings, load
-from gpumon_core.store import database, frames, placing_rows, processes, retention, rollups, usage
-from gpumon_core.store import placing as placing_module
-from gpumon_core.store.usage import Scope
+from gpumon_core.store import database, retention, rollups
+from gpumon_core.store.queries import frames, processes, usage
+from gpumon_core.store.queries.usage import Scope
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, HostInfo, ProcessReading, Snapshot
 
@@ -364,9 +365,9 @@ def test_a_run_that_was_broken_off_is_sound_and_completed_by_the_next(
     monkeypatch.setattr(placing_module, "BATCH_ROWS", 60)
     file.ticks(span(1200))
     file.seen(7, "train", span(1200))
-    commit, done = placing_rows.Rows.commit, []
+    commit, done = batch_writer.Rows.commit, []
 
-    def failing(self: placing_rows.Rows, *given: object) -> object:
+    def failing(self: batch_writer.Rows, *given: object) -> object:
         result = commit(self, *given)  # type: ignore[arg-type]
         done.append(1)
         if len(done) == 5:
@@ -374,7 +375,7 @@ def test_a_run_that_was_broken_off_is_sound_and_completed_by_the_next(
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(placing_rows.Rows, "commit", failing)
+    monkeypatch.setattr(batch_writer.Rows, "commit", failing)
     with pytest.raises(KeyboardInterrupt):
         importer.run(settings, file.path, now=NOW)
     [(ticks, noted)] = ask(

@@ -23,8 +23,8 @@ from importing import NOW, span
 from originals import Original
 from ticks import ask
 
-from gpumon_core import importer
 from gpumon_core.__main__ import main
+from gpumon_core.legacy_import import importer
 from gpumon_core.settings import Settings
 from gpumon_core.store import database
 

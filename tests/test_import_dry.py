@@ -13,7 +13,7 @@ from importing import DAY, GPUS, HOUR, NOW, record, span
 from originals import Original
 from ticks import ask
 
-from gpumon_core import importer
+from gpumon_core.legacy_import import importer
 from gpumon_core.settings import Settings, load
 from gpumon_core.store import database
 from gpumon_core.store.lock import recorder_lock

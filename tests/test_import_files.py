@@ -21,8 +21,8 @@ from importing import DAY, NOW, digest, everything, record, span
 from originals import Original
 from ticks import ask
 
-from gpumon_core import importer, original, original_file
 from gpumon_core.__main__ import main
+from gpumon_core.legacy_import import importer, reader, sqlite_file
 from gpumon_core.settings import Settings, load
 from gpumon_core.store import database
 
@@ -220,11 +220,11 @@ def test_a_file_that_is_written_to_between_two_questions_is_read_as_it_is_then(f
     file.execute("PRAGMA journal_mode = WAL")
     file.ticks(span(4000))
     file.connection.close()
-    with original.Original(file.path) as reader:
-        assert len(list(reader.ticks(0, NOW))) == 1000
+    with reader.Original(file.path) as opened:
+        assert len(list(opened.ticks(0, NOW))) == 1000
         write_in_wal_mode(file.path, span(400, NOW + 400), padding=200)
-        assert len(list(reader.ticks(0, NOW + 400))) == 1100
-        assert reader.contents().last == NOW + 396
+        assert len(list(opened.ticks(0, NOW + 400))) == 1100
+        assert opened.contents().last == NOW + 396
     assert sorted(path.name for path in file.path.parent.iterdir()) == ["gpu_metrics.db"]
 
 
@@ -249,9 +249,9 @@ for number in itertools.count():
 def has_all_ticks(path: Path) -> bool:
     """Whether every tick before NOW is read; not where a machine is too busy for a read between two batches."""
     try:
-        with original.Original(path) as reader:
-            assert len([tick for tick in reader.ticks(0, NOW + DAY) if tick.at < NOW]) == 2000
-    except original_file.OriginalError as error:
+        with reader.Original(path) as opened:
+            assert len([tick for tick in opened.ticks(0, NOW + DAY) if tick.at < NOW]) == 2000
+    except sqlite_file.OriginalError as error:
         if "was written to while it was read" in str(error):
             return False
         raise
@@ -265,7 +265,7 @@ def test_a_sound_file_is_never_called_damaged_while_its_program_opens_and_closes
     file.execute("CREATE INDEX at ON gpu_metrics (timestamp_epoch)")
     file.ticks(span(8000))
     file.connection.close()
-    monkeypatch.setattr(original, "PAGE_ROWS", 100)
+    monkeypatch.setattr(reader, "PAGE_ROWS", 100)
     command = [sys.executable, "-c", IN_BATCHES, str(file.path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writing:
         assert writing.stdout is not None
@@ -283,8 +283,8 @@ def test_a_file_that_is_always_written_to_is_to_be_read_again(
     file.execute("PRAGMA journal_mode = WAL")
     file.ticks(span(400))
     file.connection.close()
-    monkeypatch.setattr(original_file, "RETRY_S", 0.0)
+    monkeypatch.setattr(sqlite_file, "RETRY_S", 0.0)
     states = itertools.count()
-    monkeypatch.setattr(original_file, "_state", lambda path: (0, 0, 0, next(states)))
-    with pytest.raises(original_file.OriginalError, match=r"was written to while it was read.* Run it again"):
-        original.Original(file.path)
+    monkeypatch.setattr(sqlite_file, "_state", lambda path: (0, 0, 0, next(states)))
+    with pytest.raises(sqlite_file.OriginalError, match=r"was written to while it was read.* Run it again"):
+        reader.Original(file.path)

@@ -13,7 +13,7 @@ from importing import GPUS, NOW, everything, record, span
 from originals import Original
 from ticks import ask
 
-from gpumon_core import importer, original, original_file
+from gpumon_core.legacy_import import importer, reader, sqlite_file
 from gpumon_core.settings import load
 from gpumon_core.store import database
 
@@ -65,7 +65,7 @@ def take(folder: Path, path: Path) -> dict[str, int] | None:
     try:
         report = importer.run(chosen, path, now=NOW)
         taken, problem = report.taken, report.problem
-    except (original_file.OriginalError, importer.ImportRefused) as error:
+    except (sqlite_file.OriginalError, importer.ImportRefused) as error:
         taken, problem = None, str(error)
     assert problem is None or (problem and problem.isprintable())
     return taken
@@ -102,7 +102,7 @@ def test_any_rows(rows: dict[str, list[tuple[Any, ...]]], several: bool) -> None
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "gpu_metrics.db"
         connection = sqlite3.connect(path)
-        for table, columns in original.COLUMNS.items():
+        for table, columns in reader.COLUMNS.items():
             kept = ("gpu_index", *columns) if several else columns
             connection.execute(f"CREATE TABLE {table} ({', '.join(kept)})")
             places = ", ".join("?" * len(kept))

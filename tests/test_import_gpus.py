@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gpumon_core import importer
-from gpumon_core.original_folder import NamedGpu, named_gpus
-from gpumon_core.store.placed import Place
+from gpumon_core.legacy_import import importer
+from gpumon_core.legacy_import.discovery import NamedGpu, named_gpus
+from gpumon_core.legacy_import.import_records import Place
 
 PLACES = [
     Place(3, 0, "GPU-aa1", "A6000", 49140, 0, 0),

@@ -15,10 +15,10 @@ from originals import INTERVAL_S, Original
 from test_pages import open_page, texts, url, writer  # noqa: F401 - the fixtures of pages
 from ticks import ask
 
-from gpumon_core import importer, original
+from gpumon_core.legacy_import import importer, reader
+from gpumon_core.legacy_import import merger as placing_module
 from gpumon_core.settings import Settings, load
 from gpumon_core.store import database
-from gpumon_core.store import placing as placing_module
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, HostInfo, Snapshot
 
@@ -27,8 +27,8 @@ engine, settings, file = importing.engine, importing.settings, importing.file
 
 
 def stands(engine: sa.Engine, path: Path) -> importer.Standing:
-    with original.Original(path) as reader:
-        return importer.standing(engine, "here", path, reader.indices(), reader.contents())
+    with reader.Original(path) as opened:
+        return importer.standing(engine, "here", path, opened.indices(), opened.contents())
 
 
 def test_another_file_of_the_same_name_was_not_imported(

@@ -8,9 +8,9 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 import pytest
 
-from gpumon_core import ledger
-from gpumon_core.ledger import OTHERS, UNKNOWN, Prices
-from gpumon_core.store.usage import ALL_OTHERS, OWN
+from gpumon_core.store.queries import costs
+from gpumon_core.store.queries.costs import OTHERS, UNKNOWN, Prices
+from gpumon_core.store.queries.usage import ALL_OTHERS, OWN
 
 BERLIN = ZoneInfo("Europe/Berlin")
 KOLKATA = ZoneInfo("Asia/Kolkata")
@@ -56,7 +56,7 @@ def test_cost_is_of_energy_and_of_busy_hours(
 
 def test_every_measure_is_in_the_unit_that_it_is_shown_with() -> None:
     frame = sums((5400.0, 1.8e6, 1024.0 * 7200), columns="busy_s energy_j memory_mib_s")
-    found = {name: ledger.measure(frame, name, Prices(0.4, None, "EUR"))[0] for name in ledger.MEASURES}
+    found = {name: costs.measure(frame, name, Prices(0.4, None, "EUR"))[0] for name in costs.MEASURES}
     assert found == {"GPU-hours": 1.5, "Memory-hours": 2.0, "Energy": 0.5, "Cost": pytest.approx(0.2)}
 
 
@@ -69,7 +69,7 @@ def test_a_ranking_names_everybody_and_the_gpus_own_rows() -> None:
         (None, "part", 3600.0, 0.5 * KWH),
         (OWN["idle"], "idle", 0.0, 0.5 * KWH),
     )
-    table = ledger.ranked(frame, {"ada": "ada"}, "User", Prices(0.25, None, "EUR"))
+    table = costs.ranked(frame, {"ada": "ada"}, "User", Prices(0.25, None, "EUR"))
     assert table["User"].tolist() == ["ada", UNKNOWN, "Idle GPUs"]
     assert table["GPU-hours"].tolist() == [2.0, 1.0, 0.0]
     assert table["Energy"].tolist() == [3.0, 0.5, 0.5]
@@ -79,14 +79,14 @@ def test_a_ranking_names_everybody_and_the_gpus_own_rows() -> None:
 
 
 def test_without_a_price_there_is_no_cost_and_without_energy_no_share() -> None:
-    table = ledger.ranked(ranking(("ada", "part", 1.0, 0.0)), {"ada": "ada"}, "User", FREE)
+    table = costs.ranked(ranking(("ada", "part", 1.0, 0.0)), {"ada": "ada"}, "User", FREE)
     assert "Cost" not in table
     assert table["Share"].tolist() == [0.0]
 
 
 def test_keys_that_are_numbers_have_their_names_and_one_that_is_forgotten_is_unknown() -> None:
     frame = ranking((3, "part", 1.0, 1.0), (4, "part", 1.0, 1.0), ("x", "unattributed", 1.0, 1.0))
-    assert ledger.called(frame, {3: "train.py (7)"}).tolist() == ["train.py (7)", UNKNOWN, "No known process"]
+    assert costs.called(frame, {3: "train.py (7)"}).tolist() == ["train.py (7)", UNKNOWN, "No known process"]
 
 
 # ---- Steps of time -----------------------------------------------------------------------------------
@@ -97,24 +97,24 @@ def test_a_day_is_the_viewers_even_when_the_clock_is_set(day: str) -> None:
     begin = epoch(f"{day}T00:00")
     length = {"2026-03-29": 23, "2026-10-25": 25}.get(day, 24)
     hours = pd.Series([begin + HOUR * number for number in range(-1, length + 1)])
-    found = ledger.steps(hours, DAY, BERLIN)
+    found = costs.steps(hours, DAY, BERLIN)
     before = int((datetime.fromisoformat(day) - pd.Timedelta(days=1)).replace(tzinfo=BERLIN).timestamp())
     assert found.tolist() == [before, *[begin] * length, begin + length * HOUR]
 
 
 def test_an_hour_is_the_viewers_even_where_it_begins_at_half_past() -> None:
     times = pd.Series([7200, 8999, 9000, 10800])
-    assert ledger.steps(times, HOUR, BERLIN).tolist() == [7200, 7200, 7200, 10800]
-    assert ledger.steps(times, HOUR, KOLKATA).tolist() == [5400, 5400, 9000, 9000]
+    assert costs.steps(times, HOUR, BERLIN).tolist() == [7200, 7200, 7200, 10800]
+    assert costs.steps(times, HOUR, KOLKATA).tolist() == [5400, 5400, 9000, 9000]
 
 
 def test_a_night_without_midnight_or_with_two_has_its_day_all_the_same() -> None:
     # In Beirut the clock goes from 23:59 to 1:00; in Havana from 0:59 back to midnight: the first begins the day.
     spring = epoch("2026-03-29T01:00", BEIRUT)
-    assert ledger.steps(pd.Series([spring, spring + 5 * HOUR]), DAY, BEIRUT).tolist() == [spring] * 2
+    assert costs.steps(pd.Series([spring, spring + 5 * HOUR]), DAY, BEIRUT).tolist() == [spring] * 2
     autumn = epoch("2026-11-01T00:00", HAVANA)
     times = pd.Series([autumn, autumn + HOUR, autumn + 24 * HOUR])
-    assert ledger.steps(times, DAY, HAVANA).tolist() == [autumn] * 3
+    assert costs.steps(times, DAY, HAVANA).tolist() == [autumn] * 3
 
 
 # ---- Over time ---------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def test_the_largest_are_drawn_apart_and_the_rest_together() -> None:
         (0, 1, 3600.0, 0.0), (0, 2, 1800.0, 0.0), (0, 3, 900.0, 0.0), (0, ALL_OTHERS, 900.0, 0.0), columns=TREND
     )
     names = {1: "one (1)", 2: "two (2)", 3: "three (3)"}
-    frame = ledger.over_time(trend, pd.DataFrame(), [2, 1], names, "GPU-hours", FREE, BERLIN, HOUR)
+    frame = costs.over_time(trend, pd.DataFrame(), [2, 1], names, "GPU-hours", FREE, BERLIN, HOUR)
     assert list(frame) == ["timestamp_epoch", "two (2)", "one (1)", OTHERS]
     assert frame["one (1)"].tolist() == [1.0]
     assert frame[OTHERS].tolist() == [0.5]
@@ -137,7 +137,7 @@ def test_the_largest_are_drawn_apart_and_the_rest_together() -> None:
 
 def test_an_hour_in_which_nobody_was_there_is_nothing_and_not_the_hour_before() -> None:
     trend = sums((0, "ada", 3600.0, 0.0), (4 * HOUR, "ada", 1800.0, 0.0), columns=TREND)
-    frame = ledger.over_time(trend, pd.DataFrame(), ["ada"], {"ada": "ada"}, "GPU-hours", FREE, BERLIN, HOUR)
+    frame = costs.over_time(trend, pd.DataFrame(), ["ada"], {"ada": "ada"}, "GPU-hours", FREE, BERLIN, HOUR)
     assert frame["timestamp_epoch"].tolist() == [HOUR * number for number in range(5)]
     assert frame["ada"].tolist() == [1.0, 0.0, 0.0, 0.0, 0.5]
 
@@ -146,7 +146,7 @@ def test_an_hour_in_which_nobody_was_there_is_nothing_and_not_the_hour_before() 
 def test_days_without_anybody_are_nothing_across_a_night_in_which_the_clock_is_set(zone: ZoneInfo) -> None:
     first, last = epoch("2026-03-27T12:00", zone), epoch("2026-03-31T12:00", zone)
     trend = sums((first, "ada", 3600.0, 0.0), (last, "ada", 3600.0, 0.0), columns=TREND)
-    frame = ledger.over_time(trend, pd.DataFrame(), ["ada"], {"ada": "ada"}, "GPU-hours", FREE, zone, DAY)
+    frame = costs.over_time(trend, pd.DataFrame(), ["ada"], {"ada": "ada"}, "GPU-hours", FREE, zone, DAY)
     assert frame["timestamp_epoch"].tolist() == [epoch(f"2026-03-{day}T00:00", zone) for day in range(27, 32)]
     assert frame["ada"].tolist() == [1.0, 0.0, 0.0, 0.0, 1.0]
 
@@ -155,24 +155,24 @@ def test_energy_and_cost_have_what_the_idle_gpus_took() -> None:
     trend = sums((HOUR, "ada", 3600.0, KWH), columns=TREND)
     own = sums((0, KWH, 0.0, 0.0, 0.0), (HOUR, KWH, 0.5 * KWH, 0.5 * KWH, 1800.0), columns=OWN_HOURS)
     prices = Prices(0.5, 1.0, "EUR")
-    energy = ledger.over_time(trend, own, ["ada"], {"ada": "ada"}, "Energy", prices, BERLIN, HOUR)
+    energy = costs.over_time(trend, own, ["ada"], {"ada": "ada"}, "Energy", prices, BERLIN, HOUR)
     assert energy.to_dict("list") == {"timestamp_epoch": [0, HOUR], "ada": [0.0, 1.0], OWN["idle"]: [1.0, 2.0]}
-    cost = ledger.over_time(trend, own, ["ada"], {"ada": "ada"}, "Cost", prices, BERLIN, HOUR)
+    cost = costs.over_time(trend, own, ["ada"], {"ada": "ada"}, "Cost", prices, BERLIN, HOUR)
     assert cost["ada"].tolist() == [0.0, 1.5]
     assert cost[OWN["idle"]].tolist() == [0.5, 1.5]
-    hours = ledger.over_time(trend, own, ["ada"], {"ada": "ada"}, "GPU-hours", prices, BERLIN, HOUR)
+    hours = costs.over_time(trend, own, ["ada"], {"ada": "ada"}, "GPU-hours", prices, BERLIN, HOUR)
     assert OWN["idle"] not in hours
 
 
 def test_what_nobody_knows_is_drawn_as_unknown() -> None:
     trend = sums((0, None, 3600.0, 0.0), (0, "ada", 3600.0, 0.0), columns=TREND)
-    frame = ledger.over_time(trend, pd.DataFrame(), ["ada", None], {"ada": "ada"}, "GPU-hours", FREE, BERLIN, HOUR)
+    frame = costs.over_time(trend, pd.DataFrame(), ["ada", None], {"ada": "ada"}, "GPU-hours", FREE, BERLIN, HOUR)
     assert frame[UNKNOWN].tolist() == [1.0]
 
 
 def test_nothing_over_time_is_an_empty_frame() -> None:
     trend = sums(columns=TREND)
-    frame = ledger.over_time(trend, pd.DataFrame(), [], {}, "GPU-hours", FREE, BERLIN, HOUR)
+    frame = costs.over_time(trend, pd.DataFrame(), [], {}, "GPU-hours", FREE, BERLIN, HOUR)
     assert list(frame) == ["timestamp_epoch"]
     assert frame.empty
 
@@ -186,7 +186,7 @@ def test_the_hours_of_the_week_are_the_viewers() -> None:
         (monday, 2 * HOUR, 0), (monday + 7 * DAY, 2 * HOUR, 0), columns="timestamp_epoch seconds unknown_s"
     )
     used = sums((monday, 1800.0), (monday, 1800.0), columns="timestamp_epoch busy_s")
-    [row] = ledger.by_week(used, whole, BERLIN).to_dict("records")
+    [row] = costs.by_week(used, whole, BERLIN).to_dict("records")
     # Half of the first Monday's hour of two GPUs, nothing of the second's.
     assert row == {"weekday": 0, "hour": 9, "share": 25.0}
 
@@ -195,7 +195,7 @@ def test_time_of_which_the_driver_did_not_say_counts_for_nothing() -> None:
     nine, ten = epoch("2026-06-15T09:00"), epoch("2026-06-15T10:00")
     whole = sums((nine, HOUR, HOUR / 2), (ten, HOUR, HOUR), columns="timestamp_epoch seconds unknown_s")
     used = sums((nine, 900.0), columns="timestamp_epoch busy_s")
-    [row] = ledger.by_week(used, whole, BERLIN).to_dict("records")
+    [row] = costs.by_week(used, whole, BERLIN).to_dict("records")
     assert row == {"weekday": 0, "hour": 9, "share": 50.0}, "of an hour of which nothing is known there is no row"
 
 
@@ -205,7 +205,7 @@ def test_the_hour_that_the_clock_skips_was_never_there_and_the_doubled_one_count
         times = [begin + HOUR * number for number in range(hours)]
         whole = pd.DataFrame({"timestamp_epoch": times, "seconds": float(HOUR), "unknown_s": 0.0})
         used = pd.DataFrame({"timestamp_epoch": times, "busy_s": HOUR / 2})
-        frame = ledger.by_week(used, whole, BERLIN)
+        frame = costs.by_week(used, whole, BERLIN)
         assert frame["weekday"].unique().tolist() == [6]
         assert frame["hour"].tolist() == [hour for hour in range(24) if hours == 25 or hour != 2]
         assert frame["share"].tolist() == [50.0] * len(frame)
@@ -216,4 +216,4 @@ def test_the_hour_that_the_clock_skips_was_never_there_and_the_doubled_one_count
     [("UTC", True), ("Asia/Kolkata", True), ("Asia/Kathmandu", False), ("Pacific/Chatham", False)],
 )
 def test_a_zone_that_is_off_by_a_quarter_of_an_hour_does_not_fit(zone: str, fits: bool) -> None:
-    assert ledger.fits(ZoneInfo(zone), 1_790_000_000) == fits
+    assert costs.fits(ZoneInfo(zone), 1_790_000_000) == fits

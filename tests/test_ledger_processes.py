@@ -34,7 +34,7 @@ from gpumon_core.attribution.describe import Describer
 from gpumon_core.attribution.inquirer import Inquirer
 from gpumon_core.attribution.local import LocalAttribution
 from gpumon_core.attribution.records import ProcessIdentity
-from gpumon_core.observer import Observer
+from gpumon_core.recording.collector import Observer
 from gpumon_core.store import database
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.nvml import NvmlSource

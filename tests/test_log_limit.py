@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from gpumon_core.log_limit import LONGEST_MESSAGE, OUR_LINES, Limit
+from gpumon_core.safety.log_limit import LONGEST_MESSAGE, OUR_LINES, Limit
 
 FORMAT = logging.Formatter("%(levelname)s %(name)s: %(message)s")
 
@@ -155,7 +155,7 @@ def test_what_a_thread_fails_by_is_a_line_too() -> None:
     program = """
 import logging, sys, threading
 logging.basicConfig(stream=sys.stdout, format="%(levelname)s %(message)s")
-from gpumon_core import log_limit
+from gpumon_core.safety import log_limit
 log_limit.install()
 for number in range(20):
     one = threading.Thread(target=int, args=(f"x{number}",), name="asker")
@@ -174,7 +174,7 @@ def test_every_logger_of_the_process_is_limited_old_and_new() -> None:
 import logging, sys
 logging.basicConfig(stream=sys.stdout, format="%(name)s %(message)s")
 old = logging.getLogger("old.library")
-from gpumon_core import log_limit
+from gpumon_core.safety import log_limit
 log_limit.install()
 for one in (old, logging.getLogger("new.library"), logging.getLogger()):
     for number in range(100):

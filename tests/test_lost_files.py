@@ -21,8 +21,8 @@ from conftest import PATIENCE_S
 from conftest import eventually as until
 from fake_nvml import FakeNvml
 
-from gpumon_core import recorder as recorder_module
-from gpumon_core.recorder import Recorder
+from gpumon_core.recording import recorder as recorder_module
+from gpumon_core.recording.recorder import Recorder
 from gpumon_core.settings import load
 from gpumon_core.store import database
 from gpumon_core.store.writer import Writer

@@ -20,9 +20,9 @@ from cli import PROGRAM, gpumon, settings
 from conftest import PATIENCE_S, ROOT, Server, eventually
 from pydantic import Field, ValidationError
 
-from gpumon_core import masking
 from gpumon_core import settings as module
-from gpumon_core.masking import Secret, hide, mask_password
+from gpumon_core.safety import masking
+from gpumon_core.safety.masking import Secret, hide, mask_password
 from gpumon_core.settings import Settings, SettingsError, in_force, load, variable
 
 # URLs, and what may be seen of them. Every part of the password has "geheim" in it.

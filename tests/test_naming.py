@@ -8,8 +8,9 @@ import pytest
 import sqlalchemy as sa
 from ticks import GPUS, tick
 
-from gpumon_core.store import database, naming, schema
-from gpumon_core.store.naming import Named
+from gpumon_core.store import database, schema
+from gpumon_core.store.queries import gpu_selector
+from gpumon_core.store.queries.gpu_selector import Named
 from gpumon_core.store.writer import Writer
 
 OLD = Named(1, "Box", 0, None, "GPU-aa11", here=False)
@@ -42,15 +43,15 @@ THERE = [OLD, NEW, PART, MOVED, ALONE]
     ],
 )
 def test_a_gpu_is_found_by_each_of_its_names(text: str, number: Literal["index", "id"], due: Named) -> None:
-    assert naming.find(text, THERE, number) is due
+    assert gpu_selector.find(text, THERE, number) is due
 
 
 @pytest.mark.parametrize(
     "text", ["", " ", "9", "id:9", "box", "box/", "rack/0", "index:", "0:2", "٠", "aa11", "x" * 5000]
 )
 def test_what_no_gpu_is_called_is_told_with_those_that_there_are(text: str) -> None:
-    with pytest.raises(naming.UnknownGpu) as caught:
-        naming.find(text, THERE, "index")
+    with pytest.raises(gpu_selector.UnknownGpu) as caught:
+        gpu_selector.find(text, THERE, "index")
     said = str(caught.value)
     assert said.startswith(f"there is no GPU {text[:100]}")
     assert "there are Box/0 (A100, GPU-aa22), " in said
@@ -61,17 +62,17 @@ def test_what_no_gpu_is_called_is_told_with_those_that_there_are(text: str) -> N
 def test_what_several_gpus_are_called_is_told_with_them() -> None:
     other = Named(6, "rack", 0, None, "GPU-ac")
     for text, both in (("0", "Box/0 (A100, GPU-aa22), rack/0 ("), ("GPU-aa11", "Box/0 ("), ("gpu-a", "Box/0 (")):
-        with pytest.raises(naming.AmbiguousGpu, match="means several: name one of ") as caught:
-            naming.find(text, [*THERE, other], "index")
+        with pytest.raises(gpu_selector.AmbiguousGpu, match="means several: name one of ") as caught:
+            gpu_selector.find(text, [*THERE, other], "index")
         assert both in str(caught.value)
 
 
 def test_where_there_are_many_gpus_some_are_listed() -> None:
     many = [Named(number, "rack", number, None, f"GPU-{number}") for number in range(1, 500)]
-    with pytest.raises(naming.UnknownGpu, match=r"rack/8 .* and 491 more"):
-        naming.find("rack/500", many, "index")
-    with pytest.raises(naming.UnknownGpu, match="there are none yet"):
-        naming.find("0", [], "index")
+    with pytest.raises(gpu_selector.UnknownGpu, match=r"rack/8 .* and 491 more"):
+        gpu_selector.find("rack/500", many, "index")
+    with pytest.raises(gpu_selector.UnknownGpu, match="there are none yet"):
+        gpu_selector.find("0", [], "index")
 
 
 def test_what_is_recorded_is_known_by_its_host_and_whether_it_is_there(database_url: str) -> None:
@@ -80,7 +81,7 @@ def test_what_is_recorded_is_known_by_its_host_and_whether_it_is_there(database_
         Writer(engine, host, "nvml", 4).write(tick(100), {})
     with engine.begin() as connection:
         connection.execute(sa.update(schema.gpus).where(schema.gpus.c.id == 1).values(state="gone"))
-    found = naming.known(database.open_for_reading(database_url))
+    found = gpu_selector.known(database.open_for_reading(database_url))
     assert [(gpu.id, gpu.host, gpu.index, gpu.uuid, gpu.here) for gpu in found] == [
         (number, host, GPUS[place].index, GPUS[place].uuid, number != 1)
         for host, first in (("one", 1), ("two", 4))

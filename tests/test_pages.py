@@ -21,14 +21,14 @@ from streamlit.runtime.caching.cache_utils import CachedFunc
 from streamlit.testing.v1 import AppTest
 from ticks import GPUS, runs, tick, who
 
-from gpumon_core import runtime
 from gpumon_core.attribution import local
 from gpumon_core.attribution.records import ProcessIdentity, Program
+from gpumon_core.recording import runtime
 from gpumon_core.store import database
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, ProcessReading, Snapshot
-from pages.ui import data as reading
-from pages.ui import drawings, sheets
+from pages.components import data as reading
+from pages.components import drawings, sheets
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from postgres import Postgres
 from ticks import ask, runs, tick
 
 from gpumon_core.attribution.records import Program
-from gpumon_core.store import database, health, retention
+from gpumon_core.store import database, recorder_stats, retention
 from gpumon_core.store.retention import Keep
 from gpumon_core.store.rollups import roll_up
 from gpumon_core.store.schema import TIERS, metadata
@@ -49,7 +49,7 @@ def record(engine: sa.Engine, host: str, at: int, program: Program = PROGRAM) ->
     writer.settle()
     roll_up(engine, host)
     assert writer.host_id is not None
-    health.write(engine, writer.host_id, at, health.Minute(1, 0, 0, 0, 0, None, None, None))
+    recorder_stats.write(engine, writer.host_id, at, recorder_stats.Minute(1, 0, 0, 0, 0, None, None, None))
 
 
 def rows(engine: sa.Engine, host: str) -> dict[str, int]:

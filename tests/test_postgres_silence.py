@@ -13,7 +13,7 @@ from conftest import eventually
 from postgres import Postgres
 from ticks import ask, tick, who
 
-from gpumon_core.store import database, server
+from gpumon_core.store import database, postgresql
 from gpumon_core.store.lock import recorder_lock
 from gpumon_core.store.writer import Writer
 
@@ -22,8 +22,8 @@ TABLE = "SELECT DISTINCT timestamp_epoch FROM gpu_metrics ORDER BY 1"
 
 @pytest.fixture
 def url(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    monkeypatch.setattr(server.ServerConnection, "limit_s", 1.0)
-    monkeypatch.setitem(server.LINK, "connect_timeout", 2)
+    monkeypatch.setattr(postgresql.ServerConnection, "limit_s", 1.0)
+    monkeypatch.setitem(postgresql.LINK, "connect_timeout", 2)
     with postgres.database() as url:
         yield url
 
@@ -151,7 +151,7 @@ def test_who_stops_does_not_wait_for_a_server_that_stands_still(postgres: Postgr
                 connection.exec_driver_sql("SELECT pg_sleep(600)")
         ended.set()
 
-    server.ServerConnection.limit_s, begun = 600.0, threading.Event()
+    postgresql.ServerConnection.limit_s, begun = 600.0, threading.Event()
     thread = threading.Thread(target=wait)
     thread.start()
     begun.wait()
@@ -198,7 +198,7 @@ def test_a_lock_is_not_lost_while_the_server_only_does_not_answer(postgres: Post
 
 
 def test_what_begins_to_listen_and_never_speaks_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(server.LINK, "connect_timeout", 2)
+    monkeypatch.setitem(postgresql.LINK, "connect_timeout", 2)
     with black_hole() as port:
         url = f"postgresql+psycopg://gpumon@127.0.0.1:{port}/gpumon"
         with pytest.raises(database.DatabaseAway, match="timeout"):

@@ -14,7 +14,7 @@ from postgres import Postgres
 from rig import free_port
 from ticks import ask, tick, who
 
-from gpumon_core.store import database, server
+from gpumon_core.store import database, postgresql
 from gpumon_core.store.lock import recorder_lock
 from gpumon_core.store.writer import Writer
 
@@ -107,9 +107,9 @@ def test_a_long_migration_is_not_cut_off(
     postgres: Postgres, url: str, newer: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     database.open_for_writing(url).dispose()
-    monkeypatch.setattr(server, "STATEMENT_S", 1)
-    monkeypatch.setattr(server.ServerConnection, "limit_s", 1.5)
-    monkeypatch.setattr(server, "ANSWER_S", 1.5)
+    monkeypatch.setattr(postgresql, "STATEMENT_S", 1)
+    monkeypatch.setattr(postgresql.ServerConnection, "limit_s", 1.5)
+    monkeypatch.setattr(postgresql, "ANSWER_S", 1.5)
     postgres.execute(f"ALTER DATABASE {url.rsplit('/', 1)[1]} SET idle_in_transaction_session_timeout = '1s'")
     newer(
         "DO $$ BEGIN IF current_setting('lock_timeout') <> '0' OR "

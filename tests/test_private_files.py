@@ -19,7 +19,8 @@ from cli import PROGRAM, gpumon, record, settings
 from conftest import PATIENCE_S, ROOT, eventually
 from rig import free_port
 
-from gpumon_core import logs, private_files
+from gpumon_core import logs
+from gpumon_core.safety import private_files
 from gpumon_core.store import database
 
 

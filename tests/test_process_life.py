@@ -7,7 +7,8 @@ import pytest
 import sqlalchemy as sa
 from ticks import GPUS, HOST, who
 
-from gpumon_core.store import database, frames
+from gpumon_core.store import database
+from gpumon_core.store.queries import frames
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, ProcessReading, Snapshot
 

@@ -11,8 +11,9 @@ import sqlalchemy as sa
 from ticks import GPUS, tick, who
 
 from gpumon_core.attribution.records import ProcessIdentity, Program
-from gpumon_core.store import database, processes
-from gpumon_core.store.processes import ProcessFilter, process_history
+from gpumon_core.store import database
+from gpumon_core.store.queries import processes
+from gpumon_core.store.queries.processes import ProcessFilter, process_history
 from gpumon_core.store.schema import gpu_processes, process_gpus
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, ProcessReading, Snapshot

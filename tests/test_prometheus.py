@@ -27,7 +27,7 @@ import pytest
 import sqlalchemy as sa
 from conftest import PATIENCE_S, ROOT, Server, eventually
 from fake_nvml import FakeNvml
-from prometheus_client import exposition
+from prometheus_client import exposition as client_exposition
 from prometheus_client.core import Metric as ClientFamily
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
@@ -35,17 +35,17 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from rig import free_port
 from starlette.requests import Request
 
-from gpumon_core import runtime
 from gpumon_core.attribution.records import ProcessIdentity, Program
-from gpumon_core.export import prometheus
-from gpumon_core.export.families import FAMILIES, LABELS, collect, unit_of
-from gpumon_core.export.scene import LONGEST_LABEL, MOST_MODELS, Scene, clean
 from gpumon_core.metrics import GPU_METRICS, PROCESS_METRICS
-from gpumon_core.newest import Newest, follow
-from gpumon_core.recorder import Problem, State
+from gpumon_core.prometheus import exposition
+from gpumon_core.prometheus.families import FAMILIES, LABELS, collect, unit_of
+from gpumon_core.prometheus.scene import LONGEST_LABEL, MOST_MODELS, Scene, clean
+from gpumon_core.recording import runtime
+from gpumon_core.recording.counters import Vitals
+from gpumon_core.recording.latest_tick import Newest, follow
+from gpumon_core.recording.recorder import Problem, State
 from gpumon_core.settings import load
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot
-from gpumon_core.vitals import Vitals
 
 Serve = Callable[..., Server]
 GIB = 2**30
@@ -70,7 +70,7 @@ def scene(newest: Newest | None = None, processes: int = 20, role: str = "record
 
 
 def exposed(shown: Scene, as_openmetrics: bool = False) -> str:
-    return prometheus.render(collect(shown), as_openmetrics).decode()
+    return exposition.render(collect(shown), as_openmetrics).decode()
 
 
 def read(parsed: Iterable[ClientFamily]) -> dict[str, list[tuple[dict[str, str], float]]]:
@@ -358,9 +358,9 @@ def test_it_is_line_for_line_what_the_client_library_writes() -> None:
     processes = tuple(ProcessReading("GPU-0", pid, "C", pid, 1) for pid in who)
     newest = replace(follow(None, snapshot((BOARD, SLICE), processes), who), energy_j={"GPU-0": 1e9 + 0.125})
     found = collect(scene(newest, 1000))
-    assert prometheus.render(found, True) == openmetrics.generate_latest(found)
-    told = re.sub(rb"(?m)^(# TYPE DCGM_\w+) untyped$", rb"\1 counter", exposition.generate_latest(found))
-    assert prometheus.render(found, False) == told
+    assert exposition.render(found, True) == openmetrics.generate_latest(found)
+    told = re.sub(rb"(?m)^(# TYPE DCGM_\w+) untyped$", rb"\1 counter", client_exposition.generate_latest(found))
+    assert exposition.render(found, False) == told
 
 
 @NEED_PROMTOOL
@@ -381,7 +381,7 @@ def test_promtool_reads_hostile_names_and_has_nothing_to_say_of_gpumon() -> None
     }
     own = collect(scene(newest, 1000))
     names = frozenset(family.name for family in FAMILIES if not family.name.startswith("DCGM_"))
-    assert lint(prometheus.render(own.named(names), False).decode()) == []
+    assert lint(exposition.render(own.named(names), False).decode()) == []
     shown = {family.samples[0].name for family in own.named(names).collect()}
     # It has a series only while a GPU sleeps.
     assert shown == names - {"gpumon_gpu_asleep"}, "every family was looked at"
@@ -418,7 +418,7 @@ NEW_PROMETHEUS = (
     ],
 )
 def test_the_format_is_what_accept_prefers(accept: str, as_openmetrics: bool) -> None:
-    assert prometheus.wants_openmetrics([accept]) is as_openmetrics
+    assert exposition.wants_openmetrics([accept]) is as_openmetrics
 
 
 @pytest.mark.parametrize(
@@ -436,14 +436,14 @@ def test_the_format_is_what_accept_prefers(accept: str, as_openmetrics: bool) ->
     ],
 )
 def test_it_is_compressed_for_who_takes_gzip(accept: str, zipped: bool) -> None:
-    assert prometheus.wants_gzip([accept]) is zipped
+    assert exposition.wants_gzip([accept]) is zipped
 
 
 def test_a_scene_is_rendered_once_in_each_format(monkeypatch: pytest.MonkeyPatch) -> None:
     rendered: list[bool] = []
-    real = prometheus.render
-    monkeypatch.setattr(prometheus, "render", lambda *given: rendered.append(given[1]) or real(*given))
-    kept, newest = prometheus.Kept(), people(3)
+    real = exposition.render
+    monkeypatch.setattr(exposition, "render", lambda *given: rendered.append(given[1]) or real(*given))
+    kept, newest = exposition.Kept(), people(3)
     for _ in range(5):
         for as_openmetrics in (False, True):
             plain = kept.body(scene(newest), as_openmetrics, False)
@@ -473,7 +473,7 @@ def test_a_scrape_runs_no_statement_and_calls_no_driver(
             fake.reset_calls()
             for query in (b"", b"name[]=DCGM_FI_DEV_GPU_TEMP", b"name[]=gpumon_recorder_up"):
                 scope = {"type": "http", "method": "GET", "path": "/metrics", "query_string": query, "headers": []}
-                assert b"# TYPE" in prometheus.metrics(Request(scope)).body
+                assert b"# TYPE" in exposition.metrics(Request(scope)).body
             assert touched == []
             assert fake.total_calls() == 0
             with runtime.engine().connect():
@@ -677,7 +677,8 @@ def test_a_real_prometheus_scrapes_it_and_answers_what_boards_ask(
 
 
 def test_the_recorder_alone_does_without_prometheus() -> None:
-    code = "import gpumon_core.recorder, gpumon_core.newest, sys; sys.exit('prometheus_client' in sys.modules)"
+    code = "import gpumon_core.recording.recorder, gpumon_core.recording.latest_tick\n"
+    code += "import sys; sys.exit('prometheus_client' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -21,8 +21,8 @@ from fake_nvml import FakeNvml
 from postgres import Postgres
 from test_lost_files import committed, watch
 
-from gpumon_core import recorder as recorder_module
-from gpumon_core.recorder import Recorder
+from gpumon_core.recording import recorder as recorder_module
+from gpumon_core.recording.recorder import Recorder
 from gpumon_core.settings import load
 from gpumon_core.store import database
 

@@ -13,8 +13,9 @@ from conftest import eventually as until
 from fake_nvml import FakeNvml
 from test_lost_files import committed, recording
 
-from gpumon_core import doctor, health
-from gpumon_core.observer import Observer
+from gpumon_core import doctor
+from gpumon_core.recording import health
+from gpumon_core.recording.collector import Observer
 from gpumon_core.settings import load
 from gpumon_core.store import database
 

@@ -11,8 +11,8 @@ from ticks import busy, measured, tick, who
 from gpumon_core.attribution.records import Program
 from gpumon_core.store import database
 from gpumon_core.store import writer as writer_module
-from gpumon_core.store.accounts import Gpu
-from gpumon_core.store.resuming import resume
+from gpumon_core.store.accounting import Gpu
+from gpumon_core.store.crash_recovery import resume
 from gpumon_core.store.writer import Writer
 
 SERVER = Program(category="inference", workload="vLLM", model="qwen3")

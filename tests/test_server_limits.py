@@ -27,7 +27,7 @@ from test_server import more_ticks
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
-from gpumon_core import connections, descriptors, request_limits
+from gpumon_core.web import connections, descriptors, request_limits
 
 Serve = Callable[..., Server]
 # Python, the database and the log need 13 to 20 of them.

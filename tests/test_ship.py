@@ -230,7 +230,7 @@ def test_the_server_records_and_answers_as_a_user_without_a_name(box: Sandbox, c
 DRAW = """
 import time
 from streamlit.testing.v1 import AppTest
-from gpumon_core import runtime
+from gpumon_core.recording import runtime
 
 runtime.start()
 while runtime.vitals().ticks < 2:
@@ -253,7 +253,7 @@ def test_the_bytecode_that_the_image_is_given_is_used_as_it_is(box: Sandbox) -> 
     line = next(step.value for step in steps()[0] if step.name == "RUN" and "compileall" in step.value)
     _, *arguments = shlex.split(line)
     subprocess.run([sys.executable, *arguments], cwd=box.image / "app", check=True)
-    code = "import gpumon_core.recorder as module; print(module.__cached__)"
+    code = "import gpumon_core.recording.recorder as module; print(module.__cached__)"
     done = box.run(["python", "-v", "-c", code])
     assert f"code object from '{done.stdout.strip()}'" in done.stderr
 

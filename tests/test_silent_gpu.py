@@ -17,14 +17,16 @@ import pytest
 from conftest import PATIENCE_S
 from fake_nvml import GIB, FakeGpu, FakeNvml
 
-from gpumon_core import doctor, health, observer, settings
+from gpumon_core import doctor, settings
 from gpumon_core.attribution.local import LocalAttribution
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.cli import glance
 from gpumon_core.export import snapshot as export
 from gpumon_core.metrics import GPU_METRICS
-from gpumon_core.recorder import State
-from gpumon_core.store import database, now
+from gpumon_core.recording import collector, health
+from gpumon_core.recording.recorder import State
+from gpumon_core.store import database
+from gpumon_core.store.queries import current
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry import nvml, remedies
 from gpumon_core.telemetry.gate import LOST, SESSION_OVER, UNSUPPORTED
@@ -275,7 +277,7 @@ def test_a_nameless_gpu_is_listed_everywhere(
     at = time.time()
     for later in (0, 1):
         assert writer.write(replace(snapshot, timestamp=at + later), {})
-    rows = now.gpus(engine)
+    rows = current.gpus(engine)
     assert [(row["gpu_index"], row["state"]) for row in rows] == [(0, "ok"), (1, "lost")]
     found = health.check(engine, State("recording", "nvml", "x"), "here", 1)
     assert (found.status, found.gpus, found.lost) == ("degraded", 2, 1)
@@ -299,12 +301,12 @@ def test_one_that_says_which_it_is_takes_its_own_place(
             writer = Writer(engine, "here", "nvml", 1)
     driver.recover()
     writer.write(replace(source.read(), timestamp=at + 1), {})
-    rows = now.gpus(engine, gone=True)
+    rows = current.gpus(engine, gone=True)
     assert [(row["uuid"], row["state"]) for row in rows] == [("GPU-first", "ok"), ("GPU-second", "ok")]
     # One that was known keeps its row.
     driver.fail("nvmlDeviceGetHandleByIndex_v2", pynvml.NVML_ERROR_UNKNOWN, gpu=1)
     writer.write(replace(begin().read(), timestamp=at + 2), {})
-    rows = now.gpus(engine, gone=True)
+    rows = current.gpus(engine, gone=True)
     assert [(row["uuid"], row["state"]) for row in rows] == [("GPU-first", "ok"), ("GPU-second", "lost")]
     engine.dispose()
 
@@ -456,8 +458,8 @@ def test_two_readings_are_one_that_lacks_nothing() -> None:
 def test_a_look_that_takes_two_readings_has_what_only_the_first_was_asked(
     driver: FakeNvml, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(observer, "BETWEEN_S", 0.0)
-    found = observer.Observer(NvmlSource("here"), LocalAttribution())
+    monkeypatch.setattr(collector, "BETWEEN_S", 0.0)
+    found = collector.Observer(NvmlSource("here"), LocalAttribution())
     snapshot, _ = found.observe_once(0.0)
     found.close()
     rare = {metric.key for metric in GPU_METRICS if metric.every_s}

@@ -12,13 +12,13 @@ from itertools import pairwise
 import pytest
 
 from gpumon_core.attribution.records import ProcessIdentity
-from gpumon_core.attribution.simulated import SimulatedAttribution
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, TICK_COLUMNS, Level
-from gpumon_core.observer import SimulatedObserver
+from gpumon_core.recording.collector import SimulatedObserver
 from gpumon_core.settings import Settings
-from gpumon_core.telemetry import simulated_cast as cast
+from gpumon_core.simulation import people as cast
+from gpumon_core.simulation.identities import SimulatedAttribution
+from gpumon_core.simulation.source import SimulatedSource
 from gpumon_core.telemetry.records import GpuInfo, ProcessReading, Snapshot, Source
-from gpumon_core.telemetry.simulated import SimulatedSource
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 MONDAY = 1_788_739_200  # 2026-09-07 00:00 UTC

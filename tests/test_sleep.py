@@ -15,16 +15,19 @@ import pytest
 import sqlalchemy as sa
 from fake_nvml import FakeGpu, FakeNvml
 
-from gpumon_core import cards, doctor, health
+from gpumon_core import doctor
 from gpumon_core.export import snapshot as export
-from gpumon_core.recorder import State
+from gpumon_core.recording import health
+from gpumon_core.recording.recorder import State
 from gpumon_core.settings import Settings, load
-from gpumon_core.store import database, now
+from gpumon_core.store import database
+from gpumon_core.store.queries import current
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry import sleep as sleeping
 from gpumon_core.telemetry.nvml import NvmlSource
 from gpumon_core.telemetry.records import SourceUnavailable
 from gpumon_core.telemetry.sleep import IDLE_S, LONGEST_PAUSE_S, PATIENCE_S, PAUSE_S, Mode, Sleep
+from pages.components import cards
 
 STEP_S = 4.0
 MIB = 2**20
@@ -365,7 +368,7 @@ def test_a_sleeping_gpu_has_no_rows_no_power_and_is_no_trouble(laptop: Laptop, t
         writer.write(source.read(), {})
     with engine.connect() as connection:
         assert connection.execute(sa.text("SELECT count(*) FROM gpu_metrics")).scalar() == 1
-    [row] = now.gpus(engine)
+    [row] = current.gpus(engine)
     assert row["state"] == "asleep"
     assert cards.state(row, row["host_last_seen"])[:2] == ("Asleep", "asleep")
     card = cards.card(row, cards.Scene(latest=row["host_last_seen"]))

@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 from test_attribution import FakeProc
 from test_inquirer import Server
 
-from gpumon_core import original, text
 from gpumon_core.attribution import containers, users
 from gpumon_core.attribution.describe import Describer
 from gpumon_core.attribution.inquirer import Inquirer
 from gpumon_core.attribution.local import LocalAttribution
 from gpumon_core.attribution.records import Ask, Endpoint, ProcessIdentity, Program
 from gpumon_core.attribution.rules import Rules
-from gpumon_core.original_folder import named_gpus
+from gpumon_core.legacy_import import reader
+from gpumon_core.legacy_import.discovery import named_gpus
+from gpumon_core.safety import text
 from gpumon_core.settings import load
 
 # What deceives, ends a row, or is no text at all.
@@ -228,7 +229,7 @@ def test_what_a_server_says_is_text(answers: Server, sign: str) -> None:
 @pytest.mark.parametrize("sign", SIGNS)
 def test_a_history_of_the_original_is_text(tmp_path: Path, sign: str) -> None:
     odd = f"/opt/n{SIGNS[sign]}n"
-    found = original._name(odd.encode("utf-8", "replace"))
+    found = reader._name(odd.encode("utf-8", "replace"))
     assert is_clean(found, len(odd))
     config = {"gpus": [{"index": 0, "name": odd, "uuid": "GPU-0"}]}
     (tmp_path / "gpu_config.json").write_text(json.dumps(config))

@@ -8,7 +8,8 @@ import pytest
 import sqlalchemy as sa
 from ticks import HOST, ask, who
 
-from gpumon_core.store import database, frames, rollups
+from gpumon_core.store import database, rollups
+from gpumon_core.store.queries import frames
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, ProcessReading, Snapshot
 

@@ -13,7 +13,8 @@ from ticks import GPUS, HOST, runs, tick, who
 
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.metrics import PROCESS_METRICS
-from gpumon_core.store import database, retention, timeline
+from gpumon_core.store import database, retention
+from gpumon_core.store.queries import occupancy
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot
 
@@ -64,7 +65,7 @@ def gpu_ids(engine: sa.Engine) -> list[int]:
 
 
 def bars(engine: sa.Engine, start: int, end: int, *, of: Any = "process", most: int = 100) -> pd.DataFrame:
-    return timeline.lanes(engine, gpu_ids(engine), start, end, of, most)
+    return occupancy.lanes(engine, gpu_ids(engine), start, end, of, most)
 
 
 # ---- Lanes -----------------------------------------------------------------------------------------
@@ -150,10 +151,10 @@ def test_who_was_there_is_found_by_the_hours_as_by_looking_at_everybody(
 
     engine = write([at(moment, held(moment)) for moment in range(DAWN, DAWN + 8 * HOUR, 60)], interval=60)
     pairs = [(DAWN + a * 600, DAWN + b * 600) for a in range(-6, 50, 5) for b in range(a, 54, 7)]
-    by_hours = [timeline.lanes(engine, (1, 2), start, end, "process", 500) for start, end in pairs]
-    monkeypatch.setattr(timeline, "LONGEST_BY_HOURS_S", -1)
+    by_hours = [occupancy.lanes(engine, (1, 2), start, end, "process", 500) for start, end in pairs]
+    monkeypatch.setattr(occupancy, "LONGEST_BY_HOURS_S", -1)
     for (start, end), found in zip(pairs, by_hours, strict=True):
-        pd.testing.assert_frame_equal(found, timeline.lanes(engine, (1, 2), start, end, "process", 500))
+        pd.testing.assert_frame_equal(found, occupancy.lanes(engine, (1, 2), start, end, "process", 500))
     assert sum(len(found) for found in by_hours) > 1000
 
 
@@ -185,7 +186,7 @@ def test_gpus_are_in_the_order_asked_for_and_bars_by_time(write: Callable[..., s
         return {(0, 8): 1, (2, 7): 1, (1, 10): 1} | ({(0, 9): 500} if step else {})
 
     engine = write(at(DAWN + 4 * step, {**held(step)}) for step in range(3))
-    found = timeline.lanes(engine, [3, 1], DAWN, DAWN + 8, "process", 10)
+    found = occupancy.lanes(engine, [3, 1], DAWN, DAWN + 8, "process", 10)
     assert found["pid"].tolist() == [7, 8, 9]
     assert found["gpu_id"].tolist() == [3, 1, 1]
 
@@ -218,7 +219,7 @@ def test_where_nobody_was_there_are_no_bars(write: Callable[..., sa.Engine]) -> 
     some, none = bars(engine, DAWN, DAWN), bars(engine, DAWN + 100, DAWN + 200)
     assert none.empty
     assert list(none.columns) == list(some.columns)
-    assert timeline.lanes(engine, [], DAWN, DAWN, "process", 10).empty
+    assert occupancy.lanes(engine, [], DAWN, DAWN, "process", 10).empty
 
 
 def test_each_host_has_its_own_newest_tick(write: Callable[..., sa.Engine]) -> None:
@@ -257,7 +258,7 @@ def ticked(write: Callable[..., sa.Engine]) -> sa.Engine:
 
 
 def memory(engine: sa.Engine, start: int, end: int, points: int, most: int = 10, on: Any = None) -> pd.DataFrame:
-    return timeline.memory_by_process(engine, on or gpu_ids(engine), start, end, points, most)
+    return occupancy.memory_by_process(engine, on or gpu_ids(engine), start, end, points, most)
 
 
 @pytest.mark.parametrize(
@@ -298,10 +299,10 @@ def test_the_largest_have_columns_of_their_own_and_the_others_share_one(ticked: 
     assert list(whole.columns) == ["timestamp_epoch", number[7], number[8], number[9], number[11]]
     for most in (0, 1, 2):
         few = memory(ticked, DAWN, DAWN + 2400, 30, most)
-        assert list(few.columns) == [*whole.columns[: most + 1], timeline.OTHERS]
+        assert list(few.columns) == [*whole.columns[: most + 1], occupancy.OTHERS]
         sums = [frame.drop(columns="timestamp_epoch").sum(axis=1).round(3).tolist() for frame in (whole, few)]
         assert sums[0] == sums[1]
-    assert timeline.OTHERS not in memory(ticked, DAWN, DAWN + 2400, 30, 4)
+    assert occupancy.OTHERS not in memory(ticked, DAWN, DAWN + 2400, 30, 4)
 
 
 def test_where_nobody_held_any_there_is_no_column(ticked: sa.Engine) -> None:
@@ -394,7 +395,7 @@ def test_where_the_ticks_are_forgotten_the_hours_tell(hourly: sa.Engine, databas
 
 
 def test_a_short_life_is_told_by_the_ticks(ticked: sa.Engine) -> None:
-    frame, by_hour = timeline.life(ticked, ids(ticked)[7], 60)
+    frame, by_hour = occupancy.life(ticked, ids(ticked)[7], 60)
     assert not by_hour
     assert set(frame["gpu_id"]) == {1}
     told = frame.dropna(subset="memory")
@@ -419,7 +420,7 @@ def test_every_metric_of_a_life_has_its_extremes(write: Callable[..., sa.Engine]
         row = ProcessReading("GPU-0", 7, "C", 100, step, 2, None, 1)
         readings = (GpuReading("GPU-0", {"utilization": float(step)}),)
         ticks.append((Snapshot(DAWN + 4 * step, HOST, GPUS[:1], readings, (row,)), who(7)))
-    frame, _ = timeline.life(write(ticks), 1, 4)
+    frame, _ = occupancy.life(write(ticks), 1, 4)
     columns = {metric.key + part for metric in PROCESS_METRICS for part in ("", "_min", "_max")}
     assert set(frame.columns) == {"gpu_id", "timestamp_epoch"} | columns
     assert (frame[sorted(columns)].dtypes == "float64").all()
@@ -429,7 +430,7 @@ def test_every_metric_of_a_life_has_its_extremes(write: Callable[..., sa.Engine]
 
 
 def test_a_long_life_is_told_by_the_hours(hourly: sa.Engine) -> None:
-    frame, by_hour = timeline.life(hourly, ids(hourly)[7], 600)
+    frame, by_hour = occupancy.life(hourly, ids(hourly)[7], 600)
     assert by_hour
     assert frame["timestamp_epoch"].tolist() == [DAWN + HOUR * hour for hour in range(8)]
     assert (frame["memory"] == 1000).all()
@@ -445,7 +446,7 @@ def test_the_sm_utilization_of_an_hour_is_its_part_of_the_gpus_time(write: Calla
         readings = (GpuReading("GPU-0", {"utilization": 80.0}),)
         ticks.append((Snapshot(DAWN + 60 * (minute + 1), HOST, GPUS[:1], readings, rows), who(7, 8)))
     engine = write(ticks, interval=60)
-    frame, by_hour = timeline.life(engine, ids(engine)[7], 600)
+    frame, by_hour = occupancy.life(engine, ids(engine)[7], 600)
     assert by_hour
     assert frame["sm_utilization"].tolist() == pytest.approx([60.0] * 8)
 
@@ -453,7 +454,7 @@ def test_the_sm_utilization_of_an_hour_is_its_part_of_the_gpus_time(write: Calla
 def test_hours_in_which_it_was_away_break_its_line(write: Callable[..., sa.Engine]) -> None:
     minutes = range(480)
     engine = write((at(DAWN + 60 * (m + 1), {(0, 7): 10} if m // 60 in (0, 1, 4, 7) else {}) for m in minutes), 60)
-    frame, _ = timeline.life(engine, ids(engine)[7], 600)
+    frame, _ = occupancy.life(engine, ids(engine)[7], 600)
     drawn = [
         (row["timestamp_epoch"] - DAWN) / HOUR if row["memory"] > 0 else None for row in frame.to_dict("records")
     ]
@@ -461,20 +462,20 @@ def test_hours_in_which_it_was_away_break_its_line(write: Callable[..., sa.Engin
 
 
 def test_a_life_whose_ticks_are_forgotten_is_told_by_the_hours(ticked: sa.Engine, database_url: str) -> None:
-    whole, _ = timeline.life(ticked, ids(ticked)[7], 600)
+    whole, _ = occupancy.life(ticked, ids(ticked)[7], 600)
     # In its middle: half of a life is not all of it.
     for forgotten_s in (1200, 2 * HOUR):
         keep = retention.Keep(raw_days=1 / 24, minute_days=30, hour_days=730)
         now = DAWN + forgotten_s + HOUR
         retention.forget(database.open_for_writing(database_url), keep, now=now, pause_s=0)
-        frame, by_hour = timeline.life(ticked, ids(ticked)[7], 600)
+        frame, by_hour = occupancy.life(ticked, ids(ticked)[7], 600)
         assert by_hour
         assert frame["timestamp_epoch"].tolist() == [DAWN - HOUR, DAWN], "its first tick speaks of the time before"
         assert frame["memory"].iloc[-1] == pytest.approx(whole["memory"].mean(), rel=0.02)
 
 
 def test_of_a_process_that_nobody_knows_there_is_nothing(ticked: sa.Engine) -> None:
-    frame, _ = timeline.life(ticked, 4711, 600)
+    frame, _ = occupancy.life(ticked, 4711, 600)
     assert frame.empty
     assert {"gpu_id", "timestamp_epoch", "memory", "sm_utilization", "memory_max"} <= set(frame.columns)
 
@@ -495,7 +496,7 @@ def throttled(write: Callable[..., sa.Engine], *bits: int | None, lost: int = 0)
 
 
 def why(engine: sa.Engine, start: int, end: int) -> list[tuple[str, int, int]]:
-    frame = timeline.throttling(engine, 1, start, end)
+    frame = occupancy.throttling(engine, 1, start, end)
     assert list(frame.columns) == ["reason", "first", "last"]
     return [(str(reason), int(first), int(last)) for reason, first, last in frame.itertuples(index=False)]
 
@@ -522,8 +523,8 @@ def test_what_began_before_the_stretch_is_there_from_its_beginning(write: Callab
 def test_what_the_driver_does_not_tell_is_no_reason(write: Callable[..., sa.Engine]) -> None:
     engine = throttled(write, 0x4, None, 0x4, 0x4)
     assert why(engine, 1000, 1030) == [("Power cap", 1000, 1010), ("Power cap", 1020, 1030)]
-    assert timeline.throttling(engine, 2, 1000, 1030).empty
-    assert timeline.throttling(engine, 4711, 1000, 1030).empty
+    assert occupancy.throttling(engine, 2, 1000, 1030).empty
+    assert occupancy.throttling(engine, 4711, 1000, 1030).empty
 
 
 def test_of_the_time_after_a_gpus_last_tick_nothing_is_said(write: Callable[..., sa.Engine]) -> None:

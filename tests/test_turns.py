@@ -16,10 +16,11 @@ from conftest import PATIENCE_S, eventually
 from filled import filled, serving
 from test_api import show
 
-from gpumon_core.export import api, turns
-from gpumon_core.export.api import history
+from gpumon_core import api
+from gpumon_core.api import history
 from gpumon_core.metrics import GPU_METRICS_BY_KEY
-from gpumon_core.store import frames
+from gpumon_core.store.queries import frames
+from gpumon_core.web import turns
 
 LONG = "/api/v1/history?metric=utilization"
 

@@ -15,12 +15,12 @@ import pytest
 import sqlalchemy as sa
 from ticks import GPUS, HOST, who
 
-from gpumon_core import ledger
 from gpumon_core.attribution.records import ProcessIdentity, Program
-from gpumon_core.store import database, usage
-from gpumon_core.store.dimensions import Dimension
+from gpumon_core.store import database
+from gpumon_core.store.queries import costs, usage
+from gpumon_core.store.queries.dimensions import Dimension
+from gpumon_core.store.queries.usage import OWN, Scope
 from gpumon_core.store.schema import gpu_usage
-from gpumon_core.store.usage import OWN, Scope
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, ProcessReading, Snapshot
 
@@ -370,13 +370,13 @@ def test_where_the_hour_begins_at_half_past_a_day_has_its_own_energy(
     days = three_days(database_url, ZoneInfo(name))
     assert sum(days.lengths) == hours * HOUR
     used, whole = usage.trend(days.engine, "user", days.scope()), usage.gpu_hours(days.engine, days.scope())
-    free = ledger.Prices(None, None, "EUR")
-    drawn = ledger.over_time(used, whole, ["ada"], {"ada": "ada"}, "Energy", free, days.zone, ledger.DAY_S)
+    free = costs.Prices(None, None, "EUR")
+    drawn = costs.over_time(used, whole, ["ada"], {"ada": "ada"}, "Energy", free, days.zone, costs.DAY_S)
     assert drawn["timestamp_epoch"].tolist() == days.midnights[:3]
     expected = [0.1 * number * length / HOUR for number, length in enumerate(days.lengths, 1)]
     assert (drawn["ada"] + drawn[OWN["idle"]]).tolist() == pytest.approx(expected)
     assert drawn["ada"].tolist() == pytest.approx([0.8, 1.6, 2.4])
-    week = ledger.by_week(used, whole, days.zone)
+    week = costs.by_week(used, whole, days.zone)
     assert len(week) == 3 * 24
     assert week["share"].tolist() == pytest.approx([100.0 * (9 <= hour < 17) for hour in week["hour"]])
 

@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 from drawn import drawn
 
-from gpumon_core import figures, ledger
+from gpumon_core import figures
 from gpumon_core.export.csv import PROGRAM, TIME_UNITS, idle_csv, plain_csv
 from gpumon_core.export.usage import SESSIONS, named, ranking_table
 from gpumon_core.figures.usage import DAYS
+from gpumon_core.store.queries import costs
 
 BERLIN = ZoneInfo("Europe/Berlin")
 NOON = 1_795_431_600  # 2026-11-23 12:00 in Berlin.
@@ -126,7 +127,7 @@ def test_a_ranking_has_its_units_and_currency_and_everything_that_the_table_has(
     )
     names = {FORMULA: FORMULA, "ada": "ada"}
     whole = named(ranking, names)
-    rows = read(ranking_table(ledger.Prices(0.25, None, "CHF")).csv(whole, BERLIN))
+    rows = read(ranking_table(costs.Prices(0.25, None, "CHF")).csv(whole, BERLIN))
     assert rows[0] == {
         "Name": "'" + FORMULA,
         "Kind": "part",
@@ -142,9 +143,9 @@ def test_a_ranking_has_its_units_and_currency_and_everything_that_the_table_has(
         "Estimate": "True",
     }
     assert len(rows) == 2
-    free = read(ranking_table(ledger.Prices(None, None, "CHF")).csv(whole, BERLIN))
+    free = read(ranking_table(costs.Prices(None, None, "CHF")).csv(whole, BERLIN))
     assert [row["Cost (CHF)"] for row in free] == ["", ""], "without a price"
-    shown = ledger.ranked(ranking, names, "User", ledger.Prices(0.25, None, "CHF"))
+    shown = costs.ranked(ranking, names, "User", costs.Prices(0.25, None, "CHF"))
     for title, header in (
         ("GPU-hours", "GPU-hours (h)"),
         ("Share", "Share (% of energy)"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from gpumon_core.text import clean
+from gpumon_core.safety.text import clean
 
 # A path longer than this is nobody's, and not worth the search.
 LONGEST = 4096

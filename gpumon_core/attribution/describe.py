@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
-from gpumon_core import text
 from gpumon_core.attribution import inside, masked_fields, names, rules
 from gpumon_core.attribution.cgroups import placement
 from gpumon_core.attribution.endpoints import address_of, port_behind
@@ -18,6 +17,7 @@ from gpumon_core.attribution.files import read
 from gpumon_core.attribution.records import NOTHING, Ask, Program
 from gpumon_core.attribution.rules import Rules
 from gpumon_core.attribution.secrets import Mask
+from gpumon_core.safety import text
 
 Commands = Literal["full", "masked", "name", "off"]
 # So much of a command line is kept.

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from gpumon_core import text
 from gpumon_core.attribution import containers, endpoints, inside, listeners, masked_fields, ollama, rights
 from gpumon_core.attribution.readers import Late, Readers
 from gpumon_core.attribution.records import Ask, Endpoint, ProcessIdentity, is_placeholder
 from gpumon_core.attribution.rules import tidy
 from gpumon_core.attribution.secrets import Mask
+from gpumon_core.safety import text
 from gpumon_core.telemetry.records import ProcessReading
 
 log = logging.getLogger(__name__)

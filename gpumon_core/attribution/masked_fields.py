@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gpumon_core.attribution.records import Program
 from gpumon_core.attribution.secrets import Mask
-from gpumon_core.text import clean
+from gpumon_core.safety.text import clean
 
 # `command` and ProcessIdentity.name are masked where they are made (describe.py), as GPUMON_COMMANDS says.
 MASKED = (

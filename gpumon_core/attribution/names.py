@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath, PureWindowsPath
 
-from gpumon_core.text import LONGEST_OF, clean
+from gpumon_core.safety.text import LONGEST_OF, clean
 
 # The kernel cuts a command's name off here (TASK_COMM_LEN - 1); the full one is in its arguments.
 COMM_LENGTH = 15

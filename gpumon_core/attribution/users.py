@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpumon_core.attribution.files import read
-from gpumon_core.text import field
+from gpumon_core.safety.text import field
 
 # Ranges of ids that users may use in containers: subuid(5).
 SUBUID = "/etc/subuid"

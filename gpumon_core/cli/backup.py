@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpumon_core.cli import stored, terminal
-from gpumon_core.masking import STARS
-from gpumon_core.private_files import make_file
+from gpumon_core.safety.masking import STARS
+from gpumon_core.safety.private_files import make_file
 from gpumon_core.settings import Settings, mask_password
 
 if TYPE_CHECKING:

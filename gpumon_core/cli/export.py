@@ -33,7 +33,7 @@ from zoneinfo import ZoneInfo
 
 from gpumon_core.cli import stored, terminal
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, TICK_METRICS
-from gpumon_core.private_files import opener
+from gpumon_core.safety.private_files import opener
 from gpumon_core.settings import Settings
 from gpumon_core.store.schema import gpu_metrics, metadata
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
     from gpumon_core.export.rows import Column
-    from gpumon_core.store.pages import Row
+    from gpumon_core.store.queries.table_reader import Row
 
 SUMMARY = "Write recorded history as CSV, JSON or Parquet."
 EXAMPLES = (
@@ -114,7 +114,7 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def write(engine: Engine, arguments: argparse.Namespace, chosen: str, file: BinaryIO) -> int:
     """Write what the arguments say in a format; how many rows it has. Raises terminal.Usage."""
-    from gpumon_core.store.pages import NotThere
+    from gpumon_core.store.queries.table_reader import NotThere
 
     try:
         source = SOURCES.get(arguments.table, _table)(engine, arguments, chosen)
@@ -155,21 +155,21 @@ class Source:
 
 def _table(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Source:
     from gpumon_core.export.rows import columns
-    from gpumon_core.store import pages
+    from gpumon_core.store.queries import table_reader
 
     table = gpu_metrics if arguments.table == "metrics" else metadata.tables[arguments.table]
     start, end = terminal.span(arguments, time.time())
-    part = pages.Part(table, start, end, stored.gpu_ids(engine, arguments.gpu))
+    part = table_reader.Part(table, start, end, stored.gpu_ids(engine, arguments.gpu))
     # What it cannot be asked for is said before a file is begun.
     part.conditions()
     shown = columns(table)
-    read = pages.pages(engine, part, [one.source for one in shown])
-    return Source(lambda: pages.count(engine, part), read, _rows(engine, shown, chosen, arguments.tz))
+    read = table_reader.pages(engine, part, [one.source for one in shown])
+    return Source(lambda: table_reader.count(engine, part), read, _rows(engine, shown, chosen, arguments.tz))
 
 
 def _history(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Source:
     from gpumon_core.export.rows import history_columns
-    from gpumon_core.store import frames
+    from gpumon_core.store.queries import frames
 
     metrics = list(dict.fromkeys(arguments.metric or (metric.key for metric in TICK_METRICS)))
     start, end = terminal.span(arguments, time.time())
@@ -211,7 +211,7 @@ def _rows(
 
 def _processes(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Source:
     from gpumon_core.export import processes as export
-    from gpumon_core.store import processes
+    from gpumon_core.store.queries import processes
 
     start, end = terminal.span(arguments, time.time())
     ids = stored.gpu_ids(engine, arguments.gpu)

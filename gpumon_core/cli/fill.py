@@ -38,7 +38,7 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
     """Write it, and say how long it took."""
     from sqlalchemy.exc import SQLAlchemyError
 
-    from gpumon_core import fill as filling
+    from gpumon_core.simulation import past as filling
     from gpumon_core.store import database
     from gpumon_core.store.lock import recorder_lock
     from gpumon_core.store.writer import Writer

@@ -11,7 +11,7 @@ from gpumon_core import format as fmt
 from gpumon_core import gpu_state
 from gpumon_core.attribution.records import NOTHING, ProcessIdentity
 from gpumon_core.cli.terminal import painted
-from gpumon_core.columns import GAP, aligned, cut, padded, width
+from gpumon_core.export.text_columns import GAP, aligned, cut, padded, width
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, Level
 from gpumon_core.telemetry import remedies
 from gpumon_core.telemetry.records import Snapshot
@@ -107,8 +107,8 @@ def of_snapshot(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], s
 def of_recorder(engine: Engine, host: str, now: float, simulated: bool) -> View | None:
     """The newest tick that a recorder wrote of this machine; None where nobody records it. Raises
     sqlalchemy.exc.DBAPIError."""
-    from gpumon_core.health import fresh_within_s
-    from gpumon_core.store import now as newest
+    from gpumon_core.recording.health import fresh_within_s
+    from gpumon_core.store.queries import current as newest
 
     machines = {row["name"]: row for row in newest.hosts(engine)}
     machine = machines.get(host)

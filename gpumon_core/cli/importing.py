@@ -20,7 +20,7 @@ from gpumon_core.cli import stored, terminal
 from gpumon_core.settings import Settings
 
 if TYPE_CHECKING:
-    from gpumon_core.importer import Report
+    from gpumon_core.legacy_import.importer import Report
 
 SUMMARY = "Take the history of the original GPU monitor (its gpu_metrics.db) into gpumon's."
 EXAMPLES = (
@@ -50,8 +50,8 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(settings: Settings, arguments: argparse.Namespace) -> int:
     """Import, and say what came of it; 1 where it was broken off, 2 where --gpu is needed."""
-    from gpumon_core import importer
-    from gpumon_core.original_file import OriginalError
+    from gpumon_core.legacy_import import importer
+    from gpumon_core.legacy_import.sqlite_file import OriginalError
 
     dry = arguments.dry_run
     began = time.monotonic()
@@ -82,7 +82,7 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _lines(path: Path, report: Report, dry: bool, took_s: float) -> Iterator[str]:
-    from gpumon_core.importer import CALLED, COUNTED, moment
+    from gpumon_core.legacy_import.importer import CALLED, COUNTED, moment
 
     held = report.contents
     counted = ", ".join(f"{held.rows.get(table, 0):,} {CALLED[name]}" for name, table in COUNTED)

@@ -23,8 +23,9 @@ def add(_: argparse.ArgumentParser) -> None:
 
 def run(settings: Settings, _: argparse.Namespace) -> int:
     """Record; 0 once it was told to end."""
-    from gpumon_core import descriptors, log_limit
-    from gpumon_core.recorder import run_until
+    from gpumon_core.recording.recorder import run_until
+    from gpumon_core.safety import log_limit
+    from gpumon_core.web import descriptors
 
     if not settings.record:
         raise terminal.Failure("GPUMON_RECORD=false forbids what `record` is for: set it to true")

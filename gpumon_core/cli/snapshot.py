@@ -28,10 +28,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(settings: Settings, arguments: argparse.Namespace) -> int:
     """Read and print."""
-    from gpumon_core import observer
     from gpumon_core.export import snapshot as export
+    from gpumon_core.recording import collector
 
-    chosen = observer.chosen(settings, terminal.say)
+    chosen = collector.chosen(settings, terminal.say)
     try:
         taken, identities = chosen.observe_once(PATIENCE_S)
     finally:

@@ -11,7 +11,8 @@ import sqlalchemy as sa
 
 from gpumon_core.cli import terminal
 from gpumon_core.settings import Settings, mask_password
-from gpumon_core.store import database, naming
+from gpumon_core.store import database
+from gpumon_core.store.queries import gpu_selector
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
@@ -88,8 +89,8 @@ def gpu_ids(engine: Engine, wanted: Sequence[str] | None) -> tuple[int, ...] | N
     """The ids of the GPUs that --gpu names; None where it is not given. Raises Usage."""
     if not wanted:
         return None
-    named = naming.known(engine)
+    named = gpu_selector.known(engine)
     try:
-        return tuple(sorted({naming.find(text, named, "index").id for text in wanted}))
-    except (naming.UnknownGpu, naming.AmbiguousGpu) as error:
+        return tuple(sorted({gpu_selector.find(text, named, "index").id for text in wanted}))
+    except (gpu_selector.UnknownGpu, gpu_selector.AmbiguousGpu) as error:
         raise terminal.Usage(str(error)) from error

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from gpumon_core.masking import hide
+from gpumon_core.safety.masking import hide
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo

@@ -16,8 +16,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from gpumon_core import observer
 from gpumon_core.cli import glance, terminal
+from gpumon_core.recording import collector
 from gpumon_core.settings import Settings
 from gpumon_core.telemetry.records import SourceUnavailable
 
@@ -96,7 +96,7 @@ class Looking:
         self._live = live
         self._patient = patient
         self._engines: dict[str, Engine] = {}
-        self._observer: observer.Observer | None = None
+        self._observer: collector.Observer | None = None
 
     def look(self) -> glance.View:
         """Raises SourceUnavailable."""
@@ -108,14 +108,14 @@ class Looking:
             return recorded
         if self._observer is None:
             try:
-                self._observer = observer.SimulatedObserver(settings) if demo else observer.real(settings)
+                self._observer = collector.SimulatedObserver(settings) if demo else collector.real(settings)
             except SourceUnavailable:
                 if settings.source == "nvml":
                     raise
                 recorded = self._recorded(settings.demo_database_url)
                 if recorded is not None:
                     return recorded
-                self._observer = observer.SimulatedObserver(settings)
+                self._observer = collector.SimulatedObserver(settings)
         seen = self._observer.observe_once(PATIENCE_S) if self._patient else self._observer.observe()
         return glance.of_snapshot(*seen, simulated=self._observer.source.name == "demo")
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from gpumon_core import format as fmt
 from gpumon_core.cli import stored, terminal
 from gpumon_core.settings import Settings
-from gpumon_core.store.dimensions import DIMENSIONS
+from gpumon_core.store.queries.dimensions import DIMENSIONS
 
 if TYPE_CHECKING:
     pass
@@ -58,11 +58,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def run(settings: Settings, arguments: argparse.Namespace) -> int:
     """Add up and print."""
-    from gpumon_core import ledger
     from gpumon_core.export import usage as export
-    from gpumon_core.store import usage
+    from gpumon_core.store.queries import costs, usage
 
-    prices = ledger.Prices(settings.price_per_kwh, settings.price_per_gpu_hour, settings.currency)
+    prices = costs.Prices(settings.price_per_kwh, settings.price_per_gpu_hour, settings.currency)
     now = time.time()
     start, end = terminal.span(arguments, now)
     with stored.history(settings) as engine:
@@ -93,7 +92,7 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _as_text(told: Mapping[str, Any]) -> str:
-    from gpumon_core.columns import aligned
+    from gpumon_core.export.text_columns import aligned
 
     by, currency = told["by"], told["currency"]
     head = f"Use of the GPUs by {by}, from {told['from']} to {told['to']}, counted by the half hour"

@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 
-from gpumon_core.store.frames import gpu_labels
+from gpumon_core.store.queries.frames import gpu_labels
 
 # A spreadsheet takes text that begins like this for a formula, and process names are anybody's text. Where East
 # Asian scripts are written the wide forms of these signs mean the same.

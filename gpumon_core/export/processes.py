@@ -11,7 +11,7 @@ from gpumon_core.export.csv import PROGRAM
 from gpumon_core.export.tables import FLAG, MOMENT, NUMBER, TEXT, WHOLE, Column, Table, plain, scaled
 from gpumon_core.format import JOULES_PER_KWH, MIB_PER_GIB
 from gpumon_core.metrics import PROCESS_METRICS
-from gpumon_core.store.frames import gpu_labels
+from gpumon_core.store.queries.frames import gpu_labels
 
 HOUR_S = 3600
 # What ends the name of a number in that unit.

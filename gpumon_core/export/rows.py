@@ -24,7 +24,7 @@ from gpumon_core.export.csv import harmless
 from gpumon_core.export.tables import FLAG, MOMENT, NUMBER, TEXT, WHOLE, field, parquet
 from gpumon_core.format import gpu_label
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, PROCESS_METRICS, Metric
-from gpumon_core.store.pages import Row
+from gpumon_core.store.queries.table_reader import Row
 from gpumon_core.store.schema import TIERS, gpu_metrics, gpu_processes, gpus, hosts, scale
 
 # Columns that are times, in UTC seconds, and those that are yes or no.

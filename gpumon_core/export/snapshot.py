@@ -10,7 +10,7 @@ from typing import Any
 from gpumon_core import format as fmt
 from gpumon_core import gpu_state
 from gpumon_core.attribution.records import ProcessIdentity
-from gpumon_core.columns import aligned
+from gpumon_core.export.text_columns import aligned
 from gpumon_core.metrics import CHANGE_METRICS, GPU_METRICS_BY_KEY, TICK_COLUMNS
 from gpumon_core.telemetry import remedies
 from gpumon_core.telemetry.records import GpuInfo, Snapshot

@@ -10,7 +10,7 @@ import pandas as pd
 from gpumon_core.export.processes import GPU, HOUR_S
 from gpumon_core.export.tables import FLAG, MOMENT, NUMBER, TEXT, WHOLE, Column, Table, plain, scaled
 from gpumon_core.format import JOULES_PER_KWH, MIB_PER_GIB
-from gpumon_core.ledger import Prices, called, shares
+from gpumon_core.store.queries.costs import Prices, called, shares
 
 
 def named(ranking: pd.DataFrame, names: Mapping[Any, str]) -> pd.DataFrame:

@@ -18,14 +18,14 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 
-from gpumon_core.private_files import make_file, make_folder
+from gpumon_core.safety.private_files import make_file, make_folder
 from gpumon_core.settings import Settings, mask_password
-from gpumon_core.store import sqlite_file
+from gpumon_core.store import database_file
+from gpumon_core.store.database_file import explain_foreign, identity
 from gpumon_core.store.schema import for_postgresql, metadata
-from gpumon_core.store.sqlite_file import explain_foreign, identity
 
 if TYPE_CHECKING:
-    from gpumon_core.store.server import ServerConnection
+    from gpumon_core.store.postgresql import ServerConnection
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ _connections: WeakKeyDictionary[Engine, WeakSet[ServerConnection]] = WeakKeyDict
 _connecting = threading.Lock()
 
 
-is_damage = sqlite_file.is_damage
+is_damage = database_file.is_damage
 
 
 class DatabaseError(Exception):
@@ -110,7 +110,7 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(cause, (sqlite3.Error, OSError)):
         full = getattr(cause, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
         return is_busy(error) or full or getattr(cause, "errno", None) == errno.ENOSPC
-    from gpumon_core.store.server import may_come_back
+    from gpumon_core.store.postgresql import may_come_back
 
     return may_come_back(error)
 
@@ -158,7 +158,7 @@ def size_bytes(engine: Engine) -> int | None:
     path = file_of(str(engine.url))
     if path is None:
         return None
-    parts = (path, sqlite_file.beside(path, sqlite_file.LOG))
+    parts = (path, database_file.beside(path, database_file.LOG))
     return sum(part.stat().st_size for part in parts if part.exists())
 
 
@@ -277,15 +277,15 @@ def _await_recorder(engine: Engine, path: Path) -> None:
 
     @event.listens_for(engine, "do_connect")
     def _connect(*_: object) -> None:
-        sqlite_file.await_recorder(path)
+        database_file.await_recorder(path)
 
 
 def _follow_file(engine: Engine, path: Path) -> None:
     """Let no connection be used whose file, or the log of it, was replaced since: it would show what is not there
     any more. They are read-only: one that outlives the recorder's could write the log into whatever file is there.
     """
-    log_file = sqlite_file.beside(path, sqlite_file.LOG)
-    sqlite_file.reads(engine, path)
+    log_file = database_file.beside(path, database_file.LOG)
+    database_file.reads(engine, path)
 
     @event.listens_for(engine, "do_connect")
     def _connect(_: object, __: object, arguments: list[Any], options: dict[str, Any]) -> sqlite3.Connection:
@@ -311,13 +311,13 @@ def _follow_file(engine: Engine, path: Path) -> None:
 def _server_engine(url: sa.URL, write: bool) -> Engine:
     """An engine on PostgreSQL. A connection that broke is replaced before it is used, and one on which the server
     does not answer in time is closed: see `server`."""
-    from gpumon_core.store import server
+    from gpumon_core.store import postgresql
 
-    limits = f"-c statement_timeout={server.STATEMENT_S}s -c lock_timeout=5s"
+    limits = f"-c statement_timeout={postgresql.STATEMENT_S}s -c lock_timeout=5s"
     if not write:
         limits += " -c default_transaction_read_only=on"
     options = {
-        **server.LINK,
+        **postgresql.LINK,
         "application_name": "gpumon recorder" if write else "gpumon",
         "options": limits,
     }
@@ -332,8 +332,10 @@ def _server_engine(url: sa.URL, write: bool) -> Engine:
     )
 
     @event.listens_for(engine, "do_connect")
-    def _connect(_: object, __: object, arguments: list[Any], options: dict[str, Any]) -> server.ServerConnection:
-        made = server.ServerConnection.connect(*arguments, **options)
+    def _connect(
+        _: object, __: object, arguments: list[Any], options: dict[str, Any]
+    ) -> postgresql.ServerConnection:
+        made = postgresql.ServerConnection.connect(*arguments, **options)
         with _connecting:
             _connections.setdefault(engine, WeakSet()).add(made)
         return made
@@ -341,9 +343,9 @@ def _server_engine(url: sa.URL, write: bool) -> Engine:
     if write:
 
         @event.listens_for(engine, "connect")
-        def _configure(connection: server.ServerConnection, _: object) -> None:
+        def _configure(connection: postgresql.ServerConnection, _: object) -> None:
             connection.autocommit = True
-            connection.execute(server.SESSION)
+            connection.execute(postgresql.SESSION)
             connection.autocommit = False
 
     return engine
@@ -388,21 +390,21 @@ def _upgrade_server(engine: Engine, url: str) -> None:
 
 def _upgrade_alone(engine: Engine, url: str) -> bool:
     """Bring the schema up to date unless another does; whether it is."""
-    from gpumon_core.store import server
+    from gpumon_core.store import postgresql
 
     with engine.connect() as connection:
         session = connection.connection.driver_connection
-        if not isinstance(session, server.ServerConnection):
+        if not isinstance(session, postgresql.ServerConnection):
             raise TypeError(f"a connection to PostgreSQL is a {type(session).__name__}")
         try:
             with connection.begin():
                 if not connection.exec_driver_sql(f"SELECT pg_try_advisory_xact_lock({MIGRATION_KEY})").scalar():
                     return revision(connection) == head()
-                connection.exec_driver_sql(server.UNLIMITED)
+                connection.exec_driver_sql(postgresql.UNLIMITED)
                 session.limit_s = None
                 _bring_up_to_date(connection, url)
         finally:
-            session.limit_s = server.ANSWER_S
+            session.limit_s = postgresql.ANSWER_S
     return True
 
 

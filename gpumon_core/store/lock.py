@@ -23,12 +23,12 @@ from weakref import WeakSet
 from filelock import FileLock, Timeout
 from sqlalchemy.engine import Connection, make_url
 
-from gpumon_core.private_files import FILE, make_folder
+from gpumon_core.safety.private_files import FILE, make_folder
 
 if TYPE_CHECKING:
     from psycopg import Connection as Session
 
-    from gpumon_core.store.server import ServerConnection
+    from gpumon_core.store.postgresql import ServerConnection
 
 
 class LockLost(Exception):
@@ -267,9 +267,9 @@ class ServerRecorderLock(Lock):
         return True
 
     def _take(self, connection: ServerConnection) -> _Held | None:
-        from gpumon_core.store import server
+        from gpumon_core.store import postgresql
 
-        connection.execute(server.SESSION)
+        connection.execute(postgresql.SESSION)
         if connection.execute("SELECT pg_try_advisory_lock(%(key)s)", self._keys).fetchone() != (True,):
             return None
         deadline = time.monotonic() + self.SETTLE_S
@@ -368,12 +368,12 @@ class ServerRecorderLock(Lock):
         return None if row is None else str(row[0])
 
     def _connect(self, application_name: str) -> ServerConnection:
-        from gpumon_core.store import server
+        from gpumon_core.store import postgresql
 
         _, options = self._url.get_dialect()().create_connect_args(self._url)
         # What the URL says about connecting wins.
-        options = {**server.LINK, **options, "application_name": application_name}
-        return server.ServerConnection.connect(**options, autocommit=True)
+        options = {**postgresql.LINK, **options, "application_name": application_name}
+        return postgresql.ServerConnection.connect(**options, autocommit=True)
 
 
 def _key(purpose: str, host: str) -> int:
@@ -394,7 +394,7 @@ def _as_os_error() -> Iterator[None]:
     """What psycopg raises, as the error that locks raise, in one line."""
     import psycopg
 
-    from gpumon_core.store.server import may_come_back
+    from gpumon_core.store.postgresql import may_come_back
 
     try:
         yield

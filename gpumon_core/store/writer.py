@@ -15,7 +15,7 @@ from sqlalchemy.exc import OperationalError
 
 from gpumon_core.attribution.records import NOTHING, ProcessIdentity, Program, is_placeholder
 from gpumon_core.metrics import CHANGE_METRICS, TICK_COLUMNS, TICK_METRICS, Aggregate
-from gpumon_core.store.accounts import (
+from gpumon_core.store.accounting import (
     GONE,
     HEARTBEAT_S,
     HOUR_S,
@@ -40,7 +40,7 @@ from gpumon_core.store.accounts import (
     spans,
 )
 from gpumon_core.store.bulk import Bulk, Row, adding, replacing, upsert
-from gpumon_core.store.resuming import known_ledger, known_use, resume
+from gpumon_core.store.crash_recovery import known_ledger, known_use, resume
 from gpumon_core.store.schema import (
     PROGRAM_COLUMNS,
     gpu_changes,

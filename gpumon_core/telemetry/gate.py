@@ -11,8 +11,8 @@ from typing import Any
 
 import pynvml
 
+from gpumon_core.safety.text import clean
 from gpumon_core.telemetry.limits import LONGEST_TEXT
-from gpumon_core.text import clean
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import pynvml
 
-from gpumon_core import text
 from gpumon_core.metrics import GPU_METRICS, MIB, RARELY_S, TICK_COLUMNS
+from gpumon_core.safety import text
 from gpumon_core.telemetry import remedies, unified
 from gpumon_core.telemetry.gate import DeviceLost, Gate, SessionOver, Unsupported
 from gpumon_core.telemetry.limits import (

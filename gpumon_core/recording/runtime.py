@@ -1,0 +1,210 @@
+"""The one recorder of this process, and what pages and routes ask of it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import DBAPIError
+
+from gpumon_core.attribution import local
+from gpumon_core.recording import health
+from gpumon_core.recording.counters import Vitals
+from gpumon_core.recording.latest_tick import Newest
+from gpumon_core.recording.recorder import Recorder, State
+from gpumon_core.settings import Settings, load
+from gpumon_core.store import database
+
+if TYPE_CHECKING:
+    from gpumon_core.doctor import Finding
+
+log = logging.getLogger(__name__)
+
+_guard = threading.Lock()
+_recorder: Recorder | None = None
+
+
+@lru_cache(maxsize=1)
+def settings() -> Settings:
+    """The settings in force, read once. Raises settings.SettingsError."""
+    return load()
+
+
+def start() -> Recorder:
+    """Start this process's recorder; it deals with whatever is missing by trying again."""
+    global _recorder  # noqa: PLW0603 - a process has one recorder, however many pages ask for it
+    with _guard:
+        if _recorder is None:
+            recorder = Recorder(settings())
+            _recorder = recorder
+            recorder.start(patient=True)
+        return _recorder
+
+
+def stop() -> None:
+    """Stop it, with its last tick committed; who waits for a server's answer waits no longer. Doing it twice is
+    fine."""
+    global _recorder  # noqa: PLW0603
+    with _guard:
+        with _opening:
+            for engine in _engines.values():
+                database.break_off(engine)
+            _close_all_but(0)
+        if _recorder is not None:
+            _recorder.stop()
+            _recorder = None
+
+
+def state() -> State:
+    """What the recorder is doing; without one, where its database would be."""
+    if _recorder is not None:
+        return _recorder.state
+    chosen = settings()
+    return State(
+        role="stopped",
+        source="demo" if chosen.source == "demo" else "nvml",
+        database_url=chosen.database_of(chosen.source),
+    )
+
+
+def sees_processes() -> bool:
+    """Whether this process's recorder is told of all processes: in a container with PIDs of its own, a driver
+    tells of none outside it. True where it does not record, and under WSL, whose driver tells of none anyway."""
+    now = state()
+    return now.role != "recording" or now.source == "demo" or local.is_wsl() or local.sees_host_processes()
+
+
+def vitals() -> Vitals | None:
+    """What this process's recorder has done, in numbers; None where there is none."""
+    return None if _recorder is None else _recorder.vitals
+
+
+def newest() -> Newest | None:
+    """This process's newest tick, from memory; None where it does not record."""
+    return None if _recorder is None else _recorder.newest
+
+
+def engine(url: str | None = None) -> Engine:
+    """A read-only engine on a database, by default the one that is being shown now."""
+    return _engine(url or state().database_url)
+
+
+# One shows real GPUs, another simulated ones.
+MOST_ENGINES = 2
+_opening = threading.Lock()
+_engines: dict[str, Engine] = {}
+
+
+def _engine(url: str) -> Engine:
+    with _opening:
+        if url not in _engines:
+            _close_all_but(MOST_ENGINES - 1)
+            _engines[url] = database.open_for_reading(url, often=True)
+        return _engines[url]
+
+
+def _close_all_but(newest: int) -> None:
+    while len(_engines) > newest:
+        _engines.pop(next(iter(_engines))).dispose()
+
+
+# Of a recorder that is not this process's nothing tells when it has written: the database is asked so often.
+ELSEWHERE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What was read, or went wrong, when, and what it was good for."""
+
+    key: tuple[str, int | None]
+    at: float
+    reading: health.Reading | DBAPIError
+
+
+_looking = threading.Lock()
+_looked: _Looked | None = None
+
+
+def check_health() -> health.Health:
+    """How the recording stands right now; the database is asked once per tick, however many want to know.
+    Raises sqlalchemy.exc.DBAPIError."""
+    global _looked  # noqa: PLW0603 - all viewers share it
+    now_is, counts = state(), vitals()
+    records = counts is not None and now_is.role == "recording"
+    key = (now_is.database_url, counts.ticks if counts is not None and records else None)
+    good_for = settings().interval if records else min(ELSEWHERE_S, settings().interval)
+    # Those who come together wait for the one who asks.
+    with _looking:
+        found = _looked
+        if found is not None and isinstance(found.reading, DBAPIError):
+            good_for, key = min(ELSEWHERE_S, good_for), (now_is.database_url, None)
+        if found is None or found.key != key or time.monotonic() - found.at > good_for:
+            # One that records is judged by its own ticks, another by whoever's are the newest.
+            host = settings().host_name if records else None
+            reading: health.Reading | DBAPIError
+            try:
+                reading = health.read(_engine(now_is.database_url), host)
+            except DBAPIError as error:
+                # A server that is away is not waited for by one viewer after the other.
+                reading, key = error, (now_is.database_url, None)
+            found = _looked = _Looked(key, time.monotonic(), reading)
+    if isinstance(found.reading, DBAPIError):
+        raise found.reading
+    age_s = _recorder.age_s if records and _recorder is not None else None
+    return health.judge(found.reading, now_is, settings().interval, counts, age_s)
+
+
+# So long what was found about this machine is good, and so long a sick driver may keep the examination waiting.
+EXAMINED_FOR_S = 600.0
+PATIENCE_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What was found about this machine; `done` once all was looked at, `began` in seconds of time.monotonic."""
+
+    findings: tuple[Finding, ...]
+    began: float
+    done: bool
+
+    @property
+    def overdue(self) -> bool:
+        """Whether something that it asks, such as a driver, does not answer."""
+        return not self.done and time.monotonic() - self.began > PATIENCE_S
+
+
+_examination: Examination | None = None
+
+
+def examination() -> Examination:
+    """What `doctor` says of this machine. Made in the background: the first who asks gets what is known so far."""
+    global _examination  # noqa: PLW0603 - all viewers share it
+    with _guard:
+        found = _examination
+        if found is None or (found.done and time.monotonic() - found.began > EXAMINED_FOR_S):
+            # What was found before stands until the new findings are complete.
+            found = _examination = Examination(found.findings if found else (), time.monotonic(), False)
+            threading.Thread(target=_examine, args=(found,), name="doctor", daemon=True).start()
+    return found
+
+
+def _examine(before: Examination) -> None:
+    global _examination  # noqa: PLW0603
+    from gpumon_core.doctor import Finding, examine
+
+    findings: list[Finding] = []
+    try:
+        for finding in examine(settings()):
+            findings.append(finding)
+            if not before.findings:
+                _examination = Examination(tuple(findings), before.began, False)
+    except Exception as error:
+        # Whatever it meets, the page says so, and it is tried again later.
+        log.exception("the examination of this machine was broken off")
+        findings.append(Finding("problem", "doctor", f"broken off: {error!r}", "The log says more."))
+    _examination = Examination(tuple(findings), before.began, True)

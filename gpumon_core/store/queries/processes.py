@@ -1,0 +1,401 @@
+"""Reads the process ledger: every process that was seen on a GPU, as pandas DataFrames.
+
+Every function takes an engine from `database.open_for_reading`, and raises sqlalchemy.exc.DBAPIError where the
+database does not answer. Times are integer UTC seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pandas as pd
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from gpumon_core.format import gpu_label
+from gpumon_core.store.queries.current import ANSWERS
+from gpumon_core.store.schema import PROGRAM_COLUMNS, gpu_processes, gpus, hosts, process_gpus, programs
+
+Kind = Literal["C", "G", "M"]
+State = Literal["running", "ended"]
+# Where a row stands in the ledger's order: its first_seen and process_id.
+Position = tuple[int, int]
+
+PAGE_ROWS = 5000
+# So many processes are named one by one; more, by the question that found them. SQLite takes 32,766 names.
+NAMED = 5000
+LARGEST_PID = 2**31 - 1
+PID_DIGITS = len(str(LARGEST_PID))
+# What is read of `gpu_processes` itself.
+OWN = (
+    *("id", "pid", "name", "username", "program_id", "start_time", "first_seen", "last_seen"),
+    *("max_memory", "avg_memory", "seconds", "sample_count"),
+)
+# The columns of process_history; seconds becomes memory_mib_s, and lifetime_s follows from the times.
+DTYPES = {
+    "process_id": "int64",
+    **dict.fromkeys(("host", "gpus"), "str"),
+    "pid": "int64",
+    **dict.fromkeys(("name", "username"), "str"),
+    "start_time": "float64",
+    "kind": "str",
+    **dict.fromkeys(("first_seen", "last_seen"), "int64"),
+    **dict.fromkeys(("max_memory", "avg_memory", "seconds"), "float64"),
+    "sample_count": "int64",
+    "running": "bool",
+    **dict.fromkeys(("busy_s", "energy_j", "sm_mean", "max_sm"), "float64"),
+    "estimated": "bool",
+    **dict.fromkeys(PROGRAM_COLUMNS, "object"),
+}
+# Containers are called as pages call them: by pod, name, or the beginning of the id.
+CONTAINER = sa.func.coalesce(
+    programs.c.pod, programs.c.container_name, sa.func.substr(programs.c.container_id, 1, 12)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessFilter:
+    """Which processes are meant. None and empty filters leave everything in; the others hold together.
+
+    start, end: UTC seconds; the process was seen between them. gpu_ids, users: any of them. containers: by pod,
+    name, or the first 12 digits of the id. programs_with: (column of `programs`, values) pairs, any of the
+    values. kinds: it was a process of one of these kinds on some GPU. min_memory_mib: of the most that it held at
+    once over its GPUs. min_lifetime_s: from first to last seen. text: part of the name or the command line in
+    any case, or the PID. process_ids: these rows.
+    """
+
+    start: int | None = None
+    end: int | None = None
+    gpu_ids: tuple[int, ...] = ()
+    users: tuple[str, ...] = ()
+    containers: tuple[str, ...] = ()
+    programs_with: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    kinds: tuple[Kind, ...] = ()
+    states: tuple[State, ...] = ()
+    min_memory_mib: int | None = None
+    min_lifetime_s: int | None = None
+    text: str = ""
+    process_ids: tuple[int, ...] = ()
+
+    def conditions(self, dialect: str) -> list[sa.ColumnElement[bool]]:
+        """What holds for the rows of `gpu_processes`, in a database of that dialect.
+
+        Raises KeyError for a column that `programs` lacks.
+        """
+        text = self.text.strip()
+        return [*self._when(), *self._who(), *self._what(), *([_matches(text, dialect)] if text else [])]
+
+    def _when(self) -> list[sa.ColumnElement[bool]]:
+        # Rows of processes that go on are brought up to date now and then: they were seen just now.
+        this = gpu_processes.c
+        found: list[sa.ColumnElement[bool]] = []
+        if self.start is not None:
+            still = running().where(hosts.c.last_seen >= self.start)
+            found.append(sa.or_(this.last_seen >= self.start, this.id.in_(still)))
+        if self.end is not None:
+            found.append(this.first_seen <= self.end)
+        if self.min_lifetime_s is not None:
+            began = gpu_processes.alias()
+            still = running().join(began, began.c.id == process_gpus.c.process_id)
+            still = still.where(hosts.c.last_seen - began.c.first_seen >= self.min_lifetime_s)
+            lived = this.last_seen - this.first_seen >= self.min_lifetime_s
+            found.append(sa.or_(lived, this.id.in_(still)))
+        if len(set(self.states)) == 1:
+            on = this.id.in_(running())
+            found.append(on if self.states[0] == "running" else sa.not_(on))
+        return found
+
+    def _who(self) -> list[sa.ColumnElement[bool]]:
+        found: list[sa.ColumnElement[bool]] = []
+        if self.users:
+            found.append(gpu_processes.c.username.in_(self.users))
+        chosen = [(programs.c[column], values) for column, values in self.programs_with]
+        for column, values in [*chosen, (CONTAINER, self.containers)]:
+            if values:
+                found.append(gpu_processes.c.program_id.in_(sa.select(programs.c.id).where(column.in_(values))))
+        return found
+
+    def _what(self) -> list[sa.ColumnElement[bool]]:
+        found: list[sa.ColumnElement[bool]] = []
+        if self.process_ids:
+            found.append(gpu_processes.c.id.in_(self.process_ids))
+        used = sa.select(process_gpus.c.process_id)
+        if self.gpu_ids:
+            found.append(gpu_processes.c.id.in_(used.where(process_gpus.c.gpu_id.in_(self.gpu_ids))))
+        if self.kinds:
+            # A kind may be a sum, such as C+G.
+            letters = sa.or_(*(process_gpus.c.kind.contains(kind, autoescape=True) for kind in self.kinds))
+            found.append(gpu_processes.c.id.in_(used.where(letters)))
+        if self.min_memory_mib is not None:
+            found.append(gpu_processes.c.max_memory >= self.min_memory_mib)
+        return found
+
+
+EVERYTHING = ProcessFilter()
+
+
+def running() -> sa.Select[tuple[int]]:
+    """The ids of the processes that are on a GPU at their host's newest tick."""
+    return (
+        sa.select(process_gpus.c.process_id)
+        .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
+        .join(hosts, hosts.c.id == gpus.c.host_id)
+        .where(process_gpus.c.active == 1, ANSWERS)
+    )
+
+
+def count(engine: Engine, wanted: ProcessFilter = EVERYTHING) -> int:
+    """How many processes the filter leaves. Raises KeyError for a column that `programs` lacks."""
+    query = sa.select(sa.func.count()).select_from(gpu_processes).where(*wanted.conditions(engine.dialect.name))
+    with engine.connect() as connection:
+        return int(connection.execute(query).scalar_one())
+
+
+def process_history(engine: Engine, wanted: ProcessFilter = EVERYTHING, limit: int | None = None) -> pd.DataFrame:
+    """The ledger's rows that the filter leaves, newest first: one row per process.
+
+    Columns: process_id, host, gpus (a text such as "0, 3"), pid, name, username, start_time, kind, first_seen,
+    last_seen, lifetime_s, max_memory, avg_memory (MiB, summed over the process's GPUs), memory_mib_s (MiB times
+    seconds), sample_count, running (bool), busy_s (seconds of a GPU at 100 %), energy_j, sm_mean, max_sm (%, NaN
+    where the driver does not tell), estimated (bool: busy_s and energy_j are split by memory), and those of
+    `programs` (None where not known). Raises KeyError for a column that `programs` lacks.
+    """
+    if limit is not None:
+        return page(engine, wanted, limit)
+    with engine.connect() as connection:
+        frame = _read(connection, _ledger(wanted, engine.dialect.name))
+    # Sorted here: the database would walk the whole ledger in this order to find a few rows in it.
+    return frame.sort_values(["first_seen", "process_id"], ascending=False, ignore_index=True)
+
+
+def page(
+    engine: Engine, wanted: ProcessFilter = EVERYTHING, size: int = PAGE_ROWS, after: Position | None = None
+) -> pd.DataFrame:
+    """The first rows of process_history, or those that follow a position in it."""
+    this = gpu_processes.c
+    query = _ledger(wanted, engine.dialect.name).order_by(this.first_seen.desc(), this.id.desc()).limit(size)
+    if after is not None:
+        query = query.where(sa.tuple_(this.first_seen, this.id) < sa.tuple_(*after))
+    with engine.connect() as connection:
+        return _read(connection, query)
+
+
+def position(frame: pd.DataFrame) -> Position:
+    """Where the last row of a page stands. Raises IndexError for an empty frame."""
+    return int(frame["first_seen"].iloc[-1]), int(frame["process_id"].iloc[-1])
+
+
+def pages(engine: Engine, wanted: ProcessFilter = EVERYTHING, size: int = PAGE_ROWS) -> Iterator[pd.DataFrame]:
+    """process_history in pieces of at most `size` rows, of which one is in memory at a time.
+
+    Each is read for itself, so that a slow reader holds neither a connection nor the database's log. No process
+    comes twice: neither first_seen nor the id of one ever changes, and who is newer than the first row
+    is not looked for.
+    """
+    return walk(lambda after: page(engine, wanted, size, after), position, size)
+
+
+def walk(
+    read: Callable[[Position | None], pd.DataFrame], position_of: Callable[[pd.DataFrame], Position], size: int
+) -> Iterator[pd.DataFrame]:
+    """Frames of at most `size` rows one after the other, each read from where the one before ended."""
+    after = None
+    while True:
+        frame = read(after)
+        if len(frame):
+            after = position_of(frame)
+            yield frame
+        if len(frame) < size:
+            return
+
+
+def seen_last(engine: Engine, wanted: ProcessFilter, most: int) -> pd.DataFrame:
+    """The rows of process_history that were seen last, at most so many, and in this order. Of those that were seen
+    at the same time, the newest come first."""
+    this = gpu_processes.c
+    # A row of a process that goes on is brought up to date now and then; it is there once for each of its GPUs.
+    now = running().add_columns(hosts.c.last_seen).distinct().subquery()
+    seen = sa.func.coalesce(now.c.last_seen, this.last_seen)
+    query = (
+        sa.select(this.id)
+        .outerjoin(now, now.c.process_id == this.id)
+        .where(*wanted.conditions(engine.dialect.name))
+        .order_by(seen.desc(), this.first_seen.desc(), this.id.desc())
+        .limit(most)
+    )
+    with engine.connect() as connection:
+        ids = connection.execute(query).scalars().all()
+        frame = _read(connection, _ledger(EVERYTHING, engine.dialect.name).where(this.id.in_(ids)))
+    return frame.sort_values(["last_seen", "first_seen", "process_id"], ascending=False, ignore_index=True)
+
+
+def memory_totals(engine: Engine, process_ids: Iterable[int]) -> dict[int, int]:
+    """The memory of all the GPUs that a process was on, together, in MiB, by its id; without those of which one
+    GPU's is not known."""
+    query = (
+        sa.select(process_gpus.c.process_id, gpus.c.memory_total_mib)
+        .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
+        .where(process_gpus.c.process_id.in_(list(process_ids)))
+    )
+    found: dict[int, list[int | None]] = {}
+    with engine.connect() as connection:
+        for process_id, total in connection.execute(query):
+            found.setdefault(process_id, []).append(total)
+    return {
+        one: sum(known) for one, totals in found.items() if len(known := [*filter(None, totals)]) == len(totals)
+    }
+
+
+def usernames(engine: Engine) -> list[str]:
+    """Every user in the ledger, by name."""
+    return _values(engine, gpu_processes.c.username)
+
+
+def containers(engine: Engine) -> list[str]:
+    """Every container in the ledger, as ProcessFilter names them, by name."""
+    return _values(engine, CONTAINER)
+
+
+def program_values(engine: Engine, column: str) -> list[str]:
+    """Every value that a column of `programs` has in the ledger, in order. Raises KeyError for another."""
+    return _values(engine, programs.c[column])
+
+
+def workloads(engine: Engine) -> list[str]:
+    """Every workload in the ledger in the order in which they were first seen: a new one moves no other."""
+    name = programs.c.workload
+    query = sa.select(name).where(name.is_not(None)).group_by(name).order_by(sa.func.min(programs.c.id))
+    with engine.connect() as connection:
+        return list(connection.execute(query).scalars())
+
+
+def _values(engine: Engine, value: sa.ColumnElement[Any]) -> list[str]:
+    with engine.connect() as connection:
+        return sorted(connection.execute(sa.select(value).where(value.is_not(None)).distinct()).scalars())
+
+
+def _ledger(wanted: ProcessFilter, dialect: str) -> sa.Select[Any]:
+    return (
+        sa.select(*(gpu_processes.c[name] for name in OWN), hosts.c.name.label("host"))
+        .join(hosts, hosts.c.id == gpu_processes.c.host_id)
+        .where(*wanted.conditions(dialect))
+    )
+
+
+def _read(connection: Connection, chosen: sa.Select[Any]) -> pd.DataFrame:
+    """Rows of the ledger with what they did on their GPUs and what they run.
+
+    Put together before there is a frame: to join frames of a few rows takes longer than all the queries.
+    """
+    rows = connection.execute(chosen).all()
+    ids = [row.id for row in rows]
+    used = _on_gpus(connection, ids if len(ids) <= NAMED else sa.select(chosen.subquery().c.id))
+    runs = _programs(connection, {row.program_id for row in rows if row.program_id is not None})
+    now = {row.process_id: row.last_seen for row in connection.execute(running().add_columns(hosts.c.last_seen))}
+    columns: dict[str, Sequence[Any]]
+    columns = dict(zip((*OWN, "host"), zip(*rows, strict=True), strict=True)) if rows else {}
+    columns |= {"process_id": ids, "running": [process_id in now for process_id in ids]}
+    # Rows of processes that go on are brought up to date now and then: they were seen just now.
+    columns["last_seen"] = [now.get(row.id, row.last_seen) for row in rows]
+    nowhere, nothing = _Used(), (None,) * len(PROGRAM_COLUMNS)
+    on = [used.get(process_id, nowhere) for process_id in ids]
+    for name in ("busy_s", "energy_j", "max_sm", "estimated"):
+        columns[name] = [getattr(one, name) for one in on]
+    columns["gpus"] = [", ".join(one.labels) for one in on]
+    columns["kind"] = [_join_kinds(one.kinds) for one in on]
+    columns["sm_mean"] = [one.sm_percent_s / one.sm_told_s if one.sm_told_s else None for one in on]
+    programs_of = zip(*(runs.get(row.program_id, nothing) for row in rows), strict=True)
+    columns |= dict(zip(PROGRAM_COLUMNS, programs_of, strict=True)) if rows else {}
+    frame = pd.DataFrame(
+        {name: pd.Series(list(columns.get(name, ())), dtype=dtype) for name, dtype in DTYPES.items()}
+    )
+    frame["lifetime_s"] = frame["last_seen"] - frame["first_seen"]
+    frame["memory_mib_s"] = frame["avg_memory"] * frame.pop("seconds")
+    return frame
+
+
+@dataclass(slots=True)
+class _Used:
+    """What a process did on all of its GPUs together."""
+
+    labels: list[str] = field(default_factory=list)
+    kinds: set[str] = field(default_factory=set)
+    busy_s: float = 0.0
+    energy_j: float = 0.0
+    sm_percent_s: float = 0.0
+    sm_told_s: float = 0.0
+    max_sm: int | None = None
+    estimated: bool = False
+
+
+def _on_gpus(connection: Connection, process_ids: Any) -> dict[int, _Used]:
+    names = ("process_id", "kind", "busy_s", "energy_j", "sm_percent_s", "sm_told_s", "max_sm", "estimated")
+    query = (
+        sa.select(*(process_gpus.c[name] for name in names), gpus.c.gpu_index, gpus.c.mig_index)
+        .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
+        .where(process_gpus.c.process_id.in_(process_ids))
+        .order_by(process_gpus.c.process_id, gpus.c.gpu_index, gpus.c.mig_index)
+    )
+    found: dict[int, _Used] = {}
+    for process_id, kind, busy_s, energy_j, percent_s, told_s, max_sm, estimated, index, mig in connection.execute(
+        query
+    ):
+        used = found.get(process_id)
+        if used is None:
+            used = found[process_id] = _Used()
+        used.labels.append(gpu_label(index, mig))
+        used.kinds.add(kind)
+        used.busy_s += busy_s
+        used.energy_j += energy_j
+        used.sm_percent_s += percent_s
+        used.sm_told_s += told_s
+        if max_sm is not None:
+            used.max_sm = max(max_sm, used.max_sm or 0)
+        used.estimated |= estimated == 1
+    return found
+
+
+def _programs(connection: Connection, ids: set[int]) -> dict[int | None, tuple[str | None, ...]]:
+    query = sa.select(programs.c.id, *(programs.c[name] for name in PROGRAM_COLUMNS))
+    if len(ids) <= NAMED:
+        query = query.where(programs.c.id.in_(ids))
+    return {row[0]: tuple(row[1:]) for row in connection.execute(query)}
+
+
+def _join_kinds(kinds: Iterable[str]) -> str:
+    letters = {letter for kind in kinds for letter in kind.split("+")}
+    return "+".join(letter for letter in "MCG" if letter in letters)
+
+
+def _matches(text: str, dialect: str) -> sa.ColumnElement[bool]:
+    """Whether a text is in a process's name or command line, or is its PID."""
+    this = gpu_processes.c
+    commanded = sa.select(programs.c.id).where(_contains(programs.c.command, text, dialect))
+    found = [
+        sa.select(this.id).where(this.name.in_(_names_with(text, dialect))),
+        sa.select(this.id).where(this.program_id.in_(commanded)),
+    ]
+    # Of thousands of digits Python makes no number.
+    if text.isdecimal() and len(text) <= PID_DIGITS and int(text) <= LARGEST_PID:
+        # The key of processes begins with the host.
+        found.append(sa.select(this.id).where(this.host_id.in_(sa.select(hosts.c.id)), this.pid == int(text)))
+    # As one list of ids: of conditions joined by OR, SQLite would ask the inner questions twice.
+    return this.id.in_(sa.union(*found))
+
+
+def _names_with(text: str, dialect: str) -> sa.Select[tuple[object]]:
+    """The names that contain a text. There are few names, however many processes: the index is asked
+    for one after the other, instead of every process for its own."""
+    name = gpu_processes.c.name
+    names = sa.select(sa.func.min(name).label("name")).cte("names", recursive=True)
+    after = sa.select(sa.func.min(name)).where(name > names.c.name).scalar_subquery()
+    names = names.union_all(sa.select(after).where(names.c.name.is_not(None)))
+    return sa.select(names.c.name).where(_contains(names.c.name, text, dialect))
+
+
+def _contains(value: sa.ColumnElement[Any], text: str, dialect: str) -> sa.ColumnElement[bool]:
+    # SQLite's LIKE is blind to case by itself; to call lower() besides takes it twice as long.
+    contains = value.contains if dialect == "sqlite" else value.icontains
+    return contains(text, autoescape=True)

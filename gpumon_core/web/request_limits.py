@@ -1,0 +1,115 @@
+"""What a request to the server may bring: a query and headers of some kilobytes, a small body, and no file.
+
+An ASGI middleware around everything that the server has, Streamlit's own routes and its WebSocket included.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from http import HTTPStatus
+
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gpumon_core.web import connections
+
+log = logging.getLogger(__name__)
+
+MOST_QUERY_BYTES = 16 << 10
+MOST_HEADER_BYTES = 32 << 10
+MOST_BODY_BYTES = 64 << 10
+# From the head of a request until all of its body is there.
+BODY_S = 10.0
+# Streamlit's route for st.file_uploader, which no page has. It keeps what comes for a session in memory.
+UPLOADS = "/_stcore/upload_file"
+
+
+class RequestLimits:
+    """Answers what is too large itself, and tells a connection when it is being answered."""
+
+    def __init__(self, app: ASGIApp, accepted: connections.Connections) -> None:
+        self._app = app
+        self._small = RequestBodyLimitMiddleware(app, max_body_size=MOST_BODY_BYTES)
+        self._accepted = accepted
+        self._is_told = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what is within the limits."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        if not (self._accepted.is_installed or self._is_told):
+            self._is_told = True
+            log.warning("this server limits no connections: it opened its port before gpumon's limits were there")
+        connection = connections.current.get()
+        if connection is not None:
+            connection.asked()
+        try:
+            refusal = refused(scope)
+            if refusal is None and scope["type"] == "http":
+                await self._small(scope, _Body(receive, connection), send)
+            elif refusal is None:
+                await self._app(scope, receive, send)
+            else:
+                await refusal(scope, receive, send)
+        finally:
+            if connection is not None:
+                connection.answered()
+
+
+class _Body:
+    """`receive` of a request, whose body has to come in time."""
+
+    def __init__(self, receive: Receive, connection: connections.Connection | None) -> None:
+        self._receive = receive
+        self._connection = connection
+        self._deadline = asyncio.get_running_loop().time() + BODY_S
+        self._is_whole = False
+
+    async def __call__(self) -> Message:
+        """The next piece; that the client is gone, where it comes too late."""
+        if self._is_whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            if self._connection is not None:
+                self._connection.end()
+            self._is_whole = True
+            return {"type": "http.disconnect"}
+        self._is_whole = message["type"] != "http.request" or not message.get("more_body", False)
+        return message
+
+
+def refused(scope: Scope) -> Response | None:
+    """The answer to a request that is beyond the limits; None to one within."""
+    headers = scope["headers"]
+    if len(scope["query_string"]) > MOST_QUERY_BYTES:
+        return _refusal(
+            HTTPStatus.REQUEST_URI_TOO_LONG, f"A query has {MOST_QUERY_BYTES:,} bytes at most: name fewer values."
+        )
+    if sum(len(name) + len(value) for name, value in headers) > MOST_HEADER_BYTES:
+        return _refusal(
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"All headers have {MOST_HEADER_BYTES:,} bytes at most."
+        )
+    if scope["type"] == "websocket":
+        return None
+    if UPLOADS in scope["path"]:
+        return _refusal(HTTPStatus.FORBIDDEN, "No page takes a file.")
+    length = next((value for name, value in headers if name == b"content-length"), b"0")
+    if not length.isdigit() or len(length) > len(str(MOST_BODY_BYTES)) or int(length) > MOST_BODY_BYTES:
+        return _refusal(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A request's body has {MOST_BODY_BYTES:,} bytes at most."
+        )
+    return None
+
+
+def _refusal(status: HTTPStatus, detail: str) -> Response:
+    answer = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
+    # What is still to come of the request is not waited for.
+    return JSONResponse(
+        answer, status.value, {"Connection": "close", "Cache-Control": "no-store"}, "application/problem+json"
+    )

@@ -1,0 +1,218 @@
+"""What a reader can choose in the sidebar. Every choice lives in the address, so that a link shows the same."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import pandas as pd
+import streamlit as st
+
+from gpumon_core import figures
+from gpumon_core.store.queries.frames import gpu_labels
+from pages.components import chrome, data, links, plot
+
+MINUTE, HOUR, DAY = 60, 3600, 86400
+RANGES = {
+    "15m": 15 * MINUTE,
+    "30m": 30 * MINUTE,
+    "1h": HOUR,
+    "6h": 6 * HOUR,
+    "12h": 12 * HOUR,
+    "24h": DAY,
+    "3d": 3 * DAY,
+    "7d": 7 * DAY,
+    "30d": 30 * DAY,
+    "1y": 365 * DAY,
+}
+CUSTOM = "Custom"
+ALL = "All"
+# The shortest stretch that a chart can be zoomed to.
+SHORTEST_S = MINUTE
+# How a beginning and an end are written in an address.
+MOMENT = "%Y-%m-%dT%H:%M"
+# So many zooms can be gone back.
+MOST_ZOOMS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A stretch of time: the last `length_s` seconds before the newest sample, or from `start` to `end` (UTC
+    seconds); all of it where neither is given."""
+
+    name: str
+    length_s: int | None = None
+    start: int | None = None
+    end: int | None = None
+
+    @property
+    def follows(self) -> bool:
+        """Whether its end moves on with every sample."""
+        return self.end is None
+
+    def span(self, newest: int) -> tuple[int, int]:
+        """From when to when it is, in UTC seconds."""
+        if self.start is not None and self.end is not None:
+            return self.start, self.end
+        return (0 if self.length_s is None else newest - self.length_s), newest
+
+    def says(self) -> str:
+        """In words, for charts that are read aloud."""
+        if self.name == ALL:
+            return "all of its history"
+        return "the chosen time" if self.name == CUSTOM else f"the last {self.name}"
+
+
+def window(names: Sequence[str], default: str, newest: int, label: str = "Time range") -> Window:
+    """The chosen time range: one of `names` of RANGES (or ALL), or a stretch with a beginning and an end."""
+    zone = chrome.zone()
+    state = st.session_state
+    _read_range((*names, CUSTOM))
+    if state.get("range", default) not in (*names, CUSTOM):
+        # Another page's, which this one does not have.
+        del state["range"]
+    links.check("range", "time range", (*names, CUSTOM).__contains__, default)
+    # A zoom sets what is chosen, and then there is no default.
+    chosen = st.sidebar.pills(
+        label,
+        [*names, CUSTOM],
+        default=None if "range" in st.session_state else default,
+        key="range",
+        bind="query-params",
+        required=True,
+        on_change=links.forget,
+    )
+    if chosen != CUSTOM:
+        # The reader's own choice is where a zoom begins.
+        state.pop("zoomed_from", None)
+        name = chosen if chosen is not None and chosen in names else default
+        return Window(name, RANGES.get(name))
+    latest = datetime.fromtimestamp(newest, zone).replace(tzinfo=None, second=0, microsecond=0)
+    minute = timedelta(minutes=1)
+    latest += minute
+    ends = (("From", latest - timedelta(hours=1), "from"), ("To", latest, "to"))
+    address = st.query_params
+    # A link to this page, and the way back to it, must find the stretch that is shown now.
+    unsaid = {key: value.strftime(MOMENT) for _, value, key in ends if key not in address and key not in state}
+    if unsaid:
+        address.update(unsaid)
+    for name, value, key in ends:
+        links.check(key, f"“{name}”", _is_moment, f"{value:%d %b %H:%M}")
+    since, until = (  # What a zoom has set needs no beginning.
+        st.sidebar.datetime_input(
+            name,
+            key=key,
+            step=minute,
+            required=True,
+            bind="query-params",
+            value="now" if key in st.session_state else value,
+            on_change=links.forget,
+        )
+        for name, value, key in ends
+    )
+    start, end = (figures.from_wall_clock(str(moment or latest), zone) for moment in (since, until))
+    if end <= start:
+        st.sidebar.error("“To” must be later than “From”.", icon=":material/error:")
+        end = start + SHORTEST_S
+    return Window(CUSTOM, None, start, end)
+
+
+def _read_range(names: Sequence[str]) -> None:
+    """Take the address of a link as it was meant: a range in whatever case it is written, and a beginning or an
+    end without one as a stretch of its own."""
+    address = st.query_params
+    if "range" in st.session_state:
+        # Read already; from here on the reader chooses.
+        return
+    asked = address.get("range") or (CUSTOM if "from" in address or "to" in address else "")
+    meant = {name.lower(): name for name in names}.get(asked.lower())
+    if meant is not None and meant != address.get("range"):
+        address["range"] = meant
+        # A run has read the address of its beginning.
+        st.rerun()
+
+
+def _is_moment(text: str) -> bool:
+    try:
+        time.strptime(text, MOMENT)
+    except ValueError:
+        return False
+    return True
+
+
+def zoom(key: str) -> None:
+    """Show the stretch of time that the reader has chosen in a chart, or what was shown before."""
+    state = st.session_state
+    chosen = plot.zoomed(key)
+    before: list[tuple[object, ...]] = state.setdefault("zoomed_from", [])
+    has_inputs = state.get("range") == CUSTOM
+    if chosen is None:
+        if not before:
+            return
+        state["range"], state["from"], state["to"] = before.pop()
+    else:
+        before.append((state.get("range"), state.get("from"), state.get("to")))
+        del before[:-MOST_ZOOMS]
+        since, until = (pd.Timestamp(text).to_pydatetime().replace(tzinfo=None) for text in chosen)
+        since = since.replace(second=0, microsecond=0)
+        until = max(until.replace(second=0, microsecond=0), since) + timedelta(minutes=1)
+        state["range"], state["from"], state["to"] = CUSTOM, since, until
+    for name in ("from", "to"):
+        if state.get(name) is None:
+            state.pop(name, None)
+        elif not has_inputs:
+            # The inputs that are not on the page yet write their addresses only when a reader changes them.
+            st.query_params[name] = state[name].isoformat(timespec="minutes")
+    state["moved"] = True
+    links.forget()
+
+
+def follow_zoom() -> None:
+    """Within a fragment: run the whole page again after `zoom`, for the sidebar has changed with it."""
+    if st.session_state.pop("moved", False):
+        st.rerun()
+
+
+def named_gpus(gpus: pd.DataFrame) -> dict[str, int]:
+    """Every GPU's short name ("GPU 0", "GPU 0:1", "rack1 GPU 0" where there are several hosts) and id. Of several
+    that stood in one place, one after the other, the newest has the name, and the others their number behind
+    it."""
+    names = "GPU " + gpu_labels(gpus["gpu_index"], gpus["mig_index"])
+    if gpus["host"].nunique() > 1:
+        names = gpus["host"] + " " + names
+    ids = gpus["id"].astype(int)
+    newest = ids.groupby(names).transform("max") == ids
+    names = names.where(newest, names + " #" + ids.astype(str))
+    return dict(zip(names, ids, strict=True))
+
+
+def gpu_filter(gpus: pd.DataFrame) -> list[str]:
+    """The names of the chosen GPUs; none chosen means all of them."""
+    return choices("GPUs", list(named_gpus(gpus)), "gpu")
+
+
+def user_filter(at: data.Tick) -> list[str]:
+    """The chosen users; none chosen means all of them."""
+    return choices("Users", data.usernames(at), "user")
+
+
+def choices(label: str, options: Sequence[str], key: str) -> list[str]:
+    """Some of `options`; none chosen means all of them."""
+    label_within = label if label == "GPUs" else label.lower()
+    links.check(key, label_within.removesuffix("s"), options.__contains__, f"all {label_within}")
+    return st.sidebar.multiselect(
+        label,
+        list(options),
+        placeholder=f"All {label_within}",
+        key=key,
+        bind="query-params",
+        on_change=links.forget,
+    )
+
+
+def program_filters(at: data.Tick, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """For each of some columns of `programs`, the chosen values; those of which none is chosen are missing."""
+    chosen = {name: choices(f"{name.capitalize()}s", data.program_values(at, name), name) for name in names}
+    return {name: tuple(values) for name, values in chosen.items() if values}
