@@ -6,22 +6,24 @@ import streamlit as st
 
 from gpumon_core.recording import runtime
 from gpumon_core.recording.health import Health
-from pages.components import chrome, data, download, sheets, tables
+from gpumon_core.store.queries import current
+from pages.components import chrome, data, download, tables
+from pages.components import now as live
 
 
 def body(now: Health) -> None:
     """One card per GPU, and the processes of the newest tick."""
     at = data.tick(now)
     chrome.stale_warning(now)
-    if not data.gpus(at):
+    if not data.ask(at, current.gpus):
         st.info("The driver answers, but lists no GPU. `nvidia-smi -L` shows what it sees.")
-    st.html(data.overview_html(at))
+    st.html(live.overview_html(at))
     processes(at)
 
 
 def processes(at: data.Tick) -> None:
-    """Who is on the GPUs."""
-    found = data.active_processes(at)
+    """The processes of the newest tick."""
+    found = data.ask(at, current.processes)
     left, right = st.columns([3, 1], vertical_alignment="bottom")
     left.subheader("Active processes", anchor=False)
     text = right.text_input(
@@ -32,7 +34,7 @@ def processes(at: data.Tick) -> None:
         live=True,
         type="search",
     )
-    shown = sheets.active(at, chrome.zone().key)
+    shown = live.active_processes(at, chrome.zone().key)
     if text.strip():
         shown = tables.matching(shown, text)
     if not len(shown):

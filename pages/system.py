@@ -16,6 +16,7 @@ from gpumon_core.legacy_import import importer
 from gpumon_core.recording import runtime
 from gpumon_core.recording.health import Health
 from gpumon_core.settings import mask_password
+from gpumon_core.store.queries import current, frames
 from gpumon_core.store.queries.current import Row
 from pages.components import chrome, data, filters, plot, tables
 
@@ -106,7 +107,7 @@ def database(at: data.Tick, frame: pd.DataFrame) -> None:
     shown = fmt.MISSING if size is None else f"{size / BYTES_PER_MIB:,.1f} MiB"
     st.markdown(f"{fmt.plain(mask_password(at[0]))}: **{shown}**{grown}")
     chosen = runtime.settings()
-    kept = data.resolutions(at)
+    kept = data.ask(at, frames.resolutions)
     names = kept["seconds"].map(lambda seconds: fmt.span(seconds) if seconds else "every tick")
     table = pd.DataFrame(
         {
@@ -227,17 +228,15 @@ def in_force(hosts: list[Row]) -> None:
 def body(now: Health) -> None:
     """Everything about the recording itself."""
     assert now.latest is not None
-    at = data.tick(now)
-    frame = data.recorder_history(
-        data.minute(now), runtime.settings().host_name, now.latest - DAY, now.latest + 60
-    )
+    this_minute, host = data.minute(now), runtime.settings().host_name
+    frame = data.ask(this_minute, frames.health_history, host, now.latest - DAY, now.latest + 60)
     recorder()
     pulse(frame)
-    sampling(data.gpu_table(at))
-    database(data.minute(now), frame)
+    sampling(data.ask(data.tick(now), frames.gpu_table))
+    database(this_minute, frame)
     originals()
     doctor()
-    in_force(data.hosts(data.minute(now)))
+    in_force(data.ask(this_minute, current.hosts))
 
 
 chrome.live("System", body)

@@ -10,10 +10,10 @@ from gpumon_core.export import csv
 from gpumon_core.export import usage as export
 from gpumon_core.recording import runtime
 from gpumon_core.recording.health import Health
-from gpumon_core.store.queries import costs
+from gpumon_core.store.queries import costs, frames, usage
 from gpumon_core.store.queries.dimensions import DIMENSIONS, Dimension
 from gpumon_core.store.queries.usage import Scope
-from pages.components import chrome, data, drawings, filters, links, plot, sheets, tables
+from pages.components import charts, chrome, data, filters, links, plot, tables, usage_views
 
 RANGES = ("6h", "24h", "3d", "7d", "30d", "1y")
 TITLES: dict[str, Dimension] = {name.capitalize(): name for name in DIMENSIONS} | {"GPU": "gpu"}
@@ -24,7 +24,7 @@ REFRESH_S = 60
 found = chrome.ready()
 if found is not None and found.latest is not None:
     at = data.minute(found)
-    gpus = data.gpu_table(data.tick(found))
+    gpus = data.ask(data.tick(found), frames.gpu_table)
     window = filters.window(RANGES, "7d", found.latest)
     chosen_gpus = filters.gpu_filter(gpus)
     users = filters.user_filter(at)
@@ -56,7 +56,7 @@ def body(now: Health) -> None:
     assert now.latest is not None
     at = data.minute(now)
     chosen = scope(now.latest)
-    totals = data.gpu_totals(at, chosen)
+    totals = data.ask(at, usage.gpu_totals, chosen)
     if totals.empty:
         st.info("Nothing was recorded in this time range. Choose a longer one.")
         return
@@ -96,8 +96,8 @@ def used(at: data.Tick, chosen: Scope, totals: pd.DataFrame) -> str:
     )
     measure = measure if measure in MEASURES else MEASURES[0]
     by = TITLES[title]
-    headline(data.usage_ranking(at, by, chosen), totals)
-    trend = drawings.ledger_trend(at, by, chosen, measure, drawings.look())
+    headline(data.ask(at, usage.ranking, by, chosen), totals)
+    trend = usage_views.trend(at, by, chosen, measure, charts.appearance())
     if trend is None:
         st.info("No process was on these GPUs in this time range with these filters.")
     else:
@@ -113,12 +113,12 @@ def used(at: data.Tick, chosen: Scope, totals: pd.DataFrame) -> str:
 def ranked(at: data.Tick, chosen: Scope, title: str) -> None:
     """Who had how much of the GPUs."""
     by = TITLES[title]
-    ranking = data.usage_ranking(at, by, chosen)
-    shown = sheets.ranked(at, by, title, chosen)
+    ranking = data.ask(at, usage.ranking, by, chosen)
+    shown = usage_views.ranked(at, by, title, chosen)
     tables.show(shown, f"usage_{by}", f"Use of the GPUs by {by}", currency=prices.currency)
 
     def content() -> bytes:
-        whole = export.named(ranking, data.usage_labels(at, by, ranking))
+        whole = export.named(ranking, usage_views.labels(at, by, ranking))
         return export.ranking_table(prices).csv(whole, zone)
 
     tables.download(f"usage-{by}", content, ranking.empty, zone, "usage_csv")
@@ -179,14 +179,14 @@ def headline(ranking: pd.DataFrame, totals: pd.DataFrame) -> None:
 def when(at: data.Tick, chosen: Scope) -> None:
     """The hours of the week, and where each GPU's time went."""
     left, right = st.columns(2)
-    look = drawings.look()
+    seen = charts.appearance()
     with left:
         st.subheader("Hours of the week", anchor=False)
-        week = drawings.week(at, chosen, look)
+        week = usage_views.week(at, chosen, seen)
         plot.show([week], key="week", alt="How busy the GPUs were, by day of the week and hour")
     with right:
         st.subheader("Where each GPU's time went", anchor=False)
-        split, table = drawings.time_split(at, chosen, look)
+        split, table = usage_views.time_split(at, chosen, seen)
         plot.show([split], key="split", alt="Each GPU's time: busy, held idle, free, unknown, not recorded")
         st.caption(
             "Held idle here is all time in which memory was held and nothing computed; of who used the GPUs, only "
@@ -209,11 +209,10 @@ def idle(at: data.Tick, chosen: Scope, newest: int) -> None:
         bind="query-params",
         on_change=links.forget,
     )
-    frame = data.idle_holders(at, chosen, 60 * minutes)
+    frame, shown = usage_views.idle_holders(at, chosen, 60 * minutes, zone.key, newest)
     if frame.empty:
         st.caption("No process has kept GPU memory in this time range without using it for so long.")
         return
-    shown = sheets.idle_holders(at, chosen, 60 * minutes, zone.key, newest)
     tables.show(shown, "idle_holders", "Processes that kept memory and did nothing")
     tables.download("idle", lambda: csv.idle_csv(frame, zone), False, zone, "idle_csv")
 
@@ -221,11 +220,10 @@ def idle(at: data.Tick, chosen: Scope, newest: int) -> None:
 def models(at: data.Tick, chosen: Scope) -> None:
     """Which models were loaded."""
     st.subheader("Model sessions", anchor=False)
-    frame = data.model_sessions(at, chosen)
+    frame, shown = usage_views.sessions(at, chosen, zone.key)
     if frame.empty:
         st.caption("No model server had a model loaded in this time range, or none could be asked.")
         return
-    shown = sheets.model_sessions(at, chosen, zone.key)
     tables.show(shown, "sessions", "Models and when they were loaded", height=420 if len(frame) > 10 else "auto")
     tables.download("models", lambda: export.SESSIONS.csv(frame, zone), False, zone, "sessions_csv")
 

@@ -27,8 +27,8 @@ from gpumon_core.recording import runtime
 from gpumon_core.store import database
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, ProcessReading, Snapshot
-from pages.components import data as reading
-from pages.components import drawings, sheets
+from pages.components import charts, data, usage_views
+from pages.components import now as live
 
 
 @pytest.fixture
@@ -540,35 +540,37 @@ def test_the_trends_are_read_once_for_each_of_their_steps(monkeypatch: pytest.Mo
         asked.append((start, end))
         return pd.DataFrame({"gpu_id": []})
 
-    monkeypatch.setattr(reading.frames, "history", history)
+    monkeypatch.setattr(live, "metrics_history", history)
     for end in (1000, 1004, 1019, 1020):
-        reading._sparks(("sqlite://", end // reading.TREND_EVERY_S), (1, 2), 90, end, [])
+        live._trends(("sqlite://", end // live.TREND_EVERY_S), (1, 2), 90, end, [])
     assert asked == [(100, 1000), (120, 1020)]
 
 
 def test_nobody_changes_what_all_viewers_share(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results are kept as they are, not copied for each reader."""
+    """Results are cached as they are, and not copied for each viewer."""
     got: dict[str, list[tuple[object, bytes]]] = {}
 
     def watched(name: str, function: Any) -> Any:
-        def call(*args: Any) -> Any:
-            result = function(*args)
+        def call(*args: Any, **named: Any) -> Any:
+            result = function(*args, **named)
             got.setdefault(name, []).append((result, pickle.dumps(result)))
             return result
 
         return call
 
-    for module in (reading, sheets, drawings):
+    for module in (live, charts, usage_views):
         for name, function in list(vars(module).items()):
             if isinstance(function, CachedFunc):
                 monkeypatch.setattr(module, name, watched(name, function))
+    cached = data._cached
+    monkeypatch.setattr(data, "_cached", lambda query: watched(query.__qualname__, cached(query)))
     now = time.time()
     for ago in (8, 4, 0):
         writer.write(tick(now - ago, {(0, 7): 6144, (1, 8): 12288}), runs(7, Program(command="a b")) | who(8))
     for name in (*PAGES, *PAGES):
         open_page(name)
     open_page("processes", process="1")
-    assert {"gpus", "active", "process_history", "usage_ranking", "ranked", "lanes"} <= set(got)
+    assert {"gpus", "active_processes", "process_history", "ranking", "ranked", "_lanes"} <= set(got)
     for name, results in got.items():
         for result, before in results:
             assert pickle.dumps(result) == before, name

@@ -9,7 +9,9 @@ import pandas as pd
 import streamlit as st
 
 from gpumon_core import format as fmt
-from pages.components import chrome, data, drawings, filters, plot, tables
+from gpumon_core.store.queries import frames, model_sessions, processes
+from gpumon_core.store.queries.processes import ProcessFilter
+from pages.components import charts, chrome, data, filters, tables
 
 # What is known of a process beside its name: title -> column of processes.process_history.
 IDENTITY = {
@@ -72,7 +74,7 @@ export default function ({ data, parentElement }) {
 
 def show(at: data.Tick, process_id: int) -> None:
     """Draw it."""
-    frame = data.one_process(at, process_id)
+    frame = data.ask(at, processes.process_history, ProcessFilter(process_ids=(process_id,)))
     if frame.empty:
         st.info("This process is not in the ledger any more.")
         return
@@ -99,18 +101,9 @@ def show(at: data.Tick, process_id: int) -> None:
     st.html(chrome.facts_html(used))
     if process["command"]:
         st.code(process["command"], language=None, wrap_lines=True)
-    look = drawings.look()
     first, last = int(process["first_seen"]), int(process["last_seen"])
-    text, by_hour = drawings.life(at, process_id, first, last, look)
-    if text is not None:
-        plot.show(
-            [text],
-            key="life",
-            alt=f"Memory and utilization of {name} over its life",
-            view=str(process_id),
-        )
-    notes = ["Means of the hours."] if by_hour else []
-    sessions = data.sessions_of(at, process_id)
+    notes = ["Means of the hours."] if charts.life(at, process_id, first, last, name) else []
+    sessions = data.ask(at, model_sessions.of_process, process_id)
     if len(sessions):
         st.markdown("**Model sessions**")
         tables.show(tables.sessions(sessions, zone), "story_sessions", "Models that it had loaded")
@@ -126,7 +119,7 @@ def show(at: data.Tick, process_id: int) -> None:
 
 
 def _gpu_names(at: data.Tick, host: str, gpus: str) -> list[str]:
-    named = filters.named_gpus(data.gpu_table(at))
+    named = filters.named_gpus(data.ask(at, frames.gpu_table))
     labels = str(gpus).split(", ")
     wanted = {f"GPU {label}" for label in labels} | {f"{host} GPU {label}" for label in labels}
     return [name for name in named if name in wanted]

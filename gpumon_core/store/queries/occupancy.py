@@ -10,10 +10,10 @@ import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from gpumon_core.metrics import CLOCKS_EVENT_REASONS, PROCESS_METRICS
+from gpumon_core.metrics import CLOCKS_EVENT_REASONS
 from gpumon_core.store.queries.current import ANSWERS
-from gpumon_core.store.queries.frames import LOOK_BACK_S, fetch, process_life
-from gpumon_core.store.queries.history import GAP_STEPS
+from gpumon_core.store.queries.frames import fetch
+from gpumon_core.store.queries.history import GAP_STEPS, LABEL_S
 from gpumon_core.store.schema import (
     gpu_changes,
     gpu_metrics,
@@ -30,13 +30,11 @@ from gpumon_core.store.schema import (
 HOUR_S = 3600
 # A stretch no longer than this is read from the ticks, a longer one from the hours.
 FROM_TICKS_S = HOUR_S
-# A life no longer than this is read from the ticks, a longer one from the hours.
-LIFE_FROM_TICKS_S = 6 * HOUR_S
 # In a stretch no longer than this, who was there is found by the hours.
 LONGEST_BY_HOURS_S = 8 * 24 * HOUR_S
 OTHERS = -1
-# Times of ticks are whole seconds: two ticks may seem to lie further apart by so much.
-LABEL_MS = 1500
+# Every process's state is written at least this often, with some room for a late tick: accounting.HEARTBEAT_S.
+LOOK_BACK_S = 900
 
 
 def lanes(
@@ -141,7 +139,7 @@ def memory_by_process(
     """
     step = max(1, -(-(end - start) // max(1, points)))
     count = max(1, -(-(end - start) // step))
-    by_tick = end - start <= FROM_TICKS_S and _ticks_are_kept(engine, start - LOOK_BACK_S)
+    by_tick = end - start <= FROM_TICKS_S and ticks_are_stored(engine, start - LOOK_BACK_S)
     pieces = (_from_ticks if by_tick else _from_hours)(engine, gpu_ids, start, end)
     if not len(pieces):
         return pd.DataFrame({"timestamp_epoch": pd.Series(dtype="int64")})
@@ -168,7 +166,7 @@ def memory_by_process(
     return pd.DataFrame(table | {name: held[:, at] for at, name in enumerate(names) if held[:, at].any()})
 
 
-def _ticks_are_kept(engine: Engine, since: int) -> bool:
+def ticks_are_stored(engine: Engine, since: int) -> bool:
     """Whether every tick of processes from `since` on (UTC seconds) is there, rather than only their hours."""
     oldest = sa.select(
         sa.select(sa.func.min(process_snapshots.c.timestamp_epoch)).scalar_subquery().label("tick"),
@@ -229,7 +227,7 @@ def _ticked(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) -> pd.
     begins, ends = (
         sa.case(
             (ticks.c[side].is_(None), 1),
-            (1000 * ticks.c[side] > sa.func.coalesce(ticks.c[f"{side}_ms"] + LABEL_MS, usual_ms), 1),
+            (1000 * ticks.c[side] > sa.func.coalesce(ticks.c[f"{side}_ms"] + 1000 * LABEL_S, usual_ms), 1),
             else_=0,
         )
         for side in ("before", "after")
@@ -258,7 +256,7 @@ def _from_hours(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) ->
     hours = process_hours.c
     query = (
         sa.select(
-            *(hours.process_id, hours.gpu_id, _hour(hours.timestamp_epoch), hours.memory_mib_s, hours.seconds),
+            *(hours.process_id, hours.gpu_id, hour_of(hours.timestamp_epoch), hours.memory_mib_s, hours.seconds),
             *(process_gpus.c.first_seen, _last_seen(process_gpus)),
         )
         .join(
@@ -287,90 +285,9 @@ def _from_hours(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) ->
     return frame[there & frame["memory"].notna()].reset_index(drop=True)
 
 
-def _hour(moment: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+def hour_of(moment: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
     """The hour's first second: PostgreSQL groups by it only where it has no parameter."""
     return moment - moment % sa.literal_column(str(HOUR_S), sa.BigInteger)
-
-
-def life(engine: Engine, process_id: int, points: int) -> tuple[pd.DataFrame, bool]:
-    """One process over its life, in about `points` steps per GPU, and whether these are means of the hours.
-
-    Columns: gpu_id, timestamp_epoch, and of each process metric its mean, `<metric>_min` and `<metric>_max`, as
-    float64; the SM utilization of an hour is the busy time that was its part of the GPU's. Ticks are read where
-    they are kept for all of it. While it was not there, or nobody recorded, is one row of NaN.
-    """
-    with engine.connect() as connection:
-        span = connection.execute(
-            sa.select(gpu_processes.c.first_seen, gpu_processes.c.last_seen).where(
-                gpu_processes.c.id == process_id
-            )
-        ).first()
-    if span is None:
-        return _life_by_hours(engine, process_id, 0, 0), True
-    long = span.last_seen - span.first_seen > LIFE_FROM_TICKS_S
-    if long or not _ticks_are_kept(engine, span.first_seen):
-        return _life_by_hours(engine, process_id, span.first_seen, span.last_seen), True
-    ticks = process_life(engine, process_id, recorded=True)
-    if ticks.empty:
-        return _life_by_hours(engine, process_id, span.first_seen, span.last_seen), True
-    step = max(1, (span.last_seen - span.first_seen) // max(1, points))
-    bucket = ticks["timestamp_epoch"] - ticks["timestamp_epoch"] % step
-    grouped = ticks.drop(columns="timestamp_epoch").groupby([ticks["gpu_id"], bucket.rename("timestamp_epoch")])
-    keys = [metric.key for metric in PROCESS_METRICS]
-    parts = {key: grouped[key].mean() for key in keys}
-    parts |= {f"{key}_min": grouped[key].min() for key in keys} | {
-        f"{key}_max": grouped[key].max() for key in keys
-    }
-    parts["recorded_s"] = grouped["recorded_ms"].max() / 1000
-    return _with_gaps(pd.DataFrame(parts).reset_index(), step=step), False
-
-
-def _with_gaps(frame: pd.DataFrame, longest: float | None = None, step: float = 0.0) -> pd.DataFrame:
-    """Add a row of NaN between the rows of a GPU that are further apart than `longest` seconds, so that no line
-    leads across. By default that is what a row speaks of (recorded_s) and a step, or where that is not known a few
-    times what is usual in the frame."""
-    apart = frame.groupby("gpu_id")["timestamp_epoch"].diff()
-    allowed: Any = longest
-    if longest is None:
-        own = frame.pop("recorded_s") + step + LABEL_MS / 1000
-        allowed = own.fillna(GAP_STEPS * apart.median())
-    wide = apart > allowed
-    gaps = frame.loc[wide, ["gpu_id", "timestamp_epoch"]]
-    gaps["timestamp_epoch"] -= (apart[wide] / 2).astype("int64")
-    joined: pd.DataFrame = pd.concat([frame, gaps])
-    return joined.sort_values(["gpu_id", "timestamp_epoch"], ignore_index=True)
-
-
-def _life_by_hours(engine: Engine, process_id: int, first_seen: int, last_seen: int) -> pd.DataFrame:
-    hours = process_hours.c
-    query = (
-        sa.select(
-            hours.gpu_id,
-            _hour(hours.timestamp_epoch).label("timestamp_epoch"),
-            *(sa.func.sum(hours[name]).label(name) for name in ("seconds", "busy_s", "memory_mib_s")),
-            sa.func.max(hours.max_memory).label("memory_max"),
-        )
-        # The table is ordered by time: without it all of it would be read.
-        .where(
-            hours.process_id == process_id,
-            hours.timestamp_epoch > first_seen - HOUR_S,
-            hours.timestamp_epoch <= last_seen,
-        )
-        .group_by(hours.gpu_id, _hour(hours.timestamp_epoch))
-        .order_by(hours.gpu_id, _hour(hours.timestamp_epoch))
-    )
-    frame = fetch(engine, query).astype({"gpu_id": "int64", "timestamp_epoch": "int64"})
-    seconds = frame["seconds"].astype("float64").where(lambda length: length > 0)
-    frame["memory"] = frame.pop("memory_mib_s") / seconds
-    frame["sm_utilization"] = 100 * frame.pop("busy_s") / seconds
-    frame["memory_max"] = frame["memory_max"].astype("float64")
-    # Where no memory was told, none was held for no time: it is not 0.
-    frame["memory"] = frame["memory"].where(frame["memory_max"].notna())
-    for metric in PROCESS_METRICS:
-        for name in (metric.key, f"{metric.key}_min", f"{metric.key}_max"):
-            if name not in frame:
-                frame[name] = frame.get(metric.key, np.nan)
-    return _with_gaps(frame.drop(columns="seconds"), HOUR_S)
 
 
 def throttling(engine: Engine, gpu_id: int, start: int, end: int) -> pd.DataFrame:

@@ -6,7 +6,7 @@ touches, so that the parts of a GPU's time and energy always add up to the whole
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,14 +17,13 @@ from sqlalchemy.engine import Engine
 from gpumon_core.store.accounting import HOUR_S, step_of
 from gpumon_core.store.queries.dimensions import Dimension
 from gpumon_core.store.queries.frames import fetch, gpu_labels, with_programs
-from gpumon_core.store.queries.processes import CONTAINER, PAGE_ROWS, Position, walk
+from gpumon_core.store.queries.processes import CONTAINER
 from gpumon_core.store.schema import (
     gpu_processes,
     gpu_usage,
     gpus,
     hosts,
     imports,
-    model_sessions,
     process_gpus,
     process_hours,
     programs,
@@ -311,103 +310,6 @@ def idle_holders(engine: Engine, scope: Scope, idle_s: float) -> pd.DataFrame:
     frame = frame.sort_values(["idle_s", "memory"], ascending=False, kind="stable")
     dropped = ["now", "last_busy", "avg_memory", *AT_WORK]
     return with_programs(engine, frame.drop(columns=dropped).reset_index(drop=True))
-
-
-def sessions(
-    engine: Engine, scope: Scope, limit: int | None = None, after: Position | None = None
-) -> pd.DataFrame:
-    """Which models were loaded at any time between `start` and `end`, the newest first; or those that follow a
-    position in this order.
-
-    Columns: session_id, model, process_id, gpu_id, host, gpu_index, mig_index, pid, name, username, workload,
-    first_seen, last_seen (UTC seconds), lifetime_s, max_memory, avg_memory (MiB, the process's while it had the
-    model), running.
-    """
-    conditions = _session_filters(scope)
-    if after is not None:
-        place = sa.tuple_(model_sessions.c.first_seen, model_sessions.c.id)
-        conditions.append(place < sa.tuple_(*after))
-    return _sessions(engine, conditions, limit)
-
-
-def session_position(frame: pd.DataFrame) -> Position:
-    """Where the last row of `sessions` stands. Raises IndexError for an empty frame."""
-    return int(frame["first_seen"].iloc[-1]), int(frame["session_id"].iloc[-1])
-
-
-def session_pages(engine: Engine, scope: Scope, size: int = PAGE_ROWS) -> Iterator[pd.DataFrame]:
-    """`sessions` in pieces of at most `size` rows, of which one is in memory at a time."""
-    return walk(lambda after: sessions(engine, scope, size, after), session_position, size)
-
-
-def session_count(engine: Engine, scope: Scope) -> int:
-    """How many rows `sessions` has."""
-    query = _joined_sessions(sa.select(sa.func.count())).where(*_session_filters(scope))
-    with engine.connect() as connection:
-        return int(connection.execute(query).scalar_one())
-
-
-def sessions_of(engine: Engine, process_id: int) -> pd.DataFrame:
-    """Which models one process had loaded, the newest first: the columns of `sessions`."""
-    return _sessions(engine, [model_sessions.c.process_id == process_id], None)
-
-
-def _is_loaded() -> Any:
-    return sa.and_(model_sessions.c.active == 1, gpus.c.last_seen == hosts.c.last_seen)
-
-
-def _last_seen() -> Any:
-    return sa.case((_is_loaded(), hosts.c.last_seen), else_=model_sessions.c.last_seen)
-
-
-def _sessions(engine: Engine, conditions: Sequence[Any], limit: int | None) -> pd.DataFrame:
-    running, last_seen = _is_loaded(), _last_seen()
-    query: sa.Select[Any] = sa.select(
-        model_sessions.c.id.label("session_id"),
-        *(model_sessions.c[name] for name in ("model", "process_id", "gpu_id")),
-        hosts.c.name.label("host"),
-        *(gpus.c[name] for name in ("gpu_index", "mig_index")),
-        *(gpu_processes.c[name] for name in ("pid", "name", "username")),
-        programs.c.workload,
-        model_sessions.c.first_seen,
-        last_seen.label("last_seen"),
-        (last_seen - model_sessions.c.first_seen).label("lifetime_s"),
-        *(model_sessions.c[name] for name in ("max_memory", "avg_memory")),
-        sa.case((running, 1), else_=0).label("running"),
-    )
-    query = (
-        _joined_sessions(query)
-        .where(*conditions)
-        .order_by(model_sessions.c.first_seen.desc(), model_sessions.c.id.desc())
-    )
-    frame = fetch(engine, query if limit is None else query.limit(limit))
-    frame["running"] = frame["running"] == 1
-    numbers = ["max_memory", "avg_memory", "mig_index"]
-    frame[numbers] = frame[numbers].astype("float64")
-    return frame
-
-
-def _joined_sessions(query: sa.Select[Any]) -> sa.Select[Any]:
-    return (
-        query.select_from(model_sessions)
-        .join(gpu_processes, gpu_processes.c.id == model_sessions.c.process_id)
-        .join(gpus, gpus.c.id == model_sessions.c.gpu_id)
-        .join(hosts, hosts.c.id == gpus.c.host_id)
-        .outerjoin(programs, programs.c.id == gpu_processes.c.program_id)
-    )
-
-
-def _session_filters(scope: Scope) -> list[Any]:
-    found: list[Any] = [model_sessions.c.first_seen <= scope.end, _last_seen() >= scope.start]
-    if scope.users:
-        found.append(gpu_processes.c.username.in_(list(scope.users)))
-    # The model is the session's own: the process may serve another by now.
-    for name, values in scope.programs_with.items():
-        if values:
-            found.append((model_sessions.c.model if name == "model" else programs.c[name]).in_(list(values)))
-    if scope.gpu_ids is not None:
-        found.append(model_sessions.c.gpu_id.in_(list(scope.gpu_ids)))
-    return found
 
 
 def labels(engine: Engine, by: Dimension, keys: Sequence[Any]) -> dict[Any, str]:

@@ -2,66 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import occupied
 import pandas as pd
 import pytest
 import sqlalchemy as sa
+from occupied import DAWN, GAP, HOUR, Attributed, Held, at, gpu_ids, held, ids
 from ticks import GPUS, HOST, runs, tick, who
 
-from gpumon_core.attribution.records import ProcessIdentity, Program
-from gpumon_core.metrics import PROCESS_METRICS
+from gpumon_core.attribution.records import Program
 from gpumon_core.store import database, retention
 from gpumon_core.store.queries import occupancy
 from gpumon_core.store.writer import Writer
-from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot
+from gpumon_core.telemetry.records import GpuReading, HostInfo, Snapshot
 
-DAWN = 1_800_000_000  # The beginning of an hour.
-HOUR = 3600
-# (GPU, PID) -> MiB.
-Held = dict[tuple[int, int], int | None]
-Attributed = tuple[Snapshot, dict[int, ProcessIdentity]]
-
-
-@pytest.fixture
-def write(database_url: str) -> Callable[..., sa.Engine]:
-    """Writes ticks, as a recorder that ends then, and hands out an engine to read them."""
-    engine = database.open_for_writing(database_url)
-
-    def written(ticks: Iterable[Attributed], interval: float = 4, host: str = "here", settle: bool = True) -> Any:
-        writer = Writer(engine, host, "nvml", interval)
-        # In batches, as many ticks are settled at once as a batch has.
-        batch: list[Attributed] = []
-        for one in ticks:
-            batch.append(one)
-            if len(batch) == 200:
-                writer.write_all(batch)
-                batch = []
-        writer.write_all(batch)
-        if settle:
-            writer.settle()
-        return database.open_for_reading(database_url)
-
-    return written
-
-
-def at(
-    moment: float, held: Held, gpus: tuple[GpuInfo, ...] = GPUS, lost: frozenset[str] = frozenset()
-) -> Attributed:
-    return tick(moment, held, gpus, lost), who(*(pid for _, pid in held))
-
-
-def ids(engine: sa.Engine) -> dict[int, int]:
-    """PID -> id in the ledger."""
-    with engine.connect() as connection:
-        return {row[0]: row[1] for row in connection.exec_driver_sql("SELECT pid, id FROM gpu_processes")}
-
-
-def gpu_ids(engine: sa.Engine) -> list[int]:
-    with engine.connect() as connection:
-        return list(connection.exec_driver_sql("SELECT id FROM gpus ORDER BY host_id, gpu_index").scalars())
+# The fixtures that these tests share.
+write, ticked, hourly = occupied.write, occupied.ticked, occupied.hourly
 
 
 def bars(engine: sa.Engine, start: int, end: int, *, of: Any = "process", most: int = 100) -> pd.DataFrame:
@@ -235,28 +194,6 @@ def test_each_host_has_its_own_newest_tick(write: Callable[..., sa.Engine]) -> N
 # ---- Memory by process -----------------------------------------------------------------------------
 
 
-TICKS = 600
-GAP = range(520, 561)
-
-
-def held(step: int) -> Held:
-    """Who holds what at a tick of forty minutes."""
-    found: Held = {(2, 11): 50, (2, 10): None}
-    if not 300 <= step < 330:
-        # So many changes that there are several in every step of the chart.
-        found[0, 7] = 1000 + 10 * (step % 7)
-    if 100 <= step < 500:
-        found |= {(0, 8): 500, (1, 8): 700}
-    if 205 <= step < 208:
-        found |= {(0, 9): 4000 + step, (1, 9): 300}
-    return found
-
-
-@pytest.fixture
-def ticked(write: Callable[..., sa.Engine]) -> sa.Engine:
-    return write(at(DAWN + 4 * step, held(step)) for step in range(TICKS) if step not in GAP)
-
-
 def memory(engine: sa.Engine, start: int, end: int, points: int, most: int = 10, on: Any = None) -> pd.DataFrame:
     return occupancy.memory_by_process(engine, on or gpu_ids(engine), start, end, points, most)
 
@@ -325,34 +262,6 @@ def test_on_a_lost_gpu_nothing_is_held_until_it_answers_again(write: Callable[..
     assert shown[shown > 0].index.tolist() == [DAWN + 4 * step for step in range(59) if not 20 <= step < 40]
 
 
-SERVER = Program(workload="vLLM", category="inference", model="a")
-
-
-def by_the_hour(minute: int) -> Held:
-    """Who holds what in a minute of eight hours."""
-    hour = minute // 60
-    found: Held = {(0, 7): 1000}
-    if hour in (1, 5):
-        found[1, 8] = 1000 if minute % 60 < 30 else 3000
-    if minute >= 150:
-        found |= {(0, 11): 64, (1, 11): 32}
-    if 376 <= minute < 379:
-        found[2, 9] = 7000
-    return found
-
-
-@pytest.fixture
-def hourly(write: Callable[..., sa.Engine]) -> sa.Engine:
-    ticks = []
-    for minute in range(480):
-        # A tick speaks of the minute before it.
-        snapshot, known = at(DAWN + 60 * (minute + 1), by_the_hour(minute))
-        # In the middle of an hour it begins to serve another model.
-        known |= runs(7, SERVER if minute < 210 else replace(SERVER, model="b"))
-        ticks.append((snapshot, known))
-    return write(ticks, interval=60)
-
-
 def test_of_a_long_stretch_memory_is_the_mean_of_each_hour(hourly: sa.Engine) -> None:
     start, end = DAWN, DAWN + 479 * 60
     frame, number = memory(hourly, start, end, 96), ids(hourly)
@@ -389,95 +298,6 @@ def test_where_the_ticks_are_forgotten_the_hours_tell(hourly: sa.Engine, databas
     assert (old.loc[1:, number[8]] == 2000).all()
     kept = memory(hourly, DAWN + 7 * HOUR, DAWN + 8 * HOUR, 60)
     assert (kept[number[7]] == 1000).all()
-
-
-# ---- A process's life ------------------------------------------------------------------------------
-
-
-def test_a_short_life_is_told_by_the_ticks(ticked: sa.Engine) -> None:
-    frame, by_hour = occupancy.life(ticked, ids(ticked)[7], 60)
-    assert not by_hour
-    assert set(frame["gpu_id"]) == {1}
-    told = frame.dropna(subset="memory")
-    assert 45 <= len(told) <= 70
-    step = (TICKS - 1) * 4 // 60
-    for row in told.to_dict("records"):
-        begins = row["timestamp_epoch"]
-        inside = [n for n in range(TICKS) if begins <= DAWN + 4 * n < begins + step and n not in GAP]
-        due = [held(n)[0, 7] or 0 for n in inside if (0, 7) in held(n)]
-        assert (row["memory_min"], row["memory_max"]) == (min(due), max(due))
-        assert row["memory"] == pytest.approx(sum(due) / len(due))
-    # It was away once, and once nobody recorded.
-    breaks = frame.loc[frame["memory"].isna(), "timestamp_epoch"]
-    assert [(moment - DAWN) // 4 in away for moment, away in zip(breaks, (range(300, 330), GAP), strict=True)] == [
-        True
-    ] * 2
-
-
-def test_every_metric_of_a_life_has_its_extremes(write: Callable[..., sa.Engine]) -> None:
-    ticks = []
-    for step in range(100):
-        row = ProcessReading("GPU-0", 7, "C", 100, step, 2, None, 1)
-        readings = (GpuReading("GPU-0", {"utilization": float(step)}),)
-        ticks.append((Snapshot(DAWN + 4 * step, HOST, GPUS[:1], readings, (row,)), who(7)))
-    frame, _ = occupancy.life(write(ticks), 1, 4)
-    columns = {metric.key + part for metric in PROCESS_METRICS for part in ("", "_min", "_max")}
-    assert set(frame.columns) == {"gpu_id", "timestamp_epoch"} | columns
-    assert (frame[sorted(columns)].dtypes == "float64").all()
-    assert (frame["sm_utilization_min"].min(), frame["sm_utilization_max"].max()) == (0, 99)
-    assert (frame["sm_utilization_min"] < frame["sm_utilization"]).all()
-    assert frame["encoder_utilization"].isna().all()
-
-
-def test_a_long_life_is_told_by_the_hours(hourly: sa.Engine) -> None:
-    frame, by_hour = occupancy.life(hourly, ids(hourly)[7], 600)
-    assert by_hour
-    assert frame["timestamp_epoch"].tolist() == [DAWN + HOUR * hour for hour in range(8)]
-    assert (frame["memory"] == 1000).all()
-    assert frame["memory_max"].tolist() == [1000] * 8
-    columns = {metric.key + part for metric in PROCESS_METRICS for part in ("", "_min", "_max")}
-    assert set(frame.columns) == {"gpu_id", "timestamp_epoch"} | columns
-
-
-def test_the_sm_utilization_of_an_hour_is_its_part_of_the_gpus_time(write: Callable[..., sa.Engine]) -> None:
-    ticks = []
-    for minute in range(480):
-        rows = tuple(ProcessReading("GPU-0", pid, "C", 100, 30 if pid == 7 else 10) for pid in (7, 8))
-        readings = (GpuReading("GPU-0", {"utilization": 80.0}),)
-        ticks.append((Snapshot(DAWN + 60 * (minute + 1), HOST, GPUS[:1], readings, rows), who(7, 8)))
-    engine = write(ticks, interval=60)
-    frame, by_hour = occupancy.life(engine, ids(engine)[7], 600)
-    assert by_hour
-    assert frame["sm_utilization"].tolist() == pytest.approx([60.0] * 8)
-
-
-def test_hours_in_which_it_was_away_break_its_line(write: Callable[..., sa.Engine]) -> None:
-    minutes = range(480)
-    engine = write((at(DAWN + 60 * (m + 1), {(0, 7): 10} if m // 60 in (0, 1, 4, 7) else {}) for m in minutes), 60)
-    frame, _ = occupancy.life(engine, ids(engine)[7], 600)
-    drawn = [
-        (row["timestamp_epoch"] - DAWN) / HOUR if row["memory"] > 0 else None for row in frame.to_dict("records")
-    ]
-    assert drawn == [0, 1, None, 4, None, 7]
-
-
-def test_a_life_whose_ticks_are_forgotten_is_told_by_the_hours(ticked: sa.Engine, database_url: str) -> None:
-    whole, _ = occupancy.life(ticked, ids(ticked)[7], 600)
-    # In its middle: half of a life is not all of it.
-    for forgotten_s in (1200, 2 * HOUR):
-        keep = retention.Keep(raw_days=1 / 24, minute_days=30, hour_days=730)
-        now = DAWN + forgotten_s + HOUR
-        retention.forget(database.open_for_writing(database_url), keep, now=now, pause_s=0)
-        frame, by_hour = occupancy.life(ticked, ids(ticked)[7], 600)
-        assert by_hour
-        assert frame["timestamp_epoch"].tolist() == [DAWN - HOUR, DAWN], "its first tick speaks of the time before"
-        assert frame["memory"].iloc[-1] == pytest.approx(whole["memory"].mean(), rel=0.02)
-
-
-def test_of_a_process_that_nobody_knows_there_is_nothing(ticked: sa.Engine) -> None:
-    frame, _ = occupancy.life(ticked, 4711, 600)
-    assert frame.empty
-    assert {"gpu_id", "timestamp_epoch", "memory", "sm_utilization", "memory_max"} <= set(frame.columns)
 
 
 # ---- Why clocks are held down ----------------------------------------------------------------------
