@@ -58,7 +58,7 @@ def body(now: Health) -> None:
     table = data.ask(at, frames.gpu_table)
     gpu = table[table["id"] == named[chosen]]
     if gpu.empty:
-        st.info(f"{fmt.plain(chosen)} is not there any more. Choose another GPU in the sidebar.")
+        st.info(f"{fmt.plain(chosen)} is gone. Choose another GPU in the sidebar.")
         return
     chrome.stale_warning(now)
     st.html(live.gpu_html(at, named[chosen]) + facts(gpu.iloc[0]))
@@ -83,7 +83,7 @@ def facts(gpu: pd.Series) -> str:
 
 
 def values(gpu: pd.Series) -> None:
-    """Every metric that this GPU has, as it is now; nothing of one that says nothing now."""
+    """Every metric that this GPU has now; nothing for a GPU that does not answer."""
     if not gpu_state.answers(gpu["state"]):
         return
     shown = {}

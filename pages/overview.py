@@ -40,8 +40,8 @@ def processes(at: data.Tick) -> None:
     if not len(shown):
         if not found and not runtime.sees_processes():
             st.caption(
-                "gpumon has PIDs of its own here, and the driver names no process outside: start its container "
-                "with `--pid=host` to see who is on the GPUs."
+                "gpumon runs in a container with PIDs of its own, where the driver reports no process outside it: "
+                "start it with `--pid=host` to see the processes on the GPUs."
             )
         elif not found:
             st.caption("No process is using a GPU right now.")
@@ -54,8 +54,8 @@ def processes(at: data.Tick) -> None:
     unread = len({row["process_id"] for row in found if row["start_time"] is None})
     if unread:
         st.caption(
-            f"{unread} of these processes cannot be looked at from here, so only what the driver says of them is "
-            "known: start the container with `--pid=host`, or gpumon as root, to see who they are."
+            f"gpumon may not look at {unread} of these processes, so only what the driver reports of them is "
+            "known: start the container with `--pid=host`, or gpumon as root, to see their users and programs."
         )
 
 

@@ -24,7 +24,7 @@ Attributed = tuple[Snapshot, dict[int, ProcessIdentity]]
 
 @pytest.fixture
 def write(database_url: str) -> Callable[..., sa.Engine]:
-    """Writes ticks, as a recorder that ends then, and hands out an engine to read them."""
+    """Writes ticks, as a recorder that ends then, and returns an engine to read them."""
     engine = database.open_for_writing(database_url)
 
     def written(ticks: Iterable[Attributed], interval: float = 4, host: str = "here", settle: bool = True) -> Any:
@@ -66,7 +66,7 @@ GAP = range(520, 561)
 
 
 def held(step: int) -> Held:
-    """Who holds what at a tick of forty minutes."""
+    """What each process holds at a tick of forty minutes."""
     found: Held = {(2, 11): 50, (2, 10): None}
     if not 300 <= step < 330:
         # So many changes that there are several in every step of the chart.
@@ -87,7 +87,7 @@ SERVER = Program(workload="vLLM", category="inference", model="a")
 
 
 def by_the_hour(minute: int) -> Held:
-    """Who holds what in a minute of eight hours."""
+    """What each process holds in a minute of eight hours."""
     hour = minute // 60
     found: Held = {(0, 7): 1000}
     if hour in (1, 5):
@@ -103,7 +103,7 @@ def by_the_hour(minute: int) -> Held:
 def hourly(write: Callable[..., sa.Engine]) -> sa.Engine:
     ticks = []
     for minute in range(480):
-        # A tick speaks of the minute before it.
+        # A tick is about the minute before it.
         snapshot, known = at(DAWN + 60 * (minute + 1), by_the_hour(minute))
         # In the middle of an hour it begins to serve another model.
         known |= runs(7, SERVER if minute < 210 else replace(SERVER, model="b"))

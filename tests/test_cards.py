@@ -1,4 +1,4 @@
-"""Cards of the overview: what they say of a GPU, and that text from outside stays text."""
+"""Cards of GPUs: what they say about one, and that text from outside stays text."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_missing_value_is_a_dash_without_a_trend() -> None:
     assert "–" in html.split('data-metric="fan_speed"')[1].split("</span>")[0]
 
 
-def test_a_level_is_told_by_sign_and_word_too() -> None:
+def test_a_level_has_a_sign_and_a_word() -> None:
     html = cards.card(gpu(temperature=95.0), cards.Context())
     assert 'aria-label="critical">◆' in html
     assert "gm-critical" in html
@@ -66,7 +66,7 @@ def test_a_trend_breaks_where_nothing_was_recorded() -> None:
     assert broken.count("M") == 4
 
 
-def test_a_trend_ends_at_the_present_value_unless_it_has_ended_before() -> None:
+def test_a_trend_ends_at_the_present_value_unless_it_ended_earlier() -> None:
     for now, y in ((0, 31), (50, 16), (100, 1), (130, 1)):
         drawn = spark(10, 20, end=1008, now=now)
         assert drawn.count(f"L160 {y}L160 32Z") == drawn.count(f"L160 {y}%22") == 1, "the area, and the line"
@@ -117,19 +117,19 @@ def test_memory_that_is_shared_with_the_system_says_so(memory_from: str | None, 
     assert ("shared with the system" in cards.card(gpu(memory_from=memory_from), cards.Context())) == marked
 
 
-def test_what_a_gpu_said_before_it_fell_asleep_is_not_said_of_it_now() -> None:
+def test_the_card_of_a_sleeping_gpu_has_no_old_values() -> None:
     html = cards.card(gpu(state="asleep", utilization=60.0, temperature=71.0), cards.Context())
     assert "Asleep" in html
     assert "71" not in html
 
 
-def test_the_reason_of_a_throttled_gpu_is_told() -> None:
+def test_the_state_of_a_throttled_gpu_says_why() -> None:
     html = cards.card(gpu(clocks_event_reasons=float(0x40 | 0x80 | 0x1)), cards.Context())
     assert "hardware thermal, power brake" in html
     assert "idle" not in html.split('class="gm-state')[1].split(">")[0]
 
 
-def test_memory_is_told_by_who_holds_it() -> None:
+def test_the_bar_of_memory_has_a_part_for_each_process() -> None:
     mine = [
         process(workload="vLLM", model="Qwen3", memory=12288.0),
         process(pid=8, memory=6144.0),
@@ -140,7 +140,7 @@ def test_memory_is_told_by_who_holds_it() -> None:
     assert re.findall(r"width:([\d.]+)%", bar) == ["50.00", "25.00", "8.33"], "two processes, and the rest"
     assert figures.color(0, False) in bar, "a workload has its colour"
     assert "vLLM · Qwen3" in html
-    assert "+1" in html.split('class="gm-who"')[1], "how many more there are"
+    assert "+1" in html.split('class="gm-holders"')[1], "how many more there are"
 
 
 def test_more_held_than_used_is_no_bar_beyond_its_end() -> None:
@@ -149,7 +149,7 @@ def test_more_held_than_used_is_no_bar_beyond_its_end() -> None:
     assert sum(float(width) for width in re.findall(r"width:([\d.]+)%", bar)) == pytest.approx(25, abs=0.1)
 
 
-def test_instances_stand_on_their_gpus_card_and_orphans_for_themselves() -> None:
+def test_mig_instances_are_on_their_gpus_card_and_without_it_on_their_own() -> None:
     rows = [
         gpu(),
         gpu(id=2, uuid="MIG-1", parent_id=1, mig_index=3, name="Board MIG 1g.10gb"),

@@ -48,7 +48,7 @@ def test_a_chart_per_metric_and_a_line_per_gpu_with_its_gaps() -> None:
     assert [shape.y0 for shape in figure.layout.shapes] == [80, 90], "where a temperature begins to be one"
 
 
-def test_a_mean_stands_in_the_band_of_its_extremes_which_breaks_where_it_does() -> None:
+def test_a_line_is_within_the_band_of_its_extremes_and_both_break_together() -> None:
     frame = history_frame()
     frame["temperature_max"] += 5
     frame.loc[2, ["temperature_min", "temperature_max"]] = NAN
@@ -114,7 +114,7 @@ def test_gpus_that_were_read_together_share_their_times() -> None:
     assert figures.as_json(made).count('"f8"') == 1
 
 
-def test_what_stands_in_a_figure_several_times_is_sent_once_and_nothing_else_is() -> None:
+def test_an_array_that_occurs_several_times_is_sent_once() -> None:
     frame = pd.DataFrame({"timestamp_epoch": [0, 60], **dict.fromkeys(BAD, 0), "buffered": 0})
     frame = frame.assign(duration_ms=[1.0, 2.0], duration_max_ms=[3.0, 4.0], database_bytes=[5.0, 6.0])
     mean, longest = drawn(figures.pulse(frame, dark=True)).data
@@ -131,7 +131,7 @@ def test_a_gpu_keeps_its_colour_when_another_is_left_out() -> None:
     assert alone.data[0].line.color == both.data[1].line.color != both.data[0].line.color
 
 
-def test_a_gpu_in_depth_has_a_chart_for_each_group_and_unit_and_leaves_out_what_tells_nothing() -> None:
+def test_a_gpu_in_depth_has_a_chart_for_each_group_and_unit_with_something_to_show() -> None:
     frame = pd.DataFrame({"gpu_id": 1, "timestamp_epoch": [0, 4, 8]})
     values = {
         "utilization": [1.0, 2.0, 3.0],
@@ -185,7 +185,7 @@ def test_a_time_on_the_viewers_clock_is_one_moment() -> None:
 
 
 def bars(*rows: tuple[int, int, int, float]) -> pd.DataFrame:
-    """timeline.lanes' frame of (gpu, first, last, memory) rows."""
+    """occupancy.lanes' frame of (gpu, first, last, memory) rows."""
     frame = pd.DataFrame(rows, columns=["gpu_id", "first", "last", "memory"])
     frame = frame.assign(
         max_memory=frame["memory"], share=frame["memory"] / 100, running=False, pid=range(len(rows))
@@ -201,13 +201,13 @@ def bars(*rows: tuple[int, int, int, float]) -> pd.DataFrame:
     )
 
 
-def test_lanes_are_as_few_as_there_are_bars_at_once_and_the_largest_stand_above() -> None:
+def test_there_are_as_many_lanes_as_bars_at_once_and_the_largest_are_above() -> None:
     packed = pack(bars((1, 0, 400, 10.0), (1, 500, 1000, 10.0), (1, 0, 1000, 90.0), (2, 0, 10, 5.0)), 0, 1000)
     lanes = dict(zip(packed["pid"], packed["lane"], strict=True))
     assert lanes == {2: 0, 0: 1, 1: 1, 3: 2}
 
 
-def test_bars_in_a_lane_never_lie_on_each_other_whatever_their_order() -> None:
+def test_bars_in_a_lane_never_overlap() -> None:
     dice = random.Random(7)
     rows = [
         (gpu_id, begin := dice.randrange(900), begin + dice.randrange(1, 300), dice.uniform(1, 100))
@@ -224,7 +224,7 @@ def test_bars_in_a_lane_never_lie_on_each_other_whatever_their_order() -> None:
 
 
 @pytest.mark.parametrize("evil", ["<b onclick=x>", "<a href='javascript:x'>y</a>"])
-def test_a_bar_tells_its_process_and_hostile_names_are_text(evil: str) -> None:
+def test_a_hover_describes_its_process_and_hostile_names_stay_text(evil: str) -> None:
     frame = bars((1, 0, 1000, 60.0)).assign(name=evil, username=evil, workload=evil, model=evil)
     figure = drawn(figures.lanes(pack(frame, 0, 1000), {1: evil}, {}, 0, 1000, BERLIN, True, "Processes"))
     [bar] = figure.data
@@ -243,7 +243,7 @@ def test_why_clocks_are_not_higher_is_a_lane_a_reason() -> None:
     assert [note.text for note in figure.layout.annotations[1:]] == ["Idle", "Power cap"]
 
 
-def test_what_is_of_one_group_has_its_colour_each_paler_than_the_one_before() -> None:
+def test_the_parts_of_one_group_have_its_colour_each_paler_than_the_one_before() -> None:
     groups = {"a": "vLLM", "b": "Ollama", "c": "vLLM", "d": None, "e": "vLLM"} | {
         f"f{n}": "Ollama" for n in range(9)
     }
@@ -267,7 +267,7 @@ def test_no_group_is_grey() -> None:
             assert max(channels) - min(channels) > 40, ink
 
 
-def test_a_chart_tells_energy_in_watt_hours_and_performance_states_by_name() -> None:
+def test_a_chart_shows_energy_in_watt_hours_and_performance_states_by_name() -> None:
     frame = pd.DataFrame({"gpu_id": [1, 1], "timestamp_epoch": [0, 4]})
     for key, values in (("energy", (3600.0, 7200.0)), ("performance_state", (0.0, 8.0))):
         for end in ("", "_min", "_max"):

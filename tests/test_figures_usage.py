@@ -18,7 +18,7 @@ FORMULA = '=cmd|" /C calc"!A0'
 STARTS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"]
 
 
-def test_areas_stand_on_each_other_to_the_end_of_the_last_step() -> None:
+def test_areas_are_stacked_to_the_end_of_the_last_step() -> None:
     frame = pd.DataFrame(
         {"timestamp_epoch": [NOON, NOON + HOUR], "ada": [1.0, 0.5], "Others": [0.25, 0.0], "unused": [9.0, 9.0]}
     )
@@ -50,7 +50,7 @@ def test_the_week_has_every_hour_and_what_was_never_recorded_is_empty(dark: bool
         assert DAYS[int(day)] == name
 
 
-def test_a_gpus_bar_is_its_whole_time_and_parts_are_told_by_more_than_colour() -> None:
+def test_a_gpus_bar_is_all_its_time_and_its_parts_differ_by_more_than_colour() -> None:
     frame = pd.DataFrame(
         {"busy_s": [3600.0, 0.0], "held_s": [1800.0, 0.0], "free_s": [900.0, 0.0], "unrecorded_s": [900.0, 0.0]}
     )

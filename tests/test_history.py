@@ -126,7 +126,7 @@ def test_what_is_not_rolled_up_yet_is_read_from_the_ticks(engine: sa.Engine, rea
     assert not found["temperature"].isna().any()
 
 
-def test_what_is_forgotten_in_detail_is_read_from_the_next_coarser(
+def test_where_the_detail_is_deleted_the_next_coarser_resolution_is_read(
     engine: sa.Engine, reader: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(retention, "PAUSE_S", 0)
@@ -163,7 +163,7 @@ def test_a_counter_is_what_it_grew_by(filled: sa.Engine) -> None:
         assert (found["energy"].dropna() >= 0).all()
 
 
-def test_what_is_kept_when_it_changes_holds_until_it_does(engine: sa.Engine, reader: sa.Engine) -> None:
+def test_a_metric_that_is_stored_on_change_holds_until_it_changes(engine: sa.Engine, reader: sa.Engine) -> None:
     def states(now: int) -> Values:
         state = 0 if now < DAWN + 1000 else 8 if now < DAWN + 1100 else 2
         return {"temperature": 50.0, "performance_state": state}
@@ -188,7 +188,7 @@ def test_pandas_has_nothing_to_say_of_all_metrics_together(engine: sa.Engine, re
     assert len(found) == 60
 
 
-def test_gpus_are_told_apart_and_in_order(engine: sa.Engine, reader: sa.Engine) -> None:
+def test_each_gpu_has_its_own_rows_in_order(engine: sa.Engine, reader: sa.Engine) -> None:
     write(engine, range(DAWN, DAWN + 600, 4), wave, gpus=3)
     found = metrics_history(reader, [3, 1], ["temperature"], DAWN, DAWN + 600, 50)
     assert found["gpu_id"].unique().tolist() == [1, 3]

@@ -39,7 +39,7 @@ def engine(database_url: str) -> sa.Engine:
             ProcessReading(f"GPU-{gpu}", 7, "C", memory, sm, None, None, None)
             for gpu, (memory, sm) in there(step).items()
         ]
-        # Somebody else, who is always there and always at something.
+        # Another process, which always runs and changes at every tick.
         rows.append(ProcessReading("GPU-0", 8, "C", 100 + step, step % 100, None, None, None))
         readings = tuple(GpuReading(gpu.uuid, {"utilization": 1.0}) for gpu in GPUS[:2])
         batch.append((Snapshot(DAWN + 4 * step, HOST, GPUS[:2], readings, tuple(rows)), who(7, 8)))
@@ -79,20 +79,20 @@ def test_a_part_of_its_life_is_the_same_as_that_part_of_the_whole(engine: sa.Eng
     assert len(part) or first == 310
 
 
-def test_of_one_that_nobody_knows_there_is_nothing(engine: sa.Engine) -> None:
+def test_an_unknown_process_has_no_ticks(engine: sa.Engine) -> None:
     life = process_life.ticks(engine, 4711)
     assert life.empty
     assert {"gpu_id", "timestamp_epoch", "memory", "sm_utilization"} <= set(life.columns)
 
 
-def test_a_short_life_is_told_by_the_ticks(ticked: sa.Engine) -> None:
+def test_a_short_life_is_read_from_the_ticks(ticked: sa.Engine) -> None:
     frame, by_hour = process_life.steps(ticked, occupied.ids(ticked)[7], 60)
     assert not by_hour
     assert set(frame["gpu_id"]) == {1}
-    told = frame.dropna(subset="memory")
-    assert 45 <= len(told) <= 70
+    known = frame.dropna(subset="memory")
+    assert 45 <= len(known) <= 70
     step = (occupied.TICKS - 1) * 4 // 60
-    for row in told.to_dict("records"):
+    for row in known.to_dict("records"):
         begins = row["timestamp_epoch"]
         inside = [
             n for n in range(occupied.TICKS) if begins <= DAWN + 4 * n < begins + step and n not in occupied.GAP
@@ -100,7 +100,7 @@ def test_a_short_life_is_told_by_the_ticks(ticked: sa.Engine) -> None:
         due = [occupied.held(n)[0, 7] or 0 for n in inside if (0, 7) in occupied.held(n)]
         assert (row["memory_min"], row["memory_max"]) == (min(due), max(due))
         assert row["memory"] == pytest.approx(sum(due) / len(due))
-    # It was away once, and once nobody recorded.
+    # Once it was not on the GPU, and once nothing was recorded.
     breaks = frame.loc[frame["memory"].isna(), "timestamp_epoch"]
     assert [
         (moment - DAWN) // 4 in away for moment, away in zip(breaks, (range(300, 330), occupied.GAP), strict=True)
@@ -122,7 +122,7 @@ def test_every_metric_of_a_life_has_its_extremes(write: Callable[..., sa.Engine]
     assert frame["encoder_utilization"].isna().all()
 
 
-def test_a_long_life_is_told_by_the_hours(hourly: sa.Engine) -> None:
+def test_a_long_life_is_read_from_the_hours(hourly: sa.Engine) -> None:
     frame, by_hour = process_life.steps(hourly, occupied.ids(hourly)[7], 600)
     assert by_hour
     assert frame["timestamp_epoch"].tolist() == [DAWN + occupied.HOUR * hour for hour in range(8)]
@@ -132,7 +132,7 @@ def test_a_long_life_is_told_by_the_hours(hourly: sa.Engine) -> None:
     assert set(frame.columns) == {"gpu_id", "timestamp_epoch"} | columns
 
 
-def test_the_sm_utilization_of_an_hour_is_its_part_of_the_gpus_time(write: Callable[..., sa.Engine]) -> None:
+def test_the_sm_utilization_of_an_hour_is_its_part_of_the_gpus_busy_time(write: Callable[..., sa.Engine]) -> None:
     ticks = []
     for minute in range(480):
         rows = tuple(ProcessReading("GPU-0", pid, "C", 100, 30 if pid == 7 else 10) for pid in (7, 8))
@@ -144,7 +144,7 @@ def test_the_sm_utilization_of_an_hour_is_its_part_of_the_gpus_time(write: Calla
     assert frame["sm_utilization"].tolist() == pytest.approx([60.0] * 8)
 
 
-def test_hours_in_which_it_was_away_break_its_line(write: Callable[..., sa.Engine]) -> None:
+def test_hours_without_the_process_break_its_line(write: Callable[..., sa.Engine]) -> None:
     minutes = range(480)
     engine = write(
         (occupied.at(DAWN + 60 * (m + 1), {(0, 7): 10} if m // 60 in (0, 1, 4, 7) else {}) for m in minutes), 60
@@ -157,7 +157,7 @@ def test_hours_in_which_it_was_away_break_its_line(write: Callable[..., sa.Engin
     assert drawn == [0, 1, None, 4, None, 7]
 
 
-def test_a_life_whose_ticks_are_forgotten_is_told_by_the_hours(ticked: sa.Engine, database_url: str) -> None:
+def test_a_life_without_all_of_its_ticks_is_read_from_the_hours(ticked: sa.Engine, database_url: str) -> None:
     whole, _ = process_life.steps(ticked, occupied.ids(ticked)[7], 600)
     # In its middle: half of a life is not all of it.
     for forgotten_s in (1200, 2 * occupied.HOUR):
@@ -167,12 +167,12 @@ def test_a_life_whose_ticks_are_forgotten_is_told_by_the_hours(ticked: sa.Engine
         frame, by_hour = process_life.steps(ticked, occupied.ids(ticked)[7], 600)
         assert by_hour
         assert frame["timestamp_epoch"].tolist() == [DAWN - occupied.HOUR, DAWN], (
-            "its first tick speaks of the time before"
+            "its first tick is about the time before"
         )
         assert frame["memory"].iloc[-1] == pytest.approx(whole["memory"].mean(), rel=0.02)
 
 
-def test_of_a_process_that_nobody_knows_there_is_nothing(ticked: sa.Engine) -> None:
+def test_an_unknown_process_has_no_steps(ticked: sa.Engine) -> None:
     frame, _ = process_life.steps(ticked, 4711, 600)
     assert frame.empty
     assert {"gpu_id", "timestamp_epoch", "memory", "sm_utilization", "memory_max"} <= set(frame.columns)

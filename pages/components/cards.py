@@ -1,7 +1,7 @@
-"""The overview's cards, as HTML: rows of GPUs and of processes in, text out.
+"""The cards of GPUs, as HTML: rows of GPUs and of processes in, text out.
 
-Colours follow the page's light or dark scheme through CSS light-dark(); a level or state is never told by colour
-alone, but by a sign and a word as well. Everything that comes from outside is escaped.
+Colours follow the light or dark scheme of the page through CSS light-dark(). A level or state has a sign and a
+word, never a colour alone. Everything that comes from outside is escaped.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from gpumon_core.recording.health import fresh_within_s
 from pages.components import sparks
 from pages.components.sparks import Spark
 
-# What is a word at the foot of a card.
+# The metrics at the foot of a card.
 DETAIL = ("fan_speed", "sm_clock", "memory_clock")
 SIGNS = {Level.WARNING: ("▲", "warning"), Level.CRITICAL: ("◆", "critical")}
-# The card of a GPU that says nothing says why instead.
+# On the card of a GPU in one of these states there is only the reason.
 SILENT = ("lost", "asleep")
-# So many processes are named on a card.
+# The most processes that a card names.
 NAMED = 2
 
-# Up to so many cards -> so many columns on a wide screen: even rows look best.
+# Up to this many cards, this many columns on a wide screen: even rows look best.
 COLUMNS = ((1, 1), (2, 2), (3, 3), (4, 2), (6, 3), (8, 4), (9, 3), (math.inf, 4))
 
-# Keeps a drawing's place, so that nothing moves when it appears.
+# Holds the place of a drawing, so that nothing moves when it appears.
 NO_SPARK = '<div class="gm-spark gm-blank"></div>'
 # A row of store.queries.current.
 Row = Mapping[str, Any]
@@ -43,7 +43,7 @@ STYLE = f"<style>{Path(__file__).with_suffix('.css').read_text(encoding='utf-8')
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What cards have beside their GPU: `trends` and processes by GPU id, the place of each workload's colour,
+    """What cards need beside their GPU: `trends` and processes by GPU id, the place of each workload's colour,
     whether there are several hosts, and the time of the newest sample of any."""
 
     trends: Mapping[int, Mapping[str, Spark]] = field(default_factory=dict)
@@ -76,9 +76,9 @@ def overview(
         if row["parent_id"] is not None:
             instances.setdefault(row["parent_id"], []).append(row)
     known = {row["id"] for row in gpus}
-    # An instance whose GPU is gone stands for itself.
-    whole = [row for row in gpus if row["parent_id"] not in known]
-    cards = [card(row, context, instances.get(row["id"], ())) for row in whole]
+    # A MIG instance without its GPU gets a card of its own.
+    with_card = [row for row in gpus if row["parent_id"] not in known]
+    cards = [card(row, context, instances.get(row["id"], ())) for row in with_card]
     columns = next(count for most, count in COLUMNS if len(cards) <= most)
     return (
         f'{STYLE}<div class="gm-cards gm-{"solo" if len(cards) == 1 else "many"}" style="--columns:{columns}" '
@@ -87,7 +87,7 @@ def overview(
 
 
 def _by_gpu(processes: Sequence[Row]) -> dict[int, list[Row]]:
-    """Who is on each GPU, most memory first, as they come."""
+    """The processes by GPU, in their order: most memory first."""
     found: dict[int, list[Row]] = {}
     for row in processes:
         found.setdefault(row["gpu_id"], []).append(row)
@@ -125,7 +125,7 @@ def card(gpu: Row, context: Context, instances: Sequence[Row] = ()) -> str:
     title = _title(gpu, context.with_host)
     name = gpu["name"] or "unknown model"
     body = f'<div class="gm-note">{escape(why)}</div>' if css in SILENT else _body(gpu, context, instances)
-    # What a GPU said last is not what it does now.
+    # The newest values of a silent GPU are not its present ones.
     facts = (
         [title, word]
         if css in SILENT
@@ -166,7 +166,7 @@ def _body(gpu: Row, context: Context, instances: Sequence[Row]) -> str:
         held = f'{_memory(gpu, context, ())}<div class="gm-parts">{inside}</div>'
     else:
         mine = context.processes.get(gpu["id"], ())
-        held = _memory(gpu, context, mine) + _who(mine, context)
+        held = _memory(gpu, context, mine) + _holders(mine, context)
     return (
         f'<div class="gm-first">{utilization}</div>{held}'
         f'<div class="gm-pair">{temperature}{power}</div><div class="gm-detail">{detail}</div>'
@@ -183,7 +183,7 @@ def _instance(gpu: Row, context: Context) -> str:
         f'<div class="gm-part" role="group" aria-label="MIG instance {int(gpu["mig_index"])}, {escape(word)}" '
         f'data-uuid="{escape(gpu["uuid"])}"><div class="gm-label"><b>MIG {int(gpu["mig_index"])}</b> '
         f'<span class="gm-name">{escape(name)}</span> <span class="gm-state {css}">{escape(word)}</span></div>'
-        f"{_memory(gpu, context, mine)}{_who(mine, context, 1)}</div>"
+        f"{_memory(gpu, context, mine)}{_holders(mine, context, 1)}</div>"
     )
 
 
@@ -243,7 +243,7 @@ def _mark(level: Level) -> str:
 
 
 def _memory(gpu: Row, context: Context, processes: Sequence[Row]) -> str:
-    """The memory in use, in a bar of the processes that hold it."""
+    """The memory in use, as a bar of the processes that hold it."""
     metric = GPU_METRICS_BY_KEY["memory"]
     used, whole = gpu["memory"], gpu["memory_total_mib"]
     known = None if fmt.missing(used) else float(used)
@@ -253,19 +253,19 @@ def _memory(gpu: Row, context: Context, processes: Sequence[Row]) -> str:
         rest += f", {gpu_state.SHARED}"
     bar = ""
     if known is not None and whole and not fmt.missing(whole):
-        parts, told = [], 0.0
+        parts, shown = [], 0.0
         for process in processes:
-            held = 0.0 if fmt.missing(process["memory"]) else min(float(process["memory"]), known - told)
+            held = 0.0 if fmt.missing(process["memory"]) else min(float(process["memory"]), known - shown)
             if held <= 0:
                 continue
-            told += held
-            what = f"{_called(process)}: {fmt.memory(held)}"
+            shown += held
+            what = f"{_name(process)}: {fmt.memory(held)}"
             parts.append(
                 f'<i style="width:{100 * held / whole:.2f}%;background:{_ink(process, context)}" '
                 f'title="{escape(what)}"></i>'
             )
-        rest_of = min(100.0, 100 * max(0.0, known - told) / whole)
-        parts.append(f'<i class="gm-other" style="width:{rest_of:.2f}%" title="{fmt.memory(known - told)}"></i>')
+        rest_of = min(100.0, 100 * max(0.0, known - shown) / whole)
+        parts.append(f'<i class="gm-other" style="width:{rest_of:.2f}%" title="{fmt.memory(known - shown)}"></i>')
         bar = f'<div class="gm-bar gm-thick">{"".join(parts)}</div>'
     return (
         f'<div class="gm-tile gm-row gm-{level}" data-metric="memory"><div class="gm-label">Memory</div>'
@@ -273,8 +273,8 @@ def _memory(gpu: Row, context: Context, processes: Sequence[Row]) -> str:
     )
 
 
-def _who(processes: Sequence[Row], context: Context, most: int = NAMED) -> str:
-    """Who holds most of it, and with which model."""
+def _holders(processes: Sequence[Row], context: Context, most: int = NAMED) -> str:
+    """The processes that hold most memory, and their models."""
     lines = []
     more = len(processes) - most
     for number, process in enumerate(processes[:most], 1):
@@ -282,20 +282,20 @@ def _who(processes: Sequence[Row], context: Context, most: int = NAMED) -> str:
         user = f'<span class="gm-user">{escape(process["username"])}</span>' if process["username"] else ""
         lines.append(
             f'<li><i style="background:{_ink(process, context)}"></i><span class="gm-what">'
-            f"{escape(_called(process))}</span>{rest}{user}<span>{fmt.memory(process['memory'])}</span></li>"
+            f"{escape(_name(process))}</span>{rest}{user}<span>{fmt.memory(process['memory'])}</span></li>"
         )
     if not lines:
         lines.append('<li class="gm-more">no process</li>')
-    return f'<ul class="gm-who">{"".join(lines)}</ul>'
+    return f'<ul class="gm-holders">{"".join(lines)}</ul>'
 
 
-def _called(process: Row) -> str:
+def _name(process: Row) -> str:
     name = process["workload"] or process["name"] or f"PID {process['pid']}"
     return f"{name} · {process['model']}" if process["model"] else str(name)
 
 
 def _ink(process: Row, context: Context) -> str:
-    """The workload's colour, which charts give it too."""
+    """The colour of the workload, the same as in charts."""
     place = context.workloads.get(process["workload"] or "")
     if place is None:
         return f"light-dark({figures.GREYS[False][0]},{figures.GREYS[True][0]})"

@@ -33,14 +33,14 @@ Trend = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Spark:
-    """A metric's last minutes, drawn once for several ticks: a text with a place for the end of its line, and the
-    value at the top of the drawing. Without a place the line has ended before."""
+    """The last minutes of a metric, drawn once for several ticks: a text with a place for the end of the line, and
+    the value at the top of the drawing. There is no place where the line ended earlier."""
 
     text: str
     top: float
 
     def up_to(self, value: float) -> str:
-        """The drawing, whose line ends at the present value."""
+        """The drawing, with a line that ends at the present value."""
         y = _y(min(max(value, 0.0), self.top), self.top)
         return self.text.replace(PRESENT, f"{WIDTH} {y}")
 
@@ -49,14 +49,14 @@ def _y(value: float, top: float) -> int:
     return round(HEIGHT - 1 - value * (HEIGHT - 2) / top)
 
 
-def sparkline(trend: Trend, metric: Metric, whole: float | None, span: tuple[int, int]) -> Spark | None:
-    """The metric's last minutes as a drawing: a line over a shaded area, broken at gaps. None where there is next
-    to nothing to draw."""
+def sparkline(trend: Trend, metric: Metric, total: float | None, span: tuple[int, int]) -> Spark | None:
+    """The last minutes of a metric as a drawing: a line over a shaded area, broken at gaps. None for less than two
+    values."""
     times, values = trend["timestamp_epoch"].tolist(), trend[metric.key].tolist()
     known = _known(values)
     if len(known) < 2:
         return None
-    top = whole if whole and not fmt.missing(whole) else metric.maximum
+    top = total if total and not fmt.missing(total) else metric.maximum
     top = max(*known, top or 0.0) or 1.0
     start, end = span
     across = WIDTH / max(1, end - start)
@@ -78,7 +78,7 @@ def sparkline(trend: Trend, metric: Metric, whole: float | None, span: tuple[int
     area = "".join(f"M{first} {HEIGHT}L{points}L{last} {HEIGHT}Z" for points, first, last in drawn)
     lowest = fmt.value(metric, min(_known(trend[f"{metric.key}_min"].tolist()), default=None))
     highest = fmt.value(metric, max(_known(trend[f"{metric.key}_max"].tolist()), default=None))
-    # Streamlit lets no SVG through, but a mask: the drawing gives the shape, and CSS the colour.
+    # Streamlit removes SVG, but not a mask: the drawing gives the shape, and CSS the colour.
     drawing = DRAWING.format(area=area, line=line)
     return Spark(
         f'<div class="gm-spark" role="img" aria-label="{escape(metric.label)} in the last minutes: {lowest} to '

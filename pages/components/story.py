@@ -1,4 +1,4 @@
-"""The story of one process: who it is, what it ran, which models it had, and what it used over its life."""
+"""The story of one process: its identity, what it ran, its models, and what it used over its life."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gpumon_core.store.queries import frames, model_sessions, processes
 from gpumon_core.store.queries.processes import ProcessFilter
 from pages.components import charts, chrome, data, filters, tables
 
-# What is known of a process beside its name: title -> column of processes.process_history.
+# The identity of a process beside its name: title -> column of processes.process_history.
 IDENTITY = {
     "PID": "pid",
     "User": "username",
@@ -37,13 +37,13 @@ IDENTITY = {
 }
 
 
-# A story begins below its table, where a reader would not see that it has come. It comes in pieces, and only with
-# them there is room to scroll: it is brought into sight until it has settled, or the reader goes elsewhere.
+# A story appears below its table, where a reader might not see it. It comes in pieces, and before them there is no
+# room to scroll: so the page scrolls to it until its size is final, or the reader moves.
 _reveal = st.components.v2.component(
     "gpumon_reveal",
     js="""
-const SETTLED_MS = 2000
-const ELSEWHERE = ["wheel", "touchstart", "pointerdown", "keydown"]
+const FINAL_MS = 2000
+const READER_MOVES = ["wheel", "touchstart", "pointerdown", "keydown"]
 let revealed
 function bring(element) {
   const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth"
@@ -51,10 +51,10 @@ function bring(element) {
   const end = () => {
     sizes.disconnect()
     clearTimeout(timer)
-    for (const kind of ELSEWHERE) removeEventListener(kind, end)
+    for (const kind of READER_MOVES) removeEventListener(kind, end)
   }
-  const timer = setTimeout(end, SETTLED_MS)
-  for (const kind of ELSEWHERE) addEventListener(kind, end, { passive: true })
+  const timer = setTimeout(end, FINAL_MS)
+  for (const kind of READER_MOVES) addEventListener(kind, end, { passive: true })
   sizes.observe(element.closest("[data-testid=stMainBlockContainer]"))
   return end
 }
@@ -76,7 +76,7 @@ def show(at: data.Tick, process_id: int) -> None:
     """Draw it."""
     frame = data.ask(at, processes.process_history, ProcessFilter(process_ids=(process_id,)))
     if frame.empty:
-        st.info("This process is not in the ledger any more.")
+        st.info("This process is older than the retention, so it was deleted. Choose another row.")
         return
     process = frame.astype("object").where(frame.notna(), None).iloc[0]
     name = process["name"] or f"PID {process['pid']}"

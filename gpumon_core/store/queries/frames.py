@@ -1,7 +1,7 @@
 """What is recorded, as pandas DataFrames: hosts, GPUs and processes now, and what the database holds.
 
 Every function takes an engine from `database.open_for_reading`. Times in frames are integer UTC
-seconds; a page turns them into the viewer's time zone.
+seconds; a page shows them in the viewer's time zone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gpumon_core.store.schema import (
     recorder_health,
 )
 
-# So many programs are named one by one; for more, all are read.
+# Up to this many programs are asked for by their ids; for more, all are read.
 FEW = 5000
 
 
@@ -53,7 +53,7 @@ def gpu_table(engine: Engine, gone: bool = False) -> pd.DataFrame:
 
 
 def gpu_ids(engine: Engine) -> list[int]:
-    """The ids of all GPUs that were ever seen, those that are gone included."""
+    """The ids of all GPUs that were ever seen, including those that are gone."""
     with engine.connect() as connection:
         return list(connection.execute(sa.select(gpus.c.id).order_by(gpus.c.id)).scalars())
 
@@ -69,7 +69,7 @@ def _columns(names: Sequence[str], rows: Sequence[current.Row], numbers: Iterabl
 
 
 def _plain(column: Sequence[Any]) -> Any:
-    """A column whose texts may be missing: None then, where pandas' own would be a NaN that is true."""
+    """A column whose texts may be missing: with None for them, because a NaN of pandas' counts as true."""
     return pd.Series(column, dtype="object") if any(isinstance(value, str) for value in column) else list(column)
 
 
@@ -82,16 +82,16 @@ def active_processes(engine: Engine) -> pd.DataFrame:
 
 
 def resolutions(engine: Engine) -> pd.DataFrame:
-    """What is kept at each resolution, finest first.
+    """What is stored at each resolution, finest first.
 
-    Columns: seconds (0 for raw ticks), kept (raw, minute or hour: the retention that holds for it),
-    first, last (UTC seconds, NaN where there is nothing).
+    Columns: seconds (0 for raw ticks), retention (raw, minute or hour: which of the settings applies), first, last
+    (UTC seconds, NaN where nothing is stored).
     """
     rows = []
     tables = [(gpu_metrics, 0, "raw"), *((tier.table, tier.seconds, tier.kept) for tier in TIERS)]
     with engine.connect() as connection:
-        for table, seconds, kept in tables:
-            # The key's first and last entry of each GPU: min() over the table would read it all.
+        for table, seconds, retention in tables:
+            # The first and last entry of each GPU in the index: min() over the table would read all of it.
             edges = [
                 sa.select(edge(table.c.timestamp_epoch)).where(table.c.gpu_id == gpus.c.id).scalar_subquery()
                 for edge in (sa.func.min, sa.func.max)
@@ -99,12 +99,12 @@ def resolutions(engine: Engine) -> pd.DataFrame:
             found = connection.execute(sa.select(*edges)).all()
             firsts = [first for first, _ in found if first is not None]
             lasts = [last for _, last in found if last is not None]
-            rows.append((seconds, kept, min(firsts, default=None), max(lasts, default=None)))
-    return _numbers(pd.DataFrame(rows, columns=["seconds", "kept", "first", "last"]), "first", "last")
+            rows.append((seconds, retention, min(firsts, default=None), max(lasts, default=None)))
+    return _numbers(pd.DataFrame(rows, columns=["seconds", "retention", "first", "last"]), "first", "last")
 
 
 def health_history(engine: Engine, host: str, start: int, end: int) -> pd.DataFrame:
-    """How a host's recorder fared, minute by minute: the columns of `recorder_health`."""
+    """The state of a host's recorder, minute by minute: the columns of `recorder_health`."""
     query = (
         sa.select(recorder_health)
         .join(hosts, hosts.c.id == recorder_health.c.host_id)
@@ -119,7 +119,7 @@ def health_history(engine: Engine, host: str, start: int, end: int) -> pd.DataFr
 
 
 def with_programs(source: Engine | Connection, frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame with the columns of `programs` in the place of program_id."""
+    """The frame with the columns of `programs` instead of program_id."""
     ids = frame["program_id"].dropna().unique().tolist()
     query = sa.select(programs.c.id.label("program_id"), *(programs.c[name] for name in PROGRAM_COLUMNS))
     if len(ids) <= FEW:

@@ -17,11 +17,11 @@ from gpumon_core.store.schema import gpu_changes, gpu_metrics, gpus, known_ms, s
 # A pause longer than this many usual steps is a gap, not a late tick; a bucket of a rollup is never late.
 GAP_STEPS = 3
 GAP_BUCKETS = 1.9
-# Marks a point that was measured; a gap has NaN there.
-THERE = "there"
-# The time that a point's longest row speaks of, ms.
+# Marks a point that was measured; a gap has NaN here.
+MEASURED = "measured"
+# The time that the longest row of a point covers, ms.
 RECORDED = "recorded_ms"
-# Times of ticks are whole seconds: two may seem to lie further apart by so much.
+# Times of ticks are whole seconds: two ticks may seem to be further apart by up to this much.
 LABEL_S = 1.5
 
 
@@ -59,7 +59,7 @@ def metrics_history(
         if len(frames) > 1:
             frame = frame.sort_values(["gpu_id", "timestamp_epoch"], ignore_index=True, kind="stable")
         for metric in counters:
-            _difference(frame, metric.key, _stood_at(connection, metric, ids, start, read[0].resolution))
+            _difference(frame, metric.key, _values_at(connection, metric, ids, start, read[0].resolution))
         if changing:
             # A point that is a tick is a moment; every other point covers a step.
             width = max(0 if p.resolution.is_raw and not _is_grouped(p) else p.step_s for p in read)
@@ -68,7 +68,7 @@ def metrics_history(
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """Numbers as they are promised; a frame of rows has them already but for its keys."""
+    """The promised dtypes. A frame with rows has them already, except for its keys."""
     keys = dict.fromkeys(("gpu_id", "timestamp_epoch"), "int64")
     if frame.empty:
         return frame.astype(dict.fromkeys(frame.columns, "float64") | keys)
@@ -90,16 +90,16 @@ def _query(
     time = table.c.timestamp_epoch
     start = piece.start
     if not resolution.is_raw:
-        # The bucket that the range begins in belongs to it.
+        # The bucket in which the range begins belongs to it.
         start -= start % int(resolution.seconds)
     grouped = _is_grouped(piece)
     bucket = time - time % step if grouped else time
     columns: list[Any] = [table.c.gpu_id, bucket]
     names = ["gpu_id", "timestamp_epoch"]
     if grouped and resolution.is_raw:
-        # Where a step holds one tick, it stands where the tick was.
+        # Where a step holds one tick, its time is that of the tick.
         columns[1] = (sa.func.min(time) + sa.func.max(time)) / 2
-    # Where each name's numbers stand in the result: what is the same is fetched once.
+    # The place of each name's numbers in the result: equal columns are fetched once.
     places = [0, 1]
     for metric in metrics:
         for column, suffix in zip(_columns(metric, table, grouped, interval_s), ("", "_min", "_max"), strict=True):
@@ -107,8 +107,8 @@ def _query(
                 columns.append(column)
             names.append(metric.key + suffix)
             places.append(len(columns) - 1)
-    spoken_of = table.c.recorded_ms
-    columns.append(sa.func.max(spoken_of) if grouped else spoken_of)
+    recorded_ms = table.c.recorded_ms
+    columns.append(sa.func.max(recorded_ms) if grouped else recorded_ms)
     names.append(RECORDED)
     places.append(len(columns) - 1)
     query = sa.select(*columns).where(table.c.gpu_id.in_(ids), time >= start, time <= piece.end)
@@ -125,7 +125,7 @@ def _query(
     if len(rows):
         array = array[np.lexsort((array[:, 1], array[:, 0]))]
     frame = pd.DataFrame(array[:, places], columns=names)
-    frame[THERE] = 1.0
+    frame[MEASURED] = 1.0
     if not resolution.is_raw:
         for metric in metrics:
             if metric.decimals:
@@ -137,8 +137,8 @@ def _query(
 
 
 def _columns(metric: Metric, table: sa.Table, grouped: bool, interval_s: float) -> list[Any]:
-    """Mean, minimum and maximum of a metric; of a counter, three times where it stood at the end. None stands
-    for the column before it once more."""
+    """Mean, minimum and maximum of a metric; of a counter, three times its value at the end. None means the column
+    before it again."""
     mean = table.c[metric.key]
     raw = table is gpu_metrics
     if metric.aggregate is Aggregate.COUNTER:
@@ -150,7 +150,7 @@ def _columns(metric: Metric, table: sa.Table, grouped: bool, interval_s: float) 
     highest: Any = (mean if peak is None else peak) if raw else table.c[f"{metric.key}_max"]
     if not grouped:
         return [mean, lowest, highest]
-    # Means weigh the time in which there was a value.
+    # Means are weighted by the time in which there was a value.
     usual_ms: Any = sa.literal_column(str(round(1000 * interval_s)))
     weight = sa.func.coalesce(table.c.recorded_ms, usual_ms if raw else table.c.samples * usual_ms)
     if not raw:
@@ -161,7 +161,7 @@ def _columns(metric: Metric, table: sa.Table, grouped: bool, interval_s: float) 
 
 
 def _with_gaps(frame: pd.DataFrame, piece: Piece) -> pd.DataFrame:
-    """Add a row of NaN wherever a GPU's rows lie much further apart than they usually do."""
+    """Add a row of NaN wherever a GPU's rows are much further apart than usual."""
     if len(frame) < 2:
         return frame
     resolution, step = piece.resolution, piece.step_s
@@ -170,7 +170,7 @@ def _with_gaps(frame: pd.DataFrame, piece: Piece) -> pd.DataFrame:
     distance[np.diff(owners, prepend=np.nan) != 0] = np.nan
     usual = max(float(step), float(np.nanmedian(distance)) if np.isfinite(distance).any() else 0.0)
     allowed = (GAP_STEPS if resolution.is_raw else GAP_BUCKETS) * usual
-    # Rows of older versions do not say of how much time they speak.
+    # Rows of older versions do not say how much time they cover.
     own = np.maximum(frame[RECORDED].to_numpy() / 1000 + step + LABEL_S, GAP_BUCKETS * step)
     wide = np.flatnonzero(distance > np.where(np.isnan(own), allowed, own))
     if not len(wide):
@@ -180,14 +180,14 @@ def _with_gaps(frame: pd.DataFrame, piece: Piece) -> pd.DataFrame:
     return joined.sort_values(["gpu_id", "timestamp_epoch"], ignore_index=True, kind="stable")
 
 
-def _stood_at(
+def _values_at(
     connection: Connection, metric: Metric, ids: list[int], start: int, resolution: Resolution
 ) -> dict[int, float]:
-    """Where a counter stood at the beginning of a range, by the GPU's id.
+    """The value of a counter at the beginning of a range, by the GPU's id.
 
-    In a pause it grew evenly; before a GPU was first seen it stood at 0.
+    In a pause it is taken to have grown evenly; before a GPU was first seen it was 0.
     """
-    # A bucket says how the counter stood at its end.
+    # A bucket has the value of the counter at its end.
     length = 0 if resolution.is_raw else int(resolution.seconds)
     first = start - start % max(1, length)
     before, after = resolution.table.alias("before"), resolution.table.alias("after")
@@ -208,26 +208,26 @@ def _stood_at(
         .outerjoin(after, edge(sa.func.min, after, lambda time: time >= first))
         .where(gpus.c.id.in_(ids))
     )
-    stood: dict[int, float] = {}
+    found: dict[int, float] = {}
     for gpu_id, first_seen, then, value, later, later_value in connection.execute(query):
         if value is None:
             if later_value is not None:
-                stood[gpu_id] = 0.0 if first_seen >= later - length else float(later_value)
+                found[gpu_id] = 0.0 if first_seen >= later - length else float(later_value)
         elif later_value is None or later <= then:
-            stood[gpu_id] = float(value)
+            found[gpu_id] = float(value)
         else:
             part = max(0.0, first - length - then) / (later - then)
-            stood[gpu_id] = value + (later_value - value) * min(1.0, part)
-    return stood
+            found[gpu_id] = value + (later_value - value) * min(1.0, part)
+    return found
 
 
 def _difference(frame: pd.DataFrame, key: str, before: Mapping[int, float]) -> None:
-    """Turn a counter into what it grew by since the point before it, or since `before`: where it stood then."""
-    # Where the clock was set back, times that lie apart stand beside each other: a counter only grows.
-    standing = frame[key].groupby(frame["gpu_id"]).cummax().groupby(frame["gpu_id"]).ffill()
-    earlier = standing.groupby(frame["gpu_id"]).shift()
+    """Turn a counter into its growth since the point before, at the first point since `before`: its value then."""
+    # Where the clock was set back, rows of different times are side by side; but a counter only grows.
+    so_far = frame[key].groupby(frame["gpu_id"]).cummax().groupby(frame["gpu_id"]).ffill()
+    earlier = so_far.groupby(frame["gpu_id"]).shift()
     earlier = earlier.fillna(frame["gpu_id"].map(before))
-    grown = (standing - earlier).where(frame[key].notna()).clip(lower=0)
+    grown = (so_far - earlier).where(frame[key].notna()).clip(lower=0)
     for suffix in ("", "_min", "_max"):
         frame[key + suffix] = grown
 
@@ -241,7 +241,7 @@ def _with_changes(
     end: int,
     step: int,
 ) -> pd.DataFrame:
-    """With the metrics that are kept when they change: at each point the value that held then."""
+    """The frame with metrics that are stored when they change: at each point the value that held then."""
     keys = [metric.key for metric in metrics]
     chosen = sa.and_(gpu_changes.c.gpu_id.in_(ids), gpu_changes.c.metric.in_(keys))
     before = (
@@ -271,7 +271,7 @@ def _with_changes(
         values.append(np.nan if value is None else value)
     owners, moments = frame["gpu_id"].to_numpy(), frame["timestamp_epoch"].to_numpy()
     half = step / 2
-    known = frame[THERE].notna().to_numpy()
+    known = frame[MEASURED].notna().to_numpy()
     places = {gpu_id: np.flatnonzero(owners == gpu_id) for gpu_id in ids}
     columns: dict[str, np.ndarray[Any, Any]] = {}
     for key in keys:
@@ -282,15 +282,15 @@ def _with_changes(
                 result[:, mine] = _held(np.array(times), np.array(values), moments[mine], half)
         result[:, ~known] = np.nan
         columns |= {key + suffix: row for row, suffix in zip(result, ("", "_min", "_max"), strict=True)}
-    # Put in one by one, many columns would leave a frame in pieces, of which pandas warns.
+    # Added one by one, many columns would fragment the frame, and pandas would warn.
     return pd.concat([frame, pd.DataFrame(columns, index=frame.index)], axis=1)
 
 
 def _held(
     changed: np.ndarray[Any, Any], values: np.ndarray[Any, Any], moments: np.ndarray[Any, Any], half: float
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """What held `half` seconds after some moments, and the least and the most since as long before; NaN before the
-    first change. Shape: 3, moments."""
+    """The value that held `half` seconds after each moment, and the least and the greatest value since `half`
+    seconds before it; NaN before the first change. Shape: 3, moments."""
     first = np.searchsorted(changed, moments - half, "right") - 1
     last = np.searchsorted(changed, moments + half, "right") - 1
     found = np.where(last >= 0, values[last], np.nan)

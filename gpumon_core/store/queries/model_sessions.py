@@ -17,7 +17,7 @@ from gpumon_core.store.schema import model_sessions as sessions
 
 
 def loaded(engine: Engine, scope: Scope, limit: int | None = None, after: Position | None = None) -> pd.DataFrame:
-    """Which models were loaded at any time between `start` and `end`, the newest first; or those that follow a
+    """Which models were loaded at any time of the range, the newest first; with `after` those that follow a
     position in this order.
 
     Columns: session_id, model, process_id, gpu_id, host, gpu_index, mig_index, pid, name, username, workload,
@@ -32,7 +32,7 @@ def loaded(engine: Engine, scope: Scope, limit: int | None = None, after: Positi
 
 
 def position(frame: pd.DataFrame) -> Position:
-    """Where the last row of `loaded` stands. Raises IndexError for an empty frame."""
+    """The position of the last row of `loaded`. Raises IndexError for an empty frame."""
     return int(frame["first_seen"].iloc[-1]), int(frame["session_id"].iloc[-1])
 
 
@@ -98,7 +98,7 @@ def _conditions(scope: Scope) -> list[Any]:
     found: list[Any] = [sessions.c.first_seen <= scope.end, _last_seen() >= scope.start]
     if scope.users:
         found.append(gpu_processes.c.username.in_(list(scope.users)))
-    # The model is the session's own: the process may serve another by now.
+    # The model of the session: the process may serve another one now.
     for name, values in scope.programs_with.items():
         if values:
             found.append((sessions.c.model if name == "model" else programs.c[name]).in_(list(values)))

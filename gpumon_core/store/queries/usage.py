@@ -1,7 +1,7 @@
-"""Reads the ledger: who used how much of the GPUs, as pandas DataFrames.
+"""Reads the ledger: how much of the GPUs each user, workload, model, ... used, as pandas DataFrames.
 
 The ledger counts by the half hour. A range from `start` up to, not including, `end` means every half hour that it
-touches, so that the parts of a GPU's time and energy always add up to the whole.
+touches, so that the parts of a GPU's time and energy always add up to the total.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from gpumon_core.store.schema import (
     programs,
 )
 
-# What is added up: the busy time that was its part of a GPU's, the time it was there, the time in which it
-# held memory and did nothing, memory held, and energy.
+# What is added up: the process's part of a GPU's busy time, the time it was on the GPU, the time in which it held
+# memory and did nothing, memory held, and energy.
 SUMS = ("busy_s", "seconds", "idle_s", "memory_mib_s", "energy_j")
-# A GPU's own rows beside its processes', and what they are called.
+# A GPU's own rows beside those of its processes, and their names.
 OWN = {
     "unattributed": "No known process",
     "unsettled": "Not added up yet",
@@ -40,14 +40,14 @@ OWN = {
     "unknown": "Use not known",
     "unrecorded": "While not recording",
 }
-# The rows of many processes are brought up to date in turn (writer.SETTLED_PER_TICK): what is missing of the
-# GPUs' busy time and energy is a row of its own where it is more than this part of the whole.
+# The rows of many processes are updated in turn (writer.SETTLED_PER_TICK): what is missing of the GPUs' busy time
+# and energy is a row of its own where it is more than this part of the total.
 UNSETTLED_FROM = 0.005
-# The key of all processes that a trend is not asked about; ids begin with 1.
+# The key of all processes for which a trend is not asked; ids begin with 1.
 ALL_OTHERS = 0
-# So many processes are named by one query.
+# The most processes whose names one query reads.
 PIECE = 1000
-# A process of which one of these is not 0 is at work.
+# A process is at work where one of these is not 0.
 AT_WORK = ("sm_utilization", "encoder_utilization", "decoder_utilization")
 KEYS: Mapping[str, Any] = {
     "user": gpu_processes.c.username,
@@ -81,7 +81,7 @@ class Scope:
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What two scopes have in common that mean the same time and processes."""
+        """Equal for two scopes that mean the same time and processes."""
         return (
             *(self.first_step, self.end - self.end % 60, self.gpu_ids, self.users),
             tuple((name, tuple(values)) for name, values in self.programs_with.items()),
@@ -89,18 +89,18 @@ class Scope:
 
     @property
     def chooses(self) -> bool:
-        """Whether some processes are left out, so that the GPUs' own rows say nothing."""
+        """Whether some processes are left out, so that the GPUs' own rows mean nothing."""
         return bool(self.users or any(self.programs_with.values()))
 
     def hours(self, table: sa.Table) -> list[Any]:
-        """The conditions that hold for a table of the ledger."""
+        """The conditions for the rows of a table of the ledger."""
         found = [table.c.timestamp_epoch >= self.first_step, table.c.timestamp_epoch < self.end]
         if self.gpu_ids is not None:
             found.append(table.c.gpu_id.in_(list(self.gpu_ids)))
         return found
 
     def processes(self) -> list[Any]:
-        """The conditions that hold for processes and what they run."""
+        """The conditions for processes and what they run."""
         found = [gpu_processes.c.username.in_(list(self.users))] if self.users else []
         return found + [
             programs.c[name].in_(list(values)) for name, values in self.programs_with.items() if values
@@ -138,7 +138,7 @@ def ranking(engine: Engine, by: Dimension, scope: Scope) -> pd.DataFrame:
 
 
 def _joined(by: Dimension, scope: Scope) -> Any:
-    """The hours, joined with what the question needs: a join costs as much as the sum."""
+    """The hours, joined only with the tables that the query needs: a join costs as much as the sum."""
     place: Any = process_hours
     if by == "user" or scope.users:
         place = place.join(gpu_processes, gpu_processes.c.id == process_hours.c.process_id)
@@ -148,7 +148,7 @@ def _joined(by: Dimension, scope: Scope) -> Any:
 
 
 def _own(totals: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the GPUs themselves: what is no process's, or not yet."""
+    """The GPUs' own rows: what belongs to no process, or not yet."""
     sums = totals[list(TOTALS)].sum()
     late_s = sums["busy_s"] - sums["unattributed_s"] - parts["busy_s"].sum()
     late_j = sums["energy_j"] - sums[["unattributed_j", "idle_j", "unrecorded_j"]].sum() - parts["energy_j"].sum()
@@ -174,8 +174,8 @@ def _own(totals: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame:
 
 
 def trend(engine: Engine, by: Dimension, scope: Scope, keys: Sequence[Any] | None = None) -> pd.DataFrame:
-    """The same by the half hour, without the GPUs' own rows. Where `keys` are given (ids of processes or GPUs),
-    all others are one: ALL_OTHERS.
+    """The sums of `ranking` by the half hour, without the GPUs' own rows. Where `keys` are given (ids of processes
+    or GPUs), all others are one: ALL_OTHERS.
 
     Columns: timestamp_epoch (the half hour's first second; rows of older versions are of a whole hour), key, and
     the sums as float64.
@@ -203,9 +203,9 @@ TOTALS = tuple(column.name for column in gpu_usage.columns if column.name not in
 
 
 def gpu_totals(engine: Engine, scope: Scope) -> pd.DataFrame:
-    """What each GPU did: one row per GPU that was recorded, in the order of hosts and indices.
+    """The use of each GPU: one row per GPU that was recorded, in the order of hosts and indices.
 
-    Columns: gpu_id, host, gpu_index, mig_index, name, first_seen (of the GPU, be it imported), and the sums of
+    Columns: gpu_id, host, gpu_index, mig_index, name, first_seen (of the GPU, also in an import), and the sums of
     `gpu_usage` as float64: seconds recorded = busy_s + held_s + free_s + unknown_s.
     """
     began = sa.select(sa.func.min(imports.c.first)).where(imports.c.gpu_id == gpus.c.id).scalar_subquery()
@@ -252,7 +252,7 @@ def gpu_hours(engine: Engine, scope: Scope) -> pd.DataFrame:
 
 
 def idle_holders(engine: Engine, scope: Scope, idle_s: float) -> pd.DataFrame:
-    """Processes that kept memory and did nothing for at least `idle_s` seconds of the range, the longest first.
+    """Processes that held memory and did nothing for at least `idle_s` seconds of the range, the longest first.
 
     One row per process and GPU; graphics alone (a desktop) holds no GPU. Columns: process_id, gpu_id, host,
     gpu_index, mig_index, pid, name, username, kind, memory (MiB: now, or its average where it has ended),
@@ -300,7 +300,7 @@ def idle_holders(engine: Engine, scope: Scope, idle_s: float) -> pd.DataFrame:
     at_work = (frame[list(AT_WORK)].fillna(0) > 0).any(axis=1)
     for_now = (frame["now"] - frame["last_busy"]).where(frame["running"] & ~at_work)
     frame["idle_since"] = frame["last_busy"].where(for_now >= idle_s)
-    # What is going on has not been added up yet where it is younger than the setting.
+    # Idle time that is shorter than the setting so far is not added up in the ledger yet.
     in_range = (frame["now"] - frame["last_busy"].clip(lower=scope.first_step)).where(frame["idle_since"].notna())
     frame["idle_s"] = frame["idle_s"].fillna(0).clip(lower=in_range.fillna(0))
     frame = frame[frame["idle_s"] >= idle_s]
@@ -313,13 +313,13 @@ def idle_holders(engine: Engine, scope: Scope, idle_s: float) -> pd.DataFrame:
 
 
 def labels(engine: Engine, by: Dimension, keys: Sequence[Any]) -> dict[Any, str]:
-    """What the keys of a ranking are called: the processes "train.py (4711)", the GPUs "rack1 GPU 0"; others are
-    names themselves."""
+    """The names of a ranking's keys: of processes "train.py (4711)", of GPUs "rack1 GPU 0"; other keys are names
+    themselves."""
     if by == "process":
         query = sa.select(gpu_processes.c.id, gpu_processes.c.name, gpu_processes.c.pid)
         ids = [int(key) for key in keys]
         names_of: dict[Any, str] = {}
-        # Databases take so many values in a query, and a year has more processes.
+        # A database takes a limited number of values in a query, and a year has more processes.
         for first in range(0, len(ids), PIECE):
             found = fetch(engine, query.where(gpu_processes.c.id.in_(ids[first : first + PIECE])))
             called = found["name"].fillna("PID") + " (" + found["pid"].astype(str) + ")"
