@@ -19,7 +19,7 @@ from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.store import database
 from gpumon_core.store.queries import costs, model_sessions, usage
 from gpumon_core.store.queries.dimensions import Dimension
-from gpumon_core.store.queries.usage import OWN, Scope
+from gpumon_core.store.queries.usage import GPU_ROWS, Scope
 from gpumon_core.store.schema import gpu_usage
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, ProcessReading, Snapshot
@@ -196,7 +196,7 @@ def test_the_busiest_is_first_and_the_gpus_own_rows_are_last(engine: sa.Engine) 
     busy = frame.loc[frame["kind"] == "part", "busy_s"]
     assert busy.is_monotonic_decreasing
     assert frame["kind"].tolist()[-2:] == ["unattributed", "idle"]
-    assert frame["key"].tolist()[-2:] == [OWN["unattributed"], OWN["idle"]]
+    assert frame["key"].tolist()[-2:] == [GPU_ROWS["unattributed"], GPU_ROWS["idle"]]
     assert frame["estimated"].fillna(0).sum() == 0
 
 
@@ -371,10 +371,10 @@ def test_where_the_hour_begins_at_half_past_a_day_has_its_own_energy(
     assert sum(days.lengths) == hours * HOUR
     used, whole = usage.trend(days.engine, "user", days.scope()), usage.gpu_hours(days.engine, days.scope())
     free = costs.Prices(None, None, "EUR")
-    drawn = costs.over_time(used, whole, ["ada"], {"ada": "ada"}, "Energy", free, days.zone, costs.DAY_S)
+    drawn = costs.by_step(used, whole, ["ada"], {"ada": "ada"}, "Energy", free, days.zone, costs.DAY_S)
     assert drawn["timestamp_epoch"].tolist() == days.midnights[:3]
     expected = [0.1 * number * length / HOUR for number, length in enumerate(days.lengths, 1)]
-    assert (drawn["ada"] + drawn[OWN["idle"]]).tolist() == pytest.approx(expected)
+    assert (drawn["ada"] + drawn[GPU_ROWS["idle"]]).tolist() == pytest.approx(expected)
     assert drawn["ada"].tolist() == pytest.approx([0.8, 1.6, 2.4])
     week = costs.by_week(used, whole, days.zone)
     assert len(week) == 3 * 24
@@ -472,7 +472,7 @@ def test_time_of_unknown_utilization_is_neither_free_nor_idle(database_url: str)
     [totals] = usage.gpu_totals(engine, scope()).to_dict("records")
     assert (totals["unknown_s"], totals["free_s"]) == (2400, 300)
     rows = usage.ranking(engine, "user", scope()).set_index("kind")
-    assert rows.loc["unknown", "key"] == OWN["unknown"]
+    assert rows.loc["unknown", "key"] == GPU_ROWS["unknown"]
     assert rows.loc["unknown", "seconds"] == 2400
     assert rows.loc["unknown", ["busy_s", "energy_j"]].tolist() == [0, 0]
 

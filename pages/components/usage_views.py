@@ -10,7 +10,7 @@ import pandas as pd
 from gpumon_core import figures
 from gpumon_core.store.queries import costs, model_sessions, processes, usage
 from gpumon_core.store.queries.dimensions import Dimension
-from gpumon_core.store.queries.usage import OWN, Scope
+from gpumon_core.store.queries.usage import GPU_ROWS, Scope
 from pages.components import data, filters, tables
 from pages.components.charts import Appearance
 
@@ -38,16 +38,16 @@ def trend(at: data.Tick, by: Dimension, scope: Scope, measure: str, appearance: 
     value = costs.measure(parts, measure, prices)
     top = parts.assign(value=value).nlargest(TOP_PARTS, "value")["key"].tolist()
     span_s = costs.HOUR_S if scope.end - scope.start <= costs.HOURLY_UP_TO_S else costs.DAY_S
-    by_step = data.ask(at, usage.trend, by, scope, tuple(top) if by == "process" else None)
+    parts_by_step = data.ask(at, usage.trend, by, scope, tuple(top) if by == "process" else None)
     own = data.ask(at, usage.gpu_hours, scope)
     own = own[own["timestamp_epoch"] >= scope.first_step] if not scope.chooses else own.head(0)
-    frame = costs.over_time(by_step, own, top, names, measure, prices, appearance.zone, span_s)
+    frame = costs.by_step(parts_by_step, own, top, names, measure, prices, appearance.zone, span_s)
     rest, unknown, idle = figures.GREYS[appearance.dark]
     drawn = [part for part in frame.columns if part != "timestamp_epoch"]
     # A workload has the colour that it has on the other pages.
     workloads = data.ask(at, processes.workloads) if by == "workload" else []
     known = figures.colors_of(workloads, appearance.dark)
-    known |= {costs.OTHERS: rest, costs.UNKNOWN: unknown, OWN["idle"]: idle}
+    known |= {costs.OTHERS: rest, costs.UNKNOWN: unknown, GPU_ROWS["idle"]: idle}
     colors = {part: known.get(part) or figures.hue(number, appearance.dark) for number, part in enumerate(drawn)}
     unit = costs.MEASURES[measure] or prices.currency
     figure = figures.stacked(
