@@ -12,6 +12,7 @@ import streamlit as st
 
 from gpumon_core import __version__, figures, settings
 from gpumon_core import format as fmt
+from gpumon_core.doctor import examination
 from gpumon_core.legacy_import import importer
 from gpumon_core.recording import runtime
 from gpumon_core.recording.health import Health
@@ -171,7 +172,7 @@ def _moment(epoch: int | None) -> str:
 def doctor() -> None:
     """What stands between this machine and a good recording."""
     st.subheader("Doctor", anchor=False)
-    found = runtime.examination()
+    found = examination(runtime.settings())
     table = pd.DataFrame(
         [
             (VERDICTS[finding.verdict], finding.topic, finding.text, finding.remedy or fmt.MISSING)
@@ -188,11 +189,11 @@ def doctor() -> None:
         alt="What was found about this machine",
         placeholder=fmt.MISSING,
     )
-    if found.overdue:
+    if found.is_overdue:
         st.warning(
             "Something does not answer: the driver, or the database. Look at dmesg.", icon=":material/warning:"
         )
-    elif not found.done:
+    elif not found.is_complete:
         st.caption("This machine is being examined.")
 
 

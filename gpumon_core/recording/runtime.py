@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
@@ -19,11 +17,6 @@ from gpumon_core.recording.latest_tick import Newest
 from gpumon_core.recording.recorder import Recorder, State
 from gpumon_core.settings import Settings, load
 from gpumon_core.store import database
-
-if TYPE_CHECKING:
-    from gpumon_core.doctor import Finding
-
-log = logging.getLogger(__name__)
 
 _guard = threading.Lock()
 _recorder: Recorder | None = None
@@ -157,54 +150,3 @@ def check_health() -> health.Health:
         raise found.reading
     age_s = _recorder.age_s if records and _recorder is not None else None
     return health.judge(found.reading, now_is, settings().interval, counts, age_s)
-
-
-# So long what was found about this machine is good, and so long a sick driver may keep the examination waiting.
-EXAMINED_FOR_S = 600.0
-PATIENCE_S = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Examination:
-    """What was found about this machine; `done` once all was looked at, `began` in seconds of time.monotonic."""
-
-    findings: tuple[Finding, ...]
-    began: float
-    done: bool
-
-    @property
-    def overdue(self) -> bool:
-        """Whether something that it asks, such as a driver, does not answer."""
-        return not self.done and time.monotonic() - self.began > PATIENCE_S
-
-
-_examination: Examination | None = None
-
-
-def examination() -> Examination:
-    """What `doctor` says of this machine. Made in the background: the first who asks gets what is known so far."""
-    global _examination  # noqa: PLW0603 - all viewers share it
-    with _guard:
-        found = _examination
-        if found is None or (found.done and time.monotonic() - found.began > EXAMINED_FOR_S):
-            # What was found before stands until the new findings are complete.
-            found = _examination = Examination(found.findings if found else (), time.monotonic(), False)
-            threading.Thread(target=_examine, args=(found,), name="doctor", daemon=True).start()
-    return found
-
-
-def _examine(before: Examination) -> None:
-    global _examination  # noqa: PLW0603
-    from gpumon_core.doctor import Finding, examine
-
-    findings: list[Finding] = []
-    try:
-        for finding in examine(settings()):
-            findings.append(finding)
-            if not before.findings:
-                _examination = Examination(tuple(findings), before.began, False)
-    except Exception as error:
-        # Whatever it meets, the page says so, and it is tried again later.
-        log.exception("the examination of this machine was broken off")
-        findings.append(Finding("problem", "doctor", f"broken off: {error!r}", "The log says more."))
-    _examination = Examination(tuple(findings), before.began, True)
