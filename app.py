@@ -73,7 +73,7 @@ def healthz(_: Request) -> JSONResponse:
     try:
         found = runtime.check_health()
     except DBAPIError as error:
-        counts = runtime.vitals()
+        counts = runtime.counters()
         problem = runtime.state().recording
         answer = {
             "status": "stale",
@@ -118,7 +118,7 @@ def _configure() -> None:
 
 
 # Before there are threads, each of which would get an arena of its own.
-allocator.settle()
+allocator.limit_arenas()
 _configure()
 descriptors.raise_limit()
 accepted = Connections()

@@ -19,7 +19,7 @@ from gpumon_core import __version__, gpu_state
 from gpumon_core.attribution.local import is_wsl, sees_host_processes, user_name
 from gpumon_core.format import duration, memory
 from gpumon_core.recording import health
-from gpumon_core.recording.recorder import State
+from gpumon_core.recording.state import State
 from gpumon_core.safety import private_files
 from gpumon_core.safety.masking import hide
 from gpumon_core.settings import Settings, mask_password, unknown_variables

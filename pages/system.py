@@ -34,7 +34,7 @@ KEPT = {"raw": "retention_raw_days", "minute": "retention_minute_days", "hour": 
 
 def recorder() -> None:
     """What it has done since it started."""
-    counts = runtime.vitals()
+    counts = runtime.counters()
     state = runtime.state()
     st.subheader("Recorder", anchor=False)
     if counts is None or state.role != "recording":

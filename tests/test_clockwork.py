@@ -17,7 +17,8 @@ from fake_nvml import FakeNvml
 
 from gpumon_core.recording import health
 from gpumon_core.recording.clockwork import Clockwork, SteadyTrigger
-from gpumon_core.recording.recorder import Recorder, State
+from gpumon_core.recording.recorder import Recorder
+from gpumon_core.recording.state import State
 from gpumon_core.settings import load
 
 FAKETIME = next(iter(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), None)
@@ -123,7 +124,7 @@ def test_a_clock_that_is_set_years_ahead_does_not_cost_the_history(
     recorder = Recorder(settings)
     recorder.start()
     try:
-        eventually(lambda: recorder.vitals.ticks > 0)
+        eventually(lambda: recorder.counters.ticks > 0)
         began = time.time()
         monkeypatch.setattr(time, "time", lambda: began + 10 * 365 * 86400)
         recorder._keep_house()

@@ -32,7 +32,7 @@ def test_a_read_that_hangs_is_counted_named_and_over_when_it_returns(
         committed(made, 1)
         until(lambda: made.state.reader is not None)
         engine = database.open_for_reading(f"sqlite:///{path}")
-        found = health.check(engine, made.state, "here", 1, made.vitals)
+        found = health.check(engine, made.state, "here", 1, made.counters)
         engine.dispose()
         assert found.status == "degraded"
         answer = found.as_json()

@@ -16,7 +16,7 @@ from prometheus_client.core import Sample
 
 from gpumon_core import __version__, gpu_state
 from gpumon_core.metrics import GPU_METRICS, PROCESS_METRICS, Metric
-from gpumon_core.prometheus.scene import Labels, Scene, labels_of
+from gpumon_core.prometheus.scrape_data import Labels, ScrapeData, labels_of
 from gpumon_core.telemetry.records import GpuInfo
 
 DCGM = "DCGM_"
@@ -34,9 +34,9 @@ class Family:
     type: Literal["gauge", "counter"]
     help: str
     labels: str
-    samples: Callable[[Scene], Samples]
+    samples: Callable[[ScrapeData], Samples]
 
-    def collect(self, scene: Scene) -> ClientFamily | None:
+    def collect(self, scene: ScrapeData) -> ClientFamily | None:
         """It as the client library wants it; None where nobody has a value."""
         samples = [Sample(self.name, labels, value) for labels, value in self.samples(scene)]
         if not samples:
@@ -96,10 +96,10 @@ def _scaled(value: float, scale: float) -> float:
     return value if scale == 1 else round(value * scale, 6)
 
 
-def _readings(key: str, scale: float, labelled: Literal["dcgm", "gpu"]) -> Callable[[Scene], Samples]:
+def _readings(key: str, scale: float, labelled: Literal["dcgm", "gpu"]) -> Callable[[ScrapeData], Samples]:
     """What the GPUs that answer say, by the key of a value."""
 
-    def samples(scene: Scene) -> Samples:
+    def samples(scene: ScrapeData) -> Samples:
         labels = scene.dcgm_labels if labelled == "dcgm" else scene.own_labels
         for gpu in scene.answering:
             value = scene.values(gpu).get(key)
@@ -129,7 +129,7 @@ def _peak(metric: Metric) -> Family:
 
 
 def _of_processes(metric: Metric) -> Family:
-    def samples(scene: Scene) -> Samples:
+    def samples(scene: ScrapeData) -> Samples:
         for process, labels in scene.largest:
             value = getattr(process, "memory_mib" if metric.key == "memory" else metric.key)
             if value is not None:
@@ -140,13 +140,13 @@ def _of_processes(metric: Metric) -> Family:
     )
 
 
-def _memory_total(scene: Scene) -> Samples:
+def _memory_total(scene: ScrapeData) -> Samples:
     for gpu in scene.answering:
         if gpu.memory_total_mib is not None:
             yield scene.dcgm_labels[gpu.uuid], gpu.memory_total_mib
 
 
-def _memory_free(scene: Scene) -> Samples:
+def _memory_free(scene: ScrapeData) -> Samples:
     """nvmlMemory_v2_t: total = reserved + used + free; where a driver does not tell reserved apart, it is used."""
     for gpu in scene.answering:
         values = scene.values(gpu)
@@ -157,7 +157,7 @@ def _memory_free(scene: Scene) -> Samples:
             yield scene.dcgm_labels[gpu.uuid], max(0, gpu.memory_total_mib - round(used) - round(reserved))
 
 
-def _gpu_up(scene: Scene) -> Samples:
+def _gpu_up(scene: ScrapeData) -> Samples:
     if scene.shown is None:
         return
     up = {gpu.uuid for gpu in scene.answering}
@@ -169,17 +169,17 @@ def _gpu_up(scene: Scene) -> Samples:
         yield labels_of(gpu=index, device=f"nvidia{index}", Hostname=scene.host), 0.0
 
 
-def _state(scene: Scene, gpu: GpuInfo) -> str:
+def _state(scene: ScrapeData, gpu: GpuInfo) -> str:
     return scene.shown.snapshot.state_of(gpu.uuid) if scene.shown else ""
 
 
-def _gpu_asleep(scene: Scene) -> Samples:
+def _gpu_asleep(scene: ScrapeData) -> Samples:
     for gpu in scene.gpus:
         if _state(scene, gpu) == "asleep":
             yield scene.own_labels[gpu.uuid], 1.0
 
 
-def _gpu_info(scene: Scene) -> Samples:
+def _gpu_info(scene: ScrapeData) -> Samples:
     for gpu in scene.gpus:
         facts = labels_of(
             model_name=gpu.name, architecture=gpu.architecture, compute_capability=gpu.compute_capability
@@ -187,28 +187,28 @@ def _gpu_info(scene: Scene) -> Samples:
         yield scene.own_labels[gpu.uuid] | facts, 1.0
 
 
-def _gpu_energy(scene: Scene) -> Samples:
+def _gpu_energy(scene: ScrapeData) -> Samples:
     if scene.shown is not None:
         for gpu in scene.answering:
             if gpu.uuid in scene.shown.energy_j:
                 yield scene.own_labels[gpu.uuid], round(scene.shown.energy_j[gpu.uuid], 3)
 
 
-def _gpu_processes(scene: Scene) -> Samples:
+def _gpu_processes(scene: ScrapeData) -> Samples:
     return ((scene.own_labels[uuid], float(count)) for uuid, count in scene.processes_on.items())
 
 
-def _process_start(scene: Scene) -> Samples:
+def _process_start(scene: ScrapeData) -> Samples:
     for process, labels in scene.largest:
         start = scene.who(process.pid).start_time
         if start is not None:
             yield labels, start
 
 
-def _parts(kind: Literal["workload", "model"], item: int, scale: float) -> Callable[[Scene], Samples]:
+def _parts(kind: Literal["workload", "model"], item: int, scale: float) -> Callable[[ScrapeData], Samples]:
     """What workloads or models have together: item 0 is their memory, 1 the number of their processes."""
 
-    def samples(scene: Scene) -> Samples:
+    def samples(scene: ScrapeData) -> Samples:
         found = scene.workloads if kind == "workload" else scene.models
         for name, figures in found.items():
             figure = figures[item]
@@ -218,10 +218,10 @@ def _parts(kind: Literal["workload", "model"], item: int, scale: float) -> Calla
     return samples
 
 
-def _count(value: Callable[[Scene], float | bool | None]) -> Callable[[Scene], Samples]:
+def _count(value: Callable[[ScrapeData], float | bool | None]) -> Callable[[ScrapeData], Samples]:
     """One number of the whole host; none where it is None."""
 
-    def samples(scene: Scene) -> Samples:
+    def samples(scene: ScrapeData) -> Samples:
         found = value(scene)
         if found is not None:
             yield labels_of(Hostname=scene.host), float(found)
@@ -229,32 +229,32 @@ def _count(value: Callable[[Scene], float | bool | None]) -> Callable[[Scene], S
     return samples
 
 
-def _vital(name: str, scale: float = 1.0) -> Callable[[Scene], Samples]:
+def _vital(name: str, scale: float = 1.0) -> Callable[[ScrapeData], Samples]:
     """A number out of the recorder's own; none where this process has no recorder."""
 
-    def value(scene: Scene) -> float | None:
-        found = getattr(scene.vitals, name, None)
+    def value(scene: ScrapeData) -> float | None:
+        found = getattr(scene.counters, name, None)
         return None if found is None or scene.state.role == "viewing" else _scaled(found, scale)
 
     return _count(value)
 
 
-def _driver_up(scene: Scene) -> bool | None:
+def _driver_up(scene: ScrapeData) -> bool | None:
     if scene.state.driver is not None:
         return False
     # What is simulated on purpose, or recorded by another, says nothing of a driver here.
     return True if scene.shown is not None and scene.state.source == "nvml" else None
 
 
-def _build(_: Scene) -> Samples:
+def _build(_: ScrapeData) -> Samples:
     yield labels_of(version=__version__, python=platform.python_version()), 1.0
 
 
-def _recorder_info(scene: Scene) -> Samples:
+def _recorder_info(scene: ScrapeData) -> Samples:
     yield labels_of(Hostname=scene.host, role=scene.state.role, source=scene.state.source), 1.0
 
 
-def _host_info(scene: Scene) -> Samples:
+def _host_info(scene: ScrapeData) -> Samples:
     if scene.shown is not None:
         host = scene.shown.snapshot.host
         yield (
@@ -367,7 +367,7 @@ FAMILIES: tuple[Family, ...] = (
         "gauge",
         "When the newest tick was taken (in UTC seconds since 1970): time() less this is its age.",
         "host",
-        _count(lambda scene: scene.newest.snapshot.timestamp if scene.newest else None),
+        _count(lambda scene: scene.latest.snapshot.timestamp if scene.latest else None),
     ),
     Family(
         "gpumon_recorder_interval_seconds",
@@ -437,7 +437,7 @@ class Families:
         return Families([one for one in self.collected if one.samples[0].name in names])
 
 
-def collect(scene: Scene) -> Families:
+def collect(scene: ScrapeData) -> Families:
     """Every family that has a sample."""
     found = (family.collect(scene) for family in FAMILIES)
     return Families([family for family in found if family is not None])
