@@ -85,7 +85,7 @@ def test_a_server_that_starts_anew_costs_no_tick_and_one_recorder_goes_on(
         waiting = (
             set()
             if one is first
-            else {tick for target in first._targets.values() for tick in target.buffer.seconds()}
+            else {tick for target in first._roles.targets.values() for tick in target.buffer.seconds()}
         )
         assert first.counters.dropped == 0
     assert set(seconds) - waiting <= set(stored(url))
