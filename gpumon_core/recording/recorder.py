@@ -332,9 +332,9 @@ class Recorder:
         log.log(level, "broken off until its next turn: %s: %s", what, getattr(error, "orig", None) or error)
 
 
-def run_until(settings: Settings, stopped: threading.Event) -> None:
+def run_until(settings: Settings, stopped: threading.Event, consumers: Iterable[Consumer] = ()) -> None:
     """Record alone, without a server, until `stopped` is set. Raises database.DatabaseError."""
-    recorder = Recorder(settings)
+    recorder = Recorder(settings, consumers)
     recorder.start()
     try:
         # A signal that the kernel hands to another thread does not wake this one, which alone acts on it.

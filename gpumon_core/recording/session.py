@@ -6,19 +6,19 @@ import logging
 import threading
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
-from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.recording import buffer
 from gpumon_core.recording.buffer import Buffer
 from gpumon_core.recording.consumers import Consumers
 from gpumon_core.recording.counters import LiveCounters
 from gpumon_core.recording.lost_files import WORDS, open_database, prepare, set_aside
+from gpumon_core.recording.refusals import Refusals
 from gpumon_core.recording.state import Problem
 from gpumon_core.settings import Settings, mask_password
 from gpumon_core.store import database, database_file, recorder_stats, retention, rollups
@@ -33,8 +33,6 @@ log = logging.getLogger(__name__)
 CATCH_UP_TICKS = 50
 # How long readers of this program may go on in a file that was removed or replaced.
 READERS_CLOSE_S = 2.0
-# PostgreSQL's class of "syntax error or access rule violation": a column or a table that is not there, or a right.
-SCHEMA_ERRORS = "42"
 
 
 @dataclass(slots=True)
@@ -77,8 +75,7 @@ class Session:
         # Whether nothing says that the file is sound, and whether what was tried last may be in it.
         self._is_unchecked = True
         self._is_unsure = True
-        # Whose texts the database does not take.
-        self._refused: set[ProcessIdentity] = set()
+        self._refusals = Refusals(counters)
         self._saved: list[Path] = []
         # By UUID, as of the newest commit.
         self._energy_j: dict[str, float] = {}
@@ -157,7 +154,7 @@ class Session:
                         break
                     self._is_unsure = True
                     try:
-                        written = self._put(batch)
+                        written = self._refusals.write(self._writer, batch)
                     except ContentReplaced:
                         waiting.put_back()
                         self._meet_other_content()
@@ -194,68 +191,6 @@ class Session:
             except OSError as error:
                 log.error("%s holds ticks that are in the database now, and cannot be deleted: %s", path, error)
         self._saved = []
-
-    def _put(self, batch: list[Attributed]) -> list[Attributed]:
-        """Write some ticks; what was written. What the database can never take is left out."""
-        batch = [self._without_refused(tick) for tick in batch]
-        try:
-            self._writer.write_all(batch)
-            return batch
-        except (OperationalError, LockLost, ContentReplaced):
-            # The database is locked, full or away: that passes. Or it is not ours any more, or another.
-            raise
-        except Exception as error:
-            if database.is_damage(error) or (isinstance(error, DBAPIError) and error.connection_invalidated):
-                raise
-            if (getattr(getattr(error, "orig", None), "sqlstate", None) or "").startswith(SCHEMA_ERRORS):
-                # Every tick would be refused: the tables are not those of this gpumon, or not for this user.
-                raise
-            if len(batch) > 1:
-                # One of them it is; the others are good.
-                return [written for tick in batch for written in self._put([tick])]
-            return self._put_without_processes(batch[0], str(getattr(error, "orig", None) or repr(error)))
-
-    def _without_refused(self, tick: Attributed) -> Attributed:
-        snapshot, identities = tick
-        if not self._refused or self._refused.isdisjoint(identities.values()):
-            return tick
-        return snapshot, {
-            pid: _nameless(identity) if identity in self._refused else identity
-            for pid, identity in identities.items()
-        }
-
-    def _put_without_processes(self, tick: Attributed, why: str) -> list[Attributed]:
-        """Write a tick that was refused: without the texts that are refused, without processes, or not at all."""
-        snapshot, identities = tick
-        named = {identity for identity in identities.values() if identity != _nameless(identity)}
-        refused = {identity for identity in named if self._writer.refuses(identity)}
-        if refused:
-            # Those that have ended are forgotten.
-            self._refused = refused | self._refused.intersection(identities.values())
-            pids = ", ".join(str(identity.pid) for identity in refused)
-            reason = f"what is known of process {pids} cannot be written, and is left out: {why}"
-            self._say(reason, tick=False)
-            return self._put([tick])
-        if not snapshot.processes:
-            # It would never be taken, and those behind it must not wait for it.
-            self._say(f"a tick cannot be written, and is left out: {why}", tick=True)
-            return []
-        bare: list[Attributed] = [(replace(snapshot, processes=()), {})]
-        try:
-            self._writer.write_all(bare)
-        except (OperationalError, LockLost, ContentReplaced):
-            raise
-        except Exception as error:
-            if database.is_damage(error):
-                raise
-            self._say(f"a tick cannot be written, and is left out: {why}", tick=True)
-            return []
-        self._say(f"the processes of a tick cannot be written, and are left out: {why}", tick=False)
-        return bare
-
-    def _say(self, reason: str, tick: bool) -> None:
-        log.error("%s", reason)
-        self._counters.failed(reason, tick=tick)
 
     def _compare(self) -> None:
         """Leave out ticks that are in the database: nobody knows whether a commit that failed has happened, and
@@ -398,8 +333,3 @@ class Session:
                 if self.target.file is not None:
                     self.target.file.close()
                 self.lock.release()
-
-
-def _nameless(identity: ProcessIdentity) -> ProcessIdentity:
-    """The same process without its texts, which the database does not take."""
-    return ProcessIdentity(identity.pid, identity.start_key)
