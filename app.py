@@ -44,7 +44,8 @@ _told: dict[log_limit.Kind, tuple[str, float]] = {}
 def _prepare_pages() -> None:
     """Import what the first page needs, so that its reader does not wait for it."""
     import gpumon_core.figures
-    import gpumon_core.store.queries.frames  # noqa: F401
+    import gpumon_core.store.queries.frames
+    import gpumon_core.store.queries.history  # noqa: F401
 
     assets.plotly_js()
     # What is there by now stays: Python need not go through it in each of its full searches for garbage. What is

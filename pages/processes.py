@@ -9,6 +9,7 @@ import streamlit as st
 
 from gpumon_core import format as fmt
 from gpumon_core.recording.health import Health
+from gpumon_core.store.queries import frames, processes
 from gpumon_core.store.queries.processes import ProcessFilter
 from pages.components import chrome, data, download, filters, links, story, tables
 
@@ -30,7 +31,9 @@ def _read_address(at: data.Tick) -> None:
     of the way back. A refresh does not, for the browser may send it before it has heard of a row just chosen."""
 
     def known(text: str) -> bool:
-        return bool(PROCESS_ID.fullmatch(text)) and not data.one_process(at, int(text)).empty
+        if not PROCESS_ID.fullmatch(text):
+            return False
+        return not data.ask(at, processes.process_history, ProcessFilter(process_ids=(int(text),))).empty
 
     links.check("process", "process", known, "the list alone")
     text = st.query_params.get("process", "")
@@ -66,10 +69,10 @@ if found is not None and found.latest is not None:
         on_change=links.forget,
     )
     window = filters.window(RANGES, "24h", found.latest, "Seen within")
-    gpus = data.gpu_table(data.tick(found))
+    gpus = data.ask(data.tick(found), frames.gpu_table)
     chosen_gpus = filters.gpu_filter(gpus)
     users = filters.user_filter(at)
-    containers = filters.choices("Containers", data.containers(at), "container")
+    containers = filters.choices("Containers", data.ask(at, processes.containers), "container")
     programs_with = filters.program_filters(at, ("workload", "model"))
     kinds = filters.choices("Types", list(KINDS), "type")
     states = filters.choices("States", STATES, "state")
@@ -124,7 +127,7 @@ def body(now: Health) -> None:
     # What is younger than this page's rhythm need not be asked for anew.
     chosen = wanted(now.latest - now.latest % int(REFRESH_S))
     _follow_filters(data.tick(now), chosen)
-    total = data.process_count(data.tick(now), chosen)
+    total = data.ask(data.tick(now), processes.count, chosen)
     st.markdown(f"**{total:,}** processes, newest first", width="content")
     if total == 0:
         st.info("No process matches these filters. Choose a longer time range, or clear a filter in the sidebar.")
@@ -166,8 +169,10 @@ def _rows(at: data.Tick, chosen: ProcessFilter, total: int) -> pd.DataFrame:
     down."""
     state = st.session_state
     if state.get("process") is not None and "shown_ids" in state:
-        return data.these_processes(at, tuple(state["shown_ids"]))
-    frame = data.process_history(at, chosen, total, MOST)
+        shown = ProcessFilter(process_ids=tuple(state["shown_ids"]))
+        return data.ask(at, processes.process_history, shown)
+    # A few rows are found fastest by what they are, many by their times.
+    frame = data.ask(at, processes.process_history, chosen, MOST if total > MOST else None)
     state["shown_ids"] = frame["process_id"].tolist()
     return frame
 

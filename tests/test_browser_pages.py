@@ -108,7 +108,7 @@ def test_a_card_reads_as_the_database_has_it(page: Page, stage: Stage) -> None:
     page.goto(stage.url)
     first = page.locator(".gm-card").first
     expect(first).to_contain_text("Busy")
-    expect(first.locator(".gm-who")).to_contain_text("sleep")
+    expect(first.locator(".gm-holders")).to_contain_text("sleep")
     [(used, total)] = stage.ask(
         "SELECT m.memory / 1024.0, g.memory_total_mib / 1024.0 FROM gpu_metrics m JOIN gpus g ON g.id = m.gpu_id "
         "WHERE g.gpu_index = 0 ORDER BY timestamp_epoch DESC LIMIT 1"

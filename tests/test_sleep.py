@@ -370,8 +370,8 @@ def test_a_sleeping_gpu_has_no_rows_no_power_and_is_no_trouble(laptop: Laptop, t
         assert connection.execute(sa.text("SELECT count(*) FROM gpu_metrics")).scalar() == 1
     [row] = current.gpus(engine)
     assert row["state"] == "asleep"
-    assert cards.state(row, row["host_last_seen"])[:2] == ("Asleep", "asleep")
-    card = cards.card(row, cards.Scene(latest=row["host_last_seen"]))
+    assert cards.condition(row, row["host_last_seen"]).word == "Asleep"
+    card = cards.card(row, cards.Context(latest=row["host_last_seen"]))
     assert "Asleep" in card
     assert "would wake it" in card
     reading = replace(health.read(engine, "laptop"), newest=int(time.time()))

@@ -117,12 +117,12 @@ def _gpu(values: Values, engine: Engine) -> dict[Any, Any]:
 
 
 def _ticks(engine: Engine, gpu_id: int, newest: int) -> Iterator[pd.DataFrame]:
-    from gpumon_core.store.queries import frames
+    from gpumon_core.store.queries.history import metrics_history
 
     start = newest - KEPT_S
     while start <= newest:
         end = min(newest, start - start % PIECE_S + PIECE_S - 1)
-        frame = frames.history(engine, [gpu_id], list(METRICS.values()), start, end, PIECE_S)
+        frame = metrics_history(engine, [gpu_id], list(METRICS.values()), start, end, PIECE_S)
         # A gap has no sample.
         yield frame.dropna(subset=list(METRICS.values()), how="all")
         start = end + 1

@@ -170,6 +170,7 @@ def _table(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Source
 def _history(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Source:
     from gpumon_core.export.rows import history_columns
     from gpumon_core.store.queries import frames
+    from gpumon_core.store.queries.history import metrics_history
 
     metrics = list(dict.fromkeys(arguments.metric or (metric.key for metric in TICK_METRICS)))
     start, end = terminal.span(arguments, time.time())
@@ -185,7 +186,7 @@ def _history(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Sour
     def pages() -> Iterator[list[Row]]:
         # One GPU after the other: the points of all at once might be more than a machine has memory for.
         for gpu_id in ids:
-            frame = frames.history(engine, [gpu_id], metrics, start, until, points)
+            frame = metrics_history(engine, [gpu_id], metrics, start, until, points)
             values = frame.columns[2:]
             # A row of nothing stands for a gap in the recording, which a file tells by having no row.
             frame = frame.dropna(subset=values, how="all")

@@ -58,7 +58,7 @@ def _key(frame: pd.DataFrame) -> pd.Series:
     return pd.Series(texts, index=frame.index, dtype="object")
 
 
-# Of frames of usage.sessions.
+# Of frames of model_sessions.loaded.
 SESSIONS = Table(
     (
         plain("model", "Model", TEXT, sure=True),
