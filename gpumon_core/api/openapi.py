@@ -7,7 +7,7 @@ from typing import Any
 
 from gpumon_core import __version__
 from gpumon_core.api.resource import MEDIA_TYPES, PROBLEM, PROBLEM_SCHEMA, Resource
-from gpumon_core.export.parameters import MOST_VALUES, UTC_ZONE, Parameter
+from gpumon_core.safety.parameters import MOST_VALUES, UTC_ZONE, Parameter
 
 PATH = "/api/v1/openapi.json"
 DESCRIPTION = (

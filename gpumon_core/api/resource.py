@@ -1,7 +1,7 @@
 """What the routes for machines have in common: reading a query, choosing a format, telling what is wrong.
 
 An endpoint is a plain function, which Starlette runs in a thread, and a long answer is an iterator that it asks
-there for one piece after the other: pages are served meanwhile. What a query takes is a table (export.parameters);
+there for one piece after the other: pages are served meanwhile. What a query takes is a table (safety.parameters);
 what is wrong with one is told as application/problem+json (RFC 9457).
 """
 
@@ -23,9 +23,9 @@ from sqlalchemy.engine import Engine
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from gpumon_core.export.parameters import LARGEST, LAST_MOMENT, BadParameter, Parameter, one_of, read, whole, words
 from gpumon_core.recording import runtime
 from gpumon_core.safety.masking import hide
+from gpumon_core.safety.parameters import LARGEST, LAST_MOMENT, BadParameter, Parameter, one_of, read, whole, words
 from gpumon_core.store import database
 from gpumon_core.store.queries import gpu_selector
 from gpumon_core.web import accept

@@ -212,10 +212,11 @@ def _rows(
 def _processes(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Source:
     from gpumon_core.export import processes as export
     from gpumon_core.store.queries import processes
+    from gpumon_core.store.queries.process_filter import ProcessFilter
 
     start, end = terminal.span(arguments, time.time())
     ids = stored.gpu_ids(engine, arguments.gpu)
-    wanted = processes.ProcessFilter(start=start, end=end, gpu_ids=ids or ())
+    wanted = ProcessFilter(start=start, end=end, gpu_ids=ids or ())
     zone = arguments.tz
     chunks: Mapping[str, Callable[[Iterable[pd.DataFrame]], Iterator[bytes]]] = {
         "csv": lambda pages: export.csv_chunks(pages, zone),

@@ -20,7 +20,7 @@ from gpumon_core.recording.health import Health
 from gpumon_core.store import database
 from gpumon_core.store.queries import costs, current, frames, processes, usage
 from gpumon_core.store.queries.dimensions import Dimension
-from gpumon_core.store.queries.processes import ProcessFilter
+from gpumon_core.store.queries.process_filter import ProcessFilter
 from gpumon_core.store.queries.usage import Scope
 from pages.components import cards
 

@@ -17,7 +17,8 @@ from sqlalchemy.engine import Engine
 from gpumon_core.store.accounting import HOUR_S, step_of
 from gpumon_core.store.queries.dimensions import Dimension
 from gpumon_core.store.queries.frames import fetch, gpu_labels, with_programs
-from gpumon_core.store.queries.processes import CONTAINER, PAGE_ROWS, Position, walk
+from gpumon_core.store.queries.process_filter import CONTAINER
+from gpumon_core.store.queries.processes import PAGE_ROWS, Position, walk
 from gpumon_core.store.schema import (
     gpu_processes,
     gpu_usage,
