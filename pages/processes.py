@@ -164,9 +164,7 @@ def table(now: Health, chosen: ProcessFilter, total: int) -> None:
         largest_gib=_largest_gib(),
     )
     # Below: above the table its toolbar would lie on them.
-    download.show(
-        download.of_route("api/v1/processes/history", chosen.query(), "processes", zone), total, "download"
-    )
+    download.show("api/v1/processes/history", chosen.query(), zone)
 
 
 def _rows(at: data.Tick, chosen: ProcessFilter, total: int) -> pd.DataFrame:

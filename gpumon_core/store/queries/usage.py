@@ -94,6 +94,12 @@ class Scope:
         """Whether some processes are left out, so that the GPUs' own rows say nothing."""
         return bool(self.users or any(self.programs_with.values()))
 
+    def query(self) -> list[tuple[str, Any]]:
+        """The scope as pairs of a query string, for /api/v1/usage and /api/v1/models."""
+        named = (("gpu", self.gpu_ids), ("user", self.users), *self.programs_with.items())
+        chosen = [(name, value) for name, values in named for value in values or ()]
+        return [("from", self.start), ("to", self.end), *chosen]
+
     def hours(self, table: sa.Table) -> list[Any]:
         """The conditions that hold for a table of the ledger."""
         found = [table.c.timestamp_epoch >= self.first_step, table.c.timestamp_epoch < self.end]
