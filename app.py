@@ -30,6 +30,7 @@ from gpumon_core.safety import log_limit
 from gpumon_core.safety.masking import hide
 from gpumon_core.settings import SettingsError, check_data_dir, unknown_variables
 from gpumon_core.web import descriptors
+from gpumon_core.web.base_path import BasePath
 from gpumon_core.web.connections import Connections
 from gpumon_core.web.request_limits import RequestLimits
 from pages.components import assets, document
@@ -74,7 +75,7 @@ def healthz(_: Request) -> JSONResponse:
     try:
         found = runtime.check_health()
     except DBAPIError as error:
-        counts = runtime.vitals()
+        counts = runtime.counters()
         problem = runtime.state().recording
         answer = {
             "status": "stale",
@@ -119,14 +120,18 @@ def _configure() -> None:
 
 
 # Before there are threads, each of which would get an arena of its own.
-allocator.settle()
+allocator.limit_arenas()
 _configure()
 descriptors.raise_limit()
 accepted = Connections()
+routes = [Route("/healthz", healthz), *exposition.ROUTES, *api.ROUTES, *assets.ROUTES, *document.ROUTES]
 app = st.App(
     "pages/main.py",
     lifespan=lifespan,
-    routes=[Route("/healthz", healthz), *exposition.ROUTES, *api.ROUTES, *assets.ROUTES, *document.ROUTES],
-    middleware=[Middleware(RequestLimits, accepted=accepted)],
+    routes=routes,
+    middleware=[
+        Middleware(RequestLimits, accepted=accepted),
+        Middleware(BasePath, base=st.get_option("server.baseUrlPath"), routes=routes),
+    ],
     on_script_error=show_script_error,
 )

@@ -34,7 +34,7 @@ from gpumon_core.simulation.source import SimulatedSource
 from gpumon_core.store import database, retention
 from gpumon_core.store.queries import frames, processes
 from gpumon_core.store.queries.history import metrics_history
-from gpumon_core.store.queries.processes import ProcessFilter
+from gpumon_core.store.queries.process_filter import ProcessFilter
 from gpumon_core.store.schema import gpu_processes, process_gpus
 from gpumon_core.store.writer import Writer
 

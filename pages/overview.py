@@ -49,8 +49,7 @@ def processes(at: data.Tick) -> None:
             st.caption(f"None of the {len(found)} active processes matches. Clear the search to see them.")
         return
     tables.show(shown, "active_processes", "Processes on the GPUs in the newest sample")
-    files = download.of_route("api/v1/processes", [], "active", chrome.zone())
-    download.show(files, len(found), "active_download")
+    download.show("api/v1/processes", [], chrome.zone())
     unread = len({row["process_id"] for row in found if row["start_time"] is None})
     if unread:
         st.caption(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pandas as pd
 import streamlit as st
@@ -10,7 +11,7 @@ import streamlit as st
 from gpumon_core import format as fmt
 from gpumon_core.recording.health import Health
 from gpumon_core.store.queries import frames, processes
-from gpumon_core.store.queries.processes import ProcessFilter
+from gpumon_core.store.queries.process_filter import ProcessFilter, Wording
 from pages.components import chrome, data, download, filters, links, story, tables
 
 # A table this long gets a height of its own; a shorter one takes what it needs.
@@ -130,7 +131,12 @@ def body(now: Health) -> None:
     total = data.ask(data.tick(now), processes.count, chosen)
     st.markdown(f"**{total:,}** processes, newest first", width="content")
     if total == 0:
-        st.info("No process matches these filters. Choose a longer time range, or clear a filter in the sidebar.")
+        names = {gpu_id: name for name, gpu_id in filters.named_gpus(gpus).items()}
+        asked = fmt.plain(chosen.describe(Wording(zone, names)))
+        st.info(
+            f"No process matches these filters{asked and f': {asked}'}. Choose a longer time range, or clear a "
+            "filter in the sidebar."
+        )
         if "rows_changed" in st.session_state:
             _open(None)
     else:
@@ -161,7 +167,7 @@ def table(now: Health, chosen: ProcessFilter, total: int) -> None:
         largest_gib=_largest_gib(),
     )
     # Below: above the table its toolbar would lie on them.
-    download.show(_files(chosen), total, "download")
+    download.show("api/v1/processes/history", chosen.query(), zone)
 
 
 def _rows(at: data.Tick, chosen: ProcessFilter, total: int) -> pd.DataFrame:
@@ -180,7 +186,7 @@ def _rows(at: data.Tick, chosen: ProcessFilter, total: int) -> pd.DataFrame:
 def _follow_filters(at: data.Tick, chosen: ProcessFilter) -> None:
     """Under other filters the rows are others, too."""
     state = st.session_state
-    meant = (at[0], chosen if not window.follows else _without_time(chosen))
+    meant = (at[0], replace(chosen, start=None) if window.follows else chosen, window.name)
     if state.setdefault("shown_of", meant) != meant:
         state["shown_of"] = meant
         state.pop("shown_ids", None)
@@ -202,13 +208,6 @@ def _keep_if_among(ids: list[int]) -> list[int]:
     return places
 
 
-def _without_time(chosen: ProcessFilter) -> tuple[object, ...]:
-    return (
-        *(window.name, chosen.gpu_ids, chosen.users, chosen.containers, chosen.programs_with, chosen.kinds),
-        *(chosen.states, chosen.min_memory_mib, chosen.min_lifetime_s, chosen.text),
-    )
-
-
 def _choose() -> None:
     """Note which process the chosen row is, whatever row it will be later."""
     rows = st.session_state["process_history"].selection.rows
@@ -221,30 +220,6 @@ def _largest_gib() -> float:
     """What a full bar of memory stands for."""
     largest = pd.to_numeric(gpus["memory_total_mib"]).max()
     return 1.0 if pd.isna(largest) else float(largest) / fmt.MIB_PER_GIB
-
-
-def _files(chosen: ProcessFilter) -> list[download.File]:
-    """The same rows as files."""
-    query: list[tuple[str, object]] = []
-    for name, value in (
-        ("from", chosen.start),
-        ("to", chosen.end),
-        ("min_memory_mib", chosen.min_memory_mib),
-        ("min_lifetime_s", chosen.min_lifetime_s),
-        ("q", chosen.text.strip() or None),
-    ):
-        if value is not None:
-            query.append((name, value))
-    for name, values in (
-        ("gpu", chosen.gpu_ids),
-        ("user", chosen.users),
-        ("container", chosen.containers),
-        ("type", chosen.kinds),
-        ("state", chosen.states),
-        *chosen.programs_with,
-    ):
-        query += [(name, value) for value in values]
-    return download.of_route("api/v1/processes/history", query, "processes", zone)
 
 
 chrome.live("Processes", body, REFRESH_S, charts=False)

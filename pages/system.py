@@ -12,6 +12,7 @@ import streamlit as st
 
 from gpumon_core import __version__, figures, settings
 from gpumon_core import format as fmt
+from gpumon_core.doctor import examination
 from gpumon_core.legacy_import import importer
 from gpumon_core.recording import runtime
 from gpumon_core.recording.health import Health
@@ -34,7 +35,7 @@ RETENTION = {"raw": "retention_raw_days", "minute": "retention_minute_days", "ho
 
 def recorder() -> None:
     """What it has done since it started."""
-    counts = runtime.vitals()
+    counts = runtime.counters()
     state = runtime.state()
     st.subheader("Recorder", anchor=False)
     if counts is None or state.role != "recording":
@@ -174,7 +175,7 @@ def _moment(epoch: int | None) -> str:
 def doctor() -> None:
     """What this machine lacks for a good recording."""
     st.subheader("Doctor", anchor=False)
-    found = runtime.examination()
+    found = examination(runtime.settings())
     table = pd.DataFrame(
         [
             (VERDICTS[finding.verdict], finding.topic, finding.text, finding.remedy or fmt.MISSING)
@@ -191,12 +192,12 @@ def doctor() -> None:
         alt="What was found about this machine",
         placeholder=fmt.MISSING,
     )
-    if found.overdue:
+    if found.is_overdue:
         st.warning(
             "The driver or the database does not answer, so the examination is not complete. Look at dmesg.",
             icon=":material/warning:",
         )
-    elif not found.done:
+    elif not found.is_complete:
         st.caption("gpumon is examining this machine.")
 
 

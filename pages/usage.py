@@ -6,14 +6,13 @@ import pandas as pd
 import streamlit as st
 
 from gpumon_core import format as fmt
-from gpumon_core.export import csv
 from gpumon_core.export import usage as export
 from gpumon_core.recording import runtime
 from gpumon_core.recording.health import Health
 from gpumon_core.store.queries import costs, frames, usage
 from gpumon_core.store.queries.dimensions import DIMENSIONS, Dimension
 from gpumon_core.store.queries.usage import Scope
-from pages.components import charts, chrome, data, filters, links, plot, tables, usage_views
+from pages.components import charts, chrome, data, download, filters, links, plot, tables, usage_views
 
 RANGES = ("6h", "24h", "3d", "7d", "30d", "1y")
 TITLES: dict[str, Dimension] = {name.capitalize(): name for name in DIMENSIONS} | {"GPU": "gpu"}
@@ -117,11 +116,8 @@ def ranked(at: data.Tick, chosen: Scope, title: str) -> None:
     shown = usage_views.ranked(at, by, title, chosen)
     tables.show(shown, f"usage_{by}", f"Use of the GPUs by {by}", currency=prices.currency)
 
-    def content() -> bytes:
-        whole = export.named(ranking, usage_views.labels(at, by, ranking))
-        return export.ranking_table(prices).csv(whole, zone)
-
-    tables.download(f"usage-{by}", content, ranking.empty, zone, "usage_csv")
+    if not ranking.empty:
+        download.show("api/v1/usage", [("by", by), *chosen.query()], zone)
     since = fmt.plain(f"{fmt.moment(chosen.first_step, zone)} ({chrome.zone_label()})")
     notes = [f"Counted by the half hour, from {since}."]
     if not costs.fits(zone, chosen.end):
@@ -193,7 +189,7 @@ def when(at: data.Tick, chosen: Scope) -> None:
             f"what lasted {runtime.settings().idle_minutes:g} minutes or longer. Unknown is time in which the "
             "driver reported no utilization, as for MIG instances."
         )
-        tables.download("gpu-time", lambda: csv.plain_csv(table, csv.TIME_UNITS), False, zone, "split_csv")
+        tables.download("gpu-time", lambda: export.time_split(table).csv(table, zone), zone, "split_csv")
 
 
 def idle(at: data.Tick, chosen: Scope, newest: int) -> None:
@@ -214,7 +210,7 @@ def idle(at: data.Tick, chosen: Scope, newest: int) -> None:
         st.caption("No process has held GPU memory for this long in this time range without using the GPU.")
         return
     tables.show(shown, "idle_holders", "Processes that held memory and did nothing")
-    tables.download("idle", lambda: csv.idle_csv(frame, zone), False, zone, "idle_csv")
+    tables.download("idle", lambda: export.IDLE.csv(frame, zone), zone, "idle_csv")
 
 
 def models(at: data.Tick, chosen: Scope) -> None:
@@ -225,7 +221,7 @@ def models(at: data.Tick, chosen: Scope) -> None:
         st.caption("No model server had a model loaded in this time range, or gpumon could not ask any.")
         return
     tables.show(shown, "sessions", "Models and when they were loaded", height=420 if len(frame) > 10 else "auto")
-    tables.download("models", lambda: export.SESSIONS.csv(frame, zone), False, zone, "sessions_csv")
+    download.show("api/v1/models", chosen.query(), zone)
 
 
 chrome.live("Usage", body, REFRESH_S)

@@ -32,9 +32,9 @@ from gpumon_core import api
 from gpumon_core.api import original
 from gpumon_core.api.resource import Resource
 from gpumon_core.attribution.records import ProcessIdentity, Program
-from gpumon_core.export.parameters import LAST_MOMENT
 from gpumon_core.metrics import GPU_METRICS
 from gpumon_core.recording import runtime
+from gpumon_core.safety.parameters import LAST_MOMENT
 from gpumon_core.settings import Settings
 from gpumon_core.simulation.past import fill
 from gpumon_core.store import database, schema

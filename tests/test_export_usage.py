@@ -10,8 +10,10 @@ from zoneinfo import ZoneInfo
 import pandas as pd
 import pytest
 
-from gpumon_core.export.csv import PROGRAM, TIME_UNITS, idle_csv, plain_csv
-from gpumon_core.export.usage import SESSIONS, named, ranking_table
+from gpumon_core.export.formats import Type
+from gpumon_core.export.processes import PROGRAM
+from gpumon_core.export.tables import Table, plain
+from gpumon_core.export.usage import IDLE, SESSIONS, named, ranking_table, time_split
 from gpumon_core.store.queries import costs
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -25,17 +27,22 @@ def read(content: bytes) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(content.decode(), newline="")))
 
 
+def as_csv(frame: pd.DataFrame) -> bytes:
+    """A frame of users, and what they cost."""
+    types = {"User": Type.TEXT, "Cost": Type.NUMBER}
+    return Table([plain(name, name, types[name]) for name in frame.columns]).csv(frame, BERLIN)
+
+
 @pytest.mark.parametrize("evil", STARTS)
 def test_no_cell_of_any_table_is_a_formula(evil: str) -> None:
-    table = pd.DataFrame({"User": [evil], "Cost": [-1.5]})
-    [row] = read(plain_csv(table, {}))
+    [row] = read(as_csv(pd.DataFrame({"User": [evil], "Cost": [-1.5]})))
     assert row["User"] == "'" + evil
     assert row["Cost"] == "-1.5", "a negative number is a number"
 
 
 @pytest.mark.parametrize("name", ["a\r=1+1", "a\n=1+1", "a\r\n=1+1", 'a",=1+1', "a,=1+1"])
 def test_no_text_breaks_out_of_its_cell(name: str) -> None:
-    content = plain_csv(pd.DataFrame({"User": [name, "ada"]}), {})
+    content = as_csv(pd.DataFrame({"User": [name, "ada"]}))
     assert content.endswith(b"\r\nada\r\n")
     assert [row["User"] for row in read(content)] == [name, "ada"]
 
@@ -87,7 +94,7 @@ def test_where_the_time_went_is_in_hours() -> None:
     table = pd.DataFrame(
         {"GPU": ["GPU 0"], "Busy": [1.5], "Held idle": [2.0], "Free": [0.0], "Not recorded": [3.0]}
     )
-    [row] = read(plain_csv(table, TIME_UNITS))
+    [row] = read(time_split(table).csv(table, BERLIN))
     assert row == {
         "GPU": "GPU 0",
         "Busy (h)": "1.5",
@@ -115,7 +122,7 @@ def test_idle_holders_have_units_offsets_and_no_formulas() -> None:
             "command": ["@SUM(A1)", "python train.py"],
         }
     )
-    one, two = read(idle_csv(frame, BERLIN))
+    one, two = read(IDLE.csv(frame, BERLIN))
     assert (one["Name"], one["Command"], one["User"]) == ("'" + FORMULA, "'@SUM(A1)", "")
     assert (two["Host"], two["User"], two["GPU"]) == ("'=box", "'-ada", "1:2")
     assert one["Idle since"] == "2026-11-23T12:00:00+01:00"

@@ -18,7 +18,7 @@ from fake_nvml import FakeGpu, FakeNvml
 from gpumon_core import doctor
 from gpumon_core.export import snapshot as export
 from gpumon_core.recording import health
-from gpumon_core.recording.recorder import State
+from gpumon_core.recording.state import State
 from gpumon_core.settings import Settings, load
 from gpumon_core.store import database
 from gpumon_core.store.queries import current

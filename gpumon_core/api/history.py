@@ -22,9 +22,9 @@ from gpumon_core.api.resource import (
     object_schema,
     written,
 )
-from gpumon_core.export.parameters import TZ, BadParameter, Parameter, one_of, whole
 from gpumon_core.format import gpu_label
 from gpumon_core.metrics import GPU_METRICS_BY_KEY
+from gpumon_core.safety.parameters import TZ, BadParameter, Parameter, one_of, whole
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,9 +22,9 @@ from gpumon_core.api.resource import (
     file,
     page_schema,
 )
-from gpumon_core.export import parameters
-from gpumon_core.export.parameters import TZ, Parameter, one_of, words
 from gpumon_core.recording import runtime
+from gpumon_core.safety import parameters
+from gpumon_core.safety.parameters import TZ, Parameter, one_of, words
 from gpumon_core.store.queries.dimensions import DIMENSIONS, Dimension
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from gpumon_core.metrics import CLOCKS_EVENT_REASONS, GPU_METRICS, GPU_METRICS_B
 from gpumon_core.recording.health import Health
 from gpumon_core.store.queries import frames, occupancy, process_life, processes, usage
 from gpumon_core.store.queries.history import metrics_history
-from gpumon_core.store.queries.processes import ProcessFilter
+from gpumon_core.store.queries.process_filter import ProcessFilter
 from pages.components import chrome, data, filters, plot
 
 # Steps of a line: about one for every second pixel of a wide screen, and of many GPUs' lines for every third.

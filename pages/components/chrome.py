@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from gpumon_core import format as fmt
 from gpumon_core.recording import runtime
 from gpumon_core.recording.health import Health
-from gpumon_core.recording.recorder import State
+from gpumon_core.recording.state import State
 from gpumon_core.safety.masking import hide
 from gpumon_core.telemetry import remedies
 from pages.components import assets, data, links, rhythm
@@ -140,12 +140,8 @@ def banners(found: Health | None) -> None:
             f"{fmt.plain(_sentence(state.notice.reason))} {fmt.plain(state.notice.remedy)}",
             icon=":material/healing:",
         )
-    for problem in (state.recording, state.reader):
-        if problem:
-            st.warning(
-                f"{fmt.plain(_sentence(problem.reason))} {fmt.plain(problem.remedy)}",
-                icon=":material/info:",
-            )
+    for problem in state.problems:
+        st.warning(f"{fmt.plain(_sentence(problem.reason))} {fmt.plain(problem.remedy)}", icon=":material/info:")
 
 
 def stale_warning(found: Health) -> None:

@@ -10,7 +10,7 @@ import streamlit as st
 
 from gpumon_core import format as fmt
 from gpumon_core.store.queries import frames, model_sessions, processes
-from gpumon_core.store.queries.processes import ProcessFilter
+from gpumon_core.store.queries.process_filter import ProcessFilter
 from pages.components import charts, chrome, data, filters, tables
 
 # The identity of a process beside its name: title -> column of processes.process_history.

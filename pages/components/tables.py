@@ -209,8 +209,8 @@ def sessions(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
     return shown
 
 
-def download(what: str, content: Callable[[], bytes], empty: bool, zone: ZoneInfo, key: str) -> None:
-    """A button that downloads a table as CSV."""
+def download(what: str, content: Callable[[], bytes], zone: ZoneInfo, key: str) -> None:
+    """A button that downloads as CSV a table that no route has."""
     st.download_button(
         "Download CSV",
         data=lambda: turns.made(content),
@@ -218,7 +218,6 @@ def download(what: str, content: Callable[[], bytes], empty: bool, zone: ZoneInf
         mime="text/csv",
         icon=":material/download:",
         on_click="ignore",
-        disabled=empty,
         key=key,
     )
 

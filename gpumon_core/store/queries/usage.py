@@ -17,7 +17,7 @@ from sqlalchemy.engine import Engine
 from gpumon_core.store.accounting import HOUR_S, step_of
 from gpumon_core.store.queries.dimensions import Dimension
 from gpumon_core.store.queries.frames import fetch, gpu_labels, with_programs
-from gpumon_core.store.queries.processes import CONTAINER
+from gpumon_core.store.queries.process_filter import CONTAINER
 from gpumon_core.store.schema import (
     gpu_processes,
     gpu_usage,
@@ -91,6 +91,12 @@ class Scope:
     def chooses(self) -> bool:
         """Whether some processes are left out, so that the GPUs' own rows mean nothing."""
         return bool(self.users or any(self.programs_with.values()))
+
+    def query(self) -> list[tuple[str, Any]]:
+        """The scope as pairs of a query string, for /api/v1/usage and /api/v1/models."""
+        named = (("gpu", self.gpu_ids), ("user", self.users), *self.programs_with.items())
+        chosen = [(name, value) for name, values in named for value in values or ()]
+        return [("from", self.start), ("to", self.end), *chosen]
 
     def hours(self, table: sa.Table) -> list[Any]:
         """The conditions for the rows of a table of the ledger."""
