@@ -32,7 +32,7 @@ from gpumon_core.settings import SettingsError, check_data_dir, unknown_variable
 from gpumon_core.web import descriptors
 from gpumon_core.web.connections import Connections
 from gpumon_core.web.request_limits import RequestLimits
-from pages.components import assets, document
+from pages.components import assets, document, streamlit_private
 
 log = logging.getLogger("gpumon_core.server")
 
@@ -125,7 +125,7 @@ accepted = Connections()
 app = st.App(
     "pages/main.py",
     lifespan=lifespan,
-    routes=[Route("/healthz", healthz), *exposition.ROUTES, *api.ROUTES, *assets.ROUTES, *document.ROUTES],
-    middleware=[Middleware(RequestLimits, accepted=accepted)],
+    routes=[Route("/healthz", healthz), *exposition.ROUTES, *api.ROUTES, *assets.ROUTES, *document.routes()],
+    middleware=[Middleware(RequestLimits, accepted=accepted, uploads=streamlit_private.UPLOADS)],
     on_script_error=show_script_error,
 )

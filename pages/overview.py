@@ -57,4 +57,4 @@ def processes(at: data.Tick) -> None:
         )
 
 
-chrome.live("Overview", body, charts=False)
+chrome.live("Overview", body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 
 import pandas as pd
 import streamlit as st
@@ -134,7 +135,8 @@ def body(now: Health) -> None:
         table(now, chosen, total)
     process_id: int | None = st.session_state.get("process")
     if process_id is not None:
-        story.show(data.tick(now), process_id)
+        with st.container(key="story"):
+            story.show(data.tick(now), process_id)
     elif total:
         st.caption(f"Choose a row to see its story. Times in {chrome.zone_label()}.")
 
@@ -144,6 +146,7 @@ def table(now: Health, chosen: ProcessFilter, total: int) -> None:
     frame = _rows(data.tick(now), chosen, total)
     ids = frame["process_id"].tolist()
     places = _keep_if_among(ids)
+    edition = st.session_state.get("edition", 0)
     if total > len(frame):
         st.caption(f"The newest {len(frame):,} are shown; a download has all {total:,}.")
     tables.show(
@@ -153,9 +156,10 @@ def table(now: Health, chosen: ProcessFilter, total: int) -> None:
         height=TALL if len(frame) > FEW else "auto",
         order=tables.ledger_order(frame, more),
         asked=more,
-        on_select=_choose,
+        on_select=partial(_choose, edition),
         chosen_rows=places,
         largest_gib=_largest_gib(),
+        edition=edition,
     )
     # Below: above the table its toolbar would lie on them.
     download.show(_files(chosen), total, "download")
@@ -191,9 +195,12 @@ def _keep_if_among(ids: list[int]) -> list[int]:
     are_others, anew = state.pop("rows_changed", False), state.pop("mark_anew", False)
     if are_others and not places:
         _open(None)
-    if are_others or (anew and "process_history" in state):
-        # The browser marks a row by its number.
-        state["process_history"] = {"selection": {"rows": places, "columns": [], "cells": []}}
+    edition = state.get("edition", 0)
+    table = state.get(f"process_history_{edition}")
+    if (are_others or anew) and table is not None and table.selection.rows != places:
+        # The browser marks a row by its number, and may report the mark of before once more until it has heard of
+        # the new one. What it reports of a table of another edition does not count.
+        state["edition"] = edition + 1
     return places
 
 
@@ -204,9 +211,11 @@ def _without_time(chosen: ProcessFilter) -> tuple[object, ...]:
     )
 
 
-def _choose() -> None:
+def _choose(edition: int) -> None:
     """Note which process the chosen row is, whatever row it will be later."""
-    rows = st.session_state["process_history"].selection.rows
+    if edition != st.session_state.get("edition", 0):
+        return
+    rows = st.session_state[f"process_history_{edition}"].selection.rows
     ids: list[int] = st.session_state.get("shown_ids", [])
     links.forget()
     _open(ids[rows[0]] if rows and rows[0] < len(ids) else None)
@@ -242,4 +251,4 @@ def _files(chosen: ProcessFilter) -> list[download.File]:
     return download.of_route("api/v1/processes/history", query, "processes", zone)
 
 
-chrome.live("Processes", body, REFRESH_S, charts=False)
+chrome.live("Processes", body, REFRESH_S)

@@ -53,7 +53,7 @@ function bring(element) {
   }
   const timer = setTimeout(end, SETTLED_MS)
   for (const kind of ELSEWHERE) addEventListener(kind, end, { passive: true })
-  sizes.observe(element.closest("[data-testid=stMainBlockContainer]"))
+  sizes.observe(element.closest(".st-key-story"))
   return end
 }
 export default function ({ data, parentElement }) {
