@@ -17,7 +17,6 @@ import pytest
 import streamlit as st
 from conftest import PATIENCE_S, ROOT
 from sqlalchemy import event
-from streamlit.runtime.caching.cache_utils import CachedFunc
 from streamlit.testing.v1 import AppTest
 from ticks import GPUS, runs, tick, who
 
@@ -560,7 +559,7 @@ def test_nobody_changes_what_all_viewers_share(writer: Writer, monkeypatch: pyte
 
     for module in (live, charts, usage_views):
         for name, function in list(vars(module).items()):
-            if isinstance(function, CachedFunc):
+            if callable(function) and hasattr(function, "clear"):
                 monkeypatch.setattr(module, name, watched(name, function))
     cached = data._cached
     monkeypatch.setattr(data, "_cached", lambda query: watched(query.__qualname__, cached(query)))
