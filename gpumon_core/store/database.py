@@ -51,6 +51,8 @@ _stamp = sa.Table(
 )
 
 
+_REVISION = sa.select(_stamp.c.version_num)
+
 # The open connections of every engine on a server.
 _connections: WeakKeyDictionary[Engine, WeakSet[ServerConnection]] = WeakKeyDictionary()
 _connecting = threading.Lock()
@@ -204,17 +206,17 @@ def revision(connection: sa.Connection) -> str | None:
     """The revision of the schema, or None where there is none yet."""
     if not sa.inspect(connection).has_table("alembic_version"):
         return None
-    return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+    return connection.execute(_REVISION).scalar()
 
 
 def newer_revision(engine: Engine) -> str | None:
     """The revision of a database that a newer gpumon has moved on while this one ran, or None.
 
-    What this one writes is taken as long as its statements succeed: what a newer one adds may stay empty. It takes
-    two short statements. Raises sqlalchemy.exc.DBAPIError.
+    What this one writes is taken as long as its statements succeed: what a newer one adds may stay empty. Raises
+    sqlalchemy.exc.DBAPIError.
     """
     with engine.connect() as connection:
-        found = revision(connection)
+        found = connection.execute(_REVISION).scalar()
     return found if found is not None and found > head() else None
 
 
