@@ -25,8 +25,8 @@ from rig import cpu_s, live, machine, resident_mb
 
 INTERVAL_S, MINUTE_S = 4.0, 60.0
 LIMIT_RATIO, LIMIT_MB, LIMIT_TICKS = 8.0, 65.0, 3.0
-# Imports, and the jobs that a start has.
-SETTLES_S = 12.0
+# Imports, and the jobs that a start and the first minute have.
+SETTLES_S = 72.0
 BARE = """
 import sys, time, pynvml as n
 n.nvmlInit()

@@ -237,11 +237,14 @@ def _engine(url: str, write: bool, patience_s: float = BUSY_TIMEOUT_S, often: bo
         for_postgresql()
         return _server_engine(parsed, write)
     options: dict[str, Any] = {"timeout": patience_s, "check_same_thread": False}
-    # The recorder keeps its one connection, and who reads often keeps two; another reader's is made per query.
-    pool: dict[str, Any] = {"poolclass": NullPool}
+    # The recorder and who reads often keep a few connections, of which the one that was used last is used next: its
+    # statements are prepared and its pages cached. Another reader's is made per query.
+    pool: dict[str, Any] = {"poolclass": QueuePool, "pool_use_lifo": True}
     if often:
-        pool = {"poolclass": QueuePool, "pool_size": 2, "max_overflow": -1, "pool_use_lifo": True}
-    engine = sa.create_engine(parsed, connect_args=options, **({} if write else pool))
+        pool |= {"pool_size": 2, "max_overflow": -1}
+    elif not write:
+        pool = {"poolclass": NullPool}
+    engine = sa.create_engine(parsed, connect_args=options, **pool)
     path = file_of(url)
     if path is not None and not write:
         _await_recorder(engine, path)
