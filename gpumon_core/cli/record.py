@@ -31,7 +31,7 @@ def run(settings: Settings, _: argparse.Namespace) -> int:
     if not settings.record:
         raise terminal.Failure("GPUMON_RECORD=false forbids what `record` is for: set it to true")
     check_data_dir(settings)
-    allocator.settle()
+    allocator.limit_arenas()
     log_limit.install()
     descriptors.raise_limit()
     stopped = threading.Event()
