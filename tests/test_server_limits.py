@@ -170,9 +170,9 @@ def test_a_request_that_never_ends_is_ended_and_a_page_that_is_open_is_not(serve
         for what, sent in HALVES.items():
             waiting[what] = stack.enter_context(opened(server))
             waiting[what].sendall(sent)
+        began = time.monotonic()
         slow = stack.enter_context(opened(server))
         slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ")
-        began = time.monotonic()
 
         def all_closed() -> bool:
             with suppress(OSError):
