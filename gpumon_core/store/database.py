@@ -237,7 +237,7 @@ def _engine(url: str, write: bool, patience_s: float = BUSY_TIMEOUT_S, often: bo
         for_postgresql()
         return _server_engine(parsed, write)
     options: dict[str, Any] = {"timeout": patience_s, "check_same_thread": False}
-    # The recorder and frequent readers hold a few connections. The one that was used last is used next, because its
+    # The recorder and frequent readers hold a few connections. The one used last is used next, because its
     # statements are prepared and its pages cached. Another reader's connection is made for each query.
     pool: dict[str, Any] = {"poolclass": QueuePool, "pool_use_lifo": True}
     if often:
