@@ -33,7 +33,7 @@ from gpumon_core.web import descriptors
 from gpumon_core.web.base_path import BasePath
 from gpumon_core.web.connections import Connections
 from gpumon_core.web.request_limits import RequestLimits
-from pages.components import assets, document
+from pages.components import assets, document, streamlit_private
 
 log = logging.getLogger("gpumon_core.server")
 
@@ -124,13 +124,13 @@ allocator.limit_arenas()
 _configure()
 descriptors.raise_limit()
 accepted = Connections()
-routes = [Route("/healthz", healthz), *exposition.ROUTES, *api.ROUTES, *assets.ROUTES, *document.ROUTES]
+routes = [Route("/healthz", healthz), *exposition.ROUTES, *api.ROUTES, *assets.ROUTES, *document.routes()]
 app = st.App(
     "pages/main.py",
     lifespan=lifespan,
     routes=routes,
     middleware=[
-        Middleware(RequestLimits, accepted=accepted),
+        Middleware(RequestLimits, accepted=accepted, uploads=streamlit_private.UPLOADS),
         Middleware(BasePath, base=st.get_option("server.baseUrlPath"), routes=routes),
     ],
     on_script_error=show_script_error,

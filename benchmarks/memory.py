@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 LIMIT_MB, GROWTH_MB = 65.0, 1.0
-LIBRARIES = "import pynvml, sqlalchemy, apscheduler.schedulers.background, pydantic_settings, filelock"
+LIBRARIES = "import pynvml, sqlalchemy, apscheduler.schedulers.background, pydantic, filelock"
 
 
 def resident_mb(pid: int) -> float:

@@ -58,4 +58,4 @@ def processes(at: data.Tick) -> None:
         )
 
 
-chrome.live("Overview", body, charts=False)
+chrome.live("Overview", body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import streamlit as st
@@ -143,7 +144,8 @@ def body(now: Health) -> None:
         table(now, chosen, total)
     process_id: int | None = st.session_state.get("process")
     if process_id is not None:
-        story.show(data.tick(now), process_id)
+        with st.container(key="story"):
+            story.show(data.tick(now), process_id)
     elif total:
         st.caption(f"Choose a row to see its story. Times in {chrome.zone_label()}.")
 
@@ -153,6 +155,7 @@ def table(now: Health, chosen: ProcessFilter, total: int) -> None:
     frame = _rows(data.tick(now), chosen, total)
     ids = frame["process_id"].tolist()
     places = _keep_if_among(ids)
+    edition = st.session_state.get("edition", 0)
     if total > len(frame):
         st.caption(f"The newest {len(frame):,} are shown; a download has all {total:,}.")
     tables.show(
@@ -162,9 +165,10 @@ def table(now: Health, chosen: ProcessFilter, total: int) -> None:
         height=TALL if len(frame) > FEW else "auto",
         order=tables.ledger_order(frame, more),
         asked=more,
-        on_select=_choose,
+        on_select=partial(_choose, edition),
         chosen_rows=places,
         largest_gib=_largest_gib(),
+        edition=edition,
     )
     # Below: above the table its toolbar would lie on them.
     download.show("api/v1/processes/history", chosen.query(), zone)
@@ -202,15 +206,20 @@ def _keep_if_among(ids: list[int]) -> list[int]:
     are_others, anew = state.pop("rows_changed", False), state.pop("mark_anew", False)
     if are_others and not places:
         _open(None)
-    if are_others or (anew and "process_history" in state):
-        # The browser marks a row by its number.
-        state["process_history"] = {"selection": {"rows": places, "columns": [], "cells": []}}
+    edition = state.get("edition", 0)
+    table = state.get(f"process_history_{edition}")
+    if (are_others or anew) and table is not None and table.selection.rows != places:
+        # The browser marks a row by its number, and may report the mark of before once more until it has heard of
+        # the new one. What it reports of a table of another edition does not count.
+        state["edition"] = edition + 1
     return places
 
 
-def _choose() -> None:
+def _choose(edition: int) -> None:
     """Note which process the chosen row is, whatever row it will be later."""
-    rows = st.session_state["process_history"].selection.rows
+    if edition != st.session_state.get("edition", 0):
+        return
+    rows = st.session_state[f"process_history_{edition}"].selection.rows
     ids: list[int] = st.session_state.get("shown_ids", [])
     links.forget()
     _open(ids[rows[0]] if rows and rows[0] < len(ids) else None)
@@ -222,4 +231,4 @@ def _largest_gib() -> float:
     return 1.0 if pd.isna(largest) else float(largest) / fmt.MIB_PER_GIB
 
 
-chrome.live("Processes", body, REFRESH_S, charts=False)
+chrome.live("Processes", body, REFRESH_S)

@@ -148,15 +148,15 @@ def originals() -> None:
         )
         state = "not imported"
         if standing.until is not None:
-            state = "imported" if standing.whole else f"imported up to {_moment(standing.until)}"
+            state = "imported" if standing.is_complete else f"imported up to {_moment(standing.until)}"
         st.markdown(
             f"**{fmt.plain(file.path.name)}**: {counted}, {_moment(held.first)} to {_moment(held.last)}. "
             f"{state.capitalize()}."
         )
-        if not standing.whole:
+        if not standing.is_complete:
             command = [sys.executable, "-m", "gpumon_core", "import", str(file.path)]
             st.code(shlex.join(command), language="bash", wrap_lines=True)
-    if not all(file.standing.whole for file in found):
+    if not all(file.standing.is_complete for file in found):
         st.caption(
             "The command imports what is new, while gpumon records or not, and only reads the file. With "
             "--dry-run it only says what it would import. Run it where gpumon runs: for a container, after "

@@ -119,7 +119,7 @@ def columns(table: sa.Table) -> list[StoredColumn]:
 
 
 def history_columns(metrics: Sequence[str]) -> list[StoredColumn]:
-    """The columns of a file of frames.history: the time, the GPU, and each metric's mean, lowest and highest."""
+    """The columns of a file of metrics_history: the time, the GPU, and each metric's mean, lowest and highest."""
     time, gpu_id = gpu_metrics.c.timestamp_epoch, gpu_metrics.c.gpu_id
     found = [_column(gpu_metrics, time), *_instead(gpu_metrics, gpu_id)]
     for metric in map(GPU_METRICS_BY_KEY.__getitem__, metrics):

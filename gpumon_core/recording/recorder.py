@@ -32,7 +32,7 @@ from gpumon_core.store.lock import LockLost
 log = logging.getLogger(__name__)
 
 # How often the thread that writes looks for work, and whether its file is still there.
-LOOK_S = 2.0
+LOOK_S = 5.0
 HOUSEKEEPING_S = 3600.0
 ROLLUP_S = 60.0
 REHEARSAL_S = 3600.0
@@ -192,7 +192,7 @@ class Recorder:
     def _write_forever(self) -> None:
         while not self._ending.is_set():
             # A file that was replaced is not left alone for an hour, however rare the ticks are.
-            self._due.wait(min(self._settings.interval, LOOK_S))
+            self._due.wait(LOOK_S)
             self._due.clear()
             try:
                 self._close_leaving()
@@ -338,7 +338,7 @@ def run_until(settings: Settings, stopped: threading.Event, consumers: Iterable[
     recorder.start()
     try:
         # A signal that the kernel hands to another thread does not wake this one, which alone acts on it.
-        while not stopped.wait(timeout=1.0):
+        while not stopped.wait(timeout=5.0):
             pass
     finally:
         recorder.stop()

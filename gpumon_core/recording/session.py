@@ -92,6 +92,7 @@ class Session:
             self._settings.interval,
             60 * self._settings.idle_minutes,
         )
+        self._rolled_up = rollups.Progress()
         # Whatever is written, by whichever thread.
         sa.event.listen(engine, "begin", self.lock.fence)
         path = database.file_of(self.target.url)
@@ -252,6 +253,7 @@ class Session:
         )
         log.error("%s", self.notice.reason)
         self._counters.failed(self.notice.reason, tick=False)
+        self._rolled_up.forget()
         self._is_unchecked = True
 
     def _take_back(self, file: OpenFile) -> None:
@@ -265,6 +267,7 @@ class Session:
     def regain(self) -> bool:
         """Take the lock again after it was lost; False where another has it. Raises OSError."""
         self._is_unsure = True
+        self._rolled_up.forget()
         return self.lock.acquire()
 
     def doubt(self) -> None:
@@ -293,7 +296,7 @@ class Session:
         """Bring the coarser resolutions up to date. Raises SQLAlchemyError."""
         oldest, self._writer.rewritten_from = self._writer.rewritten_from, None
         try:
-            rollups.roll_up(self.engine, self._writer.host, oldest, stopping)
+            rollups.roll_up(self.engine, self._writer.host, oldest, stopping, self._rolled_up)
         except SQLAlchemyError:
             later = self._writer.rewritten_from
             self._writer.rewritten_from = oldest if later is None else min(later, oldest or later)

@@ -13,7 +13,7 @@ import streamlit as st
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
-from gpumon_core.legacy_import import discovery, importer, reader, sqlite_file
+from gpumon_core.legacy_import import discovery, import_state, reader, sqlite_file
 from gpumon_core.legacy_import.reader import Contents
 from gpumon_core.recording import runtime
 from gpumon_core.recording.health import Health
@@ -101,7 +101,7 @@ class Found:
 
     path: Path
     contents: Contents
-    standing: importer.Standing
+    standing: import_state.ImportState
 
 
 @shared(max_entries=2, ttl=MINUTE_S)
@@ -110,12 +110,12 @@ def originals(folder: Path, url: str, demo_url: str, host: str) -> list[Found]:
     found = []
     own = [path for path in map(database.file_of, (url, demo_url)) if path is not None]
     for path in discovery.found_in(folder, own):
-        with suppress(sqlite_file.OriginalError):
-            with reader.Original(path, copying=False) as file:
+        with suppress(sqlite_file.SqliteFileError):
+            with reader.OriginalReader(path, copying=False) as file:
                 contents, indices = file.contents(), file.indices()
-            standing = importer.Standing(None, False)
+            standing = import_state.ImportState(None, False)
             if database.exists(url):
                 with suppress(DBAPIError):
-                    standing = importer.standing(engine((url, None)), host, path, indices, contents)
+                    standing = import_state.import_state(engine((url, None)), host, path, indices, contents)
             found.append(Found(path, contents, standing))
     return found

@@ -55,7 +55,7 @@ function bring(element) {
   }
   const timer = setTimeout(end, FINAL_MS)
   for (const kind of READER_MOVES) addEventListener(kind, end, { passive: true })
-  sizes.observe(element.closest("[data-testid=stMainBlockContainer]"))
+  sizes.observe(element.closest(".st-key-story"))
   return end
 }
 export default function ({ data, parentElement }) {
