@@ -20,7 +20,7 @@ TOP_PARTS = 7
 NO_GAP_S = 60
 
 
-def labels(at: data.Tick, by: Dimension, ranking: pd.DataFrame) -> dict[Any, str]:
+def _labels(at: data.Tick, by: Dimension, ranking: pd.DataFrame) -> dict[Any, str]:
     """The names of a ranking's keys."""
     keys = ranking.loc[ranking["kind"] == "part", "key"].dropna()
     return data.ask(at, usage.labels, by, tuple(keys))
@@ -34,7 +34,7 @@ def trend(at: data.Tick, by: Dimension, scope: Scope, measure: str, appearance: 
     if parts.empty:
         return None
     prices = data.prices()
-    names = labels(at, by, ranking)
+    names = _labels(at, by, ranking)
     value = costs.measure(parts, measure, prices)
     top = parts.assign(value=value).nlargest(TOP_PARTS, "value")["key"].tolist()
     span_s = costs.HOUR_S if scope.end - scope.start <= costs.HOURLY_UP_TO_S else costs.DAY_S
@@ -86,7 +86,7 @@ def time_split(at: data.Tick, scope: Scope, appearance: Appearance) -> tuple[str
 def ranked(at: data.Tick, by: Dimension, title: str, scope: Scope) -> pd.DataFrame:
     """The ranking as a table."""
     ranking = data.ask(at, usage.ranking, by, scope)
-    return tables.usage(costs.ranked(ranking, labels(at, by, ranking), title, data.prices()))
+    return tables.usage(costs.ranked(ranking, _labels(at, by, ranking), title, data.prices()))
 
 
 @data.shared(max_entries=24)
@@ -99,7 +99,6 @@ def idle_holders(
 
 
 @data.shared(max_entries=24)
-def sessions(at: data.Tick, scope: Scope, zone_name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Which models were loaded: the rows for a file, and the table of the page."""
-    frame = model_sessions.loaded(data.engine(at), scope)
-    return frame, tables.sessions(frame, ZoneInfo(zone_name))
+def sessions(at: data.Tick, scope: Scope, zone_name: str) -> pd.DataFrame:
+    """Which models were loaded, as a table."""
+    return tables.sessions(model_sessions.loaded(data.engine(at), scope), ZoneInfo(zone_name))
