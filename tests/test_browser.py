@@ -330,7 +330,7 @@ def test_every_page_works_on_postgresql(
     assert "Traceback" not in server.log.read_text()
 
 
-def test_the_system_page_shows_how_the_recorder_fares(page: Page, stage: Stage) -> None:
+def test_the_system_page_shows_the_state_of_the_recorder(page: Page, stage: Stage) -> None:
     page.goto(stage.url + "/system")
     ticks = page.get_by_test_id("stMetric").filter(has_text="Ticks")
     expect(ticks.get_by_test_id("stMetricValue")).not_to_have_text("0")

@@ -320,7 +320,7 @@ def test_who_holds_memory_for_nothing_is_listed(
     minutes = page.get_by_label("Idle for at least (minutes)")
     minutes.fill("1000")
     minutes.press("Enter")
-    expect(page.get_by_text("No process has kept GPU memory in this time range")).to_be_visible()
+    expect(page.get_by_text("No process has held GPU memory for this long")).to_be_visible()
     eventually(lambda: "idle=1000" in page.url)
 
 

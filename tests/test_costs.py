@@ -1,4 +1,4 @@
-"""From the ledger's sums to what its page shows: prices, steps of time, names. No database is needed."""
+"""From the sums of the ledger to what pages show: costs, steps of time, names. No database is needed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_every_measure_is_in_the_unit_that_it_is_shown_with() -> None:
 # ---- Rankings ----------------------------------------------------------------------------------------
 
 
-def test_a_ranking_names_everybody_and_the_gpus_own_rows() -> None:
+def test_a_ranking_names_each_key_and_the_gpus_own_rows() -> None:
     frame = ranking(
         ("ada", "part", 7200.0, 3 * KWH),
         (None, "part", 3600.0, 0.5 * KWH),
@@ -135,7 +135,7 @@ def test_the_largest_are_drawn_apart_and_the_rest_together() -> None:
     assert frame.drop(columns="timestamp_epoch").sum().sum() == pytest.approx(2.0)
 
 
-def test_an_hour_in_which_nobody_was_there_is_nothing_and_not_the_hour_before() -> None:
+def test_an_hour_without_processes_is_zero_and_not_the_hour_before() -> None:
     trend = sums((0, "ada", 3600.0, 0.0), (4 * HOUR, "ada", 1800.0, 0.0), columns=TREND)
     frame = costs.by_step(trend, pd.DataFrame(), ["ada"], {"ada": "ada"}, "GPU-hours", FREE, BERLIN, HOUR)
     assert frame["timestamp_epoch"].tolist() == [HOUR * number for number in range(5)]
@@ -143,7 +143,7 @@ def test_an_hour_in_which_nobody_was_there_is_nothing_and_not_the_hour_before() 
 
 
 @pytest.mark.parametrize("zone", [BERLIN, KOLKATA])
-def test_days_without_anybody_are_nothing_across_a_night_in_which_the_clock_is_set(zone: ZoneInfo) -> None:
+def test_days_without_processes_are_zero_across_a_night_in_which_the_clock_is_set(zone: ZoneInfo) -> None:
     first, last = epoch("2026-03-27T12:00", zone), epoch("2026-03-31T12:00", zone)
     trend = sums((first, "ada", 3600.0, 0.0), (last, "ada", 3600.0, 0.0), columns=TREND)
     frame = costs.by_step(trend, pd.DataFrame(), ["ada"], {"ada": "ada"}, "GPU-hours", FREE, zone, DAY)
@@ -168,7 +168,7 @@ def test_energy_and_cost_have_what_the_idle_gpus_took() -> None:
     assert GPU_ROWS["idle"] not in hours
 
 
-def test_what_nobody_knows_is_drawn_as_unknown() -> None:
+def test_a_key_that_is_not_known_is_drawn_as_unknown() -> None:
     trend = sums((0, None, 3600.0, 0.0), (0, "ada", 3600.0, 0.0), columns=TREND)
     frame = costs.by_step(trend, pd.DataFrame(), ["ada", None], {"ada": "ada"}, "GPU-hours", FREE, BERLIN, HOUR)
     assert frame[UNKNOWN].tolist() == [1.0]
@@ -195,7 +195,7 @@ def test_the_hours_of_the_week_are_the_viewers() -> None:
     assert row == {"weekday": 0, "hour": 9, "share": 25.0}
 
 
-def test_time_of_which_the_driver_did_not_say_counts_for_nothing() -> None:
+def test_time_of_unknown_utilization_does_not_count() -> None:
     nine, ten = epoch("2026-06-15T09:00"), epoch("2026-06-15T10:00")
     whole = sums((nine, HOUR, HOUR / 2), (ten, HOUR, HOUR), columns="timestamp_epoch seconds unknown_s")
     used = sums((nine, 900.0), columns="timestamp_epoch busy_s")
