@@ -350,6 +350,6 @@ def test_the_system_page_shows_the_state_of_the_recorder(page: Page, stage: Stag
         return column(page, "Energy") == ["counted by the driver"] * 2
 
     eventually(is_counted)
-    assert column(page, "Utilization") == ["point: as it was at the moment of the tick"] * 2
+    assert column(page, "Utilization") == ["point: the value at the moment of the tick"] * 2
     assert column(page, "Resolution", 1)[:2] == ["every tick", "20 seconds"]
     assert "GPUMON_RETENTION_HOUR_DAYS" in column(page, "Setting", 3)
