@@ -4,8 +4,9 @@
     opening,changing,refresh,many,memory]
 
 Runs on simulated GPUs with a full database: 8 GPUs, about 64 processes, a year of history (made first, in three
-minutes, unless FOLDER has it already). Opening is measured beside a bare Streamlit page with one Plotly chart, in
-turns. Opening and changing are seen by Chromium; the others by viewers that draw nothing (viewers.py), so that the
+minutes, unless FOLDER has it already). Opening ends with the last chart and the last filter of the sidebar; it is
+measured in turns with a bare Streamlit page that has one Plotly chart and the same widgets in its sidebar.
+Opening and changing are measured in Chromium; the others by viewers that draw nothing (viewers.py), so that the
 figures are the server's.
 """
 
@@ -28,19 +29,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from playwright.sync_api import Browser, Page, sync_playwright
-from rig import CHROMIUM, OPTIONS, free_port, wait_for_server
+from opening import BARE, PLOT, opening
+from playwright.sync_api import Browser, sync_playwright
+from rig import CHROMIUM, OPTIONS, free_port, say, wait_for_server
 from viewers import Viewer, watch
 
 HOST = "rack1"
 TICKS_S = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-BARE = """
-import plotly.graph_objects as go
-import streamlit as st
-st.title("bare")
-st.plotly_chart(go.Figure(go.Scatter(x=list(range(1000)), y=list(range(1000)))))
-"""
 # As much as the overview has on it, and nothing to find out first.
 BARE_FRAGMENT = """
 import pandas as pd
@@ -53,26 +49,13 @@ def frame():
     st.dataframe(table)
 frame()
 """
-PLOT = ".gm-plots[data-drawn]"
-# The table beside it, for screen readers, comes half a second after the drawn one.
-GRID = "[data-testid=data-grid-canvas]"
-# What is drawn last on each page.
-DRAWN = {
-    "/": f".gm-card:nth-of-type(8) .gm-spark, {GRID}",
-    "/gpu": PLOT,
-    "/history": PLOT,
-    "/processes": GRID,
-    "/usage": ", ".join(f".st-key-{key} {PLOT}" for key in ("trend", "week", "split")),
-    "/system": f"{PLOT}, {GRID}",
-    "bare": ".js-plotly-plot .scatterlayer .trace path",
-}
 # The rollups of what was not recorded lately come first.
 SETTLED_S = 20.0
 # What the recorder does once a minute must fall into every round, or what a refresh costs drowns in it.
 ROUND_S = 60.0
 # How often a page asks, and the recorder ticks.
 REFRESH_S = 4.0
-LIMITS = {"opening": 1.4, "changing": 0.7, "one": 40.0, "ten": 250.0, "p95": 1.0, "memory": 350.0}
+LIMITS = {"changing": 0.7, "one": 40.0, "ten": 250.0, "p95": 1.0, "memory": 350.0}
 
 
 @contextmanager
@@ -133,45 +116,6 @@ def recorder(port: int) -> dict[str, float]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as answer:
         found: dict[str, float] = json.load(answer)["recorder"]
     return found
-
-
-def say(what: str, figure: float, unit: str, limit: float, more: str = "") -> None:
-    """One line of the result."""
-    verdict = "within" if figure <= limit else "ABOVE"
-    print(f"  {what:<44} {figure:8.2f} {unit:<3} {verdict} {limit:g} {unit}{more}", flush=True)
-
-
-def drawn(page: Page, url: str, what: str) -> float:
-    """Seconds from asking for a page until it is drawn, to a frame."""
-    started = time.monotonic()
-    page.goto(url, wait_until="commit")
-    # A locator would look less and less often, in the end twice a second.
-    page.wait_for_function(
-        "selectors => selectors.every(selector => document.querySelector(selector))", arg=what.split(", ")
-    )
-    return time.monotonic() - started
-
-
-def opening(launch: Callable[[], Browser], ports: dict[str, int], runs: int) -> None:
-    """Open every page cold (a new browser) and warm (again in the same one), in turns with the bare one."""
-    print(f"opening a page, medians of {runs} visits")
-    found: dict[tuple[str, str], list[float]] = {}
-    for _ in range(runs):
-        for name, what in DRAWN.items():
-            port, path = (ports["bare"], "/") if name == "bare" else (ports["gpumon"], name)
-            url = f"http://127.0.0.1:{port}{path}"
-            browser = launch()
-            page = browser.new_page(viewport={"width": 1440, "height": 900})
-            for kind in ("cold", "warm"):
-                found.setdefault((name, kind), []).append(drawn(page, url, what))
-                page.goto("about:blank")
-            browser.close()
-    for (name, kind), seconds in found.items():
-        middle, beside = statistics.median(seconds), statistics.median(found["bare", kind])
-        if name == "bare":
-            print(f"  {name + ' page, ' + kind:<44} {middle:8.2f} s")
-        else:
-            say(f"{name}, {kind}", middle / beside, "x", LIMITS["opening"], f"  ({middle:.2f} s)")
 
 
 def changing(launch: Callable[[], Browser], port: int, runs: int) -> None:

@@ -1,4 +1,4 @@
-"""What the measuring scripts and the picture script share: ports, servers and Chromium."""
+"""What the measuring scripts and the picture script share: ports, servers, Chromium and lines of results."""
 
 from __future__ import annotations
 
@@ -46,3 +46,9 @@ def wait_for_server(port: int, path: str) -> None:
         except OSError:
             time.sleep(0.2)
     raise RuntimeError(f"nothing answers on port {port}")
+
+
+def say(what: str, figure: float, unit: str, limit: float, more: str = "") -> None:
+    """One line of the result."""
+    verdict = "within" if figure <= limit else "ABOVE"
+    print(f"  {what:<44} {figure:8.2f} {unit:<3} {verdict} {limit:g} {unit}{more}", flush=True)
