@@ -37,7 +37,7 @@ from viewers import Viewer, watch
 HOST = "rack1"
 TICKS_S = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-# As much as the overview has on it, and nothing to find out first.
+# As much content as the overview has, without any work to get it.
 BARE_FRAGMENT = """
 import pandas as pd
 import streamlit as st
@@ -49,9 +49,9 @@ def frame():
     st.dataframe(table)
 frame()
 """
-# The rollups of what was not recorded lately come first.
+# After its start the server first makes the rollups of the time before.
 SETTLED_S = 20.0
-# What the recorder does once a minute must fall into every round, or what a refresh costs drowns in it.
+# Each round contains the recorder's job of every minute once; it costs more than a refresh.
 ROUND_S = 60.0
 # How often a page asks, and the recorder ticks.
 REFRESH_S = 4.0
@@ -77,7 +77,7 @@ def gpumon(folder: Path, port: int, interval_s: float = REFRESH_S) -> Iterator[s
 
 @contextmanager
 def bare(folder: Path, port: int, script: str = BARE) -> Iterator[subprocess.Popen[bytes]]:
-    """A Streamlit server with nothing but one page."""
+    """A Streamlit server with one script."""
     (folder / "bare.py").write_text(script)
     options = ["--server.headless", "true", "--server.address", "127.0.0.1", "--browser.gatherUsageStats", "false"]
     command = [sys.executable, "-m", "streamlit", "run", "bare.py", "--server.port", str(port), *options]
@@ -91,7 +91,7 @@ def bare(folder: Path, port: int, script: str = BARE) -> Iterator[subprocess.Pop
 
 
 def make_history(folder: Path) -> None:
-    """A year of 8 GPUs and 64 processes, unless it is there."""
+    """Write a year of 8 GPUs and 64 processes, unless the folder has it already."""
     if (folder / "demo.db").exists():
         return
     print("writing a year of history", flush=True)
@@ -176,34 +176,35 @@ def changing(launch: Callable[[], Browser], port: int, runs: int) -> None:
 
 
 class Spent:
-    """CPU seconds of a server: of the threads that it has when nobody watches, and of the others with the first,
-    which talks to browsers. The recorder's work varies by more than a refresh takes."""
+    """CPU seconds of a server in two parts. The background is the threads that it has when nobody watches, but for
+    the main thread, which talks to browsers; it and all other threads work for viewers. They are separate because
+    the recorder's work varies by more than a refresh takes."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        # What each has taken so far; one that has ended keeps what it took.
+        # What each thread has taken so far, those that have ended included.
         self._background: dict[int, float] = {}
         self.nobody_watches()
 
     def nobody_watches(self) -> None:
-        """Whatever thread is there now is none of a viewer's."""
+        """All threads that exist now belong to the background."""
         threads = self._threads()
         self._background |= {thread: threads[thread] for thread in threads.keys() - {self._pid}}
 
     def _threads(self) -> dict[int, float]:
         found = {}
         for thread in Path(f"/proc/{self._pid}/task").iterdir():
-            # One may end meanwhile.
+            # A thread may end meanwhile.
             with suppress(OSError):
                 found[int(thread.name)] = int((thread / "schedstat").read_text().split()[0]) / 1e9
         return found
 
     def now(self) -> tuple[float, float]:
         """For viewers, and in the background."""
-        whole, threads = cpu_s(self._pid), self._threads()
+        total, threads = cpu_s(self._pid), self._threads()
         self._background |= {thread: threads[thread] for thread in self._background.keys() & threads.keys()}
         background = sum(self._background.values())
-        return whole - background, background
+        return total - background, background
 
 
 def follow(
@@ -224,8 +225,8 @@ def _since(before: tuple[float, float], spent: Spent) -> tuple[float, float]:
 
 
 def refresh(servers: dict[str, tuple[int, int]], seconds: float, runs: int) -> None:
-    """The CPU time of one automatic refresh of the overview, and of a bare page with as much on it: what nobody's
-    watching costs, measured before and after, is taken off. `servers` has their ports and process ids."""
+    """The CPU time of one automatic refresh of the overview, and of a bare page with as much on it. What a
+    server takes when nobody watches, measured before and after, is subtracted. `servers` has ports and PIDs."""
     print(f"one automatic refresh of the overview, medians of {runs} times {seconds:.0f} s")
     rounds = (("gpumon", 1), ("gpumon", 10), ("bare", 1))
     found: dict[tuple[str, int], list[float]] = {round_: [] for round_ in rounds}
@@ -233,7 +234,7 @@ def refresh(servers: dict[str, tuple[int, int]], seconds: float, runs: int) -> N
     ticks: dict[int, list[float]] = {0: [], 1: [], 10: []}
 
     def alone() -> dict[str, float]:
-        # What viewers leave behind comes first.
+        # The server first ends the work that the viewers before have caused.
         time.sleep(SETTLED_S)
         began, before = time.monotonic(), {name: of.now() for name, of in spent.items()}
         time.sleep(seconds)
@@ -244,7 +245,7 @@ def refresh(servers: dict[str, tuple[int, int]], seconds: float, runs: int) -> N
         ticks[0].append(taken["gpumon"][1] / lasted)
         return {name: used / lasted for name, (used, _) in taken.items()}
 
-    # The first viewer pays for what all later ones find ready.
+    # The first viewer fills the caches for all later ones.
     for name, (port, _) in servers.items():
         follow(port, spent[name], [""], 10, REFRESH_S)
     before = alone()
