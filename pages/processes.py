@@ -129,10 +129,10 @@ def body(now: Health) -> None:
     st.markdown(f"**{total:,}** processes, newest first", width="content")
     if total == 0:
         names = {gpu_id: name for name, gpu_id in filters.named_gpus(gpus).items()}
-        asked = fmt.plain(chosen.describe(Wording(zone, names)))
+        asked = chosen.describe(Wording(zone, names)) or "all time"
         st.info(
-            f"No process matches these filters{asked and f': {asked}'}. Choose a longer time range, or clear a "
-            "filter in the sidebar."
+            f"No process matches these filters: {fmt.plain(asked)}. Choose a longer time range, or clear a filter "
+            "in the sidebar."
         )
         if "rows_changed" in st.session_state:
             _open(None)

@@ -227,7 +227,7 @@ def test_hostile_names_stay_text(writer: Writer) -> None:
     plain = tick(time.time())
     snapshot = Snapshot(time.time(), plain.host, (info,), (reading,), (ProcessReading("GPU-0", 7, "C", 100),))
     writer.write(snapshot, who(7))
-    [html] = [element.value for element in open_page().html]
+    html = open_page().html[0].value
     assert "<img" not in html
     assert "&lt;img" in html
 
@@ -434,7 +434,7 @@ def test_sixteen_gpus_and_a_mig_parent_are_drawn(writer: Writer) -> None:
     gpus = tuple(GpuInfo(index, f"GPU-{index}", "Board", 24576, 300.0) for index in range(16))
     instance = GpuInfo(0, "MIG-1", "Board MIG 1g", 9856, parent_uuid="GPU-0", mig_index=1)
     writer.write(tick(time.time(), gpus=(*gpus, instance)), {})
-    [html] = [element.value for element in open_page().html]
+    html = open_page().html[0].value
     assert html.count('role="listitem"') == 16
     assert "<b>MIG 1</b>" in html.split('role="listitem"')[1]
 
@@ -498,7 +498,7 @@ def test_a_machine_that_has_fallen_silent_is_stale_beside_one_that_has_not(write
     other = Writer(database.open_for_writing(url), "there", "nvml", 4)
     other.write(tick(now - 500), {})
     writer.write(tick(now), {})
-    [html] = [element.value for element in open_page().html]
+    html = open_page().html[0].value
     cards = html.split('role="listitem"')[1:]
     stale = [card for card in cards if ">Stale</span>" in card]
     assert len(stale) == 3

@@ -92,8 +92,8 @@ _PAGES: dict[str, tuple[tuple[str, ...], bool]] = {
     "": (("BidiComponent", "Html", "TextInput", "DataFrame"), False),
     "gpu": (("BidiComponent", "Html", "ButtonGroup", "Selectbox"), True),
     "history": ((*_CHOICES, "Checkbox"), True),
-    "processes": ((*_CHOICES, "TextInput", "Selectbox", "NumberInput", "DataFrame"), False),
-    "usage": ((*_CHOICES, "NumberInput", "DataFrame", "DownloadButton", "Metric"), True),
+    "processes": ((*_CHOICES, "Html", "TextInput", "Selectbox", "NumberInput", "DataFrame"), False),
+    "usage": ((*_CHOICES, "Html", "NumberInput", "DataFrame", "DownloadButton", "Metric"), True),
     "system": (("BidiComponent", "Html", "DataFrame", "Metric"), True),
 }
 
