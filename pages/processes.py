@@ -13,9 +13,9 @@ from gpumon_core.recording.health import Health
 from gpumon_core.store.queries.process_filter import ProcessFilter, Wording
 from pages.components import chrome, data, download, filters, links, story, tables
 
-# A table this long gets a height of its own; a shorter one takes what it needs.
+# A table of more rows than FEW is this many pixels high; a shorter one takes what it needs.
 FEW, TALL = 10, 560
-# So many rows are shown; a download has them all.
+# The most rows that the page shows; a download has all.
 MOST = 5000
 RANGES = [*filters.RANGES, filters.ALL]
 KINDS = {"Compute": "C", "Graphics": "G", "MPS": "M"}
@@ -27,8 +27,8 @@ PROCESS_ID = re.compile(r"[0-9]{1,9}")
 
 
 def _read_address(at: data.Tick) -> None:
-    """Choose the process that the address names. A run of the whole page follows the address: it is of a link, or
-    of the way back. A refresh does not, for the browser may send it before it has heard of a row just chosen."""
+    """Choose the process that the address names. A run of the page follows the address: a link or the way back has
+    caused it. A refresh does not: the browser may send it before it knows of a row that was just chosen."""
 
     def known(text: str) -> bool:
         return bool(PROCESS_ID.fullmatch(text)) and not data.one_process(at, int(text)).empty
@@ -37,7 +37,7 @@ def _read_address(at: data.Tick) -> None:
     text = st.query_params.get("process", "")
     process_id = int(text) if known(text) else None
     if process_id != st.session_state.get("process"):
-        # Whatever was chosen before, and under which filters, does not matter.
+        # Forget the row that was chosen before, and its filters.
         for name in ("shown_of", "shown_ids"):
             st.session_state.pop(name, None)
         st.session_state["mark_anew"] = True
@@ -101,7 +101,7 @@ zone = chrome.zone()
 
 
 def wanted(newest: int) -> ProcessFilter:
-    """What the sidebar chooses."""
+    """The filter that the sidebar shows."""
     ids = filters.named_gpus(gpus)
     start, end = window.span(newest)
     return ProcessFilter(
@@ -120,9 +120,9 @@ def wanted(newest: int) -> ProcessFilter:
 
 
 def body(now: Health) -> None:
-    """The table, and what the chosen row has to tell."""
+    """The table, and the story of the chosen row."""
     assert now.latest is not None
-    # What is younger than this page's rhythm need not be asked for anew.
+    # The same filter for REFRESH_S, so that its result is cached.
     chosen = wanted(now.latest - now.latest % int(REFRESH_S))
     _follow_filters(data.tick(now), chosen)
     total = data.process_count(data.tick(now), chosen)
@@ -146,7 +146,7 @@ def body(now: Health) -> None:
 
 
 def table(now: Health, chosen: ProcessFilter, total: int) -> None:
-    """The rows, in which that of the process is marked, and their downloads."""
+    """The rows, with the chosen process marked, and their downloads."""
     frame = _rows(data.tick(now), chosen, total)
     ids = frame["process_id"].tolist()
     places = _keep_if_among(ids)
@@ -168,8 +168,7 @@ def table(now: Health, chosen: ProcessFilter, total: int) -> None:
 
 
 def _rows(at: data.Tick, chosen: ProcessFilter, total: int) -> pd.DataFrame:
-    """The rows of the table. They stay where they are while one of them is chosen: a newer process would push them
-    down."""
+    """The rows of the table. They stay the same while one is chosen: a newer process would move them down."""
     state = st.session_state
     if state.get("process") is not None and "shown_ids" in state:
         return data.these_processes(at, tuple(state["shown_ids"]))
@@ -179,7 +178,7 @@ def _rows(at: data.Tick, chosen: ProcessFilter, total: int) -> pd.DataFrame:
 
 
 def _follow_filters(at: data.Tick, chosen: ProcessFilter) -> None:
-    """Under other filters the rows are others, too."""
+    """Forget the rows when the filters have changed."""
     state = st.session_state
     meant = (at[0], replace(chosen, start=None) if window.follows else chosen, window.name)
     if state.setdefault("shown_of", meant) != meant:
@@ -189,8 +188,8 @@ def _follow_filters(at: data.Tick, chosen: ProcessFilter) -> None:
 
 
 def _keep_if_among(ids: list[int]) -> list[int]:
-    """The row of the chosen process. Where other filters have brought these rows, the mark goes with it, and it is
-    not chosen any more where it has none."""
+    """The row of the chosen process. After a change of filters the mark moves to its new row; where it has none,
+    it is no longer chosen."""
     state = st.session_state
     process_id = state.get("process")
     places = [place for place, shown in enumerate(ids) if shown == process_id]
@@ -204,7 +203,7 @@ def _keep_if_among(ids: list[int]) -> list[int]:
 
 
 def _choose() -> None:
-    """Note which process the chosen row is, whatever row it will be later."""
+    """Remember the process of the chosen row: its row may change."""
     rows = st.session_state["process_history"].selection.rows
     ids: list[int] = st.session_state.get("shown_ids", [])
     links.forget()
@@ -212,7 +211,7 @@ def _choose() -> None:
 
 
 def _largest_gib() -> float:
-    """What a full bar of memory stands for."""
+    """The memory at which a bar is full, in GiB."""
     largest = pd.to_numeric(gpus["memory_total_mib"]).max()
     return 1.0 if pd.isna(largest) else float(largest) / fmt.MIB_PER_GIB
 

@@ -186,7 +186,7 @@ def _moments(values: Sequence[int | float | None], kind: pa.DataType) -> pa.Arra
     import pyarrow as pa
     from pyarrow import compute
 
-    # As numbers of one type, of which the library makes milliseconds at once.
+    # Numbers of one type: the library converts all of them at once.
     ms = compute.multiply(pa.array(values, pa.float64()), 1000.0)
     return compute.round(ms).cast(pa.int64()).cast(kind)
 

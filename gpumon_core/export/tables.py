@@ -101,7 +101,7 @@ class Table:
         return FORMATS[name].write(self.columns, map(self.piece, frames), zone)
 
     def csv(self, frame: pd.DataFrame, zone: ZoneInfo) -> bytes:
-        """One frame as a whole CSV."""
+        """One frame as a CSV file."""
         return b"".join(self.write("csv", [frame], zone))
 
     def plain_rows(self, frame: pd.DataFrame, zone: ZoneInfo) -> list[dict[str, Any]]:
