@@ -1,5 +1,5 @@
-"""What the measuring scripts and the picture script share: ports, servers, Chromium, lines of results, and a machine
-with GPUs."""
+"""What the measuring scripts and the picture script share: ports, servers, Chromium, lines of results, and a
+machine with GPUs."""
 
 from __future__ import annotations
 
