@@ -145,7 +145,7 @@ def test_a_log_that_is_removed_alone_costs_nothing(
             (path.parent / (path.name + part)).unlink()
         until(lambda: made.state.notice is not None)
         assert made.state.notice is not None
-        assert "what it held was written into the file" in made.state.notice.reason
+        assert "its content was written into the file" in made.state.notice.reason
         committed(made, 2)
         assert set(seconds[:-1]) <= stored(path), "another program sees all of it"
         if is_polled:

@@ -111,7 +111,7 @@ def gpu_processes(data: ScrapeData) -> Samples:
 def process_start(data: ScrapeData) -> Samples:
     """When a process started, in UTC seconds."""
     for process, labels in data.largest:
-        start = data.who(process.pid).start_time
+        start = data.identity(process.pid).start_time
         if start is not None:
             yield labels, start
 

@@ -24,9 +24,10 @@ MAY_OPEN = 8
 BEFORE_S, AFTER_S = 3.0, 12.0
 # What the log says of ticks that were lost, with how many.
 LOST = re.compile(
-    r"(?P<many>\d+) ticks? (?:could not be written(?!: the next)|.*(?:are|were|was) (?:left out|lost|dropped))"
+    r"(?P<many>\d+) ticks? "
+    r"(?:could not be written(?!; they are stored)|.*(?:are|were|was) (?:left out|lost|dropped))"
 )
-ONE_LOST = re.compile("a tick cannot be written, and is left out")
+ONE_LOST = re.compile("a tick cannot be written: .*; it is lost")
 OWN_FRAME = re.compile(r'File "[^"]*/(?:gpumon_core|pages)/|File "[^"]*/app\.py"')
 SET_ASIDE = re.compile(r"damaged and has been set aside")
 LOST_GPU = re.compile("answers again|is lost|has not returned|every call to it fails|went away|does not answer")
