@@ -81,7 +81,7 @@ def healthz(_: Request) -> JSONResponse:
             "recorder": counts and asdict(counts),
         }
         return JSONResponse(answer, status_code=503)
-    return JSONResponse(found.as_json(), status_code=200 if found.fresh else 503)
+    return JSONResponse(found.as_json(), status_code=200 if found.is_fresh else 503)
 
 
 def show_script_error(error: Exception) -> bool:

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 FREE_BYTES = 512 * 2**20
 
 SECOND_LOOK_S = 1.2
-# So long findings are shown before the machine is examined anew, and so long a driver may take to answer.
+# How long findings are shown before the machine is examined again, and how long a driver may take to answer.
 EXAMINED_FOR_S = 600.0
 PATIENCE_S = 20.0
 DEVICES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0")
@@ -234,7 +234,7 @@ def _recording(path: Path | None, settings: Settings, found: health.Health) -> F
         newest = f"the newest sample is {duration(found.age_s)} old"
         if found.age_s is None:
             newest = "the newest sample is of a time in the future: this clock, or that of the recorder, is wrong"
-    if found.fresh:
+    if found.is_fresh:
         return Finding("ok", "recording", newest)
     lock = RecorderLock(path, settings.host_name) if path is not None else None
     who = f"{lock.holder()} records, but " if lock is not None and not lock.is_free() else "nobody records, and "

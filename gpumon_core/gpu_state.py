@@ -27,7 +27,7 @@ LEFT_ALONE = frozenset({"asleep", "quiet"})
 SHARED = "shared with the system"
 
 Css = Literal["busy", "held", "idle", "unknown", "throttled", "asleep", "lost"]
-# What a GPU is to the driver: whole, split into MIG instances, or one of these.
+# A GPU may be one device, be split into MIG instances, or be such an instance.
 Part = Literal["whole", "split", "instance"]
 UNREPORTED: dict[Part, str] = {
     "whole": "The driver does not report its utilization",

@@ -513,7 +513,7 @@ def test_a_viewer_without_a_recorder_follows_whoever_records(
     writer.write(tick(now - 500), {})
     other = Writer(database.open_for_writing(url), "there", "nvml", 4)
     other.write(tick(now), {})
-    assert runtime.check_health().fresh
+    assert runtime.check_health().is_fresh
     assert runtime.check_health().latest == now
     assert "Sampling has stopped." not in texts(open_page())
 

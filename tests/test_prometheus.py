@@ -249,7 +249,7 @@ def test_a_lost_gpus_series_vanish_and_a_nameless_one_is_down() -> None:
 
 
 def test_without_a_fresh_tick_the_recorder_is_down_and_no_reading_is_shown() -> None:
-    stale = replace(scrape_data(follow(None, snapshot(), {})), fresh=False)
+    stale = replace(scrape_data(follow(None, snapshot(), {})), is_fresh=False)
     found = families(stale)
     assert found["gpumon_recorder_up"][0][1] == 0
     assert found["gpumon_recorder_newest_tick_timestamp_seconds"][0][1] == 1_800_000_000.25

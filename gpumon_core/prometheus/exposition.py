@@ -64,7 +64,7 @@ def _written(labels: Mapping[str, str]) -> str:
 def scrape_data() -> ScrapeData:
     """What a scrape reports now, from memory."""
     settings, latest = runtime.settings(), runtime.latest_tick()
-    fresh = latest is not None and time.monotonic() - latest.at <= fresh_within_s(settings.interval)
+    is_fresh = latest is not None and time.monotonic() - latest.at <= fresh_within_s(settings.interval)
     return ScrapeData(
         host=settings.host_name,
         state=runtime.state(),
@@ -72,7 +72,7 @@ def scrape_data() -> ScrapeData:
         interval_s=settings.interval,
         processes=settings.metrics_processes,
         latest=latest,
-        fresh=fresh,
+        is_fresh=is_fresh,
     )
 
 

@@ -208,7 +208,7 @@ FAMILIES: tuple[Family, ...] = (
         "gauge",
         "Whether this server records, and its newest tick is fresh.",
         "host",
-        one_number(lambda data: data.fresh),
+        one_number(lambda data: data.is_fresh),
     ),
     Family(
         "gpumon_recorder_info",

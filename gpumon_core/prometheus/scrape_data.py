@@ -31,7 +31,7 @@ Labels = dict[str, str]
 
 @dataclass(frozen=True)
 class ScrapeData:
-    """What the recorder reports about itself, and its latest tick, which is shown as long as it is `fresh`.
+    """What the recorder reports about itself, and its latest tick, which is shown as long as it is `is_fresh`.
     `processes` is how many processes have series."""
 
     host: str
@@ -40,12 +40,12 @@ class ScrapeData:
     interval_s: float
     processes: int
     latest: LatestTick | None
-    fresh: bool
+    is_fresh: bool
 
     @property
     def shown(self) -> LatestTick | None:
         """The latest tick, as long as it is fresh."""
-        return self.latest if self.fresh else None
+        return self.latest if self.is_fresh else None
 
     @cached_property
     def gpus(self) -> tuple[GpuInfo, ...]:

@@ -1,7 +1,7 @@
 """Runs jobs at fixed intervals of the monotonic clock: setting the wall clock neither stops nor hurries them.
 
-APScheduler compares the times at which jobs are due with the wall clock. So a job's trigger says how long it is
-until the job is due by the monotonic clock, and when the wall clock is set, every job is given its time anew.
+APScheduler compares the times at which jobs are due with the wall clock. So a job's trigger computes by the
+monotonic clock how long it is until the job is due. When the wall clock is set, all times are computed again.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Health:
     consumers: Mapping[str, ConsumerHealth] | None = None
 
     @property
-    def fresh(self) -> bool:
+    def is_fresh(self) -> bool:
         """Whether the newest sample is as new as the interval promises."""
         return self.age_s is not None and self.age_s <= fresh_within_s(self.interval_s)
 
@@ -136,7 +136,7 @@ def judge(
     age_s: float | None = None,
 ) -> Health:
     """The state of the recording now, from what was read last. `age_s`: the age of its newest sample as this
-    process's recorder knows it, whatever the wall clock says."""
+    process's recorder knows it, without the wall clock."""
     interval_s = reading.interval_s or interval_s
     age = None if reading.newest is None else age_s if age_s is not None else age_of(reading.newest, interval_s)
     hung = reading.states.count("hung")

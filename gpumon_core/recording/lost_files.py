@@ -1,4 +1,4 @@
-"""What happens to a database that is damaged, or whose file is removed or replaced while it is recorded into."""
+"""What happens when the database is damaged, or its file is removed or replaced while gpumon records into it."""
 
 from __future__ import annotations
 

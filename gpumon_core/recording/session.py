@@ -69,8 +69,8 @@ class Session:
         self._counters = counters
         self._consumers = consumers
         self._busy = threading.Lock()
-        self._closed = False
-        # Why the file must be opened anew before anything is written.
+        self._is_closed = False
+        # What happened to the file, if it must be opened again before anything is written.
         self._lost: database_file.Found | None = None
         # Whether the file still has to be checked, and whether the last attempt to write may have been committed.
         self._is_unchecked = True
@@ -92,7 +92,7 @@ class Session:
             self._settings.interval,
             60 * self._settings.idle_minutes,
         )
-        # Whatever is written, by whichever thread.
+        # Every transaction of every thread passes the lock.
         sa.event.listen(engine, "begin", self.lock.fence)
         path = database.file_of(self.target.url)
         self.target.file = None if path is None else OpenFile(path)
@@ -111,7 +111,7 @@ class Session:
         """Write older ticks, as a demo's first hour; consumers do not get them. Raises SQLAlchemyError."""
         with self._busy:
             past = list(ticks)
-            if past and not self._closed:
+            if past and not self._is_closed:
                 self._writer.write_all(past)
                 self.roll_up(stopping)
 
@@ -141,9 +141,9 @@ class Session:
         waiting = self.target.buffer
         with self._busy:
             try:
-                if not self._closed:
+                if not self._is_closed:
                     self._follow_file()
-                while len(waiting) and not self._closed:
+                while len(waiting) and not self._is_closed:
                     self._follow_file()
                     if self._is_unchecked:
                         self._check()
@@ -225,7 +225,7 @@ class Session:
         return self.target.file is not None and self.target.file.look() != "same"
 
     def _follow_file(self) -> None:
-        """Open the database anew where its file was removed or replaced. Raises database.DatabaseError."""
+        """Open the database again where its file was removed or replaced. Raises database.DatabaseError."""
         file = self.target.file
         if file is None:
             return
@@ -276,7 +276,7 @@ class Session:
         self._is_unchecked = True
 
     def _check(self) -> None:
-        """Check the whole file, once. Raises SQLAlchemyError, database.DatabaseError."""
+        """Check the complete file, once. Raises SQLAlchemyError, database.DatabaseError."""
         found = database_file.damage(self.engine)
         if found is not None:
             log.error("the database %s is damaged: %s", database.file_of(self.target.url), found)
@@ -305,7 +305,7 @@ class Session:
 
     def is_open(self) -> bool:
         """Whether the file is still the one that was opened, so that jobs beside `write` may use it."""
-        return not self._closed and self._lost is None and not self._is_unchecked and not self.is_elsewhere()
+        return not self._is_closed and self._lost is None and not self._is_unchecked and not self.is_elsewhere()
 
     def note_health(self) -> None:
         """Store the counters of the last minute. Raises SQLAlchemyError."""
@@ -323,7 +323,7 @@ class Session:
     def close(self) -> None:
         """Release the database, with its ledger up to date if possible. For the thread that writes."""
         with self._busy:
-            self._closed = True
+            self._is_closed = True
             try:
                 if self._lost is None and not self.is_elsewhere():
                     self._writer.settle()

@@ -194,7 +194,7 @@ class Connection(asyncio.Protocol):
         self._wait()
 
     def end(self) -> None:
-        """Close it at once, whatever is still to be sent."""
+        """Close it at once, even if something is still to be sent."""
         self._stop_waiting()
         self._stop_reading()
         self._all.gone(self)
