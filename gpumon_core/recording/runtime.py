@@ -32,8 +32,8 @@ def settings() -> Settings:
 
 
 def start(consumers: Iterable[Consumer] = ()) -> Recorder:
-    """Start this process's recorder, which hands each committed tick to the consumers. What is missing at the start
-    is tried again."""
+    """Start this process's recorder, which hands each committed tick to the consumers. What is missing then is
+    tried again."""
     global _recorder  # noqa: PLW0603 - a process has one recorder, however many pages ask for it
     with _guard:
         if _recorder is None:
