@@ -24,6 +24,7 @@ from ticks import GPUS, runs, tick, who
 from gpumon_core.attribution import local
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.recording import runtime
+from gpumon_core.recording.state import Problem
 from gpumon_core.store import database
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, ProcessReading, Snapshot
@@ -218,6 +219,16 @@ def test_a_container_that_is_told_of_no_process_says_so(
     said = texts(open_page())
     assert ("--pid=host" in said) == hinted
     assert ("No process is using a GPU right now." in said) != hinted
+
+
+def test_a_consumer_that_fails_is_named_on_every_page(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer.write(tick(time.time()), {})
+    failing = Problem("mqtt failed to take a tick: no such host; everything is recorded", "Look at the log.")
+    state = replace(runtime.state(), role="recording", consumers=(failing,))
+    monkeypatch.setattr(runtime, "state", lambda: state)
+    [shown] = [element.value for element in open_page().warning]
+    assert "mqtt failed to take a tick" in shown
+    assert "Look at the log" in shown
 
 
 def test_hostile_names_stay_text(writer: Writer) -> None:
