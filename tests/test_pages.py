@@ -23,6 +23,7 @@ from ticks import GPUS, runs, tick, who
 from gpumon_core.attribution import local
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.recording import runtime
+from gpumon_core.recording.state import Problem
 from gpumon_core.store import database
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, ProcessReading, Snapshot
@@ -222,6 +223,16 @@ def test_a_container_without_the_hosts_pids_says_why_there_are_no_processes(
 def cards_html(app: AppTest) -> str:
     [html] = [str(element.value) for element in app.html if "gm-cards" in str(element.value)]
     return html
+
+
+def test_a_consumer_that_fails_is_named_on_every_page(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer.write(tick(time.time()), {})
+    failing = Problem("mqtt failed to take a tick: no such host; everything is recorded", "Look at the log.")
+    state = replace(runtime.state(), role="recording", consumers=(failing,))
+    monkeypatch.setattr(runtime, "state", lambda: state)
+    [shown] = [element.value for element in open_page().warning]
+    assert "mqtt failed to take a tick" in shown
+    assert "Look at the log" in shown
 
 
 def test_hostile_names_stay_text(writer: Writer) -> None:
@@ -520,7 +531,7 @@ def test_a_viewer_without_a_recorder_follows_whoever_records(
     writer.write(tick(now - 500), {})
     other = Writer(database.open_for_writing(url), "there", "nvml", 4)
     other.write(tick(now), {})
-    assert runtime.check_health().fresh
+    assert runtime.check_health().is_fresh
     assert runtime.check_health().latest == now
     assert "Sampling has stopped." not in texts(open_page())
 

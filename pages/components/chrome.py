@@ -142,7 +142,7 @@ def banners(found: Health | None) -> None:
 
 def stale_warning(found: Health) -> None:
     """A warning above live numbers that are no longer live."""
-    if not found.fresh:
+    if not found.is_fresh:
         st.error(
             f"**Sampling has stopped.** The newest sample is {fmt.duration(found.age_s)} old; what follows shows "
             "that moment, not now. Look at the log of the program that records.",
