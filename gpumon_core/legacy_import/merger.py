@@ -43,6 +43,7 @@ from gpumon_core.store import database
 from gpumon_core.store.accounting import (
     HEARTBEAT_S,
     HOUR_S,
+    USAGE,
     Gpu,
     GpuUse,
     Use,
@@ -55,7 +56,6 @@ from gpumon_core.store.accounting import (
 from gpumon_core.store.bulk import Row
 from gpumon_core.store.retention import Keep
 from gpumon_core.store.schema import gpu_metrics, imports, scale
-from gpumon_core.store.writer import USAGE
 
 DAY_S = 86400
 # How a reading is stored in a rollup.

@@ -10,7 +10,7 @@ known process's). What the server of NVIDIA's Multi-Process Service (MPS) did is
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.metrics import PROCESS_METRICS
@@ -68,6 +68,10 @@ class GpuUse:
     unattributed_j: float = 0.0
     unrecorded_j: float = 0.0
     unknown_s: float = 0.0
+
+
+# The columns that it has in gpu_usage.
+USAGE = tuple(one.name for one in fields(GpuUse))
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,8 +237,8 @@ def _engine(url: str, write: bool, patience_s: float = BUSY_TIMEOUT_S, often: bo
         for_postgresql()
         return _server_engine(parsed, write)
     options: dict[str, Any] = {"timeout": patience_s, "check_same_thread": False}
-    # The recorder and who reads often keep a few connections, of which the one that was used last is used next: its
-    # statements are prepared and its pages cached. Another reader's is made per query.
+    # The recorder and frequent readers reuse the connection that was used last: its statements are prepared and
+    # its pages cached. Other readers open one for each query.
     pool: dict[str, Any] = {"poolclass": QueuePool, "pool_use_lifo": True}
     if often:
         pool |= {"pool_size": 2, "max_overflow": -1}
