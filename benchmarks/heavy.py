@@ -25,8 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from memory import resident_mb
-from rig import free_port, wait_for_server
+from rig import free_port, resident_mb, wait_for_server
 
 from gpumon_core.api.history import MOST_CELLS
 from gpumon_core.metrics import GPU_METRICS_BY_KEY
