@@ -45,7 +45,7 @@ def cpu_ms(action: Callable[[], object]) -> float:
 
 def bare_loop(source: NvmlSource, since_us: int) -> None:
     """The calls of one tick through pynvml, with nothing done to their results."""
-    for device in source._devices:
+    for device in source._devices.all:
         handle, plan = device.handle, device.plan
         for call in plan._calls:
             if not call.fallback:
