@@ -65,9 +65,9 @@ def round_of(pid: int, url: str, query: str, at_once: int) -> str:
     took = time.monotonic() - begun
     over.set()
     watcher.join()
-    told = ", ".join(f"{count} x {code}" for code, count in sorted(answers.items()))
+    counts = ", ".join(f"{count} x {code}" for code, count in sorted(answers.items()))
     return (
-        f"{before:6.0f} {highest:6.0f} {resident_mb(pid):6.0f} MB   {took:5.1f} s   {told}; "
+        f"{before:6.0f} {highest:6.0f} {resident_mb(pid):6.0f} MB   {took:5.1f} s   {counts}; "
         f"/healthz within {slowest:.2f} s"
     )
 

@@ -1,4 +1,4 @@
-"""The rows of a host and of its GPUs, and what of them is known in memory."""
+"""The rows of a host and of its GPUs, and what is known of them in memory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class GpuRows:
         self.gpus: dict[str, Gpu] = {}
         self._inventory: tuple[object, ...] | None = None
 
-    def know_host(self, connection: Connection, now: int, info: HostInfo) -> bool:
+    def update_host(self, connection: Connection, now: int, info: HostInfo) -> bool:
         """Bring the host's row up to date; whether it was there when it was looked for the first time."""
         if self.host_id is not None and info == self._host_info:
             return False
@@ -64,7 +64,7 @@ class GpuRows:
         ]
         return max((int(found) for found in newest if found is not None), default=0)
 
-    def know_gpus(self, connection: Connection, now: int, snapshot: Snapshot) -> None:
+    def update_gpus(self, connection: Connection, now: int, snapshot: Snapshot) -> None:
         """Bring the rows of `gpus` up to date; a tick like the one before costs nothing."""
         marks = tuple(reading.sampling for reading in snapshot.readings)
         inventory = (
@@ -117,7 +117,7 @@ class GpuRows:
                 connection.execute(sa.delete(gpus).where(gpus.c.id == gpu.id))
                 del self.gpus[uuid]
                 continue
-            # A GPU that cannot even be named is the one that stood in its place.
+            # A GPU that cannot even be named is the one that had this index.
             was_at = sa.select(gpus.c.gpu_index).where(gpus.c.id == gpu.id)
             here = gpu.state != "gone" and connection.execute(was_at).scalar() in snapshot.nameless
             now_is = "lost" if here else "gone"
@@ -127,7 +127,7 @@ class GpuRows:
         self._inventory = inventory
 
     def _unidentified(self, connection: Connection, snapshot: Snapshot) -> tuple[GpuInfo, ...]:
-        """GPUs that do not say which they are, where none is known to have stood in their place."""
+        """GPUs that do not say which they are, where no known GPU had their index."""
         if not snapshot.nameless:
             return ()
         query = sa.select(gpus.c.uuid, gpus.c.gpu_index).where(

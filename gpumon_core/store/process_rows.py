@@ -1,4 +1,4 @@
-"""The rows of processes and of what they use, and what of them is known in memory: who is on which GPU."""
+"""The rows of processes and of what they use, and what is known of them in memory."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class ProcessRows:
         self.known: dict[tuple[int, str | None], tuple[int, Ledger]] = {}
         # What the processes that run are known to run, by their id in the ledger.
         self._running: dict[int, tuple[Program, int]] = {}
-        # Models that have been unloaded, and whose rows are not stored yet.
+        # Models that have been unloaded; their rows are not stored yet.
         self._unloaded: list[Session] = []
         self.live: dict[tuple[int, int], Use] = {}
         # The same by PID and GPU, for those that were there at the tick before.
         self.here: dict[tuple[int, str], Use] = {}
-        # Processes that have left, and whose rows of the ledger are not stored yet.
+        # Processes that have ended; their rows of the ledger are not stored yet.
         self._ended: dict[int, Ledger] = {}
         self._turn = 0
 
@@ -72,7 +72,7 @@ class ProcessRows:
         identities: Mapping[int, ProcessIdentity],
         rows: NewRows,
     ) -> dict[int, list[Use]]:
-        """Take in who is on the GPUs; the processes of each, by the GPU's id."""
+        """Take in the processes on the GPUs; those of each, by the GPU's id."""
         if abs(since) > max(UNKNOWN_START_GRACE_S, 3 * self._interval_s):
             self.known = {key: known for key, known in self.known.items() if key[1] is not None}
             self.here = {}
@@ -120,11 +120,11 @@ class ProcessRows:
                 uses.append(use)
         for ledger, total in totals.values():
             ledger.add(now, dt, total)
-        self._part(snapshot, now, seen, live, rows)
+        self._end_absent(snapshot, now, seen, live, rows)
         self.here = here
         return on
 
-    def _part(
+    def _end_absent(
         self,
         snapshot: Snapshot,
         now: int,
@@ -132,13 +132,13 @@ class ProcessRows:
         live: dict[tuple[int, int], Use],
         rows: NewRows,
     ) -> None:
-        """Part with what was there at the tick before and is not at this one."""
+        """End what was there at the tick before and is not at this one."""
         answering = {self._machine.gpus[reading.uuid].id for reading in snapshot.readings}
         for pair, use in self.live.items():
             if pair in live:
                 continue
             if pair[1] not in answering and use.gpu.state in ("lost", "hung", "asleep", "quiet"):
-                # It is the GPU that does not answer, or is not asked; of its processes nothing is known.
+                # The GPU does not answer, or is not asked: nothing is known of its processes.
                 live[pair] = use
                 continue
             use.now = use.current = GONE
@@ -146,7 +146,7 @@ class ProcessRows:
             self._unload(use)
             rows.moved[pair] = use
             rows.snapshots.append((now, *pair, *GONE, 0))
-        # Only what runs is kept in mind: memory does not grow with the history.
+        # Only what runs stays in memory, which does not grow with the history.
         waiting = {process_id for process_id, _ in live}
         for key, known in self.known.items():
             if key in seen:
@@ -167,7 +167,7 @@ class ProcessRows:
         seen: dict[tuple[int, str | None], tuple[int, Ledger]],
         moved: dict[tuple[int, int], Use],
     ) -> Use:
-        """The process on its GPU, taken into the ledger if it is new there."""
+        """The process on its GPU, added to the ledger if it is new there."""
         who = identity or ProcessIdentity(process.pid)
         key = (who.pid, who.start_key)
         known = (
@@ -182,7 +182,7 @@ class ProcessRows:
         pair = (known[0], gpu.id)
         use = self.live.get(pair)
         if use is None or use.kind != process.kind:
-            use = self._know_pair(connection, now, known[0], gpu, process, use or moved.get(pair))
+            use = self._find_or_add_pair(connection, now, known[0], gpu, process, use or moved.get(pair))
             moved[pair] = use
         if use.identity is not None and who.user not in (None, use.identity.user):
             # A directory that did not know the user id has come back.
@@ -190,13 +190,13 @@ class ProcessRows:
             connection.execute(named)
         program, use.program_id = self._running.get(known[0], NOBODY)
         if program is not NOTHING and not who.pending:
-            self._know_model(connection, now, use, program)
+            self._update_model(connection, now, use, program)
         use.identity, use.key, use.known = identity, key, known
         if who.name is not None:
             use.serves_mps = is_mps_server(who.name)
         return use
 
-    def _know_model(self, connection: Connection, now: int, use: Use, program: Program) -> None:
+    def _update_model(self, connection: Connection, now: int, use: Use, program: Program) -> None:
         """Begin, rename or end the session of the model that a server has on a GPU."""
         model = program.model if program.category in SERVING else None
         session = use.session
@@ -226,7 +226,7 @@ class ProcessRows:
             self._unloaded.append(use.session)
             use.session = None
 
-    def _know_pair(
+    def _find_or_add_pair(
         self,
         connection: Connection,
         now: int,
@@ -298,11 +298,11 @@ class ProcessRows:
         return process_id, Ledger(now)
 
     def set_program(self, connection: Connection, now: int, process_id: int, identity: ProcessIdentity) -> None:
-        """More is known now of what a process runs, or this recorder has found it running."""
+        """Store what a process runs: more is known of it now, or this recorder has found it running."""
         program_id = row_of_program(connection, now, identity.program)
         before = self._running.get(process_id, NOBODY)[1]
         if before not in (program_id, UNKNOWN_PROGRAM):
-            # Hours that are kept speak of it still.
+            # Stored hours refer to it still.
             used_until(connection, now, before)
         facts: dict[str, object] = {"program_id": program_id or None}
         if identity.name is not None:
@@ -323,7 +323,7 @@ class ProcessRows:
         self._unloaded += found.unloaded
 
     def in_turn(self, count: int) -> dict[tuple[int, int], Use]:
-        """The next processes on GPUs whose turn it is to be settled."""
+        """The processes on GPUs that are to be settled next."""
         if count >= len(self.live):
             return self.live
         pairs = list(self.live)

@@ -34,14 +34,14 @@ from gpumon_core.store.statements import NewRows, Statements
 from gpumon_core.telemetry.records import GpuReading, Snapshot
 
 # So many rows of processes that go on are brought up to date in the ledger with each tick, in turn: few
-# processes are exact at every tick, many cost no more than these. A row's last_seen tells up to where it
-# is; what came after is read from the ticks again when a recorder was killed in between.
+# processes are exact at every tick, many cost no more than these. A row's last_seen says up to when it
+# is complete; what came after is read from the ticks again when a recorder was killed in between.
 SETTLED_PER_TICK = 16
 IDLE_AFTER_S = 600
 # Labels are whole seconds: the wall clock was set where they part by more than this from what has passed.
 CLOCK_SET_S = 2.0
-# How long a pause may have been of which nothing is known: what a counter grew by in it can be more than any board
-# takes in a month only if the counter errs.
+# The longest that a pause of unknown length may have been: a counter that grew by more than a board takes in a
+# month errs.
 UNKNOWN_PAUSE_S = 30 * 86400.0
 # What was taken in a pause is spread over so much of it at the most: each half hour of it is a row.
 LONGEST_SPREAD_S = 400 * 86400.0
@@ -168,7 +168,7 @@ class Writer:
         statements.add_usage.run(connection, rows.unrecorded)
         statements.add_changes.run(connection, rows.changes)
         statements.add_snapshots.run(connection, rows.snapshots)
-        # Of time that repeats, the ticks of both times stand among each other: none is left to be added later.
+        # Where time repeats, the ticks of both times are mixed: none is left to be added later.
         mixed = self._last_tick <= self._mixed_until
         turn = processes.live if mixed else processes.in_turn(SETTLED_PER_TICK * written)
         processes.settle(connection, list((rows.moved | turn).values()))
@@ -201,7 +201,7 @@ class Writer:
         """Take in one tick, with the rows that it makes."""
         now = int(snapshot.timestamp)
         moment = Moment(now, snapshot.elapsed)
-        if self._machine.know_host(connection, now, snapshot.host):
+        if self._machine.update_host(connection, now, snapshot.host):
             self._continue(connection)
         repeats = now <= self._newest_tick
         if repeats:
@@ -210,7 +210,7 @@ class Writer:
         before = self._last_moment or Moment(self._last_tick)
         since = moment.since(before)
         gap = not 0 < since <= longest_step(self.interval_s)
-        self._machine.know_gpus(connection, now, snapshot)
+        self._machine.update_gpus(connection, now, snapshot)
         if not self._resumed:
             self._resumed = True
             repeated = self._newest_tick > self._last_tick
@@ -253,8 +253,8 @@ class Writer:
             self.rewritten_from = self._last_tick - HOUR_S
 
     def energy(self) -> dict[str, float]:
-        """What every GPU has taken since it was first seen, by UUID, in joules; without those of which nothing
-        tells."""
+        """What every GPU has taken since it was first seen, by UUID, in joules; without those whose energy
+        is not known."""
         return {uuid: gpu.energy_j for uuid, gpu in self._machine.gpus.items() if gpu.energy_from is not None}
 
     def _open_step(self, connection: Connection, gpu: Gpu, step: int) -> None:
@@ -347,7 +347,7 @@ class Writer:
         gpu.energy_from = gpu.meter.source
         if not unrecorded_j:
             return
-        # It lies at the time at which it was taken, as far as the wall clock can say.
+        # It belongs to the time at which it was taken, by the wall clock.
         end = int(moment.label - dt)
         length = max(1.0, end - gpu.read_at.label) if gpu.read_at is not None else 1.0
         # A machine without a clock of its own begins in 1970: a label alone may be decades off.

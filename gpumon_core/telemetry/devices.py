@@ -42,10 +42,10 @@ class Device:
         self.handle = handle
         self.info = info
         self.instance = instance
-        # The UUID in the driver's words; None where it has none, or failed to tell.
+        # The UUID in the driver's words; None where it has none, or failed to say.
         self.own_uuid: str | None = info.uuid
         self.subject = subject_of(info)
-        # An instance whose number is not known stands for itself: its parent's numbers are not its own.
+        # An instance without a known number is asked itself: its parent's numbers are not its own.
         number = instance[0] if instance else None
         self.plan = Plan(
             gate, self.subject, handle, parent.handle if parent and number is not None else handle, number
@@ -81,13 +81,13 @@ class Device:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing was done on it and nothing held it, as far as its newest reading says."""
+        """Whether nothing was done on it and nothing held it, by its newest reading."""
         values = {} if self.found is None else self.found.reading.values
         done = [values.get(key) for key in ("utilization", "encoder_utilization", "decoder_utilization")]
         return self.found is not None and done[0] is not None and not any(done)
 
     def move(self, index: int) -> None:
-        """Stand at another index from now on, after a device before it was taken away."""
+        """Have another index from now on, after a device before it was removed."""
         if index != self.info.index:
             self.info = replace(self.info, index=index)
             self.subject = subject_of(self.info)
@@ -155,7 +155,7 @@ class Devices:
         handle = self._gate.fact(subject, pynvml.nvmlDeviceGetHandleByIndex, index)
         if handle is None:
             if self._gate.failed > failed and self._gate.error == pynvml.NVML_ERROR_NO_PERMISSION and not known:
-                # NVML counts the GPUs of others as well, such as those that a cgroup keeps from this program.
+                # NVML counts the GPUs of others as well, such as those that a cgroup hides from this program.
                 return []
             raise DeviceLost(f"it cannot be opened{why(self._gate)}")
         opened = self._gate.answered

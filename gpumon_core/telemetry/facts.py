@@ -71,7 +71,7 @@ def read(
     architecture = ARCHITECTURES.get(ask(pynvml.nvmlDeviceGetArchitecture))
     return GpuInfo(
         index=index,
-        # A board whose UUID cannot be read still has a place on the bus that tells it apart.
+        # A board without a readable UUID still has an address on the bus that no other has.
         uuid=text(pynvml.nvmlDeviceGetUUID) or place_of(bus_id or str(index), mig_index),
         name=name,
         memory_total_mib=total,
@@ -95,7 +95,7 @@ def update(info: GpuInfo, now: GpuInfo) -> GpuInfo:
 
 
 def place_of(where: str, mig_index: int | None) -> str:
-    """What stands for the UUID of a device that has none of its own."""
+    """What replaces the UUID of a device that has none of its own."""
     return f"PCI-{where}" + ("" if mig_index is None else f"-MIG-{mig_index}")
 
 

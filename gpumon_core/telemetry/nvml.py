@@ -314,7 +314,7 @@ class NvmlSource:
 
     @property
     def compares(self) -> bool:
-        """Whether some values tell what happened between two readings, so that the first lacks them."""
+        """Whether some values say what happened between two readings, so that the first lacks them."""
         return any(device.plan.compares for device in self._devices.all if device.answers)
 
     def process_name(self, pid: int) -> str | None:
@@ -352,7 +352,7 @@ class NvmlSource:
             answered = self._gate.answered
             lists = {kind: self._list(device, kind) for kind in FUNCTIONS}
             listed = [(kind, entry) for kind, entries in lists.items() for entry in entries or ()]
-            says_something = device.plan.told or self._gate.answered > answered
+            says_something = device.plan.has_answered or self._gate.answered > answered
             # Once more after the last has left: it may have worked until then.
             if says_something and (listed or follows):
                 used = device.usage.read(self._gate, device.subject, device.handle)
@@ -443,7 +443,7 @@ class NvmlSource:
     def _owner(self, device: Device, entry: Entry) -> str | None:
         """The UUID an entry belongs to: a MIG parent's list names the instances' processes too.
 
-        None where the instance's number is not known, so that only its own list tells whose it is.
+        None where the instance's number is not known, so that only the instance's own list has it.
         """
         if device.info.mig_index is not None or entry.gpu_instance is None:
             return device.info.uuid
