@@ -25,8 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from memory import resident_mb
-from rig import free_port, wait_for_server
+from rig import free_port, resident_mb, wait_for_server
 
 from gpumon_core.api.history import MOST_CELLS
 from gpumon_core.metrics import GPU_METRICS_BY_KEY
@@ -66,9 +65,9 @@ def round_of(pid: int, url: str, query: str, at_once: int) -> str:
     took = time.monotonic() - begun
     over.set()
     watcher.join()
-    told = ", ".join(f"{count} x {code}" for code, count in sorted(answers.items()))
+    counts = ", ".join(f"{count} x {code}" for code, count in sorted(answers.items()))
     return (
-        f"{before:6.0f} {highest:6.0f} {resident_mb(pid):6.0f} MB   {took:5.1f} s   {told}; "
+        f"{before:6.0f} {highest:6.0f} {resident_mb(pid):6.0f} MB   {took:5.1f} s   {counts}; "
         f"/healthz within {slowest:.2f} s"
     )
 

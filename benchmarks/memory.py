@@ -19,18 +19,12 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
+
+from rig import machine, resident_mb
 
 LIMIT_MB, GROWTH_MB = 65.0, 1.0
 LIBRARIES = "import pynvml, sqlalchemy, apscheduler.schedulers.background, pydantic, filelock"
-
-
-def resident_mb(pid: int) -> float:
-    """VmRSS of a process."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError(f"no VmRSS for {pid}")
 
 
 def measured(arguments: list[str], environ: dict[str, str], seconds: float) -> float:
@@ -81,29 +75,14 @@ def main() -> None:
     if options.child:
         long_run(options.ticks)
         return
-    from fake_nvml import FakeNvml, environment
+    from fake_nvml import environment
 
-    with tempfile.TemporaryDirectory() as folder:
-        fake = FakeNvml(Path(folder) / "state")
-        running = [subprocess.Popen(["sleep", "3600"]) for _ in range(64)]
-        try:
-            for index in range(8):
-                gpu = fake.add_gpu(name=f"Board {index}", gpm_supported=1, memory_temperature=60)
-                for metric in (1, 2, 3, 5, 10, 20, 21, 60, 61):
-                    gpu.set_gpm(metric, 40.0 + metric)
-                for process in running[8 * index : 8 * index + 8]:
-                    gpu.add_process(process.pid, 1 << 30, sm=10)
-            environ = {**os.environ, **environment(fake), "GPUMON_DATA_DIR": folder, "GPUMON_LOG_LEVEL": "ERROR"}
-            libraries = measured(["-c", f"{LIBRARIES}; import time; time.sleep(60)"], environ, 4)
-            alone = measured(["-m", "gpumon_core", "record"], environ, 20)
-            child = [sys.executable, __file__, "--child", "--ticks", str(options.ticks)]
-            printed = subprocess.run(
-                child, env=environ, cwd=ROOT, check=True, capture_output=True, text=True
-            ).stdout
-        finally:
-            for process in running:
-                process.kill()
-                process.wait()
+    with tempfile.TemporaryDirectory() as folder, machine(Path(folder) / "state") as fake:
+        environ = {**os.environ, **environment(fake), "GPUMON_DATA_DIR": folder, "GPUMON_LOG_LEVEL": "ERROR"}
+        libraries = measured(["-c", f"{LIBRARIES}; import time; time.sleep(60)"], environ, 4)
+        alone = measured(["-m", "gpumon_core", "record"], environ, 20)
+        child = [sys.executable, __file__, "--child", "--ticks", str(options.ticks)]
+        printed = subprocess.run(child, env=environ, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     marks = [(int(number), float(mb)) for number, mb in map(str.split, printed.splitlines())]
     print("recorder alone, 8 GPUs, 64 processes, everything on")
     print(f"  its libraries, only imported     {libraries:6.1f} MB")

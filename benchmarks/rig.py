@@ -80,7 +80,7 @@ def machine(state: Path, gpus: int = 8, processes: int = 64) -> Iterator[FakeNvm
 
 
 def live(fake: FakeNvml, number: int) -> int:
-    """Let four seconds pass on a busy machine: samples, energy, and processes of which half do something else.
+    """Let four seconds pass on a busy machine: samples, energy, and processes; half of them do something else.
 
     Returns the time before them, in microseconds.
     """

@@ -4,7 +4,7 @@
 
 Fills a database with simulated GPUs (a year takes some minutes), or uses the one that an earlier run left in
 FOLDER. Reading is timed as pages do it, through store.frames, a connection made for each; figures are medians.
-Beside them stands a SELECT of as many bare numbers through sqlite3 and pandas, measured in the same run.
+Beside them is a SELECT of as many bare numbers through sqlite3 and pandas, measured in the same run.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def milliseconds(action: Callable[[], object], times: int = 9) -> float:
 
 
 def verdict(figure: float, limit: float) -> str:
-    """Whether a figure keeps its limit."""
+    """Whether a figure is within its limit."""
     return f"{'within' if figure <= limit else 'ABOVE'} {limit:g}"
 
 
@@ -140,7 +140,7 @@ def ledger_size(engine: Engine) -> int:
 
 
 def crowd(url: str, whole: int = 100_000, needles: int = 100) -> None:
-    """Add processes until there are so many, of which a few are looked for."""
+    """Add processes until there are so many; a few of them are searched for."""
     engine = database.open_for_writing(url)
     with engine.begin() as connection:
         have = int(connection.execute(sa.select(sa.func.count()).select_from(gpu_processes)).scalar() or 0)

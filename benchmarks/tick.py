@@ -1,17 +1,17 @@
-"""CPU time of one tick, from the first NVML call to the commit, beside the bare NVML calls.
+"""CPU time of one tick, from the first NVML call to the commit, beside the bare NVML calls; and of a recorder.
 
 Runs the real source, attribution and store on the fake NVML library:
 
-    .venv/bin/python benchmarks/tick.py [--gpus 8] [--processes 64]
+    .venv/bin/python benchmarks/tick.py [--gpus 8] [--processes 64] [--minutes 3]
 
-CPU time is that of this process, user and system; the figures are medians over the ticks.
+CPU time is that of this process, user and system; the figures are medians over the ticks. One tick follows another
+here, so that all caches are warm. For so many minutes a real recorder is measured at the usual interval: whole.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -19,10 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "benchmarks")]
 
 import pynvml
+import whole
 from fake_nvml import FakeNvml, loaded
+from rig import live, machine
 
 from gpumon_core.attribution.local import LocalAttribution
 from gpumon_core.recording.collector import Observer
@@ -43,7 +45,7 @@ def cpu_ms(action: Callable[[], object]) -> float:
 
 def bare_loop(source: NvmlSource, since_us: int) -> None:
     """The calls of one tick through pynvml, with nothing done to their results."""
-    for device in source._devices:
+    for device in source._devices.all:
         handle, plan = device.handle, device.plan
         for call in plan._calls:
             if not call.fallback:
@@ -60,53 +62,22 @@ def bare_loop(source: NvmlSource, since_us: int) -> None:
         pynvml.nvmlDeviceGetProcessesUtilizationInfo(handle, 0)
 
 
-def live(fake: FakeNvml, number: int) -> int:
-    """Four seconds of a busy machine: samples, energy, and processes of which half do something else.
-
-    Returns the time before them, in microseconds.
-    """
-    now = time.time_ns() // 1000
-    for index, gpu in enumerate(fake.gpus):
-        gpu.energy_mj += 900_000 + 1000 * (number % 7)
-        gpu.temperature = 60 + (number + index) % 9
-        for step in range(24):
-            for kind in (1, 2):
-                gpu.add_sample(kind, (number * 13 + step * 7 + index) % 101, now - 4_000_000 + step * 166_000)
-        for step in range(100):
-            gpu.add_sample(0, 250_000 + 100 * ((number + step) % 90), now - 4_000_000 + step * 40_000)
-    for slot, process in enumerate(fake.state.processes):
-        if process.presence and slot % 2:
-            process.sm = (number + slot) % 13
-    return now - 4_000_000
-
-
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gpus", type=int, default=8)
     parser.add_argument("--processes", type=int, default=64)
     parser.add_argument("--ticks", type=int, default=300)
+    parser.add_argument("--minutes", type=float, default=3, help="of the whole recorder; 0 leaves it out")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        fake = FakeNvml(Path(folder) / "state")
-        gpus = [
-            fake.add_gpu(name=f"Board {index}", gpm_supported=1, memory_temperature=60)
-            for index in range(options.gpus)
-        ]
-        for gpu in gpus:
-            for metric in (1, 2, 3, 5, 10, 20, 21, 60, 61):
-                gpu.set_gpm(metric, 40.0 + metric)
-        running = [subprocess.Popen(["sleep", "600"]) for _ in range(options.processes)]
-        try:
-            for position, process in enumerate(running):
-                gpus[position % len(gpus)].add_process(process.pid, (position + 1) << 25, sm=20)
-            with loaded(fake):
-                measure(fake, Path(folder), options.ticks)
-        finally:
-            for process in running:
-                process.kill()
-            for process in running:
-                process.wait()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        machine(Path(folder) / "state", options.gpus, options.processes) as fake,
+        loaded(fake),
+    ):
+        measure(fake, Path(folder), options.ticks)
+    if options.minutes:
+        whole.measure(options.minutes, [ROOT], options.gpus, options.processes)
 
 
 def measure(fake: FakeNvml, folder: Path, ticks: int) -> None:

@@ -28,7 +28,7 @@ from gpumon_core.metrics import GPU_METRICS, PROCESS_METRICS
 from gpumon_core.recording.collector import Observer
 from gpumon_core.store import database, schema
 from gpumon_core.store.writer import Writer
-from gpumon_core.telemetry import nvml
+from gpumon_core.telemetry import devices, nvml
 from gpumon_core.telemetry.gate import SESSION_OVER
 from gpumon_core.telemetry.limits import MOST_MEMORY_MIB, PID_LIMIT
 from gpumon_core.telemetry.nvml import NvmlSource
@@ -152,8 +152,10 @@ def test_no_answer_of_a_driver_costs_a_tick_or_is_kept_where_it_cannot_be(
     driver: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(logging.getLogger("gpumon_core"), "propagate", True)
-    for name in ("RETRY_S", "RECOUNT_S", "FACTS_S", "AGAIN_S"):
+    for name in ("RETRY_S", "RECOUNT_S"):
         monkeypatch.setattr(nvml, name, 0.0)
+    for name in ("FACTS_S", "AGAIN_S"):
+        monkeypatch.setattr(devices, name, 0.0)
     engine = database.open_for_writing(f"sqlite:///{tmp_path}/t.db")
     writer = Writer(engine, "here", "nvml", 1)
     seconds = itertools.count(1_000_000)

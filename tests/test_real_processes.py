@@ -379,7 +379,7 @@ def test_the_workers_of_a_server_that_forks_are_rows_of_their_own_and_one_progra
     assert sorted(pid for (pid,) in here.ask("SELECT pid FROM gpu_processes")) == sorted(seen)
     assert here.ask("SELECT count(DISTINCT name), count(*) FROM programs, gpu_processes") == [(1, 40)]
     assert here.ask("SELECT count(*) FROM process_gpus WHERE active = 1") == [(0,)]
-    assert not here.writer._live
+    assert not here.writer._processes.live
     assert not here.attribution._known
 
 

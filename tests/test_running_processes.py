@@ -158,7 +158,7 @@ def test_a_driver_that_never_has_enough_room_does_not_eat_the_memory(driver: Fak
     source = NvmlSource("testhost")
     for _ in range(20):
         assert rows(source) == [(6, "G", 1024)]
-    assert ctypes.sizeof(source._devices[0].buffer.array) < 1000 * LARGEST_ENTRY
+    assert ctypes.sizeof(source._devices.all[0].buffer.array) < 1000 * LARGEST_ENTRY
     driver.recover()
     assert rows(source) == [(5, "C", 1024), (6, "G", 1024)]
 

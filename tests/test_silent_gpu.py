@@ -28,7 +28,7 @@ from gpumon_core.recording.state import State
 from gpumon_core.store import database
 from gpumon_core.store.queries import current
 from gpumon_core.store.writer import Writer
-from gpumon_core.telemetry import nvml, remedies
+from gpumon_core.telemetry import devices, nvml, remedies
 from gpumon_core.telemetry.gate import LOST, SESSION_OVER, UNSUPPORTED
 from gpumon_core.telemetry.nvml import NvmlSource
 from gpumon_core.telemetry.records import GpuReading, HostInfo, Snapshot
@@ -378,9 +378,9 @@ def test_facts_that_change_are_asked_again(
     gpu = driver.gpus[0]
     gpu.power_enforced_limit_mw, gpu.name, driver.driver_version = 200_000, "A new name", "590.1"
     assert source.read().gpus == first.gpus, "not with every tick"
-    monkeypatch.setattr(nvml, "FACTS_S", 0.0)
+    monkeypatch.setattr(devices, "FACTS_S", 0.0)
     monkeypatch.setattr(nvml, "RECOUNT_S", 0.0)
-    for device in source._devices:
+    for device in source._devices.all:
         device.facts_at = 0.0
     source.read()
     after = source.read()
@@ -412,8 +412,8 @@ def test_what_appears_later_is_found_and_the_rest_goes_on(
     found = source.read()
     assert found.readings[0].values["fan_speed"] is None, "not with every tick"
     assert found.processes[0].sm_utilization is None
-    monkeypatch.setattr(nvml, "AGAIN_S", 0.0)
-    for device in source._devices:
+    monkeypatch.setattr(devices, "AGAIN_S", 0.0)
+    for device in source._devices.all:
         device.again_at = 0.0
     for _ in range(3):
         found = source.read()
@@ -430,7 +430,7 @@ def test_samples_that_appear_later_are_read(
     source = begin()
     assert source.read().readings[0].sampling == "point"
     driver.recover()
-    for device in source._devices:
+    for device in source._devices.all:
         device.again_at = 0.0
     for second in range(3):
         driver.gpus[0].add_sample(pynvml.NVML_GPU_UTILIZATION_SAMPLES, 40, (1000 + second) * 1_000_000)

@@ -146,7 +146,7 @@ def test_a_shared_boards_memory_call_that_fails_for_once_says_nothing(
 def test_a_board_that_has_said_its_memory_is_not_shared_because_it_fails_to(
     driver: FakeNvml, read: Callable[[], Snapshot], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gpumon_core.telemetry.nvml.FACTS_S", -1.0)
+    monkeypatch.setattr("gpumon_core.telemetry.devices.FACTS_S", -1.0)
     driver.add_gpu(name="NVIDIA GH200 480GB", memory_total=96 * GIB)
     assert said(read())[0].memory_total_mib == 96 * 1024
     driver.fail("nvmlDeviceGetMemoryInfo", pynvml.NVML_ERROR_NOT_SUPPORTED)

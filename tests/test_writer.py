@@ -264,8 +264,8 @@ def test_two_hosts_in_one_database_do_not_touch_each_other(engine: sa.Engine, wr
 def test_what_is_kept_in_mind_does_not_grow_with_the_history(writer: Writer) -> None:
     for step in range(50):
         writer.write(tick(100 + step, {(0, 1000 + step): 10}), who(1000 + step))
-    assert len(writer._processes) == 1
-    assert len(writer._live) == 1
+    assert len(writer._processes.known) == 1
+    assert len(writer._processes.live) == 1
 
 
 def test_compute_and_graphics_are_told_from_each_other(engine: sa.Engine, writer: Writer) -> None:

@@ -20,7 +20,7 @@ from gpumon_core.legacy_import.import_records import (
     TargetHost,
 )
 from gpumon_core.store import database, rollups
-from gpumon_core.store.accounting import LEDGER, PROCESS_KEYS, UNKNOWN_PROGRAM, WORK, Ledger
+from gpumon_core.store.accounting import LEDGER, PROCESS_KEYS, UNKNOWN_PROGRAM, USAGE, WORK, Ledger
 from gpumon_core.store.bulk import Bulk, Row, adding, replacing, upsert
 from gpumon_core.store.schema import (
     gpu_metrics,
@@ -31,7 +31,7 @@ from gpumon_core.store.schema import (
     process_gpus,
     process_snapshots,
 )
-from gpumon_core.store.writer import USAGE, hours_bulk
+from gpumon_core.store.statements import hours_bulk
 
 # The longest wait for a lock that another program holds, in all.
 LOCKED_S = 60.0

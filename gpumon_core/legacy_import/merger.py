@@ -40,6 +40,7 @@ from gpumon_core.metrics import GPU_METRICS_BY_KEY
 from gpumon_core.store import database
 from gpumon_core.store.accounting import (
     HEARTBEAT_S,
+    USAGE,
     Gpu,
     GpuUse,
     Use,
@@ -52,7 +53,6 @@ from gpumon_core.store.accounting import (
 from gpumon_core.store.bulk import Row
 from gpumon_core.store.retention import Keep
 from gpumon_core.store.schema import scale
-from gpumon_core.store.writer import USAGE
 
 # The factor with which a rollup stores each value of a reading.
 SCALES = tuple(scale(GPU_METRICS_BY_KEY[name]) for name in READINGS)

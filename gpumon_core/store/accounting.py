@@ -1,7 +1,7 @@
 """The arithmetic of the ledger: what a process has had of a GPU, tick after tick.
 
 A GPU's busy time in a tick is its utilization times the tick's length. It is split among its processes by
-their SM utilization, so that the parts add up to the whole; where the driver does not tell processes
+their SM utilization, so that the parts add up to the whole; where the driver does not distinguish processes
 apart, by the memory that they hold, which is an estimate and marked as one. Energy follows the same
 shares, and what is left over is the GPU's own: idle (nothing ran) or unattributed (something ran that is no
 known process's). What the server of NVIDIA's Multi-Process Service (MPS) did is its clients' work.
@@ -10,7 +10,7 @@ known process's). What the server of NVIDIA's Multi-Process Service (MPS) did is
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.metrics import PROCESS_METRICS
@@ -24,8 +24,8 @@ PROCESS_KEYS = tuple(metric.key for metric in PROCESS_METRICS)
 MEMORY, SM = PROCESS_KEYS.index("memory"), PROCESS_KEYS.index("sm_utilization")
 GONE: tuple[None, ...] = (None,) * len(PROCESS_KEYS)
 UNKNOWN_PROGRAM = 0
-# NVML counts the work of MPS clients as that of nvidia-cuda-mps-server, and tells of no client that it did
-# anything. Where its arguments are not kept, the kernel's name for it ends here.
+# NVML counts the work of MPS clients as that of nvidia-cuda-mps-server, and reports no work of a client.
+# Where its arguments are not stored, the kernel's name for it ends here.
 MPS_SERVER = "nvidia-cuda-mps"
 # A pause longer than this many intervals is a gap: nothing is known of it.
 GAP_INTERVALS = 3
@@ -70,6 +70,10 @@ class GpuUse:
     unknown_s: float = 0.0
 
 
+# The columns that it has in gpu_usage.
+USAGE = tuple(one.name for one in fields(GpuUse))
+
+
 @dataclass(frozen=True, slots=True)
 class Moment:
     """A time: as the wall clock had it (UTC seconds), and by a clock that nobody sets, where that is known."""
@@ -107,7 +111,7 @@ class Gpu:
     # The step of the ledger it is in, and what it did of it.
     step: int = -1
     used: GpuUse = field(default_factory=GpuUse)
-    # The same as far as it is in the database, in the order of its fields.
+    # What of it is in the database, in the order of its fields.
     stored: tuple[float, ...] = ()
 
 
@@ -122,7 +126,7 @@ class Ledger:
     seconds: float = 0.0
 
     def add(self, now: int, dt: float, memory: int | None) -> None:
-        """One more sample, which stands for `dt` seconds."""
+        """One more sample, which covers `dt` seconds."""
         self.last_seen = now
         self.sample_count += 1
         self.seconds += dt
@@ -149,7 +153,7 @@ class Work:
     last_busy: int = 0
 
     def add(self, part: float, joules: float, sm: int | None, dt: float) -> None:
-        """A tick of `dt` seconds and `joules`, of which this `part` (0 to 1) was its own."""
+        """A tick of `dt` seconds and `joules`, this `part` (0 to 1) of them its own."""
         self.busy_s += part * dt
         self.energy_j += part * joules
         if sm is not None:
@@ -212,7 +216,7 @@ class Use:
     current: tuple[int | None, ...] = GONE
     now: tuple[int | None, ...] = GONE
     stored_at: int | None = None
-    # What it has used, by the step of the ledger and what it ran, as far as that is not stored yet.
+    # What it has used, by the step of the ledger and what it ran, without what is stored already.
     hours: dict[tuple[int, int], ProcessHour] = field(default_factory=dict)
     # Parts of a joule that wait to be whole.
     rest_j: float = 0.0
@@ -248,7 +252,7 @@ def shares(gpu: Gpu, uses: list[Use]) -> tuple[list[float | None], Collection[in
         return [None if share is None else 0.0 for share in known], ()
     if not gpu.utilization or None not in known:
         return [0.0] * len(uses), ()
-    # The driver does not tell these processes apart: by the memory that they hold, or evenly.
+    # The driver does not distinguish these processes: they share by the memory that they hold, or evenly.
     split = _split(gpu.utilization / 100, [use for use, share in zip(uses, known, strict=True) if share is None])
     parts = [0.0 if share is not None else next(split) for share in known]
     _hand_on(parts, uses)

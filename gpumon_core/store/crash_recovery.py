@@ -1,4 +1,4 @@
-"""What a recorder takes up: who was on its GPUs before it came, and what the last one left out of the ledger.
+"""What a recorder continues: the processes of before its start, and what the last recorder left out of the ledger.
 
 Rows of the ledger are brought up to date in turn, and all of them when a recorder ends. One that is killed leaves
 ticks behind that are in the database and not in the ledger: they are read once more, and added.

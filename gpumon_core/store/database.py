@@ -167,8 +167,8 @@ def size_bytes(engine: Engine) -> int | None:
 def open_for_reading(url: str, often: bool = False) -> Engine:
     """An engine that cannot write. It may name a database that does not exist yet: see `exists`.
 
-    Read `often`, it keeps connections to a file open: opening one takes 0.7 ms, as long as many a query. Whoever
-    asks for that disposes of the engine before the recorder stops, whose last connection tidies up the file.
+    With `often` it leaves connections to a file open: opening one takes 0.7 ms, as long as many queries. Its user
+    disposes of the engine before the recorder stops, so that the recorder's last connection tidies up the file.
     """
     return _engine(url, write=False, often=often)
 
@@ -197,7 +197,7 @@ def file_of(url: str) -> Path | None:
 
 
 def files_of(settings: Settings) -> list[Path]:
-    """The SQLite files of an installation: of real GPUs, wherever they are kept, and of simulated ones."""
+    """The SQLite files of an installation: of real GPUs, wherever it is, and of simulated ones."""
     found = map(file_of, (settings.real_database_url, settings.demo_database_url))
     return [*(path for path in found if path is not None), settings.data_dir / "gpumon.db"]
 
@@ -237,8 +237,8 @@ def _engine(url: str, write: bool, patience_s: float = BUSY_TIMEOUT_S, often: bo
         for_postgresql()
         return _server_engine(parsed, write)
     options: dict[str, Any] = {"timeout": patience_s, "check_same_thread": False}
-    # The recorder and frequent readers hold a few connections. The one used last is used next, because its
-    # statements are prepared and its pages cached. Another reader's connection is made for each query.
+    # The recorder and frequent readers reuse the connection that was used last: its statements are prepared and
+    # its pages cached. Other readers open one for each query.
     pool: dict[str, Any] = {"poolclass": QueuePool, "pool_use_lifo": True}
     if often:
         pool |= {"pool_size": 2, "max_overflow": -1}
@@ -286,8 +286,8 @@ def _await_recorder(engine: Engine, path: Path) -> None:
 
 
 def _follow_file(engine: Engine, path: Path) -> None:
-    """Let no connection be used whose file, or the log of it, was replaced since: it would show what is not there
-    any more. They are read-only: one that outlives the recorder's could write the log into whatever file is there.
+    """Use no connection after its file, or the log of the file, was replaced: it would show what is not there any
+    more. They are read-only: one that outlives the recorder's could write the log into whatever file is there.
     """
     log_file = database_file.beside(path, database_file.LOG)
     database_file.reads(engine, path)

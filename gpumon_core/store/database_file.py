@@ -32,7 +32,7 @@ def identity(path: Path | None) -> Identity | None:
 
 
 def beside(path: Path, suffix: str) -> Path:
-    """One of the files that SQLite keeps beside a database: where a link leads, not where it lies."""
+    """One of the files that SQLite has beside a database: where a link leads, not where it lies."""
     return Path(os.path.realpath(path) + suffix)
 
 
@@ -43,7 +43,7 @@ class OpenFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._database = identity(path)
-        # What SQLite keeps beside it, once it is there: neither changes as long as the database is open.
+        # What SQLite has beside it, once it is there: neither changes as long as the database is open.
         self._beside = beside(path, LOG), beside(path, INDEX)
         self._log, self._index = map(identity, self._beside)
         _recorded[path] = self
@@ -92,7 +92,7 @@ _readers: WeakKeyDictionary[Engine, Path] = WeakKeyDictionary()
 
 
 def reads(engine: Engine, path: Path) -> None:
-    """An engine keeps connections to a file open."""
+    """An engine leaves connections to a file open."""
     _readers[engine] = path
 
 
@@ -141,7 +141,7 @@ def damage(engine: Engine) -> str | None:
         return None
     try:
         with engine.connect() as connection:
-            # A transaction of writing would keep everybody else out for as long.
+            # A transaction of writing would shut everybody else out for as long.
             found = connection.connection.cursor().execute("PRAGMA quick_check(1)").fetchone()
     except (sqlite3.Error, sa.exc.DBAPIError) as error:
         if is_damage(error):

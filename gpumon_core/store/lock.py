@@ -50,8 +50,8 @@ class Holder:
 class Lock(ABC):
     """What a recorder holds while it records.
 
-    Every method but `release`, `holder` and `fence` raises OSError, whose strerror says why, where the lock cannot
-    be reached: PermissionError where the server refuses for good, as for a wrong password; any other may pass.
+    Every method but `release`, `holder` and `fence` raises OSError where the lock cannot be reached; its strerror
+    says why: PermissionError where the server refuses for good, as for a wrong password; any other may pass.
     """
 
     @abstractmethod
@@ -66,8 +66,8 @@ class Lock(ABC):
     def is_held(self) -> bool:
         """Whether this object still holds the lock; once False, only `acquire` makes it True again.
 
-        False: the lock is lost, and nothing more can be written. The recorder keeps its ticks and calls `acquire`:
-        True, and it goes on with what it kept; False, and another records. OSError: nothing is known, as while the
+        False: the lock is lost, and nothing more can be written. The recorder holds its ticks and calls `acquire`:
+        True: it goes on and writes them; False: another records. OSError: nothing is known, as while the
         server is away. The recorder does nothing and asks again later: whatever it writes is fenced.
         """
 
@@ -102,8 +102,8 @@ def recorder_lock(url: str, host: str) -> Lock:
 class FileRecorderLock(Lock):
     """The lock on one SQLite file. The kernel frees it when its holder ends, however it ends.
 
-    It is of the file that stood there when it was taken: once that was removed or replaced, another recorder can
-    lock the one that stands there now, so that this lock counts as lost.
+    It belongs to the file that was there when it was taken. Once that file was removed or replaced, another
+    recorder can lock the one that is there now, so this lock counts as lost.
     """
 
     # Finding out whether a file lock is free takes it for a moment: `acquire` outlasts that.
@@ -180,7 +180,7 @@ RecorderLock = FileRecorderLock
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Held:
-    """A lock that was taken: by which session of the server, told from a later one with its process id."""
+    """The session of the server that has the lock. A later session with its process id has another start."""
 
     pid: int
     began: Any
@@ -204,7 +204,7 @@ class ServerRecorderLock(Lock):
     "Advisory Locks" and "pg_locks".
     """
 
-    # How long whoever takes the lock waits for the last recorder's sessions, whose end the server notices a little
+    # How long whoever takes the lock waits for the last recorder's sessions: the server notices their end a little
     # later; a machine that lost power holds on for a minute, see server.SESSION.
     SETTLE_S = 2.0
     POLL_S = 0.02
@@ -340,7 +340,7 @@ class ServerRecorderLock(Lock):
     def _end_writing(self) -> None:
         """Close the idle sessions that hold the second lock: their pool makes new ones, which ask anew.
 
-        One in the middle of a transaction keeps it, and with it the lock from being taken, until it is done.
+        A session in the middle of a transaction holds it until it is done; until then nobody can take the lock.
         """
         if not self._writing:
             return
@@ -383,7 +383,7 @@ def _key(purpose: str, host: str) -> int:
 
 
 def _signed(host: str) -> str:
-    """This process as an application_name: PostgreSQL keeps 63 bytes of it, ASCII only."""
+    """This process as an application_name: PostgreSQL stores 63 bytes of it, ASCII only."""
     before, after = f"gpumon {os.getpid()}@", f" {int(time.time())}"
     name = host.encode("ascii", "replace").decode()
     return before + name[: 63 - len(before) - len(after)] + after

@@ -1,6 +1,6 @@
 """How a PostgreSQL server is spoken to: no wait is without a limit, since one may accept and never answer.
 
-The kernel of a server that stands still (SIGSTOP, a frozen disk, a proxy that swallows everything) still confirms
+The kernel of a server that has stopped (SIGSTOP, a frozen disk, a proxy that swallows everything) still confirms
 what it is sent, so that neither keepalives nor tcp_user_timeout notice, and statement_timeout is the server's own
 clock. Imported only where there is such a server: a recorder on SQLite does without psycopg.
 """
@@ -23,7 +23,7 @@ CONNECT_TIMEOUT_S = 3
 STATEMENT_S = 30
 # and one that has not even done that by then does not answer.
 ANSWER_S = STATEMENT_S + 5.0
-# What stands alone, outside of a transaction (SQLAlchemy's look at a connection before it is used, the lock's
+# Statements outside of a transaction (SQLAlchemy's look at a connection before it is used, the lock's
 # questions), is answered at once.
 ALONE_S = 5.0
 

@@ -51,7 +51,7 @@ def write(engine: Engine, host_id: int, at: int, minute: Minute) -> None:
 def _statement(dialect: Dialect) -> Bulk:
     insert = upsert(dialect, recorder_health)
     new, old = insert.excluded, recorder_health.c
-    # Asked for twice within a second, what the first has told is not told again.
+    # Asked for twice within a second, the second has only what is new since the first.
     values = {name: old[name] + new[name] for name in ("ticks", "skipped", "failed", "dropped")}
     values |= {"buffered": new.buffered, "database_bytes": new.database_bytes}
     values |= {

@@ -4,7 +4,7 @@ Each resolution has a time of its own; the ledger of processes lives as long as 
 
 On a server that many hosts share, each recorder forgets by its own settings, and what is its own host's. Of a host
 that is gone for good nobody knows how long it wanted to be remembered: its rows stay until somebody deletes them
-(docs/deployment.md has the statement). A SQLite file has one recorder, whose settings hold for all that is in it.
+(docs/deployment.md has the statement). A SQLite file has one recorder; its settings apply to all of the file.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ VACUUM_PAGES = 500
 
 @dataclass(frozen=True, slots=True)
 class Keep:
-    """For how many days each resolution is kept."""
+    """For how many days each resolution is stored."""
 
     raw_days: float
     minute_days: float
@@ -79,7 +79,7 @@ def forget(
 ) -> int:
     """Delete what is older than `keep` says, and give its space back. Returns the rows deleted.
 
-    On a server `host` says whose rows; None stands for those of all hosts, as it always is in a SQLite file.
+    On a server, `host` names the host to delete rows of; None means all hosts, as always in a SQLite file.
 
     Every step is a transaction of its own: a run that is broken off, as by `stopping`, is simply
     continued by the next. Between two steps others get `pause_s` (by default PAUSE_S) for their turn.
@@ -104,7 +104,7 @@ class _Run:
         self.stopping = stopping
         self.rows = 0
         self.pause_s = PAUSE_S
-        # Whose rows; None: everybody's.
+        # The host to delete rows of; None: all hosts.
         self.host: str | None = None
         self.host_id: int | None = None
         self.gpu_ids: list[int] = []
@@ -158,7 +158,7 @@ class _Run:
 
     def _metrics(self, table: sa.Table, gpu_id: int, cutoff: int) -> None:
         mine = sa.and_(table.c.gpu_id == gpu_id, table.c.timestamp_epoch < cutoff)
-        # The rows to go stand together, oldest first; the batch ends before this one.
+        # The rows to delete are adjacent, oldest first; the batch ends before this one.
         query = sa.select(table.c.timestamp_epoch).where(mine).order_by(table.c.timestamp_epoch)
         end: int | None = 0
         while end is not None:
@@ -169,7 +169,7 @@ class _Run:
             self._count(rows)
 
     def _thin_changes(self, gpu_id: int) -> None:
-        """Of what is older than the ticks, keep one change an hour; of what is older than the hours, the last."""
+        """Retain one change an hour of those older than the ticks, and the last of those older than the hours."""
         table = gpu_changes
         at = table.c.timestamp_epoch
         for cutoff, same_hour in ((self.cutoffs["raw"], True), (self.cutoffs["hour"], False)):
@@ -197,7 +197,7 @@ class _Run:
     def _by_time(self, table: sa.Table, cutoff: int, step_s: int) -> None:
         time_of = table.c.timestamp_epoch
         mine = self._mine(table)
-        # Other hosts may keep for longer: what is older of theirs is passed over once, and not with every step.
+        # Other hosts may retain rows for longer: their older rows are passed over once, and not with every step.
         first = None
         while True:
             rest = mine if first is None else sa.and_(mine, time_of >= first)
@@ -211,13 +211,13 @@ class _Run:
             self._count(rows)
 
     def _ledger(self, cutoff: int) -> None:
-        """Processes of which nothing else is left, and that are not on a GPU."""
+        """Processes that have nothing else left, and are not on a GPU."""
         active = (
             sa.select(process_gpus.c.process_id)
             .where(process_gpus.c.process_id == gpu_processes.c.id, process_gpus.c.active == 1)
             .exists()
         )
-        # Rows stand in the order in which processes were first seen.
+        # Rows are in the order in which processes were first seen.
         query = (
             sa.select(gpu_processes.c.id)
             .where(self._mine(gpu_processes), gpu_processes.c.first_seen < cutoff)
@@ -250,21 +250,21 @@ class _Run:
             self._count(rows)
 
     def _imports(self, cutoff: int) -> None:
-        """Stretches that were taken over from another program, and of which nothing is left."""
+        """Imported periods that have nothing left."""
         with self.engine.begin() as connection:
             old = sa.and_(self._mine(imports), imports.c.last < cutoff)
             rows = connection.execute(sa.delete(imports).where(old)).rowcount
         self._count(rows)
 
     def _programs(self) -> None:
-        """What no process in the ledger of any host runs any more, and no hour that is kept speaks of.
+        """What no process in the ledger of any host runs any more, and no stored hour refers to.
 
         Hosts share programs. So each is first locked against a recorder that is about to use it (which holds FOR
         KEY SHARE then, and is passed over), and only then looked for: what was committed before is seen.
         """
         run = sa.select(gpu_processes.c.id).where(gpu_processes.c.program_id == programs.c.id).exists()
         old = sa.func.coalesce(programs.c.last_used, 0) < self.cutoffs["hour"]
-        # Hours that speak of it are older than its last use; there are such where another host keeps for longer.
+        # Hours that refer to it are older than its last use; another host may retain hours for longer.
         hours = process_hours.c
         query = (
             sa.select(programs.c.id)

@@ -2,7 +2,7 @@
 
 Every tier is made from the one before it, the first ones from raw ticks. A bucket is always computed
 whole, from everything that is there: doing it again gives the same, a run that was broken off is
-continued by the next, and the newest bucket is renewed until its time is over.
+continued by the next, and the newest bucket is renewed until it is complete.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ PAUSE_S = 0.005
 
 
 class Progress:
-    """How far the tables that rollups are made from reached when they were rolled up last, by name.
+    """The newest row of each source at the last run, by the names of the source and of the tier made from it.
 
-    For one recorder that is the only one to write: without it every tier is renewed, whether it is due or not.
+    For a recorder, which alone writes the rows of its host. Without it every run renews every tier.
     """
 
     def __init__(self) -> None:

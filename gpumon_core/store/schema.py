@@ -1,7 +1,7 @@
 """What is remembered: the tables, for SQLite and PostgreSQL alike.
 
 Times are integer UTC seconds, memory is MiB, power is W; NULL means that the hardware does not say.
-Rollups hold whole numbers: a metric with n decimals is kept there as the value times 10^n (`scale`),
+Rollups hold whole numbers: a metric with n decimals is stored there as the value times 10^n (`scale`),
 which takes a third of the space of a floating-point number.
 """
 
@@ -28,7 +28,7 @@ from sqlalchemy import (
 from gpumon_core.attribution.records import Program
 from gpumon_core.metrics import PROCESS_METRICS, TICK_METRICS, Aggregate, Metric
 
-# Of a program, in the order in which they are kept.
+# The columns of a program, in the order in which they are stored.
 PROGRAM_COLUMNS = tuple(field.name for field in fields(Program))
 
 metadata = MetaData(
@@ -67,7 +67,7 @@ hosts = Table(
     Column("last_seen", BigInteger, nullable=False),
 )
 
-# A GPU is (host, uuid); gpu_index is where it stood last. state: ok, lost (no longer answers), hung
+# A GPU is (host, uuid); gpu_index is its last index. state: ok, lost (no longer answers), hung
 # (the driver does not return from a call about it) or gone (no longer listed). last_seen is the time
 # of its newest row in gpu_metrics. sampling: interval (utilization is the mean since the tick before),
 # partial (over the end of that time) or point.
@@ -102,7 +102,7 @@ gpus = Table(
     UniqueConstraint("host_id", "uuid"),
 )
 
-# Raw ticks: one row per GPU and tick, one column per metric of the catalogue that is kept with every
+# Raw ticks: one row per GPU and tick, one column per metric of the catalogue that is stored with every
 # tick; `<key>_max` is its highest value inside the tick. energy is gpus.energy_j at that time. recorded_ms is
 # the time before the tick that it speaks of: what is missing to the tick before is a gap. NULL in rows of
 # versions that did not record it.
@@ -165,7 +165,7 @@ def _rollup(name: str) -> Table:
             if metric.aggregate is not Aggregate.COUNTER
             for suffix in ("", "_min", "_max")
         ),
-        # Counters: as they stood at the bucket's end.
+        # Counters: their value at the bucket's end.
         *(Column(metric.key, BigInteger) for metric in TICK_METRICS if metric.aggregate is Aggregate.COUNTER),
         # How much of its time was recorded, and in how much of that a metric had a value (NULL: in all of it).
         Column("recorded_ms", Integer),

@@ -2,7 +2,7 @@
 
 Most calls take microseconds; on some boards a few take milliseconds of CPU time in the driver. What each takes is
 measured, and what takes more than its share of the time between two ticks is asked at every other tick, or at
-every fourth. Nothing is lost by that: a counter's growth and the driver's samples tell of the whole time since the
+every fourth. Nothing is lost by that: a counter's growth and the driver's samples cover the whole time since the
 reading before.
 """
 
@@ -30,7 +30,7 @@ RAREST = 4
 MEASURED = 8
 # Measuring takes time itself: it is done during so many ticks, and then of so many times as many.
 TURN, TURNS = RAREST * MEASURED, 8
-# Of what a driver keeps for some time, this part of that time may pass until it is asked again.
+# A driver retains samples for some time; this part of that time may pass until they are asked for again.
 SAFE = 0.7
 
 
@@ -74,8 +74,8 @@ class Pace:
         share_s = BUDGET * SHARE * interval_s / max(1, devices)
         self._allowed_s = max(CHEAP_S, share_s) if interval_s else inf
 
-    def is_due(self, name: str, kept_s: float = inf) -> bool:
-        """Whether to ask now what the driver keeps for `kept_s`."""
+    def is_due(self, name: str, retained_s: float = inf) -> bool:
+        """Whether to ask now what the driver retains for `retained_s`."""
         question = self._questions.get(name)
         if question is None:
             # Beginning at different ticks, so that no tick has all that costs much.
@@ -83,7 +83,7 @@ class Pace:
         every = question.every
         if every == 1:
             return True
-        while every > 1 and every * self._interval_s > SAFE * kept_s:
+        while every > 1 and every * self._interval_s > SAFE * retained_s:
             every //= 2
         return (self._tick + question.offset) % every == 0
 

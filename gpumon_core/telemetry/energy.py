@@ -1,6 +1,6 @@
 """What an energy counter of a driver is worth.
 
-Counters err: they start anew with the driver, miss a reading and come back, step back a little, stand still while
+Counters err: they start anew with the driver, miss a reading and come back, step back a little, do not grow while
 power is drawn, or count a whole module (on GH200 the processor too). A growth is believed if the GPU can have
 taken it: at most its power limit times the time. What is not believed is estimated by power until the counter
 is plausible again, from where it was or from where it is.
@@ -56,7 +56,7 @@ class EnergyCounter:
         limit_w: float | None,
         pause: bool = False,
     ) -> Growth | None:
-        """The growth since the value that was believed last; None where this reading (J) tells nothing.
+        """The growth since the value that was believed last; None where this reading (J) says nothing.
 
         `since_s` is the time since the reading before, `power_w` the power by another source, `limit_w` the power
         limit. In a `pause` nobody looked: the machine may have been restarted, and the counter with it.
@@ -129,7 +129,7 @@ class EnergyMeter:
     ) -> tuple[float, float] | None:
         """Joules of the `dt_s` seconds up to now, and of the `pause_s` seconds before them in which nobody looked.
 
-        None where nothing tells of either.
+        None where neither is known.
         """
         estimate = None if power_w is None else power_w * dt_s
         known, begun = self.counter.value is not None, self.begun

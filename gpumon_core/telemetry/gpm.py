@@ -92,7 +92,7 @@ class GpmReader:
                 pynvml.nvmlGpmMigSampleGet(self._handle, self._instance, sample)
         except pynvml.NVMLError as error:
             if error.value == pynvml.NVML_ERROR_NO_PERMISSION:
-                # A driver may keep its profiling to administrators; then the other ways are the only ones.
+                # A driver may reserve its profiling for administrators; then the other ways are the only ones.
                 raise Unsupported(str(error)) from None
             raise
         return True

@@ -6,30 +6,25 @@ that does not answer costs its own readings only.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from math import inf
-from typing import Any
 
 import pynvml
 
 from gpumon_core.metrics import GPU_METRICS, MIB, RARELY_S, TICK_COLUMNS
 from gpumon_core.safety import text
-from gpumon_core.telemetry import remedies, unified
+from gpumon_core.telemetry import devices, facts, remedies, unified
+from gpumon_core.telemetry.devices import Device, Devices, Found, why
 from gpumon_core.telemetry.gate import DeviceLost, Gate, SessionOver, Unsupported
 from gpumon_core.telemetry.limits import (
     MOST_GPUS,
     MOST_MEMORY_MIB,
-    MOST_MIG_SLOTS,
-    MOST_POWER_W,
     is_pid,
-    within,
 )
-from gpumon_core.telemetry.plan import Plan, Values
+from gpumon_core.telemetry.plan import Values
 from gpumon_core.telemetry.records import (
     GpuInfo,
     GpuReading,
@@ -39,9 +34,9 @@ from gpumon_core.telemetry.records import (
     SourceUnavailable,
     elapsed_beside,
 )
-from gpumon_core.telemetry.running import FUNCTIONS, VERSIONS, Buffer, Entry
-from gpumon_core.telemetry.sleep import Rest, Sleep
-from gpumon_core.telemetry.usage import IDLE, UsageReader, Use
+from gpumon_core.telemetry.running import FUNCTIONS, Entry
+from gpumon_core.telemetry.sleep import Sleep
+from gpumon_core.telemetry.usage import IDLE, Use
 from gpumon_core.telemetry.watch import Task, Watch
 
 log = logging.getLogger(__name__)
@@ -49,9 +44,6 @@ log = logging.getLogger(__name__)
 # How long a lost device is left alone, and how often the number of devices is looked at.
 RETRY_S = 30.0
 RECOUNT_S = 60.0
-# How often facts that may change are asked, and what a device was found not to offer.
-FACTS_S = 60.0
-AGAIN_S = 3600.0
 # When a call counts as hanging. The first of all may have to wake every GPU, one after another.
 HANG_S = 5.0
 START_HANG_S = 30.0
@@ -59,19 +51,8 @@ CLOSE_HANG_S = 2.0
 # The longest pause between two attempts to begin a new session.
 LONGEST_PAUSE_S = 30.0
 NOTHING: Values = dict.fromkeys(TICK_COLUMNS)
-# Of the facts of a GPU: a limit follows nvidia-smi -pl or Dynamic Boost, and one that could not be read may come.
-MAY_CHANGE = (
-    *("name", "memory_total_mib", "power_limit_w", "pci_bus_id"),
-    *("architecture", "compute_capability", "memory_from"),
-)
 UNKNOWN: Use = (None, None, None, None)
 RANGES = {key: metric.range for metric in GPU_METRICS for key in (metric.key, metric.peak) if key}
-
-ARCHITECTURES = {
-    value: name.removeprefix("NVML_DEVICE_ARCH_").title()
-    for name, value in vars(pynvml).items()
-    if name.startswith("NVML_DEVICE_ARCH_") and name != "NVML_DEVICE_ARCH_UNKNOWN"
-}
 
 REMEDIES = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "Install the NVIDIA driver, or give the container access to the GPU "
@@ -82,89 +63,6 @@ REMEDIES = {
     "NVIDIA kernel modules.",
     pynvml.NVML_ERROR_NO_PERMISSION: "Let this user read and write /dev/nvidiactl and /dev/nvidia0.",
 }
-
-
-class _Device:
-    """One GPU or MIG instance: its handle, its facts, and what it has been found to support."""
-
-    def __init__(
-        self,
-        gate: Gate,
-        handle: object,
-        info: GpuInfo,
-        parent: _Device | None = None,
-        instance: tuple[int | None, int | None] | None = None,
-    ) -> None:
-        self.handle = handle
-        self.info = info
-        self.instance = instance
-        # The UUID in the driver's words; None where it has none, or failed to tell.
-        self.told_uuid: str | None = info.uuid
-        self.subject = _subject(info)
-        # An instance whose number is not known stands for itself: its parent's numbers are not its own.
-        number = instance[0] if instance else None
-        self.plan = Plan(
-            gate, self.subject, handle, parent.handle if parent and number is not None else handle, number
-        )
-        self.plan.power_limit_w = info.power_limit_w
-        # Each has its own: a call that hangs still holds its memory.
-        self.buffer = Buffer()
-        self.usage = UsageReader()
-        # The round in which it was asked while processes were there: what it says then is of the time since.
-        self.usage_read = 0
-        # Kind -> the versions of the running-process call still to be believed in.
-        self.lists = {kind: list(VERSIONS) for kind in FUNCTIONS}
-        self.lost_at: float | None = None
-        # Whether and why it is left alone: see sleep.py. One that is has no handle of this session.
-        self.rest: Rest = ""
-        # How long it is left alone, and how many readings in a row it has said nothing at all.
-        self.pause_s = RETRY_S
-        self.remedy = ""
-        self.silent = 0
-        self.has_answered = False
-        now = time.monotonic()
-        # The devices of a machine do so in ticks of their own.
-        self.facts_at = now + FACTS_S * (1 + info.index % 15 / 15)
-        self.again_at = now + AGAIN_S
-        self.hung = False
-        self.task = Task(lambda: None)
-        self.found: _Found | None = None
-
-    @property
-    def answers(self) -> bool:
-        """Whether it is worth asking: it is not lost, no call to it hangs, and it is not left alone."""
-        return self.lost_at is None and not self.task.stuck and not self.rest
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing was done on it and nothing held it, as far as its newest reading says."""
-        values = {} if self.found is None else self.found.reading.values
-        done = [values.get(key) for key in ("utilization", "encoder_utilization", "decoder_utilization")]
-        return self.found is not None and done[0] is not None and not any(done)
-
-    def move(self, index: int) -> None:
-        """Stand at another index from now on, after a device before it was taken away."""
-        if index != self.info.index:
-            self.info = replace(self.info, index=index)
-            self.subject = _subject(self.info)
-            self.plan.rename(self.subject)
-
-    def try_again(self) -> None:
-        """Ask anew what it was found not to offer."""
-        self.again_at = time.monotonic() + AGAIN_S
-        self.plan.try_again()
-        self.usage.try_again()
-        self.lists = {kind: list(VERSIONS) for kind in FUNCTIONS}
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """What one device said in one round."""
-
-    number: int
-    reading: GpuReading
-    listed: list[tuple[str, Entry]]
-    used: dict[int, Use] | None
 
 
 class NvmlSource:
@@ -195,12 +93,9 @@ class NvmlSource:
         self._gate = Gate()
         self._watch = Watch("nvml", lambda: self._gate.calling)
         self._open = False
-        self._devices: list[_Device] = []
+        self._devices = Devices(self._gate, system)
         self._read_at: float | None = None
         self._interval_s = 0.0
-        # How many GPUs the driver listed when they were looked at last.
-        self._count = 0
-        self._nameless: set[int] = set()
         self._records: dict[tuple[str, int], ProcessReading] = {}
         self._number = 0
         self._failed_starts = 0
@@ -238,8 +133,8 @@ class NvmlSource:
             self.host = HostInfo(self._host_name)
             self._learn_host()
             # Handles of an earlier session mean nothing now; who is left alone is not asked for a new one.
-            self._devices = [device for device in self._devices if device.rest]
-            self._devices = self._enumerate(self._gate.fact("driver", pynvml.nvmlDeviceGetCount) or 0)
+            self._devices.all = [device for device in self._devices.all if device.rest]
+            self._devices.all = self._devices.enumerate(self._gate.fact("driver", pynvml.nvmlDeviceGetCount) or 0)
         except (SessionOver, DeviceLost) as error:
             _shut_down()
             raise SourceUnavailable(
@@ -250,15 +145,8 @@ class NvmlSource:
         self._counted_at = time.monotonic()
 
     def _learn_host(self) -> None:
-        """What the driver says of itself; what it fails to say stays as it was."""
         self._host_at = time.monotonic()
-        text = self._gate.text
-        self.host = HostInfo(
-            name=self._host_name,
-            driver_version=text("driver", pynvml.nvmlSystemGetDriverVersion) or self.host.driver_version,
-            cuda_version=_cuda_version(self._gate) or self.host.cuda_version,
-            nvml_version=text("driver", pynvml.nvmlSystemGetNVMLVersion) or self.host.nvml_version,
-        )
+        self.host = facts.read_host(self._gate, self.host)
 
     def close(self) -> None:
         """End the NVML session."""
@@ -268,7 +156,7 @@ class NvmlSource:
         self._watch.close()
 
     def _end(self) -> None:
-        _release(self._devices)
+        _release(self._devices.all)
         _shut_down()
 
     def read(self) -> Snapshot:
@@ -279,7 +167,7 @@ class NvmlSource:
                 self._elapsed = elapsed_beside(self._clock)
                 return self._snapshot(self._clock(), self._number)
             self._reopen()
-            if any(device.handle is None and not device.rest for device in self._devices):
+            if any(device.handle is None and not device.rest for device in self._devices.all):
                 self._watch.run([Task(self._take_up)], START_HANG_S)
             if time.monotonic() - self._counted_at >= RECOUNT_S:
                 self._watch.run([self._recounting], HANG_S)
@@ -288,9 +176,9 @@ class NvmlSource:
             number = self._number
             now, before = time.monotonic(), self._read_at
             self._read_at, self._interval_s = now, 0.0 if before is None else now - before
-            for device in self._devices:
+            for device in self._devices.all:
                 device.task.action = partial(self._read_device, device, number)
-            self._watch.run([device.task for device in self._devices if not device.rest], HANG_S)
+            self._watch.run([device.task for device in self._devices.all if not device.rest], HANG_S)
         except SessionOver as error:
             self.close()
             raise SourceUnavailable(
@@ -300,7 +188,7 @@ class NvmlSource:
 
     def _all_rest(self) -> bool:
         """Look which GPUs are to be left alone, and let go of them; whether that is all there are."""
-        for device in self._devices:
+        for device in self._devices.all:
             bus_id, here = device.info.pci_bus_id, device.found
             if here is not None and here.number == self._number and device.info.parent_uuid is None:
                 # A desktop has the GPU open all the time; a fine-grained driver lets it sleep all the same.
@@ -312,19 +200,19 @@ class NvmlSource:
             if rest and not device.rest:
                 log.info("%s (%s) is left alone: %s", device.subject, device.info.uuid, rest)
             device.rest = rest
-        if self._open and any(device.rest and device.handle is not None for device in self._devices):
+        if self._open and any(device.rest and device.handle is not None for device in self._devices.all):
             # A session that has a GPU open keeps it awake: the others get a new one.
             self._open = False
             self._watch.run([Task(self._end)], CLOSE_HANG_S)
-            for device in self._devices:
+            for device in self._devices.all:
                 device.handle = None
-        return bool(self._devices) and all(device.rest for device in self._devices)
+        return bool(self._devices.all) and all(device.rest for device in self._devices.all)
 
     def _take_up(self) -> None:
         """Give those that woke up a handle of this session."""
-        before = self._devices
-        self._devices = self._enumerate(self._count)
-        _release(device for device in before if device not in self._devices and device.handle is not None)
+        before = self._devices.all
+        self._devices.all = self._devices.enumerate(self._devices.count)
+        _release(device for device in before if device not in self._devices.all and device.handle is not None)
 
     def _reopen(self) -> None:
         """Begin a new session after one that ended, at longer and longer intervals. Raises SourceUnavailable."""
@@ -345,7 +233,7 @@ class NvmlSource:
         readings: list[GpuReading] = []
         processes: dict[tuple[str, int], tuple[str, int | None]] = {}
         used: dict[str, dict[int, Use] | None] = {}
-        for device in self._devices:
+        for device in self._devices.all:
             if device.task.stuck != device.hung:
                 device.hung = device.task.stuck
                 if device.hung:
@@ -376,20 +264,20 @@ class NvmlSource:
                     # its instance): it counts once.
                     memory = max(memory or 0, entry.memory)
                 processes[key] = (letters + kind, memory)
-        hung = frozenset(device.info.uuid for device in self._devices if device.hung)
+        hung = frozenset(device.info.uuid for device in self._devices.all if device.hung)
         self._records = {key: self._records[key] for key in processes if key in self._records}
         return Snapshot(
             timestamp=timestamp,
             elapsed=self._elapsed,
             host=self.host,
-            gpus=tuple(device.info for device in self._devices),
+            gpus=tuple(device.info for device in self._devices.all),
             readings=tuple(readings),
             processes=tuple(self._record(*key, *found, used.get(key[0])) for key, found in processes.items()),
-            lost=hung | {device.info.uuid for device in self._devices if device.lost_at is not None},
+            lost=hung | {device.info.uuid for device in self._devices.all if device.lost_at is not None},
             hung=hung,
-            nameless=frozenset(self._nameless),
-            asleep=frozenset(device.info.uuid for device in self._devices if device.rest == "asleep"),
-            quiet=frozenset(device.info.uuid for device in self._devices if device.rest == "quiet"),
+            nameless=frozenset(self._devices.nameless),
+            asleep=frozenset(device.info.uuid for device in self._devices.all if device.rest == "asleep"),
+            quiet=frozenset(device.info.uuid for device in self._devices.all if device.rest == "quiet"),
         )
 
     def _record(
@@ -415,19 +303,19 @@ class NvmlSource:
     def offers(self) -> Iterator[tuple[GpuInfo, bool, bool, list[str]]]:
         """Each device, whether its utilization is measured between ticks, whether it counts energy, and
         the keys of what it has been found not to offer."""
-        for device in self._devices:
+        for device in self._devices.all:
             plan = device.plan
             lacking = [metric.key for metric in GPU_METRICS if plan.lacks(metric.key)]
             yield device.info, plan.by_interval, plan.energy_counter, lacking
 
     def remedy(self, uuid: str) -> str:
         """What to do about a GPU that does not answer."""
-        return next((one.remedy for one in self._devices if one.info.uuid == uuid), "") or remedies.of_lost()
+        return next((one.remedy for one in self._devices.all if one.info.uuid == uuid), "") or remedies.of_lost()
 
     @property
     def compares(self) -> bool:
-        """Whether some values tell what happened between two readings, so that the first lacks them."""
-        return any(device.plan.compares for device in self._devices if device.answers)
+        """Whether some values say what happened between two readings, so that the first lacks them."""
+        return any(device.plan.compares for device in self._devices.all if device.answers)
 
     def process_name(self, pid: int) -> str | None:
         """The executable's base name as the driver knows it."""
@@ -447,7 +335,7 @@ class NvmlSource:
             return None
         return text.field("name", names[0].rsplit("/", 1)[-1])
 
-    def _read_device(self, device: _Device, number: int) -> None:
+    def _read_device(self, device: Device, number: int) -> None:
         """Ask one device; what it says is left in `device.found`."""
         now = time.monotonic()
         if device.lost_at is not None and now - device.lost_at < min(device.pause_s, RETRY_S):
@@ -460,11 +348,11 @@ class NvmlSource:
         failed, self._gate.error = self._gate.failed, None
         offset_s = 4.0 * (device.info.index % 15)
         try:
-            device.plan.read(values, RARELY_S, offset_s, self._interval_s, len(self._devices))
+            device.plan.read(values, RARELY_S, offset_s, self._interval_s, len(self._devices.all))
             answered = self._gate.answered
             lists = {kind: self._list(device, kind) for kind in FUNCTIONS}
             listed = [(kind, entry) for kind, entries in lists.items() for entry in entries or ()]
-            says_something = device.plan.told or self._gate.answered > answered
+            says_something = device.plan.has_answered or self._gate.answered > answered
             # Once more after the last has left: it may have worked until then.
             if says_something and (listed or follows):
                 used = device.usage.read(self._gate, device.subject, device.handle)
@@ -491,7 +379,7 @@ class NvmlSource:
             if device.silent > 1 or device.info.parent_uuid is None:
                 # For a MIG instance that is the usual reason, and nothing to report.
                 pause_s = 2.0 ** min(device.silent - 1, 10) - 1
-                self._lose(device, f"every call to it fails{self._why()}", pause_s, self._gate.error)
+                self._lose(device, f"every call to it fails{why(self._gate)}", pause_s, self._gate.error)
             return
         device.silent, device.has_answered = 0, device.has_answered or says_something
         if device.lost_at is not None:
@@ -502,7 +390,7 @@ class NvmlSource:
         listed = self._complete(device.info, values, listed, lists["C"] is not None)
         ended = _ended(listed, used) if follows and used else {}
         reading = GpuReading(device.info.uuid, {**NOTHING, **values}, device.plan.sampling, ended)
-        device.found = _Found(number, reading, listed, used)
+        device.found = Found(number, reading, listed, used)
 
     def _complete(
         self, info: GpuInfo, values: Values, listed: list[tuple[str, Entry]], knows_who: bool
@@ -517,7 +405,7 @@ class NvmlSource:
             values["memory"] = None
         return listed
 
-    def _lose(self, device: _Device, why: str, pause_s: float, code: int | None = None) -> None:
+    def _lose(self, device: Device, why: str, pause_s: float, code: int | None = None) -> None:
         """Note that a device does not answer, and leave it alone for a while."""
         device.remedy = remedies.of_lost(code)
         if device.lost_at is None:
@@ -526,24 +414,16 @@ class NvmlSource:
         device.pause_s = pause_s
         device.plan.pause()
 
-    def _why(self) -> str:
-        error = self._gate.error
-        return "" if error is None else f" ({pynvml.NVMLError(error)})"
-
-    def _learn_facts(self, device: _Device) -> None:
+    def _learn_facts(self, device: Device) -> None:
         """Ask again what may have changed; what it fails to say stays as it was."""
-        device.facts_at = time.monotonic() + FACTS_S
+        device.facts_at = time.monotonic() + devices.FACTS_S
         info = device.info
-        parent = next((one.info for one in self._devices if one.info.uuid == info.parent_uuid), None)
-        told = self._facts(device.handle, info.index, parent, info.mig_index)
-        if told.memory_from == "unified" and info.memory_from == "device":
-            # A driver that has said once how much memory the board has is not believed when it says nothing.
-            told = replace(told, memory_total_mib=None, memory_from=None)
-        changed = {name: getattr(told, name) for name in MAY_CHANGE if getattr(told, name) is not None}
-        device.info = replace(info, **changed)
+        parent = next((one.info for one in self._devices.all if one.info.uuid == info.parent_uuid), None)
+        now = facts.read(self._gate, self._system, device.handle, info.index, parent, info.mig_index)
+        device.info = facts.update(info, now)
         device.plan.power_limit_w = device.info.power_limit_w
 
-    def _list(self, device: _Device, kind: str) -> list[Entry] | None:
+    def _list(self, device: Device, kind: str) -> list[Entry] | None:
         """The processes of a kind; None where the driver does not list them, or failed to this time."""
         versions = device.lists[kind]
         while versions:
@@ -560,14 +440,14 @@ class NvmlSource:
             return None if found is None else list(found)
         return None
 
-    def _owner(self, device: _Device, entry: Entry) -> str | None:
+    def _owner(self, device: Device, entry: Entry) -> str | None:
         """The UUID an entry belongs to: a MIG parent's list names the instances' processes too.
 
-        None where the instance's number is not known, so that only its own list tells whose it is.
+        None where the instance's number is not known, so that only the instance's own list has it.
         """
         if device.info.mig_index is not None or entry.gpu_instance is None:
             return device.info.uuid
-        instances = [other for other in self._devices if other.info.parent_uuid == device.info.uuid]
+        instances = [other for other in self._devices.all if other.info.parent_uuid == device.info.uuid]
         for other in instances:
             if other.instance == (entry.gpu_instance, entry.compute_instance):
                 return other.info.uuid
@@ -576,215 +456,29 @@ class NvmlSource:
     def _recount(self) -> None:
         """Notice devices and MIG instances that were added or taken away, and what could not be identified."""
         now = self._counted_at = time.monotonic()
-        parents = [device for device in self._devices if device.info.parent_uuid is None]
+        parents = [device for device in self._devices.all if device.info.parent_uuid is None]
         try:
-            if now - self._host_at >= FACTS_S:
+            if now - self._host_at >= devices.FACTS_S:
                 self._learn_host()
             count = self._gate.fact("driver", pynvml.nvmlDeviceGetCount)
-            split = any(self._is_split_anew(parent) for parent in parents if parent.answers)
+            split = any(self._devices.is_split_anew(parent) for parent in parents if parent.answers)
         except DeviceLost:
             # Its reading, which comes next, finds that out as well.
             return
         if count is None or count > MOST_GPUS:
             return
-        in_doubt = self._nameless or any(device.told_uuid is None for device in parents)
+        in_doubt = self._devices.nameless or any(device.own_uuid is None for device in parents)
         if count == len(parents) and not split and not in_doubt:
             return
-        before = self._devices
-        if count != self._count:
+        before = self._devices.all
+        if count != self._devices.count:
             # One was plugged in or taken out: those behind it have other indices now, and all are looked at.
             for device in before:
                 device.rest = ""
-        self._devices = self._enumerate(count)
-        _release(device for device in before if device not in self._devices)
-        if {device.info.uuid for device in self._devices} != {device.info.uuid for device in before}:
-            log.info("the driver now lists %d GPUs and MIG instances", len(self._devices))
-
-    def _enumerate(self, count: int) -> list[_Device]:
-        """The GPUs, each with its MIG instances. One that is as it was stays the object that it is, with all that
-        is measured between two readings."""
-        self._count = count
-        nameless: set[int] = set()
-        found: list[_Device] = []
-        for index in range(min(count, MOST_GPUS)):
-            try:
-                here = self._at(index, found)
-            except DeviceLost as error:
-                # One that was known before is still listed; its reading says that it is lost.
-                here = [one for one in self._devices if one.info.index == index and one not in found]
-                if not here and count > MOST_GPUS:
-                    # A count that cannot be: there are as many as are found.
-                    break
-                if not here:
-                    self._gate.say_once(f"GPU {index}", "identification", str(error))
-                    nameless.add(index)
-            found.extend(here)
-        self._nameless = nameless
-        return found
-
-    def _at(self, index: int, found: list[_Device]) -> list[_Device]:
-        """The GPU at an index and its instances; none where there is none for this user. Raises DeviceLost."""
-        subject = f"GPU {index}"
-        known = [one for one in self._devices if one.info.index == index and one not in found]
-        if any(one.task.stuck or one.rest for one in known):
-            return known
-        failed = self._gate.failed
-        handle = self._gate.fact(subject, pynvml.nvmlDeviceGetHandleByIndex, index)
-        if handle is None:
-            if self._gate.failed > failed and self._gate.error == pynvml.NVML_ERROR_NO_PERMISSION and not known:
-                # NVML counts the GPUs of others as well, such as those that a cgroup keeps from this program.
-                return []
-            raise DeviceLost(f"it cannot be opened{self._why()}")
-        opened = self._gate.answered
-        uuid = self._gate.text(subject, pynvml.nvmlDeviceGetUUID, handle)
-        for one in self._devices:
-            is_same = (
-                one.info.parent_uuid is None and one not in found and _address(one.handle) == _address(handle)
-            )
-            if is_same and uuid in (None, one.told_uuid):
-                for moved in (one, *self._instances_of(one)):
-                    moved.move(index)
-                return self._with_instances(one, found)
-        info = self._facts(handle, index)
-        if uuid is None and self._gate.failed > failed and self._gate.answered == opened:
-            raise DeviceLost(f"every call to it fails{self._why()}")
-        device = _Device(self._gate, handle, self._distinct(info, found))
-        device.told_uuid = uuid
-        return self._with_instances(device, found)
-
-    def _with_instances(self, device: _Device, found: list[_Device]) -> list[_Device]:
-        try:
-            if device.lost_at is None:
-                return [device, *self._instances(device, found)]
-        except DeviceLost:
-            # Its reading, which comes next, finds that out as well.
-            pass
-        return [device, *self._instances_of(device)]
-
-    def _distinct(self, info: GpuInfo, found: list[_Device]) -> GpuInfo:
-        """The facts with a UUID that no other device has: boards with a copied firmware share one."""
-        taken = {one.info.uuid for one in found}
-        if info.uuid not in taken:
-            return info
-        subject = f"GPU {info.index}"
-        self._gate.say_once(
-            subject, "nvmlDeviceGetUUID", f"{info.uuid} is another one's as well; its place stands for it"
-        )
-        uuid = _place(info.pci_bus_id or str(info.index), info.mig_index)
-        return replace(info, uuid=uuid if uuid not in taken else _place(f"{info.index}", info.mig_index))
-
-    def _instances_of(self, parent: _Device) -> list[_Device]:
-        return [one for one in self._devices if one.info.parent_uuid == parent.info.uuid]
-
-    def _mig_handles(self, parent: _Device) -> Iterator[tuple[int, object]]:
-        """The slots in use for MIG instances, and what is there."""
-        subject, ask = parent.subject, self._gate.fact
-        mode = ask(subject, pynvml.nvmlDeviceGetMigMode, parent.handle)
-        if not mode or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
-            return
-        slots = ask(subject, pynvml.nvmlDeviceGetMaxMigDeviceCount, parent.handle) or 0
-        for mig_index in range(min(slots, MOST_MIG_SLOTS)):
-            name = "nvmlDeviceGetMigDeviceHandleByIndex"
-            handle = ask(subject, _mig_handle, parent.handle, mig_index, name=name)
-            if handle is not None:
-                yield mig_index, handle
-
-    def _is_split_anew(self, parent: _Device) -> bool:
-        """Whether MIG instances were made or destroyed; a slot that is used again has a new UUID."""
-        now = {
-            mig_index: self._gate.text(parent.subject, pynvml.nvmlDeviceGetUUID, handle)
-            for mig_index, handle in self._mig_handles(parent)
-        }
-        known = {one.info.mig_index: one.told_uuid for one in self._instances_of(parent)}
-        return now.keys() != known.keys() or any(now[slot] not in (None, known[slot]) for slot in now)
-
-    def _instances(self, parent: _Device, found: list[_Device]) -> list[_Device]:
-        subject, ask = parent.subject, self._gate.fact
-        known = self._instances_of(parent)
-        here: list[_Device] = []
-        for mig_index, handle in self._mig_handles(parent):
-            uuid = self._gate.text(subject, pynvml.nvmlDeviceGetUUID, handle)
-            same = (one for one in known if one.info.mig_index == mig_index and uuid in (None, one.told_uuid))
-            one = next(same, None)
-            if one is not None and _address(one.handle) == _address(handle):
-                here.append(one)
-                continue
-            instance = (
-                ask(subject, pynvml.nvmlDeviceGetGpuInstanceId, handle),
-                ask(subject, pynvml.nvmlDeviceGetComputeInstanceId, handle),
-            )
-            info = self._facts(handle, parent.info.index, parent.info, mig_index)
-            info = self._distinct(replace(info, gpu_instance=instance[0]), [*found, parent, *here])
-            made = _Device(self._gate, handle, info, parent, instance)
-            made.told_uuid = uuid
-            here.append(made)
-        return here
-
-    def _facts(
-        self, handle: object, index: int, parent: GpuInfo | None = None, mig_index: int | None = None
-    ) -> GpuInfo:
-        subject = f"GPU {index}"
-
-        def ask(call: Callable[..., Any]) -> Any:
-            return self._gate.fact(subject, call, handle)
-
-        def text(call: Callable[..., Any]) -> str | None:
-            return self._gate.text(subject, call, handle)
-
-        name = text(pynvml.nvmlDeviceGetName)
-        memory, supported = None, True
-        try:
-            memory = self._gate.ask(subject, pynvml.nvmlDeviceGetMemoryInfo, handle)
-        except Unsupported:
-            supported = False
-        # Zeros that are answered with success are a word of their own.
-        whole = None if memory is None else round(memory.total * MIB)
-        total, memory_from = unified.memory_facts(
-            name, supported, whole if whole == 0 else within(whole, MOST_MEMORY_MIB), self._system
-        )
-        bus_id = parent.pci_bus_id if parent else text(_pci_bus_id)
-        capability = ask(pynvml.nvmlDeviceGetCudaComputeCapability)
-        capability = f"{capability[0]}.{capability[1]}" if _is_version(capability) else None
-        architecture = ARCHITECTURES.get(ask(pynvml.nvmlDeviceGetArchitecture))
-        return GpuInfo(
-            index=index,
-            # A board whose UUID cannot be read still has a place on the bus that tells it apart.
-            uuid=text(pynvml.nvmlDeviceGetUUID) or _place(bus_id or str(index), mig_index),
-            name=name,
-            memory_total_mib=total,
-            power_limit_w=_watts(ask(pynvml.nvmlDeviceGetEnforcedPowerLimit))
-            or _watts(ask(pynvml.nvmlDeviceGetPowerManagementLimit)),
-            pci_bus_id=bus_id,
-            architecture=architecture or (parent.architecture if parent else None),
-            compute_capability=capability or (parent.compute_capability if parent else None),
-            parent_uuid=parent.uuid if parent else None,
-            mig_index=mig_index,
-            memory_from=memory_from,
-        )
-
-
-def _subject(info: GpuInfo) -> str:
-    """What a device is called in the log."""
-    return f"GPU {info.index}" + ("" if info.mig_index is None else f" MIG {info.mig_index}")
-
-
-def _place(where: str, mig_index: int | None) -> str:
-    """What stands for the UUID of a device that has none of its own."""
-    return f"PCI-{where}" + ("" if mig_index is None else f"-MIG-{mig_index}")
-
-
-def _address(handle: Any) -> int | None:
-    """Where a handle points: it is another object with every answer."""
-    return ctypes.cast(handle, ctypes.c_void_p).value
-
-
-def _watts(milliwatts: int | None) -> float | None:
-    return None if milliwatts is None else within(milliwatts / 1000, MOST_POWER_W)
-
-
-def _is_version(pair: Any) -> bool:
-    """Whether a major and a minor number can be those of a compute capability."""
-    return bool(pair) and 0 < pair[0] < 1000 and 0 <= pair[1] < 1000
+        self._devices.all = self._devices.enumerate(count)
+        _release(device for device in before if device not in self._devices.all)
+        if {device.info.uuid for device in self._devices.all} != {device.info.uuid for device in before}:
+            log.info("the driver now lists %d GPUs and MIG instances", len(self._devices.all))
 
 
 def _judge(info: GpuInfo, values: Values) -> None:
@@ -800,21 +494,7 @@ def _judge(info: GpuInfo, values: Values) -> None:
             values[key] = None
 
 
-def _pci_bus_id(handle: object) -> Any:
-    # pynvml decodes the text when the attribute is read: here, so that the gate sees it fail.
-    return pynvml.nvmlDeviceGetPciInfo(handle).busId
-
-
-def _mig_handle(parent: object, mig_index: int) -> Any:
-    try:
-        return pynvml.nvmlDeviceGetMigDeviceHandleByIndex(parent, mig_index)
-    except pynvml.NVMLError as error:
-        if error.value == pynvml.NVML_ERROR_NOT_FOUND:
-            return None  # an empty slot
-        raise
-
-
-def _release(devices: Iterable[_Device]) -> None:
+def _release(devices: Iterable[Device]) -> None:
     for device in devices:
         if not device.task.stuck:
             try:
@@ -846,12 +526,3 @@ def _use(used: dict[int, Use] | None, pid: int) -> Use:
 def _kinds(letters: str) -> str:
     """The kinds of a process in nvidia-smi's order and spelling: "C", "C+G", "M+C"."""
     return "+".join(kind for kind in "MCG" if kind in letters)
-
-
-def _cuda_version(gate: Gate) -> str | None:
-    """The newest CUDA version that the driver supports, such as "13.0"."""
-    version = gate.fact("driver", pynvml.nvmlSystemGetCudaDriverVersion_v2) or gate.fact(
-        "driver", pynvml.nvmlSystemGetCudaDriverVersion
-    )
-    # 1000 times the major version and 10 times the minor one.
-    return f"{version // 1000}.{version % 1000 // 10}" if version and 1000 <= version < 1_000_000 else None

@@ -34,8 +34,8 @@ ENERGY_OVER_S = 0.5
 # nvmlFieldValue_t: id, scope, time, latency, type of the value, nvmlReturn, value.
 _FIELD = struct.Struct("=IIqqIiQ")
 _SAMPLED = tuple((metric, metric.peak) for metric in GPU_METRICS if metric.peak)
-# How long a driver keeps samples, as seen on an H100 (docs/hardware.md): never are they asked more rarely.
-KEPT_S = {"utilization": 14.0, "memory_utilization": 14.0, "power": 2.4}
+# How long a driver retains samples, as seen on an H100 (docs/hardware.md): they are never asked more rarely.
+RETAINED_S = {"utilization": 14.0, "memory_utilization": 14.0, "power": 2.4}
 _ENERGY = "energy"
 
 
@@ -79,7 +79,7 @@ class _Call:
         self.arguments = [getattr(pynvml, a) if isinstance(a, str) else a for a in call.arguments]
         self.targets: list[_Target] = []
         self.keys: list[str] = []
-        # Asked only where the samples have not told already.
+        # Asked only where the samples have not answered already.
         self.fallback = False
 
 
@@ -120,7 +120,7 @@ def _absent(*_: object) -> None:
 
 
 def _reader(metric: Metric) -> SampleReader:
-    """Reads the samples of a metric, whose range is told in NVML's unit."""
+    """Reads the samples of a metric, with its range in NVML's unit."""
     return SampleReader(getattr(pynvml, str(metric.samples)), metric.range[1] / metric.nvml[0].scale)
 
 
@@ -140,7 +140,7 @@ class Plan:
         # What each question brought last, for the ticks at which it is not asked.
         self._brought: dict[str, Values] = {}
         # Whether the device said anything in the newest reading.
-        self.told = False
+        self.has_answered = False
         self._gpm: GpmReader | None = None
         # Counters as they were, and when: (value, monotonic seconds).
         self._before: dict[str, tuple[float, float]] = {}
@@ -150,7 +150,8 @@ class Plan:
         self.power_limit_w: float | None = None
         self._rare_at = 0.0
         self._has_nvlink: bool | None = None
-        # Whether ways were given up since everything was put together, and whose since the fields were asked.
+        # Whether ways were given up since everything was put together; the metrics that lost one since the fields
+        # were asked.
         self._outdated = False
         self._moved: set[str] = set()
         self._arrange()
@@ -221,7 +222,7 @@ class Plan:
         """
         now = time.monotonic()
         rare = now >= self._rare_at
-        self.told = False
+        self.has_answered = False
         self.pace.begin(interval_s, devices)
         self._read_samples(values)
         if self._outdated:
@@ -250,9 +251,9 @@ class Plan:
         if rare:
             self._rare_at = now + rare_every_s + (offset_s if not self._rare_at else 0.0)
 
-    def _recall(self, name: str, values: Values, kept_s: float = inf) -> bool:
+    def _recall(self, name: str, values: Values, retained_s: float = inf) -> bool:
         """Whether a question is not to be asked now; what it brought last then is in `values`."""
-        if self.pace.is_due(name, kept_s) or name not in self._brought:
+        if self.pace.is_due(name, retained_s) or name not in self._brought:
             return False
         values.update(self._brought[name])
         return True
@@ -271,7 +272,7 @@ class Plan:
         if call.rare or call.fallback or self.pace.asks_all:
             self._ask(call, values)
         elif _ENERGY in call.keys:
-            # A counter is not repeated: it would have stood still.
+            # A counter is not repeated: it would not have grown.
             if self.pace.is_due(_ENERGY):
                 self.pace.measure(_ENERGY, partial(self._ask, call, values))
         elif not self._recall(call.name, values):
@@ -295,7 +296,7 @@ class Plan:
             self._give_up(call.keys)
             return
         if result is not None:
-            self.told = self.told or not call.rare
+            self.has_answered = self.has_answered or not call.rare
             for target in call.targets:
                 if not (call.fallback and target.key in values):
                     target.put(values, result)
@@ -362,7 +363,7 @@ class Plan:
             if reader is None:
                 continue
             name = f"samples of {metric.key}"
-            if self._recall(name, values, KEPT_S[metric.key]):
+            if self._recall(name, values, RETAINED_S[metric.key]):
                 continue
             try:
                 found = self.pace.measure(
@@ -379,7 +380,7 @@ class Plan:
                 mean, highest = found
                 values[metric.key] = round(mean * way.scale, 3)
                 values[peak] = round(highest * way.scale, 3)
-                self.told = True
+                self.has_answered = True
             self._remember(name, (metric.key, peak), values)
 
     def _read_fields(self, fields: _Fields, values: Values) -> None:
@@ -394,7 +395,7 @@ class Plan:
             return
         for target, (field, _, _, _, kind, code, word) in zip(fields.targets, found, strict=True):
             if code == pynvml.NVML_SUCCESS:
-                self.told = self.told or fields is not self._rare_fields
+                self.has_answered = self.has_answered or fields is not self._rare_fields
                 number = decode(word, kind)
                 if target.rate:
                     self._rate(target, number, values)
@@ -431,7 +432,7 @@ class Plan:
         else:
             if found is None:
                 return
-            self.told = self.told or bool(found)
+            self.has_answered = self.has_answered or bool(found)
             lacking = []
             for metric, target in self._gpm_targets.items():
                 number = found.get(metric)
@@ -463,7 +464,7 @@ class Plan:
         if energy is not None and since_s >= ENERGY_OVER_S:
             self._energy_at = now
             growth = self._energy.step(energy, since_s, values.get("power"), self.power_limit_w)
-            # A board always takes something: a counter that stands still does not count.
+            # A board always takes something: a counter that does not grow is not believed.
             if growth is not None and growth.joules > 0:
                 values["power"] = round(growth.joules / growth.seconds, 3)
         for metric, peak in _SAMPLED:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
-# Before the index of a GPU that cannot say which it is: stands for its UUID.
+# Before the index of a GPU that cannot say which it is: replaces its UUID.
 NAMELESS = "unidentified-"
 
 
@@ -54,8 +54,8 @@ Sampling = Literal["interval", "partial", "point"]
 class GpuReading:
     """One GPU at one tick: catalogue key (or `<key>_max`) -> value in the catalogue's unit, or None.
 
-    `sampling` tells what utilization is: the mean over the whole time since the tick before
-    (interval), over the end of it where the driver had kept no more (partial), or what the driver said at the
+    `sampling` says what utilization is: the mean over the whole time since the tick before
+    (interval), over the end of it where the driver had retained no more (partial), or what the driver said at the
     moment of the tick (point). A metric that is asked
     rarely and was not asked for this tick is missing from `values`. `ended` are processes that the driver
     names in its utilization of processes and no longer lists: PID -> percent of the SMs.
@@ -116,7 +116,7 @@ class Snapshot:
         return next((state for state, uuids in states.items() if uuid in uuids), "ok")
 
     def with_nameless(self) -> Snapshot:
-        """The same, in which those that cannot say which they are stand among the lost, by their place."""
+        """The same, in which those that cannot say which they are count as lost, by their index."""
         if not self.nameless:
             return self
         unknown = tuple(nameless(index) for index in self.nameless)
@@ -135,7 +135,7 @@ class Snapshot:
 
 
 def nameless(index: int) -> GpuInfo:
-    """What is known of a GPU that does not say which it is: where it stands."""
+    """What is known of a GPU that does not say which it is: its index."""
     return GpuInfo(index, f"{NAMELESS}{index}")
 
 
@@ -173,7 +173,7 @@ class Source(Protocol):
 
     @property
     def compares(self) -> bool:
-        """Whether some values tell what happened between two readings, so that the first lacks them."""
+        """Whether some values say what happened between two readings, so that the first lacks them."""
         ...
 
     def process_name(self, pid: int) -> str | None:

@@ -1,6 +1,6 @@
 """What the driver recorded between two ticks: its own samples of utilization and power.
 
-Source: NVML API reference, nvmlDeviceGetSamples. The driver samples several times a second and keeps
+Source: NVML API reference, nvmlDeviceGetSamples. The driver samples several times a second and retains
 the newest hundred or so; each sample speaks of the time since the one before it.
 """
 
@@ -45,7 +45,7 @@ class SampleReader:
         self._quiet = 0
         # Whether samples come: some drivers take the call and never have any.
         self.delivers = False
-        # Whether the newest ones leave out a part of the time since the read before: the driver had kept no more.
+        # Whether the newest leave out a part of the time since the read before: the driver had retained no more.
         self.partial = False
         self._grow(128)
         self._type = ctypes.c_int()
@@ -154,10 +154,10 @@ def _steps(since: int, times: list[int]) -> list[int]:
 
 def _weighted(steps: list[int], values: Sequence[float], highest: float | None) -> tuple[float, float] | None:
     if highest is not None and max(values) > highest:
-        kept = [(step, value) for step, value in zip(steps, values, strict=True) if value <= highest]
-        if not kept:
+        valid = [(step, value) for step, value in zip(steps, values, strict=True) if value <= highest]
+        if not valid:
             return None
-        steps, values = [step for step, _ in kept], [value for _, value in kept]
+        steps, values = [step for step, _ in valid], [value for _, value in valid]
     total = sum(steps)
     mean = sum(map(mul, values, steps)) / total if total else sum(values) / len(values)
     return mean, max(values)

@@ -50,7 +50,7 @@ class UsageReader:
     def read(self, gate: Gate, subject: str, handle: object) -> dict[int, Use] | None:
         """PID -> percent of SMs, memory controller, encoders and decoders, of those that used any.
 
-        None where the device does not tell, or failed to this time. Raises DeviceLost or SessionOver.
+        None where the device does not report it, or failed to this time. Raises DeviceLost or SessionOver.
         """
         while self._ways:
             ask = partial(gate.ask, subject, self._ways[0], handle, name="per-process utilization")

@@ -82,7 +82,7 @@ class Watch:
     def _begin(self, work: _Round) -> None:
         if self._thread is None:
             self._rounds = SimpleQueue()
-            # A daemon: a hanging driver must not keep the program from ending.
+            # A daemon: a hanging driver must not stop the program from ending.
             self._thread = threading.Thread(target=self._work, args=(self._rounds,), name=self._name, daemon=True)
             self._thread.start()
         work.owner = self._thread

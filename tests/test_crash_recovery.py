@@ -34,21 +34,21 @@ def killed(database_url: str, monkeypatch: pytest.MonkeyPatch) -> tuple[sa.Engin
 
 def test_who_is_there_has_all_that_was_recorded(killed: tuple[sa.Engine, Writer]) -> None:
     engine, recorder = killed
-    gpus = [Gpu(gpu.id, "ok") for gpu in recorder._gpus.values()]
+    gpus = [Gpu(gpu.id, "ok") for gpu in recorder._machine.gpus.values()]
     with engine.connect() as connection:
         stored = connection.execute(sa.text("SELECT max(last_seen) FROM process_gpus WHERE active = 1")).scalar()
         found = resume(connection, gpus, 112, 4, 600)
     assert stored == 100
-    assert found.live.keys() == recorder._live.keys()
+    assert found.live.keys() == recorder._processes.live.keys()
     assert len(found.live) == 2
     for pair, use in found.live.items():
-        known = recorder._live[pair]
+        known = recorder._processes.live[pair]
         assert use.ledger == known.ledger
         assert use.work == known.work
         assert use.session is not None
         assert known.session is not None
         assert use.session.ledger == known.session.ledger
-    assert found.processes == recorder._processes
+    assert found.processes == recorder._processes.known
     assert found.programs == {1: 1}
 
 
@@ -56,16 +56,16 @@ def test_what_is_settled_is_not_added_again(killed: tuple[sa.Engine, Writer]) ->
     engine, recorder = killed
     recorder.settle()
     with engine.connect() as connection:
-        found = resume(connection, [Gpu(gpu.id, "ok") for gpu in recorder._gpus.values()], 112, 4, 600)
+        found = resume(connection, [Gpu(gpu.id, "ok") for gpu in recorder._machine.gpus.values()], 112, 4, 600)
     assert {pair: use.ledger for pair, use in found.live.items()} == {
-        pair: use.ledger for pair, use in recorder._live.items()
+        pair: use.ledger for pair, use in recorder._processes.live.items()
     }
     assert not any(use.hours for use in found.live.values())
 
 
 def test_on_gpus_that_nobody_was_on_there_is_nothing_to_take_up(killed: tuple[sa.Engine, Writer]) -> None:
     engine, recorder = killed
-    third = list(recorder._gpus.values())[2]
+    third = list(recorder._machine.gpus.values())[2]
     with engine.connect() as connection:
         assert not resume(connection, [Gpu(third.id, "ok")], 112, 4, 600).live
 
