@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import sqlalchemy as sa
 from conftest import PATIENCE_S, ROOT
+from fake_nvml import FakeNvml, environment
 from forks import Fork
 
 from gpumon_core.attribution.records import ProcessIdentity, Program
@@ -43,6 +44,11 @@ def settings(folder: Path, **more: str) -> dict[str, str]:
         inherited.pop(name, None)
     own = {"GPUMON_DATA_DIR": str(folder), "GPUMON_HOST_NAME": "box", "GPUMON_SOURCE": "nvml"}
     return {**inherited, **own, "GPUMON_LOG_LEVEL": "ERROR", **more}
+
+
+def with_driver(folder: Path, fake: FakeNvml) -> dict[str, str]:
+    """The environment of a machine called box, whose driver is the fake one."""
+    return settings(folder, **environment(fake), GPUMON_SOURCE="auto", GPUMON_LOG_LEVEL="INFO")
 
 
 def _locale(environ: Mapping[str, str]) -> dict[str, str]:

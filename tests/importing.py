@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from originals import INTERVAL_S, Original
+from originals import INTERVAL_S, OriginalFile
 from ticks import ask
 
 from gpumon_core.settings import Settings, load
@@ -49,8 +49,8 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Original:
-    return Original(tmp_path / "gpu_metrics.db")
+def file(tmp_path: Path) -> OriginalFile:
+    return OriginalFile(tmp_path / "gpu_metrics.db")
 
 
 def everything(engine: sa.Engine) -> dict[str, list[tuple[object, ...]]]:

@@ -21,7 +21,7 @@ INDEX = "gpu_index INTEGER NOT NULL DEFAULT 0"
 Snapshot = tuple[object, object, object, object, object]
 
 
-class Original:
+class OriginalFile:
     """A file that is being written as the original writes it."""
 
     def __init__(self, path: Path, form: str = "one") -> None:
@@ -45,17 +45,17 @@ class Original:
 
     def ticks(self, times: Iterable[int], index: int = 0, **values: object) -> None:
         """Readings at those times."""
-        told = {"temperature": 60.0, "utilization": 50.0, "memory": 1000.0, "power": 100.0} | values
-        columns = (["gpu_index"] if self.several else []) + ["timestamp", "timestamp_epoch", *told]
+        given = {"temperature": 60.0, "utilization": 50.0, "memory": 1000.0, "power": 100.0} | values
+        columns = (["gpu_index"] if self.several else []) + ["timestamp", "timestamp_epoch", *given]
         first = [index] if self.several else []
         with self.connection:
             self.connection.executemany(
                 f"INSERT INTO gpu_metrics ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})",
-                [(*first, "11-24 10:00:00", at, *told.values()) for at in times],
+                [(*first, "11-24 10:00:00", at, *given.values()) for at in times],
             )
 
     def seen(self, pid: int, name: str, times: Iterable[int], memory: float = 500.0, index: int = 0) -> None:
-        """A process at those times, as the original tells of it: its row is its pid's, whoever has it."""
+        """A process at those times, as the original records it: one row per PID, even where processes share it."""
         names = ["gpu_index"] if self.several else []
         first = [index] if self.several else []
         key = "gpu_index, pid" if self.several else "pid"

@@ -742,7 +742,7 @@ def test_no_more_threads_hang_than_there_may_be(monkeypatch: pytest.MonkeyPatch)
 
     for key in range(3 * readers.MOST_HANGING):
         with pytest.raises(Late):
-            reading.read(key, f"file {key}", hang, 0.0, whose=key // 3)
+            reading.read(key, f"file {key}", hang, 0.0, uid=key // 3)
     eventually(lambda: len(began) == readers.MOST_HANGING)
     assert reading.hung == readers.MOST_HANGING
     assert re.fullmatch(rf"file 0 has not .* UTC \(and {readers.MOST_HANGING - 1} more\)", reading.problem or "")
@@ -758,10 +758,10 @@ def test_what_hangs_of_one_user_does_not_keep_anything_of_another_from_being_rea
     reading, goes_on = Readers(), threading.Event()
     for key in range(2 * readers.MOST_OF_ONE):
         with pytest.raises(Late):
-            reading.read(key, "a file", goes_on.wait, 0.0, whose=1000)
+            reading.read(key, "a file", goes_on.wait, 0.0, uid=1000)
     with pytest.raises(Late, match=f"while {readers.MOST_OF_ONE} others hang"):
-        reading.read("new", "a file", int, PATIENCE_S, whose=1000)
-    assert reading.read("new", "a file", int, PATIENCE_S, whose=1001) == 0
+        reading.read("new", "a file", int, PATIENCE_S, uid=1000)
+    assert reading.read("new", "a file", int, PATIENCE_S, uid=1001) == 0
     goes_on.set()
 
 

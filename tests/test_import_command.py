@@ -20,11 +20,12 @@ import sqlalchemy as sa
 from conftest import PATIENCE_S, ROOT, Server
 from fake_nvml import FakeNvml, environment, loaded
 from importing import NOW, span
-from originals import Original
+from originals import OriginalFile
 from ticks import ask
 
 from gpumon_core.__main__ import main
 from gpumon_core.legacy_import import importer
+from gpumon_core.legacy_import.import_records import ImportRefused
 from gpumon_core.settings import Settings
 from gpumon_core.store import database
 
@@ -49,7 +50,7 @@ def test_on_a_new_installation_the_driver_says_which_gpus_there_are(
     environ: dict[str, str], fake: FakeNvml, tmp_path: Path
 ) -> None:
     fake.add_gpu(name="NVIDIA RTX A6000")
-    file = Original(tmp_path / "gpu_metrics.db")
+    file = OriginalFile(tmp_path / "gpu_metrics.db")
     now = int(time.time())
     # Up to this moment, and gpumon is to take a tick a minute: what the driver says now is no tick of that.
     environ["GPUMON_INTERVAL"] = "60"
@@ -72,7 +73,7 @@ def test_on_a_new_installation_the_driver_says_which_gpus_there_are(
 
 def test_without_gpus_it_says_what_comes_first(environ: dict[str, str], fake: FakeNvml, tmp_path: Path) -> None:
     fake.driver_loaded = False
-    file = Original(tmp_path / "gpu_metrics.db")
+    file = OriginalFile(tmp_path / "gpu_metrics.db")
     file.ticks(span(40))
     done = gpumon(environ, "import", str(file.path))
     assert done.returncode == 1
@@ -81,12 +82,12 @@ def test_without_gpus_it_says_what_comes_first(environ: dict[str, str], fake: Fa
     assert "start gpumon" in line
 
 
-def test_a_driver_that_fails_while_it_is_asked_is_told_in_whole_sentences(
+def test_a_driver_that_fails_when_asked_is_reported_in_whole_sentences(
     environ: dict[str, str], fake: FakeNvml, tmp_path: Path
 ) -> None:
     fake.add_gpu()
     fake.fail("nvmlDeviceGetUtilizationRates", pynvml.NVML_ERROR_UNINITIALIZED)
-    file = Original(tmp_path / "gpu_metrics.db")
+    file = OriginalFile(tmp_path / "gpu_metrics.db")
     file.ticks(span(40))
     done = gpumon(environ, "import", str(file.path))
     assert done.returncode == 1
@@ -101,7 +102,7 @@ def test_where_there_are_several_gpus_it_lists_them_and_asks(
 ) -> None:
     fake.add_gpu(name="NVIDIA RTX A6000")
     fake.add_gpu(name="NVIDIA A100")
-    file = Original(tmp_path / "gpu_metrics.db")
+    file = OriginalFile(tmp_path / "gpu_metrics.db")
     now = int(time.time())
     file.ticks(range(now - 400, now - 60, 4))
     done = gpumon(environ, "import", str(file.path))
@@ -122,7 +123,7 @@ def test_an_import_that_is_refused_makes_no_database(
         monkeypatch.setenv(name, value)
     # This process ends by its own rules.
     monkeypatch.setattr(signal, "signal", lambda *_: None)
-    file = Original(tmp_path / "gpu_metrics.db")
+    file = OriginalFile(tmp_path / "gpu_metrics.db")
     file.ticks(range(int(time.time()) - 400, int(time.time()) - 60, 4))
     other = tmp_path / "other.db"
     with closing(sqlite3.connect(other)) as connection:
@@ -171,7 +172,7 @@ def test_a_killed_import_is_completed_by_the_next_while_a_recorder_works(
 ) -> None:
     fake.add_gpu()
     server = serve(fake, GPUMON_HOST_NAME="here").ready()
-    file = Original(tmp_path / "gpu_metrics.db")
+    file = OriginalFile(tmp_path / "gpu_metrics.db")
     now = int(time.time())
     times = range(now - 30_000, now - 60, 2)
     file.ticks(times)
@@ -203,14 +204,14 @@ def test_a_killed_import_is_completed_by_the_next_while_a_recorder_works(
 
 
 def test_two_imports_at_once_are_one_after_the_other(
-    engine: sa.Engine, settings: Settings, file: Original
+    engine: sa.Engine, settings: Settings, file: OriginalFile
 ) -> None:
     file.ticks(span(400))
-    with importer._alone(settings.real_database_url, "here", False):
+    with importer._import_lock(settings.real_database_url, "here", False):
         refused = []
 
         def other() -> None:
-            with pytest.raises(importer.ImportRefused) as caught:
+            with pytest.raises(ImportRefused) as caught:
                 importer.run(settings, file.path, now=NOW)
             refused.append(str(caught.value))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from fake_nvml import FakeNvml, loaded
 from importing import DAY, GPUS, HOUR, NOW, record, span
-from originals import Original
+from originals import OriginalFile
 from ticks import ask
 
 from gpumon_core.legacy_import import importer
@@ -23,17 +23,17 @@ from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, Snapsho
 
 def plain(path: Path) -> None:
     """Up to this second, as the original is when it runs beside gpumon."""
-    file = Original(path)
+    file = OriginalFile(path)
     file.ticks(span(1200, NOW + 1))
     file.seen(7, "train", span(1200, NOW + 1))
 
 
 def readings_only(path: Path) -> None:
-    Original(path, "readings").ticks(span(3 * DAY, NOW + 1))
+    OriginalFile(path, "readings").ticks(span(3 * DAY, NOW + 1))
 
 
 def several(path: Path) -> None:
-    file = Original(path, "several")
+    file = OriginalFile(path, "several")
     for index in (0, 1):
         file.ticks(span(1200, NOW + 1), index)
         file.seen(7 + index, "train", span(1200, NOW + 1), index=index)
@@ -41,7 +41,7 @@ def several(path: Path) -> None:
 
 
 def counted_before_the_snapshots(path: Path) -> None:
-    file = Original(path)
+    file = OriginalFile(path)
     file.ticks(span(1200))
     file.seen(7, "train", span(1200))
     file.execute("UPDATE gpu_processes SET first_seen = first_seen - 5000, sample_count = sample_count + 900")
@@ -49,14 +49,14 @@ def counted_before_the_snapshots(path: Path) -> None:
 
 
 def a_pid_that_was_reused(path: Path) -> None:
-    file = Original(path)
+    file = OriginalFile(path)
     file.ticks(span(4000))
     for number, name in enumerate(("one", "two", "one")):
         file.seen(7, name, span(400, NOW - 2800 + 1000 * number))
 
 
 def years_and_the_future(path: Path) -> None:
-    file = Original(path)
+    file = OriginalFile(path)
     for back in (3000 * DAY, 400 * DAY, 40 * DAY, 2 * DAY):
         file.ticks(span(HOUR, NOW - back))
         file.seen(7, "old", span(HOUR, NOW - back))
@@ -64,7 +64,7 @@ def years_and_the_future(path: Path) -> None:
 
 
 def nothing_possible(path: Path) -> None:
-    file = Original(path)
+    file = OriginalFile(path)
     file.ticks(span(400), power=-5.0, memory=1e12)
     file.ticks(["noon", 3.5, -8], power=1.0)  # type: ignore[list-item]
     file.seen(-7, "no", span(40))
@@ -72,7 +72,7 @@ def nothing_possible(path: Path) -> None:
 
 
 def damaged(path: Path) -> None:
-    file = Original(path)
+    file = OriginalFile(path)
     file.ticks(span(200_000))
     # It can be counted by the index alone; the second half of the rows cannot be read.
     file.execute("CREATE INDEX at ON gpu_metrics (timestamp_epoch)")
@@ -84,7 +84,7 @@ def damaged(path: Path) -> None:
 
 
 def empty_tables(path: Path) -> None:
-    Original(path)
+    OriginalFile(path)
 
 
 def in_wal_mode(path: Path) -> None:
@@ -133,7 +133,7 @@ def recorded(settings: Settings, url: str, fake: FakeNvml) -> Iterator[None]:
 
 @contextmanager
 def at_work(settings: Settings, url: str, fake: FakeNvml) -> Iterator[None]:
-    """A recorder is at work, whose newest tick is a moment old."""
+    """A recorder is running, and its newest tick is a moment old."""
     made = database.open_for_writing(url)
     record(made, range(NOW - 500, NOW - 60, 4), GPUS)
     made.dispose()
@@ -151,7 +151,7 @@ def imported(settings: Settings, url: str, fake: FakeNvml) -> Iterator[None]:
     made = database.open_for_writing(url)
     record(made, range(NOW, NOW + 1), GPUS)
     made.dispose()
-    before = Original(settings.data_dir / "before.db")
+    before = OriginalFile(settings.data_dir / "before.db")
     before.ticks(span(600, NOW - 400))
     before.seen(7, "train", span(600, NOW - 400))
     importer.run(settings, before.path, ["0"], now=NOW)

@@ -18,7 +18,7 @@ import pytest
 import sqlalchemy as sa
 from conftest import PATIENCE_S, eventually
 from importing import DAY, NOW, digest, everything, record, span
-from originals import Original
+from originals import OriginalFile
 from ticks import ask
 
 from gpumon_core.__main__ import main
@@ -68,7 +68,7 @@ def own_database(path: Path) -> None:
 
 
 def torn(path: Path) -> None:
-    file = Original(path)
+    file = OriginalFile(path)
     file.ticks(span(8000))
     file.connection.close()
     content = bytearray(path.read_bytes())
@@ -135,7 +135,7 @@ def test_another_file_is_one_sentence(
 
 
 def test_triggers_and_views_beside_the_tables_do_nothing(
-    engine: sa.Engine, settings: Settings, file: Original
+    engine: sa.Engine, settings: Settings, file: OriginalFile
 ) -> None:
     """The oldest files have a view of their own."""
     file.execute("CREATE VIEW history_json_view AS SELECT json_group_array(timestamp) FROM gpu_metrics")
@@ -147,7 +147,7 @@ def test_triggers_and_views_beside_the_tables_do_nothing(
 
 
 def test_a_file_of_readings_only_is_taken(engine: sa.Engine, settings: Settings, tmp_path: Path) -> None:
-    file = Original(tmp_path / "early.db", "readings")
+    file = OriginalFile(tmp_path / "early.db", "readings")
     file.ticks(span(400))
     assert importer.run(settings, file.path, now=NOW).taken == {"ticks": 100, "processes": 0, "snapshots": 0}
 
@@ -159,7 +159,7 @@ def test_the_file_and_what_lies_beside_it_stay_as_they_are(
     """Whether its program ended well, or was killed with a log or a journal behind it."""
     there = tmp_path / "there"
     there.mkdir()
-    file = Original(tmp_path / "live.db")
+    file = OriginalFile(tmp_path / "live.db")
     if left == "log":
         file.execute("PRAGMA journal_mode = WAL")
     file.ticks(span(400))
@@ -189,7 +189,7 @@ def test_a_file_of_another_user_in_a_folder_of_another_user_is_read(
 ) -> None:
     there = tmp_path / "there"
     there.mkdir()
-    file = Original(there / "gpu_metrics.db")
+    file = OriginalFile(there / "gpu_metrics.db")
     file.execute("PRAGMA journal_mode = WAL")
     file.ticks(span(400))
     file.connection.close()
@@ -216,11 +216,11 @@ def write_in_wal_mode(path: Path, times: Iterable[int], padding: int = 0) -> Non
         )
 
 
-def test_a_file_that_is_written_to_between_two_questions_is_read_as_it_is_then(file: Original) -> None:
+def test_a_file_that_is_written_to_between_two_questions_is_read_as_it_is_then(file: OriginalFile) -> None:
     file.execute("PRAGMA journal_mode = WAL")
     file.ticks(span(4000))
     file.connection.close()
-    with reader.Original(file.path) as opened:
+    with reader.OriginalReader(file.path) as opened:
         assert len(list(opened.ticks(0, NOW))) == 1000
         write_in_wal_mode(file.path, span(400, NOW + 400), padding=200)
         assert len(list(opened.ticks(0, NOW + 400))) == 1100
@@ -249,9 +249,9 @@ for number in itertools.count():
 def has_all_ticks(path: Path) -> bool:
     """Whether every tick before NOW is read; not where a machine is too busy for a read between two batches."""
     try:
-        with reader.Original(path) as opened:
+        with reader.OriginalReader(path) as opened:
             assert len([tick for tick in opened.ticks(0, NOW + DAY) if tick.at < NOW]) == 2000
-    except sqlite_file.OriginalError as error:
+    except sqlite_file.SqliteFileError as error:
         if "was written to while it was read" in str(error):
             return False
         raise
@@ -259,7 +259,7 @@ def has_all_ticks(path: Path) -> bool:
 
 
 def test_a_sound_file_is_never_called_damaged_while_its_program_opens_and_closes_it(
-    file: Original, monkeypatch: pytest.MonkeyPatch
+    file: OriginalFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file.execute("PRAGMA journal_mode = WAL")
     file.execute("CREATE INDEX at ON gpu_metrics (timestamp_epoch)")
@@ -278,7 +278,7 @@ def test_a_sound_file_is_never_called_damaged_while_its_program_opens_and_closes
 
 
 def test_a_file_that_is_always_written_to_is_to_be_read_again(
-    file: Original, monkeypatch: pytest.MonkeyPatch
+    file: OriginalFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file.execute("PRAGMA journal_mode = WAL")
     file.ticks(span(400))
@@ -286,5 +286,5 @@ def test_a_file_that_is_always_written_to_is_to_be_read_again(
     monkeypatch.setattr(sqlite_file, "RETRY_S", 0.0)
     states = itertools.count()
     monkeypatch.setattr(sqlite_file, "_state", lambda path: (0, 0, 0, next(states)))
-    with pytest.raises(sqlite_file.OriginalError, match=r"was written to while it was read.* Run it again"):
-        reader.Original(file.path)
+    with pytest.raises(sqlite_file.SqliteFileError, match=r"was written to while it was read.* Run it again"):
+        reader.OriginalReader(file.path)

@@ -10,15 +10,16 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from importing import GPUS, NOW, everything, record, span
-from originals import Original
+from originals import OriginalFile
 from ticks import ask
 
 from gpumon_core.legacy_import import importer, reader, sqlite_file
+from gpumon_core.legacy_import.import_records import ImportRefused
 from gpumon_core.settings import load
 from gpumon_core.store import database
 
 QUIETLY = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-# Near the present, at the edges of what is kept, and anywhere.
+# Near the present, at the edges of retention, and anywhere.
 TIMES = st.one_of(
     st.integers(NOW - 400, NOW + 8),
     st.sampled_from([NOW - days * 86400 + more for days in (3, 30, 730) for more in (-3601, -60, -1, 0, 4, 3599)]),
@@ -65,7 +66,7 @@ def take(folder: Path, path: Path) -> dict[str, int] | None:
     try:
         report = importer.run(chosen, path, now=NOW)
         taken, problem = report.taken, report.problem
-    except (sqlite_file.OriginalError, importer.ImportRefused) as error:
+    except (sqlite_file.SqliteFileError, ImportRefused) as error:
         taken, problem = None, str(error)
     assert problem is None or (problem and problem.isprintable())
     return taken
@@ -103,9 +104,9 @@ def test_any_rows(rows: dict[str, list[tuple[Any, ...]]], several: bool) -> None
         path = Path(name) / "gpu_metrics.db"
         connection = sqlite3.connect(path)
         for table, columns in reader.COLUMNS.items():
-            kept = ("gpu_index", *columns) if several else columns
-            connection.execute(f"CREATE TABLE {table} ({', '.join(kept)})")
-            places = ", ".join("?" * len(kept))
+            names = ("gpu_index", *columns) if several else columns
+            connection.execute(f"CREATE TABLE {table} ({', '.join(names)})")
+            places = ", ".join("?" * len(names))
             connection.executemany(
                 f"INSERT INTO {table} VALUES ({places})",
                 [tuple(map(storable, row))[0 if several else 1 :] for row in rows[table]],
@@ -118,7 +119,7 @@ def test_any_rows(rows: dict[str, list[tuple[Any, ...]]], several: bool) -> None
 def whole_file() -> bytes:
     """A file of one GPU, of a few pages, as the original leaves it."""
     with tempfile.TemporaryDirectory() as name:
-        file = Original(Path(name) / "gpu_metrics.db")
+        file = OriginalFile(Path(name) / "gpu_metrics.db")
         file.ticks(span(600))
         file.seen(7, "/usr/bin/train", span(600))
         file.seen(8, "serve", span(200))

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from gpumon_core.legacy_import import importer
+from gpumon_core.legacy_import import gpu_choice
 from gpumon_core.legacy_import.discovery import NamedGpu, named_gpus
-from gpumon_core.legacy_import.import_records import Place
+from gpumon_core.legacy_import.import_records import ImportRefused, TargetGpu
 
-PLACES = [
-    Place(3, 0, "GPU-aa1", "A6000", 49140, 0, 0),
-    Place(5, 1, "GPU-aa2", "A100", 40960, 0, 0),
+TARGETS = [
+    TargetGpu(3, 0, "GPU-aa1", "A6000", 49140, 0, 0),
+    TargetGpu(5, 1, "GPU-aa2", "A100", 40960, 0, 0),
 ]
 
 
@@ -45,30 +45,30 @@ def test_the_right_gpu_is_chosen(
     given: list[str],
     chosen: dict[int, int],
 ) -> None:
-    found = importer.choose(indices, several, named, PLACES, given, "here")
-    assert {index: place.id for index, place in found.places.items()} == chosen
-    assert set(found.unplaced) == set(indices) - set(chosen)
+    found = gpu_choice.choose(indices, several, named, TARGETS, given, "here")
+    assert {index: target.id for index, target in found.targets.items()} == chosen
+    assert set(found.unmatched) == set(indices) - set(chosen)
 
 
 @pytest.mark.parametrize(
     ("indices", "several", "named", "given", "says"),
     [
-        ([0], False, [], [], "several that it may be"),
+        ([0], False, [], [], "several that fit"),
         ([0], False, [NamedGpu(0, "RTX 3090")], [], "'RTX 3090', which here does not have"),
         ([0], False, [], ["GPU-aa"], "means several"),
         ([0], False, [], ["7"], "there is no GPU 7; there are here/0 (A6000, GPU-aa1), here/1 ("),
         ([0], False, [], [""], "there is no GPU"),
         ([0, 1], True, [], ["1"], "say for each"),
-        ([0, 1], True, [], ["4=1"], "tells of GPU 0, 1, not of 4"),
-        ([0, 1], True, [], ["0=1"], "two GPUs of the file would be one"),
+        ([0, 1], True, [], ["4=1"], "has GPU 0, 1, and no GPU 4"),
+        ([0, 1], True, [], ["0=1"], "two GPUs of the file would become one"),
         ([4], True, [], [], "has no GPU 4"),
     ],
 )
-def test_a_gpu_that_cannot_be_known_is_asked_for(
+def test_gpumon_asks_for_a_gpu_that_it_cannot_know(
     indices: list[int], several: bool, named: list[NamedGpu], given: list[str], says: str
 ) -> None:
-    with pytest.raises(importer.ImportRefused) as caught:
-        importer.choose(indices, several, named, PLACES, given, "here")
+    with pytest.raises(ImportRefused) as caught:
+        gpu_choice.choose(indices, several, named, TARGETS, given, "here")
     assert says in str(caught.value)
     assert caught.value.status == 2
 
@@ -77,8 +77,8 @@ def test_what_lies_beside_the_file_names_the_gpu(tmp_path: Path) -> None:
     (tmp_path / "history").mkdir()
     config = tmp_path / "gpu_config.json"
     config.write_text('{"gpu_name": "NVIDIA GeForce RTX 3090"}')
-    for place in (tmp_path / "gpu_metrics.db", tmp_path / "history" / "gpu_metrics.db"):
-        assert named_gpus(place) == [NamedGpu(0, "NVIDIA GeForce RTX 3090")]
+    for target in (tmp_path / "gpu_metrics.db", tmp_path / "history" / "gpu_metrics.db"):
+        assert named_gpus(target) == [NamedGpu(0, "NVIDIA GeForce RTX 3090")]
     config.write_text(json.dumps({"gpus": [{"index": 1, "uuid": "GPU-x", "name": "GPU"}, {"index": "a"}, 3]}))
     assert named_gpus(tmp_path / "gpu_metrics.db") == [NamedGpu(1, None, "GPU-x")]
     for nonsense in (b"", b"[1]", b"\xff\xfe{", b'{"gpu_name": 3}', b"[" * 100_000):

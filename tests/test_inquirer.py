@@ -155,7 +155,7 @@ def test_a_vllm_server_says_what_it_serves_and_its_worker_knows_it_by_its_launch
     assert first.program.model == "org/model-a", "known before anybody was asked"
     found = learned(attribution, ask, reading(worker), until=lambda known: not known[worker].pending)
     assert (found[worker].program.workload, found[worker].program.model) == ("vLLM", "org/model-a")
-    # Asked again it is the same object: nothing new is known, and nobody need look.
+    # The next call gives the same object: nothing new is known.
     asked = len(server.asked)
     eventually(lambda: len(server.asked) > asked + 1)
     again = ask.add(attribution.identify({worker}, 0), [reading(worker)])
@@ -536,7 +536,7 @@ def test_an_endpoint_that_cannot_be_used_is_named(tmp_path: Path, text: str, com
         Rules.load(path)
 
 
-def test_nobody_is_asked_where_the_user_does_not_want_it(start: Callable[..., int]) -> None:
+def test_no_server_is_asked_where_the_user_does_not_want_it(start: Callable[..., int]) -> None:
     pid = start("ollama", "runner")
     quiet = LocalAttribution(trusted=True, describer=Describer(ask=False))
     found = quiet.identify({pid}, 0)[pid]

@@ -101,9 +101,9 @@ def test_who_else_has_the_port_is_not_asked(start: Start) -> None:
     assert find(family(pid), parent, "127.0.0.1", port).verdict == "foreign", "that of another child of its parent"
 
 
-def test_a_port_that_nobody_has_is_nobodys(start: Start) -> None:
+def test_a_port_without_a_socket_is_no_servers(start: Start) -> None:
     pid, _ = start("vllm", host="none")
-    assert find(family(pid), None, "127.0.0.1", 1).verdict == "nobody"
+    assert find(family(pid), None, "127.0.0.1", 1).verdict == "none"
 
 
 def test_who_listens_at_the_loopback_does_not_speak_for_who_listens_elsewhere(start: Start) -> None:
@@ -147,9 +147,9 @@ LOOPBACK, ALL = "0100007F", "00000000"
     [
         ("172.17.0.3", ALL, "own"),
         ("172.17.0.3", LOOPBACK, "foreign"),
-        ("127.0.0.1", ALL, "nobody"),
-        ("127.0.0.1", LOOPBACK, "nobody"),
-        ("192.168.1.5", ALL, "nobody"),
+        ("127.0.0.1", ALL, "none"),
+        ("127.0.0.1", LOOPBACK, "none"),
+        ("192.168.1.5", ALL, "none"),
     ],
 )
 def test_a_server_in_a_network_of_its_own_does_not_speak_for_who_answers_here(
@@ -199,7 +199,7 @@ def test_a_server_that_loads_has_not_the_model_of_who_has_its_port(
         (("llama-server", "--port", "1"), "somebody-elses"),
     ],
 )
-def test_what_nobody_is_seen_to_say_does_not_count_against_what_a_process_says_of_itself(
+def test_an_answer_from_an_unknown_program_does_not_win_over_what_a_process_says(
     start: Start, monkeypatch: pytest.MonkeyPatch, line: tuple[str, ...], model: str
 ) -> None:
     monkeypatch.setattr(endpoints, "get", lambda *where: {"data": [{"id": "somebody-elses"}]})

@@ -15,7 +15,7 @@ from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, TICK_COLUMNS, Level
 from gpumon_core.recording.collector import SimulatedObserver
 from gpumon_core.settings import Settings
-from gpumon_core.simulation import people as cast
+from gpumon_core.simulation import people
 from gpumon_core.simulation.identities import SimulatedAttribution
 from gpumon_core.simulation.source import SimulatedSource
 from gpumon_core.telemetry.records import GpuInfo, ProcessReading, Snapshot, Source
@@ -98,9 +98,9 @@ def test_every_catalogue_key_is_present_in_every_reading(gpus: int) -> None:
 def test_a_mig_parent_has_no_utilization_and_its_instances_have_memory_only() -> None:
     assert not any(gpu.parent_uuid for gpu in SimulatedSource(4).snapshot_at(MONDAY).gpus)
     snapshots = week(8)
-    parent = next(gpu for gpu in snapshots[0].gpus if gpu.index == cast.MIG_INDEX and gpu.mig_index is None)
+    parent = next(gpu for gpu in snapshots[0].gpus if gpu.index == people.MIG_INDEX and gpu.mig_index is None)
     instances = [gpu for gpu in snapshots[0].gpus if gpu.parent_uuid == parent.uuid]
-    assert [gpu.mig_index for gpu in instances] == list(range(len(cast.MIG_INSTANCES)))
+    assert [gpu.mig_index for gpu in instances] == list(range(len(people.MIG_INSTANCES)))
     assert all(gpu.uuid.startswith("MIG-") and gpu.index == parent.index for gpu in instances)
     for snapshot in snapshots:
         values = {reading.uuid: reading.values for reading in snapshot.readings}
@@ -122,25 +122,25 @@ def test_a_mig_parent_has_no_utilization_and_its_instances_have_memory_only() ->
 
 @pytest.mark.parametrize("gpus", [4, 8])
 def test_readings_stay_inside_physical_limits_over_a_week(gpus: int) -> None:
-    cards = {card.name: card for card, _, _ in cast.LINE_UP}
+    models = {model.name: model for model, _, _ in people.GPUS}
     for snapshot in week(gpus):
         infos = {gpu.uuid: gpu for gpu in snapshot.gpus if gpu.parent_uuid is None}
         for reading in snapshot.readings:
             if (info := infos.get(reading.uuid)) is None:
                 continue
-            card, values = cards[info.name or ""], reading.values
+            model, values = models[info.name or ""], reading.values
             power, temperature = values["power"] or 0, values["temperature"] or 0
-            assert 0.9 * card.board.idle_w < power < 1.13 * card.board.limit_w
+            assert 0.9 * model.power.idle_w < power < 1.13 * model.power.limit_w
             assert 18 <= temperature <= 95
             for key in ("utilization", "memory_utilization", "fan_speed"):
                 value = values[key]
                 assert value is None or (0 <= value <= 100 and value == int(value))
-            assert card.sm_mhz[0] <= (values["sm_clock"] or 0) <= card.sm_mhz[1]
+            assert model.sm_mhz[0] <= (values["sm_clock"] or 0) <= model.sm_mhz[1]
             assert (values["sm_clock"] or 0) % 15 == 0
-            assert values["memory_clock"] in card.memory_mhz
+            assert values["memory_clock"] in model.memory_mhz
             assert temperature == int(temperature)
             assert power == round(power, 3)
-            assert (values["fan_speed"] is None) == (card.fan_min is None)
+            assert (values["fan_speed"] is None) == (model.fan_min is None)
 
 
 @pytest.mark.parametrize(("gpus", "processes"), [(4, None), (8, None), (8, 64), (4, 400)])
@@ -162,8 +162,8 @@ def test_memory_is_the_processes_and_a_little_more_and_never_exceeds_the_gpu(
 
 
 def test_what_coincides_on_a_gpu_always_fits() -> None:
-    pairs = (cast.PAIR, *cast.ROLES["pair"][1:])
-    for habits in (*cast.ROLES.values(), pairs):
+    pairs = (people.PAIR, *people.ROLES["pair"][1:])
+    for habits in (*people.ROLES.values(), pairs):
         assert sum(habit.share[1] for habit in habits) < 0.99
 
 
@@ -266,7 +266,7 @@ def test_a_mix_of_states_appears_within_a_day(day: int) -> None:
 
 
 def test_requests_follow_the_day() -> None:
-    server = next(gpu for gpu in week(4)[0].gpus if gpu.name == cast.L40S.name)
+    server = next(gpu for gpu in week(4)[0].gpus if gpu.name == people.L40S.name)
     hours: dict[int, list[float]] = defaultdict(list)
     for snapshot, value in zip(week(4), series(week(4), server.uuid, "utilization"), strict=True):
         hours[int(snapshot.timestamp) // HOUR % 24].append(value or 0)
@@ -276,7 +276,7 @@ def test_requests_follow_the_day() -> None:
 
 def test_warmth_follows_power_with_a_delay_and_without_jumps() -> None:
     source = SimulatedSource(4)
-    gpu = next(gpu for gpu in source.snapshot_at(MONDAY).gpus if gpu.name == cast.H100.name)
+    gpu = next(gpu for gpu in source.snapshot_at(MONDAY).gpus if gpu.name == people.H100.name)
     powers: list[float] = []
     temperatures: list[float] = []
     for offset in range(0, 2 * DAY, 4):

@@ -1,7 +1,6 @@
-"""Where a process stands: its container, pod, service and job, from its control groups (cgroups(7)).
+"""Finds the container, pod, service and job of a process, from its control groups (cgroups(7)).
 
-The kernel knows no containers. But every engine gives the groups that it makes names of its own, and
-those are in /proc/PID/cgroup.
+The kernel knows no containers. But each engine gives its groups names of its own, which are in /proc/PID/cgroup.
 """
 
 from __future__ import annotations
@@ -11,12 +10,13 @@ from dataclasses import dataclass, field
 
 from gpumon_core.safety.text import clean
 
-# A path longer than this is nobody's, and not worth the search.
+# No engine makes a longer path: it is not searched.
 LONGEST = 4096
-# Every engine calls a container by 64 hexadecimal digits, wherever it puts the group: below a folder of its own
-# (/docker), of an orchestrator (/ecs/TASK), of the user (--cgroup-parent), or, seen from a control group namespace
-# beside it, below nothing at all (/../ID). The shape tells, and a prefix the engine: "docker-ID.scope",
-# "libpod-ID", or "slice:cri-containerd:ID", which is meant for systemd but is a folder where an engine has none.
+# Every engine names a container by 64 hexadecimal digits, wherever it puts the group: below a folder of its own
+# (/docker), of an orchestrator (/ecs/TASK), of the user (--cgroup-parent), or, seen from another control group
+# namespace, below no folder (/../ID). The 64 digits mark a container, and a prefix marks the engine:
+# "docker-ID.scope", "libpod-ID", or "slice:cri-containerd:ID", which is meant for systemd but is a folder where an
+# engine has none.
 ID = r"(?P<id>[0-9a-f]{64})"
 SHAPE = re.compile(rf"(?:(?P<maker>.+)[-:])?{ID}(?:\.scope)?")
 # On AWS Fargate a container is its task's id with a number behind it.
@@ -31,25 +31,25 @@ MAKERS = {
     "containerd": "containerd",
     "nerdctl": "containerd",
 }
-# Beside a container stands its monitor, in a group of almost the same name.
+# The monitor of a container, in a group of almost the same name.
 MONITOR = re.compile(r".*conmon")
-# Whose a container is that has a bare id: the part above it tells, and else it is Docker's, which puts it below
-# any parent. dockerd keeps its containers in containerd's namespace "moby".
+# The engine of a container without a prefix: the group above it names the engine. Otherwise it is Docker, which
+# takes any parent. dockerd has its containers in containerd's namespace "moby".
 ABOVE: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("docker", re.compile("docker|moby")),
     # The path does not say which engine runs a pod; containerd is the one that most clusters have.
     ("containerd", re.compile(r"(?:.*-)?pod[0-9a-f_-]{32,36}(?:\.slice)?|default|k8s\.io")),
 )
-# There Podman keeps its pods, which have ids of the same shape.
+# The group of Podman's pods, which have ids of the same form.
 POD_PARENT = "libpod_parent"
 
-# Engines that call a container by a name. Groups: id, the container's name.
+# Engines that identify a container by a name. The group `id` is the container's name.
 ANY = ".*"
 NAMED: tuple[tuple[str, re.Pattern[str], re.Pattern[str]], ...] = tuple(
     (engine, re.compile(above), re.compile(pattern))
     for engine, above, pattern in (
         ("lxc", ANY, r"lxc\.payload\.(?P<id>.+)"),
-        # libvirt's virtual machines stand there too (machine-qemu\x2d1\x2dname.scope), and are no containers.
+        # The virtual machines of libvirt are there too (machine-qemu\x2d1\x2dname.scope); they are not containers.
         ("systemd-nspawn", r"machine\.slice", r"machine-(?!qemu\\x2d)(?P<id>.+)\.scope"),
         ("systemd-nspawn", ANY, r"systemd-nspawn@(?P<id>.+)\.service"),
         ("lxc", r"lxc|lxc\.payload", r"(?!lxc\.monitor)(?P<id>.+)"),
@@ -60,24 +60,24 @@ POD = re.compile(r"(?:.*-)?pod(?P<uid>[0-9a-f]{8}(?:[-_]?[0-9a-f]{4}){3}[-_]?[0-
 JOB = re.compile(r"job_(?P<id>[0-9]+)")
 SLURM = re.compile(r"slurm(?:_.*)?|(?:.*_)?slurmstepd\.scope")
 UNIT = re.compile(r".+\.(?:service|scope)")
-# Scopes that an engine or Slurm made are not what people know a process by.
+# Scopes that an engine or Slurm made are not units that people know.
 MADE = re.compile(r"(?:docker|libpod|crio|cri-containerd|nerdctl|containerd)-.*\.scope")
 # systemd escapes bytes, and a letter may be several: systemd.unit(5).
 ESCAPED = re.compile(r"(?:\\x[0-9a-f]{2})+")
 # The kernel's mark on a group that was removed while the process ended: admin-guide/cgroup-v2.rst.
 REMOVED = " (deleted)"
-# The unified hierarchy and systemd's own tell most; the controllers of version 1 the rest.
+# The order to read the hierarchies in: the unified one and systemd's say most.
 FIRST = {"": 0, "name=systemd": 1}
 LAST = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What the control groups of a process tell; None where they tell nothing.
+    """What the control groups of a process say; None where they say nothing.
 
-    `container_id` is 64 hexadecimal digits, or, of LXC and systemd-nspawn, the container's name. `unit` is
-    the nearest systemd service or session around the process; `pod_uid` is Kubernetes'. `slice_uid` is the user in
-    whose slice it stands, who owns the container of a rootless engine whatever user the process is inside.
+    `container_id` is 64 hexadecimal digits, or, of LXC and systemd-nspawn, the container's name. `unit` is the
+    nearest systemd service or session around the process; `pod_uid` is Kubernetes'. `slice_uid` is the user of the
+    slice. That user owns the container of a rootless engine, whatever user the process has inside it.
     """
 
     container_engine: str | None = None
@@ -105,12 +105,12 @@ def placement(text: str) -> Placement:
 
 
 def _read(path: str) -> dict[str, str]:
-    """What one path tells. The innermost of several containers is the process's own."""
+    """What one path says. Of several containers the innermost counts."""
     found: dict[str, str] = {}
     above = ""
     in_slurm = False
     for part in path.split("/"):
-        # Slices inside a container are its own users'.
+        # Slices inside a container belong to its own users.
         if "container_id" not in found and (owner := USER_SLICE.fullmatch(part)):
             found["slice_uid"] = owner["uid"] or owner["manager"]
         container = _container(above, part)
@@ -130,14 +130,14 @@ def _read(path: str) -> dict[str, str]:
 
 
 def _container(above: str, part: str) -> tuple[str, str] | None:
-    """The engine and the container that a part of a path stands for."""
+    """The engine and the container of one part of a path."""
     if found := SHAPE.fullmatch(part):
         maker = found["maker"]
         if maker is None:
             return None if above == POD_PARENT else (_engine(above), found["id"])
         if MONITOR.fullmatch(maker):
             return None
-        # Before the colons stands the slice.
+        # The slice is before the colons.
         return MAKERS.get(maker.rpartition(":")[2]) or _engine(above), found["id"]
     if found := FARGATE.fullmatch(part):
         return "containerd", found["id"]

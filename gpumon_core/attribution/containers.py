@@ -1,8 +1,8 @@
-"""A container's name and image: from its engine's socket, or from the file that its runtime runs it by.
+"""Finds the name and image of a container: from the socket of its engine, or from the file of its runtime.
 
-Nothing of this is required: what may not be read stays unknown. Sources: Docker's Engine API (Podman's is
-compatible), /containers/{id}/json; the OCI runtime specification, config.json; the annotations of containerd's
-and CRI-O's Kubernetes parts (pkg/annotations).
+What cannot be read stays unknown. Sources: Docker's Engine API (Podman's is compatible), /containers/{id}/json;
+the OCI runtime specification, config.json; the annotations of containerd's and CRI-O's Kubernetes parts
+(pkg/annotations).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gpumon_core.attribution.endpoints import get_over_socket, values_at
 from gpumon_core.attribution.files import read
 
 ID = re.compile(r"[0-9a-f]{64}")
-# Before the name of an engine that is a user's own: nobody else is asked about its containers.
+# The prefix of an engine that belongs to a user. Only that engine is asked about its containers.
 ROOTLESS = "rootless "
 SOCKETS = {
     # A rootless engine listens in the folder of the user that it belongs to.
@@ -42,22 +42,22 @@ CONFIGS = (
     "/var/lib/containers/storage/overlay-containers/{id}/userdata/config.json",
 )
 NAMESPACES = ("k8s.io", "default", "moby")
-# What the annotations of a container's file are here; the first that is there.
+# The annotations in a container's file for each field; the first that exists counts.
 ANNOTATIONS = {
     "container_name": ("io.kubernetes.cri.container-name", "io.kubernetes.container.name", "nerdctl/name"),
     "container_image": ("io.kubernetes.cri.image-name", "io.kubernetes.cri-o.ImageName"),
     "pod": ("io.kubernetes.cri.sandbox-name", "io.kubernetes.pod.name"),
     "namespace": ("io.kubernetes.cri.sandbox-namespace", "io.kubernetes.pod.namespace"),
 }
-# The same of Docker's labels.
+# The labels of Docker for each field.
 LABELS = {"pod": "io.kubernetes.pod.name", "namespace": "io.kubernetes.pod.namespace"}
 
 
 def facts_of(engine: str, container: str, uid: int, extra_socket: str | None = None) -> dict[str, str]:
-    """What can be told of a container, by the fields of attribution.records.Program; {} where nothing."""
+    """What is known of a container, by the fields of attribution.records.Program; {} where nothing is."""
     if ID.fullmatch(container) is None:
         return {}
-    # Root's engine is the system's own.
+    # The engine of root is the engine of the system.
     sockets = [place.format(uid=uid) for place in SOCKETS.get(engine, ()) if uid or "{uid}" not in place]
     if engine.startswith(ROOTLESS):
         if extra_socket is not None and _owner(extra_socket) == uid:
@@ -68,7 +68,7 @@ def facts_of(engine: str, container: str, uid: int, extra_socket: str | None = N
     return (
         _from_sockets(sockets, container)
         or _from_config(container)
-        # The path does not say of a pod's container whether containerd runs it or Docker.
+        # The path of a pod's container does not say whether containerd or Docker runs it.
         or (_from_sockets(SOCKETS["docker"][:1], container) if engine == "containerd" else {})
     )
 
@@ -87,7 +87,7 @@ def _from_engine(answer: Any) -> dict[str, str]:
         "container_name": _text(values_at(answer, "Name")).removeprefix("/"),
         "container_image": _text(values_at(answer, "Config.Image")),
     }
-    # Labels have dots in their names, which a way takes for steps.
+    # The names of labels have dots, which a path of values_at would split.
     labels = next((labels for labels in values_at(answer, "Config.Labels") if isinstance(labels, dict)), {})
     found |= {field: _text([labels.get(label)]) for field, label in LABELS.items()}
     return {field: text for field, text in found.items() if text}
@@ -117,13 +117,14 @@ def _text(values: list[Any]) -> str:
 
 
 def owner(pid: int, proc: str = "/proc") -> int:
-    """The user id that a process runs as, as far as its folder tells."""
+    """The user id of a process, by the owner of its folder in /proc."""
     return _owner(f"{proc}/{pid}") or 0
 
 
 def maker(pid: int, container: str, proc: str = "/proc") -> int | None:
-    """The user who could give a container's control group its name: who owns the one above it; None where that
-    cannot be seen. A user's own (cgroups(7), delegation) may be called like any container, of root's too."""
+    """The user who could choose the name of a container's control group, which is the owner of the group above it;
+    None where that cannot be read. A user's own group (cgroups(7), delegation) may have the name of any container,
+    also of one of root's."""
     for line in (read(f"{proc}/{pid}/cgroup") or b"").decode("utf-8", "surrogateescape").split("\n")[:64]:
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")

@@ -1,4 +1,4 @@
-"""What a process runs, from /proc (see proc(5)); read once, when it appears."""
+"""Reads from /proc what a process runs (see proc(5)): once, when the process appears."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from gpumon_core.attribution.secrets import Mask
 from gpumon_core.safety import text
 
 Commands = Literal["full", "masked", "name", "off"]
-# So much of a command line is kept.
+# The most characters of a command line that are stored.
 LONGEST_COMMAND = text.LONGEST_OF["command"]
-# Engines that call containers by a name of people's, and those that can be asked for it.
+# Engines that identify containers by names, and engines that gpumon can ask for the names.
 NAMED = ("lxc", "systemd-nspawn")
 ENGINES = ("docker", "podman", "containerd", "cri-o")
 BLOB = re.compile(r"/blobs/sha256-[0-9a-f]{64}")
-# So many arguments of a process are looked at for what it runs, and so much of one for a file.
+# The most arguments of a process to look at, and the most characters of one to look at for a file.
 MOST_ARGUMENTS = 4096
 LONGEST_PATH = 4096
-# A server's processes of which the arguments are looked at, from the one on the GPU upwards.
+# The most processes of a server with arguments to look at, from the one on the GPU upwards.
 LONGEST_FAMILY = 4
-# So many of those above a process are named to the rules.
+# Rules get the names of this many processes above a process.
 NEAREST = 3
-# Programs that only start another: what is above them is above it.
+# Programs that only start another program: they are left out of its parents.
 PASSES_ON = re.compile(
     r"(?:ba|da|z|k|fi)?sh|.*\.sh|tini|dumb-init|docker-init|env|sudo|nice|timeout|uv|conda|pixi"
     r"|orted|prted|hydra_\w+"
@@ -52,8 +52,8 @@ class _Ancestor:
 
 
 class _Family:
-    """A process and those above it that it belongs to; `reach` is how far up it has been looked, and `top` how far
-    up the last of them is."""
+    """A process and those above it that it belongs to. `reach` is how many processes above it were examined, and
+    `top` how many of them are up to the last one of the family."""
 
     def __init__(self, member: tuple[int, int | None], program: rules.Program) -> None:
         self.members = [member]
@@ -61,7 +61,7 @@ class _Family:
         self.reach = self.top = 0
 
     def add(self, one: _Ancestor, program: rules.Program) -> None:
-        """Take in one that is further up."""
+        """Add a process that is further up."""
         self.members.append((one.pid, one.start))
         self.programs.append(program)
         self.reach += 1
@@ -69,8 +69,8 @@ class _Family:
 
 
 class Describer:
-    """Reads what there is to know about a process. `commands` is how much of it may be kept (GPUMON_COMMANDS), and
-    `ask` whether others may be asked for more (GPUMON_ASK_SERVERS)."""
+    """Reads everything about a process. `commands` says how much of it may be stored (GPUMON_COMMANDS), and `ask`
+    whether servers and engines may be asked for more (GPUMON_ASK_SERVERS)."""
 
     def __init__(
         self,
@@ -86,10 +86,10 @@ class Describer:
         self._mask = Mask(self._rules.secrets)
 
     def describe(self, pid: int, comm: str, parent: int) -> tuple[str, Program, Ask | None]:
-        """A process's readable name, all else about it, and who can be asked for more; never raises for what
-        may not be read."""
+        """The readable name of a process, its program, and what to ask for more. What cannot be read raises
+        nothing."""
         folder = f"{self._proc}/{pid}"
-        # Its names are cleaned where they are found: systemd escapes some.
+        # placement() cleans the names, because systemd escapes some.
         placed = placement((read(f"{folder}/cgroup") or b"").decode("utf-8", "replace"))
         above = self._above(parent)
         program = replace(
@@ -112,7 +112,7 @@ class Describer:
         arguments, environment, executable = _arguments(cmdline), own.environment, own.executable
         name = acting.name
         if self._commands != "full":
-            # A process may call itself anything: a title is as good a place for a password as an argument.
+            # A process can set any title, which may hold a password as an argument may.
             name = self._mask.text(name)
         workload = self._rules.identify(acting)
         if workload is not None:
@@ -132,7 +132,7 @@ class Describer:
             category=workload.category if workload else None,
             model=workload.model if workload else None,
         )
-        # Who has started the first of them may have opened the socket for them.
+        # The process that started the first one may have opened the socket for them.
         launcher = next(((one.pid, one.start) for one in above[family.top : family.top + 1]), None)
         is_asked = in_pod and namespace is None
         ask = self._ask(pid, program, owner, workload, family, launcher, namespace=is_asked)
@@ -149,11 +149,11 @@ class Describer:
         return name, self._safe(program), ask
 
     def _safe(self, program: Program) -> Program:
-        """The program with its texts masked, and then cleaned and cut: half a secret is not known for one."""
+        """The program with its texts first masked, then cleaned and cut: half a secret would not be recognized."""
         return text.record(masked_fields.starred(program, self._mask))
 
     def _above(self, pid: int) -> list[_Ancestor]:
-        """Its parents up to the session or service that the first process of the system started, nearest first."""
+        """Its parents up to the session or service that PID 1 started, nearest first."""
         found: list[_Ancestor] = []
         while pid > 1 and len(found) < LONGEST_CHAIN:
             stat = read(f"{self._proc}/{pid}/stat")
@@ -167,7 +167,7 @@ class Describer:
     def _looked_at(
         self, pid: int, comm: str, above: Sequence[_Ancestor], cmdline: bytes | None = None
     ) -> rules.Program:
-        """A process as rules look at it."""
+        """A process in the form that rules look at."""
         folder = f"{self._proc}/{pid}"
         arguments = _arguments(read(f"{folder}/cmdline") if cmdline is None else cmdline)
         return rules.Program(
@@ -181,13 +181,13 @@ class Describer:
         )
 
     def _title(self, argument: str) -> str:
-        """What a process calls itself, masked before it is cut to a name: half a password is not known for one."""
+        """The title of a process, masked before it is cut to a name: half a password would not be recognized."""
         return (
             argument if self._commands == "full" else self._mask.text(text.clean(argument, masked_fields.LONGEST))
         )
 
     def _acting(self, family: _Family, above: Sequence[_Ancestor]) -> rules.Program:
-        """For whom a process acts: one that was started to work for its parent has no name of its own."""
+        """The program for which a process works: a worker of its parent has no name of its own."""
         own = program = family.programs[0]
         while names.is_worker(program.line, program.arguments) and family.reach < min(len(above), LONGEST_FAMILY):
             one = above[family.reach]
@@ -198,15 +198,16 @@ class Describer:
             family.add(one, program)
         if program is own or names.is_worker(program.line, program.arguments):
             return own
-        # What it has loaded, and which of the workers it is, it knows itself.
+        # Its own environment says what it has loaded and which worker it is.
         environment = {**program.environment, **own.environment}
         return replace(program, environment=environment, libraries=own.libraries)
 
     def _with_family(
         self, workload: rules.Workload, family: _Family, above: Sequence[_Ancestor]
     ) -> rules.Workload:
-        """Add to the family those above that are of the same workload: a server's worker has often no more than a
-        title, and its launcher the arguments. What a process says itself goes before what those above it say."""
+        """Add the processes above that have the same workload to the family: the worker of a server often has only
+        a title, and its launcher has the arguments. What a process says itself wins over what those above it
+        say."""
         while family.reach < min(len(above), LONGEST_FAMILY):
             one = above[family.reach]
             if PASSES_ON.fullmatch(one.comm):
@@ -220,12 +221,12 @@ class Describer:
             ):
                 model, endpoint, goes_on = theirs.model, theirs.endpoint, theirs.name == workload.name
             elif workload.worker:
-                # A script that uses the library of a server: its arguments may name the model.
+                # A script that uses the library of a server may name the model in its arguments.
                 model = rules.model_of(workload.ways, program)
             else:
                 break
             family.add(one, program)
-            # A worker of a worker has as little to say.
+            # A worker of a worker knows as little.
             is_worker = workload.worker and (theirs is None or theirs.worker)
             workload = replace(
                 workload,
@@ -248,13 +249,13 @@ class Describer:
         namespace: bool = False,
     ) -> Ask | None:
         if not self._asks:
-            # To look into a file of the process itself is not to ask anybody.
+            # Reading a file of the process itself asks no server.
             return Ask(proc=self._proc, namespace=True) if namespace else None
         endpoint = workload.endpoint if workload is not None else None
         address = None
         programs = family.programs if family is not None else []
         if endpoint is not None:
-            # The nearest that names a port: a router has one of its own.
+            # The port of the nearest process that names one: a router has another port.
             arguments = (one.arguments for one in programs if port_behind(endpoint.option, one.arguments))
             environment = (one.environment for one in programs if endpoint.environment in one.environment)
             address = address_of(endpoint, pid, next(arguments, ()), next(environment, {}), self._proc)
@@ -279,21 +280,21 @@ class Describer:
         if not arguments:
             return None
         if self._commands == "masked":
-            # Signs that cannot be seen would part a word that gives a secret away, and are gone afterwards.
+            # Remove invisible characters before masking: they could split a word that marks a secret.
             arguments = self._mask.arguments([text.clean(one) for one in arguments], LONGEST_COMMAND)
         command = arguments[0] if len(arguments) == 1 else shlex.join(arguments)
         return text.clean(command, LONGEST_COMMAND)
 
 
 def split_stat(stat: bytes) -> tuple[str, list[bytes]]:
-    """The command's name and the fields after it in /proc/PID/stat, state first: proc_pid_stat(5)."""
-    # The name stands in parentheses and may contain any character, parentheses too.
+    """The name of the command and the fields after it in /proc/PID/stat, state first: proc_pid_stat(5)."""
+    # The name is in parentheses, and may contain any character, also parentheses.
     opening, closing = stat.index(b"("), stat.rindex(b")")
     return stat[opening + 1 : closing].decode("utf-8", "surrogateescape"), stat[closing + 2 :].split(None, 20)
 
 
 def _arguments(cmdline: bytes | None) -> list[str]:
-    """The argument vector; of a process that gave itself a title, the title alone."""
+    """The arguments; only the title for a process that has set one."""
     if not cmdline:
         return []
     parts = cmdline.rstrip(b"\0").split(b"\0")
@@ -306,16 +307,16 @@ def _environment(environ: bytes | None) -> dict[str, str]:
 
 
 def _blob(argument: str) -> str | None:
-    """The file of a model in Ollama's folders, in an argument that is its path or has it behind an option."""
+    """The path of a model's file in Ollama's folders, from an argument that is the path or an option with it."""
     argument = argument[:LONGEST_PATH]
     found = BLOB.search(argument)
     return argument[argument.index("/") : found.end()] if found and found.start() else None
 
 
 def _mapped(folder: str) -> list[str]:
-    """The files that a process has mapped, libraries among them, each once: proc_pid_maps(5)."""
+    """The mapped files of a process, such as libraries, each once: proc_pid_maps(5)."""
     lines = (read(f"{folder}/maps") or b"").splitlines()
-    # The path is the last of a line, and nothing before it has a slash.
+    # The path is the last part of a line, and no part before it has a slash.
     return [
         text.decoded(path) for path in dict.fromkeys(line[line.find(b"/") :] for line in lines if b"/" in line)
     ]

@@ -1,4 +1,4 @@
-"""Asks local servers what they serve: short HTTP requests that nobody but the inquirer's thread waits for."""
+"""Asks local servers what they serve, by short HTTP requests. Only the inquirer's thread waits for them."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from gpumon_core.attribution.rules import option
 if TYPE_CHECKING:
     from http.client import HTTPConnection
 
-# Of one request: to connect or to hear something, and altogether.
+# The limits of a request: to connect or to get some bytes, and in all.
 SILENCE_S = 1.0
 WHOLE_S = 3.0
 LARGEST = 1 << 20
 PORTS = {"http": "80", "https": "443"}
-# What a server says of a model that it could load, and has not.
+# The words of servers for a model that they could load but have not.
 NOT_LOADED = frozenset(
     {"unloaded", "not-loaded", "not_loaded", "sleeping", "loading", "downloading", "downloaded", "failed"}
 )
-# So many models are named of a process that serves several.
+# The most models to name for a process that serves several.
 MOST_MODELS = 4
 
 
 def address_of(
     endpoint: Endpoint, pid: int, arguments: Sequence[str], environment: Mapping[str, str], proc: str = "/proc"
 ) -> tuple[str, int] | None:
-    """Host and port of the server that a process is; None where no port is known."""
+    """The host and port at which a process serves; None where no port is known."""
     port = port_behind(endpoint.option, arguments)
     if port is None and endpoint.environment:
         port = _port(environment.get(endpoint.environment, ""))
@@ -47,26 +47,26 @@ def address_of(
 
 
 def port_behind(name: str | None, arguments: Sequence[str]) -> int | None:
-    """The port behind an option of a command line."""
+    """The port that an option of a command line gives."""
     return _port(option(arguments, name) or "") if name else None
 
 
 def _port(text: str) -> int | None:
-    """The port in a text that is a port, an address with one, or an address of the web."""
+    """The port in a text that is a port, an address with one, or a URL."""
     scheme, separator, place = text.rpartition("://")
     place = place.partition("/")[0]
     if place.isdecimal() and not separator:
         digits = place
     else:
         before, colon, digits = place.rpartition(":")
-        # An IPv6 address has colons of its own: [::]:11434.
+        # An IPv6 address has colons itself: [::]:11434.
         if not colon or (":" in before and not before.endswith("]")):
             digits = PORTS.get(scheme, "")
     return int(digits) if re.fullmatch("[0-9]{1,5}", digits) and 0 < int(digits) < 65536 else None
 
 
 def _host(pid: int, proc: str) -> str:
-    """The loopback, or where the process has a network of its own its address there."""
+    """The loopback address, or the address of the process in a network of its own."""
     try:
         if os.readlink(f"{proc}/{pid}/ns/net") == os.readlink(f"{proc}/self/ns/net"):
             return "127.0.0.1"
@@ -77,14 +77,15 @@ def _host(pid: int, proc: str) -> str:
 
 def get(host: str, port: int, path: str) -> Any:
     """The JSON at http://host:port/path. Raises OSError and ValueError."""
-    # Imported by those who have somebody to ask: it is a megabyte and a half.
+    # Imported only when there is a server to ask: it takes 1.5 MB.
     from http.client import HTTPConnection
 
     return _ask(HTTPConnection(host, port, timeout=SILENCE_S), path)
 
 
 def get_over_socket(socket_path: str, path: str) -> Any:
-    """The JSON at a path behind a Unix socket, as container engines offer it. Raises OSError and ValueError."""
+    """The JSON at a path of the server at a Unix socket, such as a container engine. Raises OSError and
+    ValueError."""
     from http.client import HTTPConnection
 
     connection = HTTPConnection("localhost")
@@ -94,7 +95,7 @@ def get_over_socket(socket_path: str, path: str) -> Any:
         with socket_at(socket_path) as (place, owner):
             connection.sock.connect(place)
         if owner is not None and _peer(connection.sock) != owner:
-            raise PermissionError("somebody else listens at a user's socket")
+            raise PermissionError("another user listens at a user's socket")
     except OSError:
         connection.close()
         raise
@@ -105,7 +106,7 @@ def _ask(connection: HTTPConnection, path: str) -> Any:
     from http.client import OK, HTTPException
 
     ends = time.monotonic() + WHOLE_S
-    # Each wait has its limit, but a server that sends a letter at a time could make any number of them.
+    # Each wait has a limit, but a server that sends one byte at a time could cause any number of waits.
     last = None
     try:
         if connection.sock is None:
@@ -146,7 +147,7 @@ def _cut(stream: socket.socket) -> None:
 
 
 def values_at(answer: Any, way: str) -> list[Any]:
-    """What stands in a JSON document at a way such as "data.0.id" or "models.*.name"."""
+    """The values in a JSON document at a path such as "data.0.id" or "models.*.name"."""
     found = [answer]
     for step in filter(None, way.split(".")):
         beyond: list[Any] = []
@@ -167,8 +168,8 @@ def names_at(answer: Any, way: str) -> list[str]:
 
 
 def loaded_at(answer: Any, way: str) -> tuple[list[str], bool]:
-    """The names at a way of the models that are loaded, as far as the answer says so, and whether it says so at
-    all: a router lists what it could load as well."""
+    """The names of the loaded models at a path, and whether the answer says which are loaded: a router also lists
+    models that it could load."""
     above, _, last = way.rpartition(".")
     found, says = [], False
     for entry in values_at(answer, above):
@@ -179,7 +180,7 @@ def loaded_at(answer: Any, way: str) -> tuple[list[str], bool]:
 
 
 def is_loaded(entry: Any) -> bool:
-    """Whether a server has loaded a model, as far as it says so."""
+    """Whether a server has loaded a model; True where it does not say."""
     return _state(entry) not in NOT_LOADED
 
 

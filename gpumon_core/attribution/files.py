@@ -1,10 +1,10 @@
 """The one place that opens files about processes: those of the kernel, and those that a process controls.
 
-What the kernel writes (/proc/PID/stat) is read as it is. Whatever a process can put somewhere (a file below its
-root, a socket in its user's folder) is hostile: it may be a link to what only gpumon may read, a pipe that nobody
-writes to, a device, a file of terabytes, or lie on a file system whose server never answers. It is opened by a
-thread of its own (readers.py) with the rights of that process (rights.py), so that no link leads out of its root,
-and read only where it is a regular file of a few kilobytes.
+Files of the kernel (/proc/PID/stat) are read directly. What a process can create (a file below its root, a socket
+in the folder of its user) is hostile: it may be a link to a file that only gpumon can read, a pipe without a
+writer, a device, a file of terabytes, or on a file system with a server that never answers. So a thread of its own
+(readers.py) opens it, with the rights of that process (rights.py) and without following a link out of its root,
+and reads it only if it is a regular file of a few kilobytes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 
-# A process may have given itself arguments without end.
+# The arguments of a process can be of any length.
 LARGEST = 1 << 22
-# So much of a file that a process controls is read, and so many entries of a folder are looked at.
+# The most bytes of a file that a process controls, and the most entries of a folder.
 LARGEST_OF_PROCESS = 1 << 16
 MOST_ENTRIES = 2048
 
@@ -29,20 +29,20 @@ MOST_ENTRIES = 2048
 _OPENAT2 = 437
 _NO_MAGICLINKS, _NO_SYMLINKS, _BENEATH, _IN_ROOT = 0x02, 0x04, 0x08, 0x10
 _AT_FDCWD = -100
-# File systems of the kernel (include/uapi/linux/magic.h): what stands there is no file of a process, wherever it
-# was mounted. proc, sysfs, cgroup, cgroup2, debugfs, tracefs, securityfs, bpf, efivarfs, configfs, pstore,
+# File systems of the kernel (include/uapi/linux/magic.h): their files are not files of a process, wherever they
+# are mounted. proc, sysfs, cgroup, cgroup2, debugfs, tracefs, securityfs, bpf, efivarfs, configfs, pstore,
 # selinuxfs.
 _KERNELS = frozenset(
     {0x9FA0, 0x62656572, 0x27E0EB, 0x63677270, 0x64626720, 0x74726163, 0x73636673, 0xCAFE4A11, 0xDE5E81E4}
     | {0x62656570, 0x6165676C, 0xF97CFF8C}
 )
-# Where a user's programs put their sockets.
+# The folder for the sockets of a user's programs.
 _OF_USER = re.compile(r"/run/user/([0-9]{1,10})/.+")
 
 
 def read(path: str, largest: int = LARGEST) -> bytes | None:
-    """The bytes of a file that the kernel or the system writes, or as many as are of use; None where it is gone or
-    may not be read."""
+    """The content of a file of the kernel or the system, at most `largest` bytes; None where it is gone or cannot
+    be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except (OSError, ValueError):
@@ -58,8 +58,8 @@ def read(path: str, largest: int = LARGEST) -> bytes | None:
 
 
 class Tree:
-    """Files that a process controls, below its root or a folder there. For a thread that has taken that process's
-    rights. What is not as it should be is None, or missing."""
+    """Files that a process controls, below its root or a folder there. The calling thread must have the rights of
+    that process. What cannot be read safely is None, or left out."""
 
     def __init__(self, descriptor: int, resolve: int) -> None:
         self._descriptor = descriptor
@@ -68,18 +68,18 @@ class Tree:
     @classmethod
     @contextmanager
     def of_process(cls, process: str) -> Iterator[Tree]:
-        """The root of the process whose folder in /proc is `process`. Raises OSError. Opened before the rights are
-        given up: that takes more than the process has."""
+        """The root of the process whose folder in /proc is `process`. Raises OSError. Open it before taking the
+        rights of the process, which are not enough for that."""
         descriptor = os.open(f"{process}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            # Its own links lead where they lead for it.
+            # Its links lead where they lead for the process.
             yield cls(descriptor, _IN_ROOT | _NO_MAGICLINKS)
         finally:
             os.close(descriptor)
 
     @contextmanager
     def below(self, folder: str) -> Iterator[Tree]:
-        """A folder below it, and within that no links at all. Raises OSError."""
+        """A folder below it. Links in that folder are not followed. Raises OSError."""
         descriptor = self._open(folder, os.O_PATH | os.O_DIRECTORY)
         try:
             yield Tree(descriptor, _BENEATH | _NO_SYMLINKS | _NO_MAGICLINKS)
@@ -87,7 +87,7 @@ class Tree:
             os.close(descriptor)
 
     def names(self, folder: str = ".", most: int = MOST_ENTRIES) -> list[str]:
-        """The names in a folder, sorted; some of them where there are too many."""
+        """The names in a folder, sorted; only `most` of them where there are more."""
         try:
             descriptor = self._open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NONBLOCK)
         except OSError:
@@ -101,13 +101,13 @@ class Tree:
             os.close(descriptor)
 
     def read(self, path: str, largest: int = LARGEST_OF_PROCESS) -> bytes | None:
-        """The content of a regular file of at most so many bytes; None of anything else."""
+        """The content of a regular file of at most `largest` bytes; None for anything else."""
         try:
             found = self._open(path, os.O_PATH)
         except OSError:
             return None
         try:
-            # To open a pipe or a device can do something; to hold it does not. What is held is what is read.
+            # Opening a pipe or a device can have an effect; O_PATH has none. The same descriptor is then read.
             about = os.fstat(found)
             if not stat.S_ISREG(about.st_mode) or not 0 < about.st_size <= largest or _is_kernels(found):
                 return None
@@ -120,7 +120,7 @@ class Tree:
             os.close(found)
         try:
             content = _content(descriptor, largest + 1)
-            # It has grown meanwhile.
+            # The file may have grown meanwhile.
             return content if len(content) <= largest else None
         except OSError:
             return None
@@ -133,10 +133,9 @@ class Tree:
 
 @contextmanager
 def socket_at(path: str) -> Iterator[tuple[str, int | None]]:
-    """A path to connect to for a Unix socket, and the user that has to be at its other end, or None. Raises
-    OSError.
+    """A path to connect to a Unix socket, and the user that must be at its other end, or None. Raises OSError.
 
-    What lies in a user's own folder has to be that user's socket, and no link to the system's."""
+    A socket in a user's own folder must belong to that user, and must not be a link to a socket of the system."""
     found = _OF_USER.fullmatch(path)
     if found is None:
         yield path, None
@@ -153,7 +152,7 @@ def socket_at(path: str) -> Iterator[tuple[str, int | None]]:
 
 
 def _content(descriptor: int, largest: int) -> bytes:
-    # /proc/stat of a large machine takes several reads: it counts every interrupt of every line.
+    # /proc/stat of a large machine needs several reads: it counts the interrupts of every line.
     parts, size = [], 0
     while size < largest and (part := os.read(descriptor, min(65536, largest - size))):
         parts.append(part)
@@ -166,8 +165,8 @@ class _How(ctypes.Structure):
 
 
 def _openat2(folder: int, path: str, flags: int, resolve: int) -> int:
-    """Raises OSError, also where the kernel (before 5.6) or a filter of system calls does not have it: what cannot
-    be opened safely is not opened."""
+    """Open a file by openat2(2). Raises OSError, also where the kernel (before 5.6) or a filter of system calls
+    lacks it: gpumon opens nothing that it cannot open safely."""
     if sys.platform != "linux":
         raise OSError(errno.ENOSYS, "needs Linux", path)
     if "\0" in path:
@@ -188,7 +187,8 @@ def _openat2(folder: int, path: str, flags: int, resolve: int) -> int:
 
 
 def _is_kernels(descriptor: int) -> bool:
-    """Whether a file is one of the kernel's own: statfs(2), whose first field is the kind of file system."""
+    """Whether a file is on a file system of the kernel: the first field of statfs(2) is the kind of file
+    system."""
     about = (ctypes.c_long * 32)()
     if ctypes.CDLL(None, use_errno=True).fstatfs(ctypes.c_int(descriptor), about):
         return True

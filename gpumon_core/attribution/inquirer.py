@@ -1,8 +1,8 @@
-"""Learns off the tick's path what takes asking: which model a server has loaded, how a container is called, and
-what stands in files that a process controls.
+"""Asks for what /proc does not say: the loaded model of a server, the name of a container, and the content of
+files that a process controls.
 
-One thread asks; a tick only hands it who is there, and takes what it has learned so far. What may never answer is
-read by threads of their own (readers.py).
+One thread asks. A tick only gives it the present processes, and gets what is known by now. Threads of their own
+read what may never answer (readers.py).
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from gpumon_core.telemetry.records import ProcessReading
 
 log = logging.getLogger(__name__)
 
-# A server is asked again so often; and at once when its memory has changed by so much, which is what loading
-# and dropping a model looks like.
+# The time after which a server is asked again. It is asked at once when its memory changes by so much: then it may
+# have loaded or dropped a model.
 EVERY_S = 60.0
 CHANGE_MIB = 128
-# One that does not answer (it may be loading) is asked again after these seconds, doubling.
+# A server that does not answer (it may be loading) is asked again after a pause, which doubles from the first to
+# the last.
 FIRST_RETRY_S = 2.0
 LAST_RETRY_S = 120.0
-# So long a container engine's socket, and a file, are waited for.
+# The longest wait for the socket of a container engine, and for a file.
 ENGINE_S = 10.0
 FILE_S = 2.0
 LONGEST_TEXT = text.LONGEST
@@ -43,11 +44,11 @@ _UNKNOWN: Any = object()
 
 @dataclass(slots=True, eq=False)
 class _Subject:
-    """A process that something is asked about."""
+    """A process to ask about."""
 
     pid: int
     ask: Ask
-    # In clock ticks, as far as it is known.
+    # In clock ticks; None where it is not known.
     start: int | None = None
     due: float = 0.0
     retry_s: float = field(default_factory=lambda: FIRST_RETRY_S)
@@ -57,17 +58,17 @@ class _Subject:
     model: Any = _UNKNOWN
     namespace: Any = _UNKNOWN
     # Whether its own command line names its model.
-    is_outspoken: bool = False
-    # The sockets that were found to be its server's.
+    names_its_model: bool = False
+    # The known sockets of its server.
     sockets: frozenset[int] = frozenset()
-    # Fields of Program that are known; None before the first answer. Always replaced, never changed.
+    # The known fields of Program; None before the first answer. Always replaced, never changed.
     facts: Mapping[str, str | None] | None = None
-    # The identity it was given, what was known then, and what became of them.
+    # The identity of the last call, the facts known then, and the identity with these facts.
     merged: tuple[ProcessIdentity, Mapping[str, str | None], ProcessIdentity] | None = None
 
 
 class Inquirer:
-    """Completes identities with what it learns. `add` and `close` belong to the recorder's thread."""
+    """Completes identities with what it learns. Only the recorder's thread calls `add` and `close`."""
 
     def __init__(
         self, every_s: float = EVERY_S, container_socket: str | None = None, mask: Mask | None = None
@@ -84,7 +85,7 @@ class Inquirer:
     def add(
         self, identities: dict[int, ProcessIdentity], processes: Iterable[ProcessReading]
     ) -> dict[int, ProcessIdentity]:
-        """The identities with what is known by now; never waits. Those with an `ask` are asked about hence."""
+        """The identities with what is known by now; never waits. From now on it asks about those with an `ask`."""
         asking = {pid: identity for pid, identity in identities.items() if identity.ask is not None}
         if not asking and not self._subjects:
             return identities
@@ -103,7 +104,7 @@ class Inquirer:
                     pid,
                     identity.ask,
                     _start(identity.start_key),
-                    is_outspoken=bool(model and not is_placeholder(model)),
+                    names_its_model=bool(model and not is_placeholder(model)),
                 )
                 wake = True
             subject.memory_mib = memory.get(pid)
@@ -118,13 +119,13 @@ class Inquirer:
         return identities
 
     def wait(self, timeout_s: float) -> None:
-        """Until everything has been asked once, at most so long: for those who look only once."""
+        """Wait until everything was asked once, at most `timeout_s`: for callers that need one result only."""
         ends = time.monotonic() + timeout_s
         while time.monotonic() < ends and any(subject.facts is None for subject in self._subjects.values()):
             time.sleep(0.01)
 
     def close(self) -> None:
-        """Ask no more. A request that is under way ends by itself."""
+        """Stop asking. A running request ends by itself."""
         with self._wake:
             self._closed = True
             self._wake.notify()
@@ -153,8 +154,8 @@ class Inquirer:
                 try:
                     self._inquire(subject, answers)
                 except Exception:
-                    # Whatever a server says, the others are asked all the same.
-                    log.exception("process %d could not be asked about", subject.pid)
+                    # An unexpected answer of one server must not stop the questions to the others.
+                    log.exception("cannot ask about process %d; the others go on", subject.pid)
                     subject.due = time.monotonic() + LAST_RETRY_S
                     subject.facts = subject.facts or {}
             with self._wake:
@@ -178,7 +179,7 @@ class Inquirer:
         said: dict[str, str | None] = {}
         if ask.namespace and subject.namespace is not _UNKNOWN:
             said["namespace"] = subject.namespace
-        # What its engine says of it goes before what it says of itself.
+        # The facts of the engine win over those of the process itself.
         said |= subject.container or {}
         if subject.model is not _UNKNOWN:
             said["model"] = subject.model
@@ -193,14 +194,14 @@ class Inquirer:
         subject.due = time.monotonic() + wait
 
     def _ask_engine(self, subject: _Subject, engine: str, container: str) -> bool:
-        """Learn how the container is called; whether the engine said so."""
+        """Ask for the name of the container; whether the engine answered."""
         ask = subject.ask
-        # A rootless engine belongs to the user of the slice, whoever the process is inside.
+        # A rootless engine belongs to the user of the slice, whatever user the process has inside it.
         uid = containers.owner(subject.pid, ask.proc) if ask.owner is None else ask.owner
         if maker := containers.maker(subject.pid, container, ask.proc):
             engine, uid = f"{containers.ROOTLESS}{engine}", maker
         facts = partial(containers.facts_of, engine, container, uid, self._container_socket)
-        # A user can put anything where that user's engine has its socket.
+        # A user can put anything in the place of the socket of that user's engine.
         what = f"PID {subject.pid}'s container engine ({engine}, user {uid})"
         try:
             subject.container = self.readers.read((ask, "engine"), what, facts, ENGINE_S, uid)
@@ -209,12 +210,12 @@ class Inquirer:
         return bool(subject.container)
 
     def _read_namespace(self, subject: _Subject) -> bool:
-        """Learn the namespace; whether it could be looked for."""
+        """Read the namespace; whether its file could be read."""
         ask, what = subject.ask, f"PID {subject.pid}'s file {inside.NAMESPACE_FILE}"
         look = partial(inside.look, ask.proc, subject.pid, subject.start, inside.namespace)
         try:
-            whose = rights.user_of(f"{ask.proc}/{subject.pid}")
-            subject.namespace = self.readers.read((ask, "namespace"), what, look, FILE_S, whose, is_last=True)
+            uid = rights.user_of(f"{ask.proc}/{subject.pid}")
+            subject.namespace = self.readers.read((ask, "namespace"), what, look, FILE_S, uid, is_last=True)
         except Late as error:
             log.debug("%s", error)
             return False
@@ -224,7 +225,7 @@ class Inquirer:
         return True
 
     def _ask_server(self, subject: _Subject, answers: dict[tuple[str, int, str], Any]) -> bool:
-        """Learn the model; whether the server answered."""
+        """Ask for the model; whether the server answered."""
         endpoint = subject.ask.endpoint
         assert endpoint is not None
         answer = self._answer(subject, endpoint, answers)
@@ -238,16 +239,16 @@ class Inquirer:
         if not isinstance(answer, dict | list) or not endpoints.values_at(
             answer, endpoint.models.partition(".")[0]
         ):
-            # It does not answer, or somebody else does.
+            # It does not answer, or another program answers.
             return False
         loaded, is_router = endpoints.loaded_at(answer, endpoint.models)
-        # What a router has loaded runs in processes below it, each of which knows its own.
+        # The models of a router run in processes below it, and each of them knows its own model.
         names = dict.fromkeys(() if is_router else map(tidy, loaded))
         subject.model = ", ".join(list(names)[: endpoints.MOST_MODELS]) or None
         return True
 
     def _names_of(self, subject: _Subject) -> tuple[list[str], bool]:
-        """The names of an Ollama runner's file, and whether they could be looked for."""
+        """The names of an Ollama runner's file, and whether they could be looked up."""
         ask = subject.ask
         try:
             return ollama.names_of(ask.blob, ask.root, self.readers, subject.start) if ask.blob else [], True
@@ -256,33 +257,34 @@ class Inquirer:
             return [], False
 
     def _answer(self, subject: _Subject, endpoint: Endpoint, answers: dict[tuple[str, int, str], Any]) -> Any:
-        """What the process's own server says; None where it says nothing, or somebody else has its port."""
+        """The answer of the process's own server; None without an answer, or where another program has its
+        port."""
         host, port = subject.ask.address or ("", 0)
-        found = _whose(subject, host, port)
+        found = _listener(subject, host, port)
         if found.verdict == "foreign":
             log.debug("port %d is not process %d's", port, subject.pid)
             return None
         subject.sockets = found.inodes
         where = (found.host, port, endpoint.path)
         if where not in answers:
-            # The runners of one server are answered together.
+            # One answer is enough for all runners of a server.
             try:
                 answers[where] = endpoints.get(*where)
             except FAILURES as error:
                 log.debug("http://%s:%d%s: %s", *where, error)
                 answers[where] = None
-        if found.verdict == "nobody" and answers[where] is not None:
-            # It has begun to listen meanwhile: it, or somebody else.
-            found = _whose(subject, host, port)
-        # What nobody is seen to have said does not count against what the process says of itself.
+        if found.verdict == "none" and answers[where] is not None:
+            # A program has begun to listen meanwhile: the server or another one.
+            found = _listener(subject, host, port)
+        # An answer from an unknown program does not win over what the process says itself.
         is_believed = found.verdict in ("own", "unknown") or (
-            found.verdict == "nobody" and not subject.is_outspoken
+            found.verdict == "none" and not subject.names_its_model
         )
         return answers[where] if is_believed else None
 
 
-def _whose(subject: _Subject, host: str, port: int) -> listeners.Found:
-    """Whether it is a process's own server, or that of those it belongs to, that listens at an address."""
+def _listener(subject: _Subject, host: str, port: int) -> listeners.Found:
+    """What listens at an address: the process's own server, or one of its family, or another program."""
     ask = subject.ask
     if not ask.family:
         return listeners.Found("unknown", host)
@@ -304,7 +306,7 @@ def _merge(subject: _Subject, identity: ProcessIdentity) -> ProcessIdentity:
     if facts is None:
         return identity
     merged = subject.merged
-    # The same object as long as nothing new is known: the writer looks no further then.
+    # The same object while nothing new is known: so the writer knows that nothing changed.
     if merged is None or merged[0] is not identity or (merged[1] is not facts and merged[1] != facts):
         program = replace(identity.program, **dict(facts))
         merged = subject.merged = (identity, facts, replace(identity, program=program, pending=False))
@@ -312,6 +314,6 @@ def _merge(subject: _Subject, identity: ProcessIdentity) -> ProcessIdentity:
 
 
 def _start(key: str | None) -> int | None:
-    """A process's start in clock ticks, of the key that it has (records.ProcessIdentity)."""
+    """The start of a process in clock ticks, from its start_key."""
     ticks = (key or "").rpartition(":")[2]
     return int(ticks) if ticks.isdecimal() else None

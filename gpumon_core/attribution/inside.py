@@ -1,4 +1,4 @@
-"""What stands inside a process's root: read as that process reads it, by a thread that ends afterwards."""
+"""Reads files inside the root of a process with the rights of that process, on a thread that ends afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gpumon_core.attribution import rights
 from gpumon_core.attribution.files import Tree, read
 from gpumon_core.attribution.listeners import started
 
-# Where a pod's namespace stands in its containers:
+# The file with the namespace of a pod in its containers:
 # https://kubernetes.io/docs/tasks/run-application/access-api-from-pod/
 NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 # A namespace is a label of the DNS: RFC 1123.
@@ -21,13 +21,13 @@ Found = TypeVar("Found")
 
 
 def look(proc: str, pid: int, start: int | None, action: Callable[[Tree], Found]) -> Found:
-    """What `action` finds below the root of the process that began at `start` (clock ticks; None: whichever has
-    the PID). Takes the rights of that process from the calling thread for good. Raises OSError where it has ended,
-    or its root may not be looked at."""
+    """The result of `action` below the root of the process that began at `start` (clock ticks; None: any process
+    with the PID). The calling thread gets the rights of that process, until it ends. Raises OSError where the
+    process has ended, or its root cannot be read."""
     process = f"{proc}/{pid}"
     with Tree.of_process(process) as tree:
         its_own = rights.of(read(f"{process}/status"))
-        # Behind both: a process that is there now was there before, and nobody else had its number.
+        # After both reads: a process that exists now existed before, and no other process had its PID.
         if its_own is None or (start is not None and started(pid, proc) != start):
             raise ProcessLookupError(errno.ESRCH, "has ended", process)
         rights.take(its_own)
@@ -35,11 +35,11 @@ def look(proc: str, pid: int, start: int | None, action: Callable[[Tree], Found]
 
 
 def namespace(tree: Tree) -> str | None:
-    """The Kubernetes namespace that the account of a pod belongs to; None where no such name stands there."""
+    """The Kubernetes namespace that the account of a pod belongs to; None where the file has no such name."""
     return as_label((tree.read(NAMESPACE_FILE, 256) or b"").decode("ascii", "replace"))
 
 
 def as_label(text: str) -> str | None:
-    """A text that is a name of Kubernetes, without the blanks around it."""
+    """A text without the blanks around it, if it is a name of Kubernetes."""
     text = text.strip()
     return text if LABEL.fullmatch(text) else None

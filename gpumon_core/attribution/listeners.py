@@ -1,7 +1,8 @@
-"""Whose a listening socket is: what a server says is believed of it alone, not of whoever has its port.
+"""Finds the process of a listening socket, so that gpumon believes only the server itself, and no other program at
+its port.
 
 The kernel lists the sockets of a network namespace with their inodes in /proc/PID/net/tcp (proc_pid_net(5)), and
-those of a process behind its descriptors in /proc/PID/fd. All of it is read by the inquirer's thread.
+the sockets of a process in /proc/PID/fd. Only the inquirer's thread reads them.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from typing import Literal
 
 from gpumon_core.attribution.files import read
 
-# The listening sockets are listed first; a busy server has many more that are not.
+# The listening sockets come first; a busy server has many more other sockets.
 LARGEST_TABLE = 1 << 18
-# So many descriptors of a process, threads of it and processes below a server are looked at.
+# The most descriptors and threads of a process, and the most processes below a server, to look at.
 MOST_DESCRIPTORS = 8192
 MOST_THREADS = 512
 MOST_CHILDREN = 64
@@ -27,9 +28,9 @@ LISTENING = b"0A"
 SOCKET = re.compile(r"socket:\[(\d{1,20})\]")
 ANYWHERE = ("0.0.0.0", "::")
 
-# own: the server's. foreign: somebody else's. nobody: no socket listens there. unknown: that may not be read.
-Verdict = Literal["own", "foreign", "nobody", "unknown"]
-# A process, and its start in clock ticks; None where that need not be compared.
+# own: the server's. foreign: another program's. none: no socket listens there. unknown: it cannot be read.
+Verdict = Literal["own", "foreign", "none", "unknown"]
+# A process, and its start in clock ticks; None where the start does not matter.
 Member = tuple[int, int | None]
 
 
@@ -45,7 +46,7 @@ class Listener:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is known of a port: whose it is, the address to ask at, and the sockets where they are the server's."""
+    """What listens at a port: the verdict, the address to ask at, and the sockets where they are the server's."""
 
     verdict: Verdict
     host: str
@@ -60,19 +61,20 @@ def find(
     proc: str = "/proc",
     known: frozenset[int] = frozenset(),
 ) -> Found:
-    """Whether what listens at a host and port belongs to a server's processes, of which the first is the one on
-    the GPU and the last may have others below it, or to the process that launched them, which may have opened the
-    socket for them. `known` are sockets that were found to be theirs before."""
-    # Whatever the process has in a network of its own, it is this one's sockets that answer at its addresses.
+    """Whether the socket that listens at a host and port belongs to a server. The server is the `family`: the
+    first is the process on the GPU, and the last may have more processes below it. `launcher` started them, and
+    may have opened the socket for them. `known` are sockets that were found to be theirs before."""
+    # At addresses of this network, the sockets of this network answer, even if the process has a network of its
+    # own.
     is_here = host.startswith("127.") or host in addresses("self", proc)
     table = listeners("self" if is_here else family[0][0], proc)
     if table is None:
         return Found("unknown", host)
     table = [one for one in table if one.port == port]
     if not table:
-        return Found("nobody", host)
+        return Found("none", host)
     verdict: Verdict = "foreign"
-    # A server that listens at one address alone is asked there.
+    # A server that listens at one address only is asked at that address.
     for place in dict.fromkeys((host, *(one.address for one in table if one.address not in ANYWHERE))):
         if not is_here and place.startswith(("127.", "::1")):
             continue
@@ -89,7 +91,7 @@ def find(
 
 
 def _answering(table: Iterable[Listener], host: str) -> list[Listener]:
-    """Which sockets the kernel gives a connection to: those of the address before those of all."""
+    """The sockets to which the kernel gives a connection: those of the address before those of all addresses."""
     for address in (host, *(ANYWHERE if ":" not in host else ANYWHERE[1:])):
         if found := [one for one in table if one.address == address]:
             return found
@@ -97,11 +99,11 @@ def _answering(table: Iterable[Listener], host: str) -> list[Listener]:
 
 
 def addresses(pid: int | str, proc: str = "/proc") -> list[str]:
-    """The addresses of a process's network, without the loopback's: proc_pid_net(5), net/ipv4/fib_trie.c."""
+    """The addresses of a process's network, without loopback addresses: proc_pid_net(5), net/ipv4/fib_trie.c."""
     found: dict[str, None] = {}
     before = ""
     for line in (read(f"{proc}/{pid}/net/fib_trie", LARGEST_TABLE) or b"").decode("ascii", "replace").splitlines():
-        # Local addresses stand before "host LOCAL".
+        # Local addresses are on the line before "host LOCAL".
         if "host LOCAL" in line:
             if before and not before.startswith("127."):
                 found[before] = None
@@ -111,7 +113,7 @@ def addresses(pid: int | str, proc: str = "/proc") -> list[str]:
 
 
 def listeners(pid: int | str, proc: str = "/proc") -> list[Listener] | None:
-    """The sockets that listen in a process's network namespace; None where that may not be read."""
+    """The sockets that listen in a process's network namespace; None where it cannot be read."""
     found, was_read = [], False
     for name in ("tcp", "tcp6"):
         content = read(f"{proc}/{pid}/net/{name}", LARGEST_TABLE)
@@ -124,13 +126,13 @@ def listeners(pid: int | str, proc: str = "/proc") -> list[Listener] | None:
                 address, _, port = fields[1].partition(b":")
                 found.append(Listener(_address(address.decode()), int(port, 16), int(fields[7]), int(fields[9])))
             except (ValueError, OSError):
-                # The last line, cut off.
+                # The last line may be incomplete.
                 continue
     return found if was_read else None
 
 
 def _address(digits: str) -> str:
-    """An address as the tables write it: words of 32 bits, each in the machine's own order of bytes."""
+    """An address from the tables, which write words of 32 bits in the byte order of the machine."""
     words = (int(digits[start : start + 8], 16) for start in range(0, len(digits), 8))
     packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
     if len(packed) == 16 and packed.startswith(bytes(10) + b"\xff\xff"):
@@ -139,9 +141,9 @@ def _address(digits: str) -> str:
 
 
 def _have(family: Sequence[Member], launcher: Member | None, inodes: frozenset[int], proc: str) -> bool | None:
-    """Whether sockets belong to these processes or those below the last of them; None where it may not be read."""
+    """Whether sockets belong to these processes or to those below the last one; None where it cannot be read."""
     missing, may_be_read = set(inodes), True
-    # One of them that has ended has left its number to somebody else.
+    # After the end of one of them its PID may belong to another process.
     members = [pid for pid, start in family if start is None or started(pid, proc) == start]
     above = [] if launcher is None or started(launcher[0], proc) != launcher[1] else [launcher[0]]
     below = _below(family[-1][0], proc) if members and members[-1] == family[-1][0] else iter(())
@@ -161,7 +163,7 @@ def _have(family: Sequence[Member], launcher: Member | None, inodes: frozenset[i
 
 
 def _sockets(pid: int, proc: str) -> set[int] | None:
-    """The inodes of the sockets that a process has open."""
+    """The inodes of the open sockets of a process."""
     found: set[int] = set()
     try:
         with os.scandir(f"{proc}/{pid}/fd") as entries:
@@ -182,7 +184,7 @@ def _sockets(pid: int, proc: str) -> set[int] | None:
 
 
 def _below(pid: int, proc: str) -> Iterator[int]:
-    """The processes that a process has started, and those that they have, the nearest first."""
+    """The processes below a process, the nearest first."""
     waiting, seen = [pid], {pid}
     while waiting:
         parent = waiting.pop(0)

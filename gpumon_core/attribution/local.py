@@ -1,4 +1,4 @@
-"""Who a process of this machine is, from /proc (see proc(5))."""
+"""Identifies the processes of this machine, from /proc (see proc(5))."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from gpumon_core.telemetry.limits import is_pid
 # Inode of the first PID namespace: PROC_PID_INIT_INO in the kernel's include/linux/proc_ns.h.
 INITIAL_PID_NAMESPACE = 0xEFFFFFFC
 
-# The device of a GPU that Windows shares with its Linux.
+# The device through which Windows shares a GPU with WSL.
 WSL = Path("/dev/dxg")
 
-# To read a command line or an environment can take for ever: the process may hang in the kernel while it holds
-# what such a read waits for (mm->mmap_lock, signal->exec_update_lock). All new processes of a tick together are
-# waited for so long, and while one hangs others only for a moment; what comes later is taken at a later tick.
+# Reading a command line or an environment can take forever: the process may hang in the kernel while it holds a
+# lock that the read needs (mm->mmap_lock, signal->exec_update_lock). A tick waits this long for all new processes
+# together, and only a moment while one hangs. A later tick uses what comes later.
 PATIENCE_S = 1.5
 SHORT_PATIENCE_S = 0.1
 
@@ -33,7 +33,7 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def sees_host_processes() -> bool:
-    """Whether PIDs here mean what they mean to the driver, which numbers processes as the host does."""
+    """Whether PIDs here are those of the host, which the driver uses."""
     try:
         return os.stat("/proc/self/ns/pid").st_ino == INITIAL_PID_NAMESPACE
     except OSError:
@@ -41,14 +41,14 @@ def sees_host_processes() -> bool:
 
 
 def is_wsl() -> bool:
-    """Whether this is the Linux of a Windows, whose driver names few processes or none, in any PID namespace."""
+    """Whether this is WSL. Its driver reports few processes or none, in any PID namespace."""
     return WSL.exists()
 
 
 class LocalAttribution:
-    """Identifies processes, reading all about one only when it appears.
+    """Identifies processes. It reads everything about a process once, when the process appears.
 
-    What stays cheap every tick is the check that a PID still is the process it was.
+    After that a tick only checks that the PID still belongs to the same process, which is cheap.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class LocalAttribution:
     ) -> None:
         self._proc = str(proc)
         self._describer = describer or Describer(self._proc)
-        # In a container with PIDs of its own, the driver's PID may be another program's number here.
+        # In a container with PIDs of its own, the driver's PID may belong to another process.
         self._trusted = sees_host_processes() if trusted is None else trusted
         self._known: dict[int, ProcessIdentity] = {}
         self.readers = Readers()
-        # The processes whose command line has not been read so far, and until when this tick waits for them.
+        # The PIDs of processes with a command line that is not read yet, and until when this tick waits for them.
         self._unread: set[int] = set()
         self._waits_until = 0.0
         self._users = UserNames(users.owner_of)
-        # The user ids, by PID, of those whose user has no name so far.
-        self._nameless: dict[int, int] = {}
-        # A handle on a process (pidfd_open(2)) tells of its end, and never means a later process
-        # under the same PID: asking all of them at once is the cheapest way to know who is still who.
+        # The user ids without a name, by PID.
+        self._unnamed_users: dict[int, int] = {}
+        # A handle of a process (pidfd_open(2)) reports its end, and never means a later process with the same PID.
+        # One poll of all handles is the cheapest way to know that each PID still belongs to the same process.
         self._handles: dict[int, int] = {}
         self._ends = select.poll()
         self._uses_handles = self._proc == "/proc" and hasattr(os, "pidfd_open")
@@ -76,12 +76,12 @@ class LocalAttribution:
         self._boot_time = _boot_time(read(f"{self._proc}/stat"))
 
     def identify(self, pids: set[int], timestamp: float) -> dict[int, ProcessIdentity]:
-        """An identity for every PID as it is now; one that may not be read has nothing but its PID."""
+        """An identity for every PID as it is now; only the PID where its process cannot be read."""
         del timestamp
         ended = {handle for handle, _ in self._ends.poll(0)}
         for pid, handle in list(self._handles.items()):
             if pid not in pids or handle in ended:
-                self._let_go(pid)
+                self._close_handle(pid)
         self._waits_until = time.monotonic() + PATIENCE_S
         self._unread &= pids
         self._known = {
@@ -90,27 +90,27 @@ class LocalAttribution:
             else self._identify(pid)
             for pid in pids
         }
-        if self._nameless:
+        if self._unnamed_users:
             self._name_users()
         return dict(self._known)
 
     def close(self) -> None:
-        """Let go of every process."""
+        """Close all handles."""
         for pid in list(self._handles):
-            self._let_go(pid)
+            self._close_handle(pid)
         self.readers.close()
 
-    def _hold(self, pid: int) -> None:
+    def _open_handle(self, pid: int) -> None:
         if self._uses_handles and pid not in self._handles:
             try:
                 handle = os.pidfd_open(pid)
             except OSError:
-                # It has ended, or the system has no handles (left): its start is compared instead.
+                # The process has ended, or the system has no handles (left): compare its start time instead.
                 return
             self._handles[pid] = handle
             self._ends.register(handle, select.POLLIN)
 
-    def _let_go(self, pid: int) -> None:
+    def _close_handle(self, pid: int) -> None:
         handle = self._handles.pop(pid)
         self._ends.unregister(handle)
         os.close(handle)
@@ -120,12 +120,13 @@ class LocalAttribution:
             return ProcessIdentity(pid)
         known = self._known.get(pid)
         if self._trusted:
-            # Before anything is read: what is read next is this process's, or the handle tells of its end.
-            self._hold(pid)
+            # Open the handle before reading: then what is read belongs to this process, or the handle reports its
+            # end.
+            self._open_handle(pid)
         stat = read(f"{self._proc}/{pid}/stat") if self._trusted else None
         if not stat:
-            # It has just ended, or may not be read. Had it been another process, its start would
-            # have told: what is known of it stays true.
+            # It has just ended, or cannot be read. Another process would have another start time, so what is known
+            # stays true.
             return known or ProcessIdentity(pid)
         comm, fields = split_stat(stat)
         start_ticks = int(fields[19])
@@ -135,7 +136,7 @@ class LocalAttribution:
         status = read(f"{self._proc}/{pid}/status")
         name, program, ask = self._describe(pid, start_ticks, comm, int(fields[1]), _uid(status))
         if known is not None and known.start_key == start_key and pid in self._unread:
-            # Nothing new is known: the same object, so that nobody looks further.
+            # Nothing new is known: the same object shows the caller that nothing changed.
             return known
         return ProcessIdentity(
             pid=pid,
@@ -151,7 +152,7 @@ class LocalAttribution:
     def _describe(
         self, pid: int, start: int, comm: str, parent: int, uid: int | None
     ) -> tuple[str, Program, Ask | None]:
-        """What a process runs, as far as it can be read by now: until then the kernel's name for it."""
+        """What a process runs; only the kernel's name for it until its command line is read."""
         patience_s = max(0.0, self._waits_until - time.monotonic())
         if self.readers.is_late:
             patience_s = min(patience_s, SHORT_PATIENCE_S)
@@ -167,13 +168,13 @@ class LocalAttribution:
 
     def _user(self, pid: int, status: bytes | None) -> str | None:
         """The real user's name: a folder in /proc belongs to root where a process is not dumpable."""
-        self._nameless.pop(pid, None)
+        self._unnamed_users.pop(pid, None)
         uid = _uid(status)
         if uid is None:
             return None
         owner = self._users.find(uid)
         if owner is None:
-            self._nameless[pid] = uid
+            self._unnamed_users[pid] = uid
             return str(uid)
         if not owner.is_subordinate:
             return owner.name
@@ -182,11 +183,11 @@ class LocalAttribution:
         return owner.name if inside is None else f"{owner.name} ({inside or 'root'} in the container)"
 
     def _name_users(self) -> None:
-        """Look again for the names of users that a directory did not know."""
-        for pid, uid in list(self._nameless.items()):
+        """Look up the names that a directory did not know, again."""
+        for pid, uid in list(self._unnamed_users.items()):
             known = self._known.get(pid)
             if known is None:
-                del self._nameless[pid]
+                del self._unnamed_users[pid]
             elif self._users.find(uid) is not None:
                 self._known[pid] = replace(
                     known, user=self._user(pid, read(f"{self._proc}/{pid}/status")) or known.user
@@ -209,6 +210,6 @@ def _boot_time(stat: bytes | None) -> int | None:
 
 
 def user_name(uid: int) -> str:
-    """The login name of a user id, the user that it is given to for containers, or else the number."""
+    """The login name of a user id, the user who may use it in containers, or else the number."""
     owner = users.owner_of(uid)
     return str(uid) if owner is None else owner.name

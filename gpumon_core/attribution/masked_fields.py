@@ -1,4 +1,4 @@
-"""Which texts of a process pass the mask on their way in: all that the process, or who started it, may choose."""
+"""Lists the texts of a process that are masked: all that the process, or the user who started it, can choose."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gpumon_core.attribution.records import Program
 from gpumon_core.attribution.secrets import Mask
 from gpumon_core.safety.text import clean
 
-# `command` and ProcessIdentity.name are masked where they are made (describe.py), as GPUMON_COMMANDS says.
+# describe.py masks `command` and ProcessIdentity.name, as GPUMON_COMMANDS says.
 MASKED = (
     "executable",
     "working_directory",
@@ -25,31 +25,31 @@ MASKED = (
     "notebook",
     "model",
 )
-# And those that are nobody's to choose.
+# Fields that a process cannot choose, and why.
 NOT_MASKED = {
-    "container_engine": "one of a table's",
+    "container_engine": "from a table",
     "container_id": "hexadecimal, or the name that container_name has masked",
     "workload": "a rule's word",
     "category": "a rule's word",
 }
-# So much of a text is looked through; less than that is kept.
+# The most characters of a text to search for secrets; fewer are stored.
 LONGEST = 4096
 
 
 def starred(program: Program, mask: Mask) -> Program:
-    """The program with every text that may hold a secret masked. What was known by its name alone is then known
-    by the masked one."""
+    """The program with every text that may hold a secret masked. A container with its name as its id gets the
+    masked name as its id."""
     texts = {name: getattr(program, name) for name in MASKED}
     changed = {name: new for name, new in starred_facts(texts, mask).items() if new != texts[name]}
     if program.container_id is not None and program.container_id == program.container_name:
-        # LXC and systemd-nspawn have no other id.
+        # Containers of LXC and systemd-nspawn have no other id.
         changed |= {"container_id": changed.get("container_name", program.container_name)}
     return replace(program, **changed) if changed else program
 
 
 def starred_facts(facts: Mapping[str, str | None], mask: Mask) -> dict[str, str | None]:
-    """The same of fields that were learned later, by their names."""
-    # Signs that cannot be seen would part a word that gives a secret away, and are gone afterwards.
+    """The same for fields that the inquirer learned, by their names."""
+    # Remove invisible characters before masking: they could split a word that marks a secret.
     return {
         name: mask.text(clean(text, LONGEST)) if text and name in MASKED else text for name, text in facts.items()
     }

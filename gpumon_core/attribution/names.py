@@ -1,4 +1,4 @@
-"""What people call a process: of `python -u train.py` that is train.py, not python."""
+"""Finds the name by which people call a process: train.py for `python -u train.py`, not python."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from pathlib import PurePosixPath, PureWindowsPath
 
 from gpumon_core.safety.text import LONGEST_OF, clean
 
-# The kernel cuts a command's name off here (TASK_COMM_LEN - 1); the full one is in its arguments.
+# The kernel cuts the name of a command here (TASK_COMM_LEN - 1); the arguments have the full name.
 COMM_LENGTH = 15
 LONGEST = LONGEST_OF["name"]
-# So many arguments of an interpreter are looked at for its script.
+# The most arguments of an interpreter to search for its script.
 MOST_OPTIONS = 256
-# So much of the code that an interpreter was given is looked at.
+# The most characters of inline code to look at.
 LONGEST_CODE = 4096
-# Files that say nothing by themselves: it is their folder that has the name.
-FACELESS = frozenset({"__main__.py", "__init__.py"})
-# Names that a library gives to the first thread of whatever has loaded it: PyTorch's, and Python's own.
+# Files with names that say nothing: the name of their folder is used.
+UNNAMED_FILES = frozenset({"__main__.py", "__init__.py"})
+# Names that PyTorch and Python themselves give to the first thread of a program.
 THREADS = frozenset({"pt_main_thread", "MainThread"})
-# An interpreter that is started by another program of the kind, as the dynamic linker starts Python.
+# The most interpreters that start each other, as the dynamic linker starts Python.
 DEEPEST = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A command line, taken apart. `name` is what people call it; `script` is the file and `module` the module
-    that an interpreter runs, and `code` the code that it was given, which is never a name: it may hold secrets.
+    """The parts of a command line. `name` is what people call it; `script` is the file, `module` the module and
+    `code` the code that an interpreter runs. Code is never used as a name, because it may hold secrets.
     `arguments` are those of the script or program itself."""
 
     name: str | None = None
@@ -39,11 +39,10 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
-    """How a program takes what it runs. Short options are letters, which may stand together behind one dash.
-
-    `takes` need a value, in the same argument or the next one; `ends` have what follows them in the same argument
-    only; `code`, `module` and `script` say what is run. `verbs` may stand before the script, and those that map to
-    "code" have code behind them.
+    """The options with which an interpreter gets what it runs. Short options are letters, several of which may
+    follow one dash. `takes` need a value, in the same argument or the next one; `ends` have their value in the
+    same argument only; `code`, `module` and `script` say what is run. `verbs` may come before the script; code
+    follows those that map to "code".
     """
 
     program: re.Pattern[str]
@@ -57,11 +56,11 @@ class Interpreter:
     long_module: frozenset[str] = frozenset()
     long_script: frozenset[str] = frozenset()
     verbs: Mapping[str, str] = field(default_factory=dict)
-    # java -Xmx2g, node -pe and R -e are words, not letters that stand together.
+    # java -Xmx2g, node -pe and R -e are words, not several letters.
     is_wordy: bool = False
-    # A class is called by its last part.
+    # The name of a class is its last part.
     is_dotted: bool = False
-    # What it runs is another program with arguments of its own.
+    # It runs another program, which has arguments of its own.
     is_loader: bool = False
 
 
@@ -174,9 +173,9 @@ INTERPRETERS: tuple[Interpreter, ...] = (
 )
 
 
-# What multiprocessing, and others as it does, start a worker with: its methods "spawn" and "forkserver" (which are
-# those that CUDA works with), joblib's loky, mpi4py (as of TensorRT-LLM), PyTorch's compilers, R's and Julia's
-# clusters.
+# The code with which multiprocessing and similar libraries start a worker: its methods "spawn" and "forkserver"
+# (the ones that work with CUDA), joblib's loky, mpi4py (used by TensorRT-LLM), PyTorch's compilers, and the
+# clusters of R and Julia.
 WORKER_CODE = re.compile(
     r"from (?:multiprocessing|multiprocess|billiard)\.\w+ import|parallel:::\.(?:work|slave)RSOCK"
 )
@@ -186,7 +185,7 @@ WORKER_OPTIONS = re.compile(r"--multiprocessing-fork|--worker(?:=.*)?")
 
 
 def is_worker(line: Line, arguments: Sequence[str]) -> bool:
-    """Whether an interpreter was started by a program to work for it, and runs nothing that has a name."""
+    """Whether a program started an interpreter as its worker, which runs nothing with a name of its own."""
     if line.code is not None:
         return WORKER_CODE.search(line.code[:LONGEST_CODE]) is not None
     if line.module is not None:
@@ -197,13 +196,13 @@ def is_worker(line: Line, arguments: Sequence[str]) -> bool:
 
 
 def readable(comm: str, arguments: Sequence[str]) -> str:
-    """The name of a process, from the kernel's name for it (os.fsdecode's text) and its arguments."""
+    """The name of a process, from the kernel's name for it (as text of os.fsdecode) and its arguments."""
     name = taken_apart(arguments).name or _of_program(comm, arguments)
     return clean(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), LONGEST)
 
 
 def taken_apart(arguments: Sequence[str], depth: int = 0) -> Line:
-    """What a command line runs; without a name where only the kernel has one."""
+    """The parts of a command line; without a name where only the kernel has one."""
     if not arguments:
         return Line()
     program = arguments[0].rsplit("/", 1)[-1]
@@ -220,9 +219,9 @@ def _of_program(comm: str, arguments: Sequence[str]) -> str:
         # A Windows program under Wine or Proton.
         return PureWindowsPath(arguments[0]).name or comm
     if comm in THREADS:
-        # It calls itself by a title, or is a program that has Python inside.
+        # It has set a title, or is a program with Python inside.
         return arguments[0].rsplit("/", 1)[-1] or comm
-    # As bytes: the cut may go through a letter.
+    # As bytes: the kernel may have cut inside a character.
     cut = comm.encode("utf-8", "surrogateescape")
     if len(cut) >= COMM_LENGTH:
         program = arguments[0].rsplit("/", 1)[-1]
@@ -284,7 +283,7 @@ def _what_it_runs(interpreter: Interpreter, arguments: Sequence[str]) -> tuple[s
 
 
 def _long(interpreter: Interpreter, argument: str) -> tuple[str, str | None]:
-    """What an option of a whole word means, and its value where that is in the same argument."""
+    """The meaning of a long option, and its value where that is in the same argument."""
     option, separator, value = argument.partition("=")
     for kind, options in (
         ("takes", interpreter.long_takes),
@@ -298,7 +297,7 @@ def _long(interpreter: Interpreter, argument: str) -> tuple[str, str | None]:
 
 
 def _letters(interpreter: Interpreter, argument: str) -> tuple[str, str | None]:
-    """The same of letters that stand together: "-uBm", "-lane", "-Wignore"."""
+    """The same for letters behind one dash: "-uBm", "-lane", "-Wignore"."""
     for place, letter in enumerate(argument[1:], 1):
         rest = argument[place + 1 :] or None
         for kind, letters in (
@@ -322,6 +321,6 @@ def _script(path: str | None) -> str | None:
     if not path:
         return None
     file = PurePosixPath(path)
-    if file.name in FACELESS and file.parent.name:
+    if file.name in UNNAMED_FILES and file.parent.name:
         return file.parent.name
     return file.name or None

@@ -1,8 +1,8 @@
-"""Which model an Ollama runner has: runners know files, people know names.
+"""Finds the name of the model of an Ollama runner, which knows only the file.
 
-A model's file is called by its digest (models/blobs/sha256-...); its names are manifests beside it
-(models/manifests/REGISTRY/NAMESPACE/MODEL/TAG), and the server tells which models are loaded (/api/ps).
-Source: https://github.com/ollama/ollama/blob/main/docs/api.md and server/modelpath.go there.
+The name of a model's file is its digest (models/blobs/sha256-...). The names of the model are manifests
+(models/manifests/REGISTRY/NAMESPACE/MODEL/TAG), and the server reports the loaded models (/api/ps). Source:
+https://github.com/ollama/ollama/blob/main/docs/api.md and server/modelpath.go there.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ MANIFESTS = frozenset(
 DEFAULT_REGISTRY, DEFAULT_NAMESPACE = "registry.ollama.ai", "library"
 # A registry, a namespace, a model or a tag: types/model/name.go there.
 PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
-# So many entries of folders, and bytes of manifests, are looked at, for so long.
+# The most entries of folders and bytes of manifests to look at, and the longest time for it.
 MOST_MANIFESTS = 2000
 MOST_BYTES = 8 << 20
 LONGEST_S = 10.0
-# So long the inquirer waits for them.
+# The longest wait of the inquirer for them.
 PATIENCE_S = 2.0
 MIB = 1 << 20
 # No GPU has as many bytes.
@@ -46,9 +46,9 @@ def model_of(
     way: str = "models.*.name",
     names: Sequence[str] | None = None,
 ) -> str | None:
-    """The model of one runner. `answer` is what /api/ps said, or None, and `way` leads to the names in it; `blob`
-    is the runner's file below `root` (/proc/PID/root), and `names` are those of its model, which are looked for
-    where they are not given; `memory_mib` is what it holds of the GPU."""
+    """The model of one runner. `answer` is the answer of /api/ps, or None, and `way` is the path to the names in
+    it. `blob` is the runner's file below `root` (/proc/PID/root). `names` are the names of its model; where they
+    are not given, they are looked up. `memory_mib` is its GPU memory."""
     above, _, last = way.rpartition(".")
     sizes = {
         name: entry.get("size_vram")
@@ -76,7 +76,7 @@ def model_of(
 
 
 def names_of(blob: str, root: str, readers: Readers | None = None, start: int | None = None) -> list[str]:
-    """The names that a model's file has in Ollama's folders, sorted; [] where they cannot be looked at. `root` is
+    """The names of a model's file in Ollama's folders, sorted; [] where these cannot be read. `root` is
     /proc/PID/root of the runner, which began at `start` (clock ticks). Raises readers.Late."""
     proc, _, pid = root.removesuffix("/root").rpartition("/")
     found = BLOB.fullmatch(blob)
@@ -109,13 +109,13 @@ def _names(tree: Tree, models: str, digest: str) -> list[str]:
                 if content is not None and _is_of(content, wanted):
                     found.append(_called(*path))
     except OSError:
-        # It has none, or they may not be looked at.
+        # There are no folders, or they cannot be read.
         return []
     return sorted(found)
 
 
 def _manifests(manifests: Tree) -> Iterator[tuple[str, str, str, str]]:
-    """The paths of files, as far as they may be looked at: REGISTRY, NAMESPACE, MODEL, TAG."""
+    """The paths of the manifests that can be read: REGISTRY, NAMESPACE, MODEL, TAG."""
     ends, left = time.monotonic() + LONGEST_S, MOST_MANIFESTS
     waiting: list[tuple[str, ...]] = [()]
     while waiting and left > 0 and time.monotonic() < ends:
@@ -125,13 +125,13 @@ def _manifests(manifests: Tree) -> Iterator[tuple[str, str, str, str]]:
             yield path
             continue
         names = manifests.names("/".join(path) or ".", left)
-        # What is no folder has no names in it, and costs one look.
+        # A file in place of a folder has no names, and counts as one entry.
         left -= 1
         waiting += [(*path, name) for name in reversed(names) if PART.fullmatch(name)]
 
 
 def _is_of(content: bytes, digest: str) -> bool:
-    """Whether a manifest is one, and of a model with this digest."""
+    """Whether the content is a manifest of a model with this digest."""
     try:
         manifest = json.loads(content)
     except (ValueError, RecursionError):

@@ -1,8 +1,8 @@
-"""Reads that may never end, on threads that nobody waits for.
+"""Reads files that may never answer, on threads of their own.
 
-A file system of a user's own (FUSE), one on the network (NFS), or a process that hangs inside the kernel can hold
-up whoever reads from it, and nothing interrupts that. So a read is waited for a moment; one that is late goes on
-alone, and what it brings is taken when it is asked for again. Only so many may be under way at once.
+A file system of a user (FUSE), one on the network (NFS), or a process that hangs inside the kernel can block a
+reader, and nothing interrupts that. So the caller waits a moment for a read. A late one goes on alone, and the
+caller gets its result when it asks again. The number of reads at a time is limited.
 """
 
 from __future__ import annotations
@@ -17,27 +17,28 @@ from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
 
-# From then on a read counts as hanging.
+# After this time a read counts as hanging.
 HANGS_S = 2.0
-# So many of one user's may hang, and so many in all; while they do, nothing else of that user, or at all, is read.
+# The most hanging reads for one user, and in all. While so many hang, nothing else is read for that user, or at
+# all.
 MOST_OF_ONE = 4
 MOST_HANGING = 32
-# So many that were late, and are there by now, wait to be asked for.
+# The most results of late reads that wait for their caller.
 MOST_KEPT = 64
-# A hostile program could make any number of them: so often the log says so at the most.
+# A hostile program could cause any number of them: the log reports them this often at most.
 SAID_EVERY_S = 60.0
 
 Found = TypeVar("Found")
 
 
 class Late(Exception):
-    """What is read is not there yet, or cannot be read while others hang; `str()` says which."""
+    """The result is not there yet, or nothing can be read while other reads hang; `str()` says which."""
 
 
 class _Read:
-    def __init__(self, what: str, whose: int | None, action: Callable[[], Any]) -> None:
+    def __init__(self, what: str, uid: int | None, action: Callable[[], Any]) -> None:
         self.what = what
-        self.whose = whose
+        self.uid = uid
         self.began = time.monotonic()
         self.began_at = datetime.now(UTC)
         self.is_done = threading.Event()
@@ -47,11 +48,11 @@ class _Read:
 
     @property
     def hangs(self) -> bool:
-        """Whether it takes far longer than a read may."""
+        """Whether it takes much too long."""
         return not self.is_done.is_set() and time.monotonic() - self.began >= HANGS_S
 
     def run(self) -> None:
-        """Do it; for the thread that does."""
+        """Read, on the thread for it."""
         try:
             assert self._action is not None
             self.found = self._action()
@@ -63,13 +64,13 @@ class _Read:
 
 
 class Readers:
-    """One caller's reads, by keys of its own. `hung` and `problem` may be asked by any thread."""
+    """The reads of one caller, by keys that it chooses. Any thread may use `hung` and `problem`."""
 
     def __init__(self, name: str = "reader") -> None:
         self._name = name
-        # What its thread does next; None where there is no thread that is free.
+        # The queue of its thread; None while no thread is free.
         self._jobs: SimpleQueue[_Read | None] | None = None
-        # Those that were late. Always replaced, never changed.
+        # The late reads. Always replaced, never changed.
         self._late: dict[Hashable, _Read] = {}
         self._said_at = -SAID_EVERY_S
 
@@ -79,28 +80,29 @@ class Readers:
         what: str,
         action: Callable[[], Found],
         patience_s: float,
-        whose: int | None = None,
+        uid: int | None = None,
         is_last: bool = False,
     ) -> Found:
-        """What `action` returns or raises, on another thread. Raises Late where that is not there after
-        `patience_s`: asked again with the same key, it is the same read. `what` is named where it hangs, and
-        `whose` is the user to blame then. After one that `is_last` its thread ends: it has changed that thread."""
+        """The result of `action`, which runs on another thread, or its exception. Raises Late when it is not there
+        after `patience_s`; the next call with the same key asks for the same read. `what` names it in messages,
+        and `uid` is the user who controls what is read. With `is_last` the thread ends afterwards, because the
+        action changed it."""
         read = self._late.get(key)
         if read is None:
-            late = [one.whose for one in self._late.values() if not one.is_done.is_set()]
-            if len(late) >= MOST_HANGING or late.count(whose) >= MOST_OF_ONE:
+            late = [one.uid for one in self._late.values() if not one.is_done.is_set()]
+            if len(late) >= MOST_HANGING or late.count(uid) >= MOST_OF_ONE:
                 raise Late(f"{what} is not read while {len(late)} others hang")
-            read = _Read(what, whose, action)
+            read = _Read(what, uid, action)
             try:
                 jobs = self._begin(read, is_last)
             except RuntimeError:
-                # The system gives no more threads just now.
+                # The system starts no more threads just now.
                 raise Late(f"{what} is not read: there are too many threads") from None
             if not read.is_done.wait(patience_s) and jobs is self._jobs:
-                # That thread ends when its read does, if ever; another does what comes next.
+                # That thread ends with its read, if ever. Another one does the next read.
                 self.close()
         if not read.is_done.is_set():
-            # Those that nobody asked for again are forgotten, the oldest first.
+            # Drop results that the caller did not ask for again, the oldest first.
             done = [one for one, other in self._late.items() if other.is_done.is_set()][:-MOST_KEPT]
             self._late = {**{one: self._late[one] for one in self._late if one not in done}, key: read}
             self._say()
@@ -112,7 +114,7 @@ class Readers:
         return found
 
     def close(self) -> None:
-        """Let the thread end when it has done what it is at; the next read begins another."""
+        """Let the thread end after its current read; the next read starts another one."""
         if self._jobs is not None:
             self._jobs.put(None)
             self._jobs = None
@@ -121,7 +123,7 @@ class Readers:
         jobs = None if is_last else self._jobs
         if jobs is None:
             jobs = SimpleQueue()
-            # A daemon: what hangs must not keep the program from ending.
+            # A daemon thread: a hanging read must not stop the program from ending.
             threading.Thread(target=_work, args=(jobs,), name=self._name, daemon=True).start()
         jobs.put(read)
         if is_last:
@@ -132,7 +134,7 @@ class Readers:
 
     @property
     def is_late(self) -> bool:
-        """Whether something has not been read in time."""
+        """Whether a read is late."""
         return any(not one.is_done.is_set() for one in self._late.values())
 
     @property
@@ -142,7 +144,7 @@ class Readers:
 
     @property
     def problem(self) -> str | None:
-        """The read that has hung longest, in one sentence; None where none hangs."""
+        """The longest hanging read, in one sentence; None where none hangs."""
         hanging = [one for one in self._late.values() if one.hangs]
         if not hanging:
             return None
@@ -154,11 +156,11 @@ class Readers:
         problem, now = self.problem, time.monotonic()
         if problem is not None and now - self._said_at >= SAID_EVERY_S:
             self._said_at = now
-            log.warning("%s; it is left behind, and everything else goes on", problem)
+            log.warning("%s; gpumon does not wait for it, and everything else goes on", problem)
 
 
 def _work(jobs: SimpleQueue[_Read | None]) -> None:
     while (read := jobs.get()) is not None:
         read.run()
-        # Nothing of it is held while there is nothing to do.
+        # Release the result while the thread waits.
         del read

@@ -1,4 +1,4 @@
-"""Who a process is."""
+"""The records that identify a process."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """What a process runs and who started it; None where it may not be read, or GPUMON_COMMANDS says so.
+    """What a process runs and who started it; None where it cannot be read, or where GPUMON_COMMANDS excludes it.
 
-    Many processes run the same: it is kept once for all of them. `parents` are the names from the
-    session or service that started it down to its parent ("sshd > bash > tmux"); `command` is its command
-    line with secrets masked; `pod` and `namespace` are Kubernetes'; `unit` is systemd's; `job_...` are Slurm's.
+    Many processes run the same program, which is stored once. `parents` are the names from the session or service
+    that started it down to its parent ("sshd > bash > tmux"); `command` is its command line with secrets masked;
+    `pod` and `namespace` are Kubernetes'; `unit` is systemd's; `job_...` are Slurm's.
     """
 
     executable: str | None = None
@@ -35,22 +35,22 @@ class Program:
 
 
 NOTHING = Program()
-# A model that is known by the beginning of its file's digest, until somebody tells its name.
+# The placeholder of a model with an unknown name: the beginning of its file's digest.
 PLACEHOLDER = "sha256-"
 
 
 def is_placeholder(model: str) -> bool:
-    """Whether a model's name only stands for one that is not known yet."""
+    """Whether a name is the placeholder of a model with an unknown name."""
     return model.startswith(PLACEHOLDER)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a kind of server says what it serves: a rule's `endpoint`.
+    """Where a kind of server reports what it serves: the `endpoint` of a rule.
 
-    `models` is the way to the names in the answer's JSON ("data.0.id", "models.*.name"). Its port stands
-    behind the `option`, in the variable `environment`, or is `port`. Of several GPU processes behind one
-    Ollama each has one of the models: `runners` says so.
+    `models` is the path to the names in the JSON of the answer ("data.0.id", "models.*.name"). The port is the
+    value of `option`, of the variable `environment`, or `port`. With `runners`, each of several GPU processes of
+    one server has one of the models, as with Ollama.
     """
 
     path: str
@@ -63,12 +63,12 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ask:
-    """What others can be asked about a process: a server at `address` what it serves, an engine how the container
-    (engine, id) is called. `blob` is the model's file as an Ollama runner names it, `root` the root of the file
-    system that it means, and `proc` where processes are looked up. Only a server that `family` has is believed:
-    the process, and those above it that belong to it, each with its start in clock ticks. `launcher` is who
-    started them, and `owner` the user in whose slice they are. `namespace`: whether a file inside the process's
-    root says in which namespace of Kubernetes it is."""
+    """What to ask about a process: the server at `address` for its models, the engine for the name of the
+    `container` (engine, id). `blob` is the model's file as an Ollama runner names it, `root` the root of its file
+    system, and `proc` the folder of processes. gpumon believes only a server of the `family`: the process and
+    those above it that belong to it, each with its start in clock ticks. `launcher` is the process that started
+    them, and `owner` the user of their slice. `namespace` says whether to read a file inside the process's root
+    for its Kubernetes namespace."""
 
     endpoint: Endpoint | None = None
     address: tuple[str, int] | None = None
@@ -84,13 +84,12 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """A process that cannot be confused with another.
+    """A process, and never another one with the same PID.
 
-    `start_key` tells two processes under one reused PID apart: on Linux the boot's id and the
-    process's start in clock ticks since that boot, which no clock change can move. It is None
-    where the process table may not be read; `start_time` (UTC seconds) is None then too. `name` is
-    what people call it: of `python train.py` it is "train.py". While `pending`, more of what it runs is
-    being asked for; `ask` says whom.
+    `start_key` is different for two processes with one reused PID: on Linux it is the id of the boot and the start
+    in clock ticks since that boot, which no clock change can move. Where the process table cannot be read,
+    `start_key` and `start_time` (UTC seconds) are None. `name` is what people call it: "train.py" for `python
+    train.py`. While it is `pending`, gpumon is asking for more about it; `ask` says what.
     """
 
     pid: int

@@ -1,7 +1,7 @@
-"""A thread with the rights of a process: what that process could not read, such a thread cannot either.
+"""Gives a thread the rights of a process, so that it cannot read what that process could not read.
 
-Linux keeps user, groups and capabilities for each thread: credentials(7), setfsuid(2), capabilities(7). They are
-given up for good, so that a thread that has done so reads and ends.
+On Linux each thread has its own user, groups and capabilities: credentials(7), setfsuid(2), capabilities(7). The
+thread cannot get its own rights back: it reads, and ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gpumon_core.attribution.files import read
 _SETGROUPS = {"x86_64": 116, "aarch64": 159, "riscv64": 159, "ppc64le": 81, "s390x": 206}
 # _LINUX_CAPABILITY_VERSION_3, of two words of 32 bits each.
 _CAPABILITIES = 0x20080522
-# Who is in no user or group that has a name here.
+# The id of a user or group without a name here.
 NOBODY = 65534
 MOST_GROUPS = 65536
 
@@ -32,7 +32,7 @@ class Rights:
 
 
 def of(status: bytes | None) -> Rights | None:
-    """Those in /proc/PID/status, whose fourth number is the one for files: proc_pid_status(5)."""
+    """The rights in /proc/PID/status; the fourth number of each line counts for files: proc_pid_status(5)."""
     found: dict[str, list[int]] = {}
     for line in (status or b"").splitlines():
         name, _, rest = line.partition(b":")
@@ -48,13 +48,13 @@ def of(status: bytes | None) -> Rights | None:
 
 
 def user_of(process: str) -> int | None:
-    """The user with whose rights a process opens files; None where it may not be looked at."""
+    """The user as which a process opens files; None where it cannot be read."""
     rights = of(read(f"{process}/status"))
     return None if rights is None else rights.uid
 
 
 def take(rights: Rights) -> None:
-    """Take such rights, for good. Raises OSError where that cannot be done; nothing may be opened then."""
+    """Give the calling thread these rights, until it ends. Raises OSError; open nothing then."""
     libc = ctypes.CDLL(None, use_errno=True)
     number = _SETGROUPS.get(os.uname().machine)
     if number is None or not hasattr(libc, "setfsuid"):
@@ -65,7 +65,7 @@ def take(rights: Rights) -> None:
             raise OSError(ctypes.get_errno(), "setgroups")
         libc.setfsgid(ctypes.c_uint32(rights.gid))
         libc.setfsuid(ctypes.c_uint32(rights.uid))
-    # They return what was; asked for what is none, they change nothing.
+    # Both return the former id. An impossible id changes nothing.
     uid, gid = (call(ctypes.c_uint32(0xFFFFFFFF)) & 0xFFFFFFFF for call in (libc.setfsuid, libc.setfsgid))
     if (uid, gid) != (rights.uid, rights.gid):
         raise PermissionError(errno.EPERM, "needs CAP_SETUID and CAP_SETGID to look at another user's files")

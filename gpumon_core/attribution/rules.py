@@ -1,6 +1,6 @@
-"""What kind of program a process is, and which model it serves: by the rules of a table.
+"""Identifies workloads: what kind of program a process is and which model it serves, by a table of rules.
 
-The table is workloads.toml beside this file; a user's own file goes before it (GPUMON_RULES).
+The table is workloads.toml beside this file; the rules of a user's own file (GPUMON_RULES) come before it.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ CATEGORIES = (
 TEXTS = ("name", "verb", "folder", "parent", "executable", "argument", "command")
 CONDITIONS = (*TEXTS, "library", "environment")
 WAYS = ("option", "after", "environment")
-# So much of a command line is looked at.
+# The most characters of a command line that rules look at.
 LONGEST = 65536
-# So much of a path, as the kernel takes it (PATH_MAX).
+# The most characters of a path; the kernel takes no longer one (PATH_MAX).
 LONGEST_PATH = 4096
-# A model that Hugging Face's hub has loaded: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
+# A model in the cache of the Hugging Face hub: https://huggingface.co/docs/huggingface_hub/guides/manage-cache
 CACHED = re.compile(r"models--([^/]+?)--([^/]+)")
 BLOB = re.compile(r"sha256-([0-9a-f]{12})[0-9a-f]{52}")
-# Options that are known by their name to take no value. Of any other it is taken for granted that what follows it
-# is its value, so that a value is never taken for a model.
+# Options that take no value, by their names. What follows any other option counts as its value, so that a value is
+# never mistaken for a model.
 FLAG = re.compile(
     r"--(no|enable|disable|use|skip|allow|trust|enforce|return|calculate|ignore|verbose|debug|quiet|help|version)(-.*)?"
     r"|--(async-scheduling|headless|fully-sharded-loras|kv-sharing-fast-prefill|language-model-only|share|listen)|-[hv]"
@@ -46,9 +46,9 @@ class RulesError(Exception):
 
 @dataclass(frozen=True)
 class Program:
-    """What a rule may look at: the readable name, the path of the executable, arguments, environment, and the
-    paths of the files that it has mapped, which are read only where a rule asks for them; the working directory,
-    and the names of those that started it, the nearest first."""
+    """What a rule can look at: the readable name, the path of the executable, arguments, environment, and the
+    paths of mapped files, which are read only where a rule asks for them; the working directory, and the names of
+    the processes that started it, the nearest first."""
 
     name: str
     executable: str | None
@@ -65,8 +65,8 @@ class Program:
 
     @cached_property
     def folder(self) -> str | None:
-        """The program's own folder: of a script where it is, of anything else where it runs."""
-        # systemd sets no PWD, and a shell's may be another process's by now; but it is what a shell says.
+        """The folder of the script, or the working directory of any other program."""
+        # Only a shell sets PWD, and the program may have changed its folder since: a second choice.
         here = self.working_directory or self.environment.get("PWD")
         script = self.line.script
         if script is None:
@@ -74,7 +74,7 @@ class Program:
         return os.path.dirname(os.path.normpath(os.path.join(here or "", script[:LONGEST_PATH])))
 
     def texts(self) -> dict[str, tuple[str, ...]]:
-        """What the conditions are searched in."""
+        """The texts in which the conditions are searched."""
         first = self.arguments[0][:LONGEST_PATH] if self.arguments else ""
         return {
             # A title that a process has given itself: "VLLM::EngineCore", "ray::IDLE".
@@ -90,8 +90,9 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What a program is, its category, the model as its command line names it, and who can be asked for it.
-    `worker`: it works for the process above it, which knows the model; `ways` are those to the model's name."""
+    """The workload of a program: its name, its category, the model that its command line names, and the endpoint
+    that knows more. A `worker` works for its parent, which knows the model; `ways` are the ways to the model's
+    name."""
 
     name: str
     category: str
@@ -114,7 +115,7 @@ class _Rule:
 
 
 class Rules:
-    """The rules in their order; `secrets` are a user's further patterns to mask."""
+    """The rules in their order; `secrets` are further patterns to mask, from the user's file."""
 
     def __init__(self, rules: Sequence[_Rule], secrets: tuple[str, ...] = ()) -> None:
         self._rules = tuple(rules)
@@ -127,7 +128,7 @@ class Rules:
         return cls([*rules, *_read(BUILT_IN)[0]], secrets)
 
     def identify(self, program: Program) -> Workload | None:
-        """What the first rule that fits says of it, or None."""
+        """The workload by the first rule that fits, or None."""
         texts = program.texts()
         mapped: Sequence[str] | None = None
         for rule in self._rules:
@@ -161,7 +162,7 @@ def model_of(ways: Sequence[tuple[str, str]], program: Program) -> str | None:
 
 
 def option(arguments: Sequence[str], name: str) -> str | None:
-    """The value of an option, the last where it is given twice, as programs take it."""
+    """The value of an option. Where an option is repeated, the last one counts, as in most programs."""
     found = None
     for position, argument in enumerate(arguments):
         if argument == name:
@@ -267,7 +268,7 @@ def _endpoint(place: str, table: object) -> Endpoint:
         raise RulesError(f"{place}: endpoint's path must begin with / and have no blanks")
     if "models" not in table:
         raise RulesError(
-            f'{place}: endpoint must say where in the answer the models stand, as models = "data.0.id"'
+            f'{place}: endpoint must say where the answer has the names of the models, as models = "data.0.id"'
         )
     port = table.get("port")
     if port is not None and not (type(port) is int and 0 < port < 65536):
@@ -275,7 +276,7 @@ def _endpoint(place: str, table: object) -> Endpoint:
     if type(table.get("runners", False)) is not bool:
         raise RulesError(f"{place}: endpoint's runners must be true or false")
     if not any(key in table for key in ("port", "option", "environment")):
-        raise RulesError(f"{place}: endpoint must name its port, or an option or variable in which it stands")
+        raise RulesError(f"{place}: endpoint must name its port, or an option or variable that has it")
     return Endpoint(**table)
 
 

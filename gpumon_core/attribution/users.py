@@ -1,7 +1,7 @@
-"""Whose a user id is: a login name, or the user that the id was given to for containers.
+"""Finds the user of a user id: a login name, or the user who may use the id in containers.
 
-A directory (LDAP, SSSD) may be away for a moment, and may take long to say so: it is asked by a thread of its own,
-and what it did not know is asked again.
+A directory (LDAP, SSSD) may be unreachable for a moment, and slow. So a thread of its own asks it, and asks again
+for ids that it did not know.
 """
 
 from __future__ import annotations
@@ -18,26 +18,27 @@ from gpumon_core.safety.text import field
 # Ranges of ids that users may use in containers: subuid(5).
 SUBUID = "/etc/subuid"
 LARGEST_SUBUID = 1 << 20
-# A new id is waited for so long; what comes later is taken at a later tick.
+# A tick waits this long for a new id. A later tick uses an answer that comes later.
 PATIENCE_S = 0.5
-# An id without a name is looked up again after this pause, which doubles up to the longest, and so many times.
+# An id without a name is looked up again, so many times: first after this pause, which then doubles up to the
+# longest.
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 600.0
 MOST_TRIES = 64
-# So many ids are kept.
+# The most ids in memory.
 MOST_IDS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Who a user id belongs to: itself a login, or one of those that a login was given for its containers."""
+    """The user of an id: the id is a login, or a subordinate id that a login may use in containers."""
 
     name: str
     is_subordinate: bool = False
 
 
 def owner_of(uid: int) -> Owner | None:
-    """Who an id belongs to, as far as it is known just now."""
+    """The user of an id; None while it is not known."""
     name = login_name(uid)
     if name is not None:
         return Owner(name)
@@ -46,7 +47,7 @@ def owner_of(uid: int) -> Owner | None:
 
 
 def login_name(uid: int) -> str | None:
-    """The login name of a user id, as far as it is known just now."""
+    """The login name of a user id; None while it is not known."""
     try:
         return field("user", pwd.getpwuid(uid).pw_name)
     except (KeyError, OverflowError):
@@ -54,7 +55,7 @@ def login_name(uid: int) -> str | None:
 
 
 def subordinate_owner(uid: int, path: str = SUBUID) -> str | None:
-    """The user whom the file of subordinate ids gives an id to; by its number where it has no name."""
+    """The user to whom the file of subordinate ids gives an id; the number of a user without a name."""
     for line in (read(path, LARGEST_SUBUID) or b"").decode("utf-8", "replace").splitlines():
         owner, _, rest = line.strip().partition(":")
         start, _, count = rest.partition(":")
@@ -78,7 +79,7 @@ def id_inside(uid: int, uid_map: bytes | None) -> int | None:
 
 
 class UserNames:
-    """Owners of user ids; `find` belongs to one thread, and waits for a directory a moment, once for each id."""
+    """The users of ids. One thread only calls `find`, which waits a moment for a directory, once for each id."""
 
     def __init__(self, look_up: Callable[[int], Owner | None]) -> None:
         self._look_up = look_up
@@ -88,7 +89,7 @@ class UserNames:
         self._thread: threading.Thread | None = None
 
     def find(self, uid: int) -> Owner | None:
-        """Who an id belongs to; None as long as that is not known."""
+        """The user of an id; None while it is not known."""
         known = self._known.get(uid)
         if known is not None:
             return known

@@ -51,18 +51,19 @@ def add(parser: argparse.ArgumentParser) -> None:
 def run(settings: Settings, arguments: argparse.Namespace) -> int:
     """Import, and say what came of it; 1 where it was broken off, 2 where --gpu is needed."""
     from gpumon_core.legacy_import import importer
-    from gpumon_core.legacy_import.sqlite_file import OriginalError
+    from gpumon_core.legacy_import.import_records import ImportRefused
+    from gpumon_core.legacy_import.sqlite_file import SqliteFileError
 
     dry = arguments.dry_run
     began = time.monotonic()
     bar = terminal.Bar("hours")
     try:
         report = importer.run(settings, arguments.file, arguments.gpu, dry, bar.show)
-    except importer.ImportRefused as refused:
+    except ImportRefused as refused:
         if refused.status == terminal.WRONG:
             raise terminal.Usage(str(refused)) from refused
         raise terminal.Failure(f"{refused}.") from refused
-    except OriginalError as error:
+    except SqliteFileError as error:
         raise terminal.Failure(str(error)) from error
     except SQLAlchemyError as error:
         what = f"the database does not take it: {getattr(error, 'orig', None) or error}. {STAYS}"
@@ -87,9 +88,9 @@ def _lines(path: Path, report: Report, dry: bool, took_s: float) -> Iterator[str
     held = report.contents
     counted = ", ".join(f"{held.rows.get(table, 0):,} {CALLED[name]}" for name, table in COUNTED)
     yield f"{path}: {counted}, from {moment(held.first)} to {moment(held.last)}"
-    for index, place in sorted(report.places.items()):
+    for index, target in sorted(report.targets.items()):
         which = f"its GPU {index}" if held.several else "it"
-        yield f"{which} is about GPU {place.index}, {place.name or 'of unknown model'}, {place.uuid}"
+        yield f"{which} is about GPU {target.index}, {target.name or 'of unknown model'}, {target.uuid}"
     new = [f"{count:,} {CALLED[name]}" for name, count in report.taken.items() if count]
     if not new:
         yield "Nothing in it is new."

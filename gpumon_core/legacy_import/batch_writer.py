@@ -1,4 +1,4 @@
-"""Writes what an import has placed: one batch is one transaction."""
+"""Writes the batches of an import: one batch is one transaction."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import OperationalError
 
-from gpumon_core.legacy_import.import_records import READINGS, SOURCES, Batch, Host, Level, Process, Source
+from gpumon_core.legacy_import.import_records import (
+    LEVELS,
+    READINGS,
+    Batch,
+    ImportSource,
+    Level,
+    Process,
+    TargetHost,
+)
 from gpumon_core.store import database, rollups
 from gpumon_core.store.accounting import LEDGER, PROCESS_KEYS, UNKNOWN_PROGRAM, WORK, Ledger
 from gpumon_core.store.bulk import Bulk, Row, adding, replacing, upsert
@@ -25,7 +33,7 @@ from gpumon_core.store.schema import (
 )
 from gpumon_core.store.writer import USAGE, hours_bulk
 
-# So long a lock that another program holds is waited for, all in all.
+# The longest wait for a lock that another program holds, in all.
 LOCKED_S = 60.0
 RETRY_S = 0.1
 
@@ -33,10 +41,10 @@ T = TypeVar("T")
 NO_MORE: tuple[None, ...] = (None,) * (len(PROCESS_KEYS) - 1)
 
 
-class Rows:
-    """The statements of an import that began at `now` (UTC seconds). Methods raise sqlalchemy.exc.DBAPIError."""
+class BatchWriter:
+    """Writes for an import that began at `now` (UTC seconds). Methods raise sqlalchemy.exc.DBAPIError."""
 
-    def __init__(self, engine: Engine, host: Host, source: Source, now: int) -> None:
+    def __init__(self, engine: Engine, host: TargetHost, source: ImportSource, now: int) -> None:
         self.engine, self._host, self._source, self._now = engine, host, source, now
         dialect = engine.dialect
         only_new = upsert(dialect, gpu_metrics).on_conflict_do_nothing()
@@ -48,7 +56,7 @@ class Rows:
                 upsert(dialect, table).on_conflict_do_nothing(),
                 ["gpu_id", "timestamp_epoch", "samples", *names],
             )
-            for level, (table, _) in SOURCES.items()
+            for level, (table, _) in LEVELS.items()
             if level != "raw"
         }
         columns = ["timestamp_epoch", "process_id", "gpu_id", *PROCESS_KEYS, "present"]
@@ -63,39 +71,39 @@ class Rows:
             [*(f"new_{name}" for name in LEDGER), "this"],
         )
         columns = ["process_id", "gpu_id", "kind", "first_seen", *LEDGER, "active", *WORK, *PROCESS_KEYS]
-        self._set_pairs = Bulk(dialect, replacing(dialect, process_gpus), columns)
+        self._set_uses = Bulk(dialect, replacing(dialect, process_gpus), columns)
         self._add_hours = hours_bulk(dialect)
         self._add_usage = Bulk(dialect, adding(dialect, gpu_usage), ["timestamp_epoch", "gpu_id", *USAGE])
         columns = ["gpu_id", "first", "last", "ticks", "source", "imported_at"]
-        self._set_stretches = Bulk(dialect, replacing(dialect, imports), columns)
+        self._set_ranges = Bulk(dialect, replacing(dialect, imports), columns)
         columns = ["gpu_id", "source", "source_index", "until", "imported_at"]
         self._set_files = Bulk(dialect, replacing(dialect, imported_files), columns)
 
     def in_transaction(self, action: Callable[[Connection], T]) -> T:
-        """Do something in one transaction, as soon as there can be one."""
+        """Run an action in one transaction; again, while another program holds the lock."""
         deadline = time.monotonic() + LOCKED_S
         while True:
             try:
                 with self.engine.begin() as connection:
                     return action(connection)
             except OperationalError as error:
-                # Somebody else is writing, or PostgreSQL had to choose between two: this one can wait.
+                # Another program is writing, or PostgreSQL ended a deadlock: this one can wait.
                 if not database.is_busy(error) or time.monotonic() > deadline:
                     raise
                 time.sleep(RETRY_S)
 
-    def note(self, connection: Connection, until: int) -> None:
-        """Up to when the file was read."""
+    def note_read(self, connection: Connection, until: int) -> None:
+        """Store up to when the file was read."""
         path, indices = self._source.path, self._source.indices
         self._set_files.run(
             connection, [(gpu_id, path, index, until, self._now) for gpu_id, index in sorted(indices.items())]
         )
 
     def commit(self, connection: Connection, batch: Batch, level: Level) -> dict[Process, int]:
-        """Write a batch, its readings as the rows of a level; the ids of the processes that are new."""
+        """Write a batch, its readings as rows of `level`. Returns the ids of the new processes."""
         host_id = self._host.id
         if host_id is None:
-            raise ValueError("nothing can be placed on a host that is not there")
+            raise ValueError("an import needs a host that is in the database")
         ids = self._insert(connection, batch.new)
 
         def number(process: Process) -> int:
@@ -110,8 +118,8 @@ class Rows:
         ]
         self._add_snapshots.run(connection, rows)
         processes = {use.process for use in batch.uses}
-        self._set_processes.run(connection, [(*_figures(process.whole), number(process)) for process in processes])
-        self._set_pairs.run(
+        self._set_processes.run(connection, [(*_figures(process.total), number(process)) for process in processes])
+        self._set_uses.run(
             connection,
             [
                 (
@@ -135,17 +143,17 @@ class Rows:
         )
         # In the order of their keys, so that two writers never wait for each other.
         self._add_usage.run(connection, sorted(batch.usage))
-        self._set_stretches.run(
+        self._set_ranges.run(
             connection,
             [
-                (gpu_id, stretch.first, stretch.last, stretch.ticks, self._source.name, self._now)
-                for (gpu_id, _), stretch in batch.stretches.items()
+                (gpu_id, imported.first, imported.last, imported.ticks, self._source.name, self._now)
+                for (gpu_id, _), imported in batch.ranges.items()
             ],
         )
         if batch.ticks:
-            self.note(connection, batch.last)
+            self.note_read(connection, batch.last)
         if batch.metrics or batch.buckets:
-            source = SOURCES[level][0]
+            source = LEVELS[level][0]
             rollups.renew(connection, host_id, source, batch.first, batch.last, self._host.interval_s)
         return ids
 
@@ -156,7 +164,7 @@ class Rows:
         self._add_processes.run(
             connection,
             [
-                (self._host.id, one.pid, one.key, one.name, one.first_seen, *_figures(one.whole))
+                (self._host.id, one.pid, one.key, one.name, one.first_seen, *_figures(one.total))
                 for one in processes
             ],
         )

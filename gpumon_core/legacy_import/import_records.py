@@ -1,4 +1,4 @@
-"""What an import works with: GPUs and files, the processes that it places, and the rows of one transaction."""
+"""The records of an import: GPUs and files, the processes that it merges, and the rows of one transaction."""
 
 from __future__ import annotations
 
@@ -13,33 +13,45 @@ from gpumon_core.store.bulk import Row
 from gpumon_core.store.schema import TIERS, gpu_metrics
 
 MINUTE_S = 60
-# What another program's tick tells, in this order.
+# The values of one of the original's readings, in this order: °C, %, MiB, W.
 READINGS = ("temperature", "utilization", "memory", "power")
 UTILIZATION, MEMORY, POWER = (READINGS.index(name) for name in ("utilization", "memory", "power"))
 Reading = tuple[float | None, ...]
-# GPU's id, PID, name, MiB
-Seen = tuple[int, int, str, int | None]
+# A process on a GPU at a tick: the GPU's id in the database, PID, name, MiB.
+SeenProcess = tuple[int, int, str, int | None]
 
 Level = Literal["raw", "minute", "hour"]
-# Where ticks of a time go, finest first, and the seconds of a row.
-SOURCES: dict[Level, tuple[sa.Table, int]] = {
+# The table for ticks of each level, finest first, and the seconds of one of its rows.
+LEVELS: dict[Level, tuple[sa.Table, int]] = {
     "raw": (gpu_metrics, 1),
     "minute": (TIERS[1].table, MINUTE_S),
     "hour": (TIERS[4].table, HOUR_S),
 }
+# What becomes of a tick: it is taken, or it was imported before, or gpumon itself recorded that time, or it is
+# older than everything that gpumon stores.
+Verdict = Literal["taken", "imported", "recorded", "old"]
+
+
+class ImportRefused(Exception):
+    """Nothing was imported. `str()` says why and what to do, without a full stop; `status` is the exit status."""
+
+    def __init__(self, sentence: str, status: int = 1) -> None:
+        super().__init__(sentence)
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
-class Host:
-    """The machine whose history it is; `id` is None where the database does not know it yet."""
+class TargetHost:
+    """The machine that gets the history; `id` is None where the database does not know it yet."""
 
     id: int | None
     interval_s: float
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A GPU as the database has it. gpumon itself recorded it from `first_seen` to `last_seen` (UTC seconds)."""
+class TargetGpu:
+    """A GPU in the database that gets the history. gpumon itself recorded it from `first_seen` to `last_seen` (UTC
+    seconds)."""
 
     id: int
     index: int
@@ -48,16 +60,16 @@ class Place:
     memory_total_mib: int | None
     first_seen: int
     last_seen: int
-    counts_energy: bool = False
+    has_energy_counter: bool = False
 
-    def has_energy_of(self, at: int) -> bool:
-        """Whether the energy of that time is missing: what a driver counted while nobody looked is not."""
-        return not self.counts_energy or at < self.first_seen
+    def lacks_energy_at(self, at: int) -> bool:
+        """Whether the history has no energy for that time. An energy counter also covers pauses of gpumon."""
+        return not self.has_energy_counter or at < self.first_seen
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """The file that the ticks are from, and which index each of its GPUs has in it, by the GPU's id."""
+class ImportSource:
+    """The file that the ticks come from, and the index that it gives each GPU, by the GPU's id."""
 
     name: str
     path: str
@@ -66,7 +78,8 @@ class Source:
 
 @dataclass(slots=True, eq=False)
 class Process:
-    """A row of the ledger. `uses` are its GPUs, by their ids; with a single one the ledger is that one's."""
+    """A row of gpu_processes. `uses` holds one ImportedUse a GPU, by the GPU's id. While there is one GPU, the
+    process has the same ledger as its use of it."""
 
     pid: int
     name: str
@@ -74,24 +87,24 @@ class Process:
     key: str
     ledger: Ledger
     id: int | None = None
-    uses: dict[int, PlacedUse] = field(default_factory=dict)
+    uses: dict[int, ImportedUse] = field(default_factory=dict)
 
     @property
-    def whole(self) -> Ledger:
+    def total(self) -> Ledger:
         """Its ledger over all of its GPUs."""
         return next(iter(self.uses.values())).ledger if len(self.uses) == 1 else self.ledger
 
 
 @dataclass(slots=True, eq=False)
-class PlacedUse(Use):
+class ImportedUse(Use):
     """One process on one GPU."""
 
     process: Process = field(kw_only=True)
 
 
 @dataclass(slots=True)
-class Stretch:
-    """A row of imports."""
+class ImportedRange:
+    """A row of imports: the ticks from `first` to `last` (UTC seconds) of a GPU were imported."""
 
     first: int
     last: int
@@ -106,14 +119,15 @@ class Batch:
         self.ticks = 0
         self.metrics: list[Row] = []
         self.buckets: list[Row] = []
-        # The time, who, how much memory, and whether it is there.
-        self.snapshots: list[tuple[int, PlacedUse, int | None, int]] = []
+        # The time, the process, its MiB, and 1 where it is present, 0 where it has ended.
+        self.snapshots: list[tuple[int, ImportedUse, int | None, int]] = []
         self.usage: list[Row] = []
         self.new: list[Process] = []
-        self.uses: set[PlacedUse] = set()
-        self.stretches: dict[tuple[int, int], Stretch] = {}
+        self.uses: set[ImportedUse] = set()
+        # By the GPU's id and the first second.
+        self.ranges: dict[tuple[int, int], ImportedRange] = {}
 
     @property
     def rows(self) -> int:
-        """About how much work it is."""
+        """About how many rows a transaction with it writes."""
         return len(self.metrics) + len(self.buckets) + len(self.snapshots)

@@ -1,9 +1,10 @@
-"""Reads the SQLite file of the original program (bigsk1/gpu-monitor), which is never written to.
+"""Reads the SQLite file of the original program (bigsk1/gpu-monitor), and never writes to it.
 
 Its tables, from its monitor_gpu.sh: gpu_metrics (timestamp_epoch in UTC seconds, temperature °C, utilization %,
-memory MiB, power W), which is all that bigsk1's own versions have; gpu_processes (one row per pid, whoever had it)
-and process_snapshots (one row per process and tick) in versions that others have made from it. Files of several
-GPUs have a gpu_index in each. Nothing in a file is trusted: SQLite keeps any type in any column.
+memory MiB, power W) is the only table of bigsk1's own versions. Versions that others made from it add
+gpu_processes (one row per PID, even where several processes had it one after the other) and process_snapshots (one
+row per process and tick). Files of several GPUs have a gpu_index in each table. Nothing in a file is trusted:
+SQLite stores any type in any column.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gpumon_core.legacy_import.sqlite_file import OriginalError, OriginalFile
+from gpumon_core.legacy_import.import_records import READINGS, Reading
+from gpumon_core.legacy_import.sqlite_file import SqliteFile, SqliteFileError
 from gpumon_core.safety import text
 from gpumon_core.store.accounting import longest_step
 
@@ -27,42 +29,41 @@ COLUMNS = {
     PROCESSES: ("pid", "process_name", "first_seen", "last_seen", "max_memory", "avg_memory", "sample_count"),
     SNAPSHOTS: ("timestamp_epoch", "pid", "process_name", "memory_usage"),
 }
-# What each value can be; anything else was never measured. A power of 0 W is how the original writes N/A.
+# The possible range of each value; anything else was never measured. The original writes N/A as a power of 0 W.
 POSSIBLE = {
     "temperature": (-50.0, 200.0),
     "utilization": (0.0, 100.0),
     "memory": (0.0, 2.0**24),
     "power": (0.0, 20_000.0),
 }
-READINGS = tuple(POSSIBLE)
 LARGEST_INDEX = 1023
 LARGEST_PID = 2**31 - 1
 NAME_LENGTH = 512
-# So many rows are in memory at a time, and so many of one second are believed.
+# The most rows in memory at a time, and the most rows that one second may have.
 PAGE_ROWS = 20_000
 USUAL_INTERVAL_S = 4.0
+NAME_IT = "Name the original's gpu_metrics.db."
 
-# A text that is not UTF-8 is no reason to stop, and one that is huge or holds a NUL ends there.
+# As bytes, so that a text that is not UTF-8 is no error; a long text ends here, and any text at a NUL.
 _NAME = f"CASE typeof(process_name) WHEN 'text' THEN CAST(substr(process_name, 1, {NAME_LENGTH}) AS BLOB) END"
 
-Reading = tuple[float | None, ...]
-# gpu_index, pid, name, MiB
-Seen = tuple[int, int, str, int | None]
+# A process on a GPU at a tick: gpu_index, PID, name, MiB.
+OriginalProcess = tuple[int, int, str, int | None]
 
 
 @dataclass(slots=True)
-class Tick:
-    """One round of the original: the readings (in the order of READINGS) by gpu_index, and who was on the GPUs."""
+class OriginalTick:
+    """One tick of the original: the readings (in the order of READINGS) by gpu_index, and the processes."""
 
     at: int
     readings: dict[int, Reading] = field(default_factory=dict)
-    processes: list[Seen] = field(default_factory=list)
+    processes: list[OriginalProcess] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """A row of the original's gpu_processes. `since` is when its pid is first seen in process_snapshots, and by
-    which name; `rest` what the row counts beyond these snapshots."""
+class ProcessRow:
+    """A row of the original's gpu_processes. Where its process has snapshots too, the row stands for the time
+    before them, and `since` is the time and the name of the first snapshot."""
 
     index: int
     pid: int
@@ -77,7 +78,7 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a file holds. `rows` by table; first and last in UTC seconds, None where there are no ticks."""
+    """What a file holds: the rows by table, and the first and last tick (UTC seconds; None without ticks)."""
 
     several: bool
     rows: dict[str, int]
@@ -85,37 +86,37 @@ class Contents:
     last: int | None
 
 
-class Original:
-    """An open file. Every method raises OriginalError where the file turns out to be damaged or locked."""
+class OriginalReader:
+    """An open file. Every method raises SqliteFileError where the file turns out to be damaged or locked."""
 
     def __init__(self, path: Path, copying: bool = True) -> None:
-        """Open a file. Where it was left in the middle of a change, only a copy of it can be read: made if
-        `copying`. Raises OriginalError."""
+        """Open a file. If a program was killed in the middle of a change, only a copy of the file can be read,
+        which is made if `copying`. Raises SqliteFileError."""
         self.path = path
-        # What was left out, and why.
+        # How many values or rows were left out, by what they are.
         self.left_out: Counter[str] = Counter()
-        self._file = OriginalFile(path, copying)
+        self._file = SqliteFile(path, copying)
         try:
             self._tables = self._check()
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> Original:
+    def __enter__(self) -> OriginalReader:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file; doing it twice is fine."""
+        """Close the file; a second time does nothing."""
         self._file.close()
 
     def _ask(self, query: str, values: Sequence[Any] = ()) -> list[Any]:
         return self._file.ask(query, values)
 
     def _check(self) -> dict[str, bool]:
-        """Which of the tables there are, and whether they have a gpu_index."""
+        """The tables of the file, and whether each has a gpu_index."""
         kinds = {
             name: (kind, page)
             for name, kind, page in self._ask(
@@ -123,46 +124,46 @@ class Original:
             )
         }
         if kinds.get(b"alembic_version") is not None:
-            raise OriginalError(f"{self.path} is a database of gpumon itself, not of the original.")
+            raise SqliteFileError(f"{self.path} is a database of gpumon itself, not the original's. {NAME_IT}")
         found = {}
         for table, columns in COLUMNS.items():
             kind, page = kinds.get(table.encode(), (None, 0))
             if kind is None:
                 continue
             if kind != b"table" or not page:
-                raise OriginalError(f"{self.path} is not the original's: {table} is not an ordinary table in it.")
+                raise SqliteFileError(
+                    f"{self.path} is not the original's: {table} is not an ordinary table in it. {NAME_IT}"
+                )
             has = {row[0] for row in self._ask(f"SELECT CAST(name AS BLOB) FROM pragma_table_info('{table}')")}
             lacking = [column for column in columns if column.encode() not in has]
             if lacking:
-                raise OriginalError(
-                    f"{self.path} is not the original's: its {table} has no column {', '.join(lacking)}."
+                raise SqliteFileError(
+                    f"{self.path} is not the original's: its {table} has no column {', '.join(lacking)}. {NAME_IT}"
                 )
             found[table] = INDEX.encode() in has
         if METRICS not in found:
-            raise OriginalError(
-                f"{self.path} is not the original's: it has no table {METRICS}. Its file is called gpu_metrics.db."
-            )
+            raise SqliteFileError(f"{self.path} is not the original's: it has no table {METRICS}. {NAME_IT}")
         return found
 
     @property
     def several(self) -> bool:
-        """Whether the file tells GPUs apart."""
+        """Whether the file has a gpu_index, so that it may hold several GPUs."""
         return any(self._tables.values())
 
     def contents(self) -> Contents:
         """How much it holds."""
         rows = {table: int(self._ask(f"SELECT count(*) FROM {table}")[0][0]) for table in self._tables}
-        # One by one, each is a look at an end of the index.
+        # One query each: SQLite then looks at one end of the index instead of at all rows.
         ends = [self._ask(f"SELECT {end}(timestamp_epoch) FROM {METRICS}")[0][0] for end in ("min", "max")]
         first, last = (end if isinstance(end, int) else None for end in ends)
         return Contents(self.several, rows, first, last)
 
     def indices(self) -> list[int]:
-        """The GPUs that it tells of, by their index; [0] where it does not tell them apart."""
+        """The indices of its GPUs; [0] for a file without a gpu_index."""
         found: set[int] = set()
         for table, has_index in self._tables.items():
             if not has_index:
-                # Rows from before there were several are those of the first.
+                # A table without a gpu_index has the rows of the first GPU.
                 found |= {0} if self._ask(f"SELECT 1 FROM {table} LIMIT 1") else set()
                 continue
             for (index,) in self._ask(
@@ -173,7 +174,7 @@ class Original:
         return sorted(found)
 
     def interval_s(self) -> float:
-        """The seconds between two of its ticks, as they mostly are."""
+        """The usual seconds between two of its ticks."""
         times = [
             row[0]
             for row in self._ask(
@@ -184,24 +185,24 @@ class Original:
         steps = [late - early for late, early in pairwise(times)]
         return min(3600.0, max(1.0, float(statistics.median(steps)))) if steps else USUAL_INTERVAL_S
 
-    def ticks(self, start: int, end: int) -> Iterator[Tick]:
-        """Its rounds from `start` to `end` (UTC seconds), oldest first. The original asks for the processes a
-        moment after the readings: they belong to the round before them."""
+    def ticks(self, start: int, end: int) -> Iterator[OriginalTick]:
+        """Its ticks from `start` to `end` (UTC seconds), oldest first. The original asks for the processes a
+        moment after the readings: they belong to the tick before them."""
         reach = longest_step(self.interval_s())
         readings, processes = self._readings(start, end), self._processes(start, end)
         reading, seen = next(readings, None), next(processes, None)
-        tick: Tick | None = None
+        tick: OriginalTick | None = None
         while reading is not None or seen is not None:
             if reading is not None and (seen is None or reading[0] <= seen[0]):
                 if tick is not None:
                     yield tick
-                tick = Tick(*reading)
+                tick = OriginalTick(*reading)
                 reading = next(readings, None)
             elif seen is not None:
                 if tick is None or seen[0] - tick.at > reach:
                     if tick is not None:
                         yield tick
-                    tick = Tick(seen[0])
+                    tick = OriginalTick(seen[0])
                 tick.processes += seen[1]
                 seen = next(processes, None)
         if tick is not None:
@@ -233,21 +234,21 @@ class Original:
             return None
         return float(value)  # type: ignore[arg-type]
 
-    def _processes(self, start: int, end: int) -> Iterator[tuple[int, list[Seen]]]:
+    def _processes(self, start: int, end: int) -> Iterator[tuple[int, list[OriginalProcess]]]:
         if SNAPSHOTS not in self._tables:
             return
-        # Who is who needs to be looked at once, not with every row.
-        known: dict[tuple[object, object, object], tuple[int, int, str] | None] = {}
+        # The same GPU, PID and name need one check, not one a row.
+        checked: dict[tuple[object, object, object], tuple[int, int, str] | None] = {}
         highest = POSSIBLE["memory"][1]
         for at, rows in self._seconds(SNAPSHOTS, f"pid, {_NAME}, memory_usage", start, end):
-            found: list[Seen] = []
+            found: list[OriginalProcess] = []
             for _, index, pid, raw, memory in rows:
                 try:
-                    who = known[index, pid, raw]
+                    who = checked[index, pid, raw]
                 except KeyError:
-                    if len(known) > PAGE_ROWS:
-                        known.clear()
-                    who = known[index, pid, raw] = _who(index, pid, raw)
+                    if len(checked) > PAGE_ROWS:
+                        checked.clear()
+                    who = checked[index, pid, raw] = _identified(index, pid, raw)
                 if who is None:
                     self.left_out["process snapshots without a possible GPU, PID or name"] += 1
                 elif type(memory) is float and 0.5 <= memory <= highest:
@@ -258,16 +259,16 @@ class Original:
                 yield at, found
 
     def _memory(self, value: object) -> int | None:
-        """Of a process, in MiB; 0 is what the original writes where the driver does not tell."""
+        """The MiB of a process; 0 is what the original writes when the driver does not report it."""
         if type(value) not in (int, float) or not 0 <= value <= POSSIBLE["memory"][1]:  # type: ignore[operator]
             self.left_out["impossible values of a process's memory"] += 1
             return None
         return round(value) or None  # type: ignore[call-overload]
 
     def _seconds(self, table: str, columns: str, start: int, end: int) -> Iterator[tuple[int, list[Any]]]:
-        """The rows of a table, second by second: the time, the index, and `columns`."""
+        """The rows of a table, one second at a time: the time, the index, and `columns`."""
         index = INDEX if self._tables[table] else "0"
-        # In pages, so that a program that still writes to the file gets its turn between them.
+        # In pages, so that a program that writes to the file can do so between them.
         query = (
             f"SELECT timestamp_epoch, {index}, {columns} FROM {table} WHERE typeof(timestamp_epoch) = 'integer' "
             f"AND timestamp_epoch >= ? AND timestamp_epoch <= ? ORDER BY timestamp_epoch LIMIT {PAGE_ROWS}"
@@ -292,7 +293,7 @@ class Original:
                 return
 
     def bad_times(self, start: int, end: int) -> Counter[str]:
-        """How many rows have no time, one before `start`, and one after `end`, as "TABLE none", "TABLE before" and
+        """How many rows have no time, a time before `start`, or one after `end`: "TABLE none", "TABLE before" and
         "TABLE after"."""
         found: Counter[str] = Counter()
         for table in (METRICS, SNAPSHOTS):
@@ -309,7 +310,7 @@ class Original:
         return found
 
     def first_snapshots(self) -> dict[int, int]:
-        """When each GPU's processes were first written down, by index, in UTC seconds."""
+        """The time of each GPU's first process snapshot, by index, in UTC seconds."""
         if SNAPSHOTS not in self._tables:
             return {}
         sound = "typeof(timestamp_epoch) = 'integer' AND timestamp_epoch > 0"
@@ -324,8 +325,9 @@ class Original:
             if is_index(index)
         }
 
-    def known_processes(self) -> Iterator[Known]:
-        """The rows of gpu_processes that tell more than process_snapshots does: of what was before them."""
+    def known_processes(self) -> Iterator[ProcessRow]:
+        """The rows of gpu_processes with ticks that process_snapshots lacks, which are those before the
+        snapshots."""
         if PROCESSES not in self._tables:
             return
         index = INDEX if self._tables[PROCESSES] else "0"
@@ -335,38 +337,38 @@ class Original:
         for at, pid, raw, first, last, most, mean, count in self._ask(
             f"SELECT {index}, {columns} FROM {PROCESSES}"
         ):
-            who = _who(at, pid, raw)
+            who = _identified(at, pid, raw)
             if who is None or not all(type(number) is int for number in (first, last, count)):
                 self.left_out["processes without a possible GPU, PID, name or time"] += 1
                 continue
             if not 0 < first <= last or not 0 < count <= LARGEST_PID:
                 self.left_out["processes without a possible GPU, PID, name or time"] += 1
                 continue
-            if who[0] in begins and first >= begins[who[0]] - slack and self._snapshots_of(who[0], pid):
+            if who[0] in begins and first >= begins[who[0]] - slack and self._has_snapshots(who[0], pid):
                 continue
-            known = Known(*who, first, last, self._memory(most), self._memory(mean), count)
-            rest = self._beyond_snapshots(known)
+            row = ProcessRow(*who, first, last, self._memory(most), self._memory(mean), count)
+            rest = self._before_snapshots(row)
             if rest is not None:
                 yield rest
 
-    def _of(self, index: int, pid: int) -> tuple[str, tuple[int, ...]]:
+    def _snapshots_query(self, index: int, pid: int) -> tuple[str, tuple[int, ...]]:
         if self._tables[SNAPSHOTS]:
             return f"{SNAPSHOTS} WHERE pid = ? AND {INDEX} = ?", (pid, index)
         return f"{SNAPSHOTS} WHERE pid = ?", (pid,)
 
-    def _snapshots_of(self, index: int, pid: int) -> bool:
+    def _has_snapshots(self, index: int, pid: int) -> bool:
         if SNAPSHOTS not in self._tables:
             return False
-        where, values = self._of(index, pid)
+        where, values = self._snapshots_query(index, pid)
         return bool(self._ask(f"SELECT 1 FROM {where} LIMIT 1", values))
 
-    def _beyond_snapshots(self, known: Known) -> Known | None:
-        """What a row counts beside the snapshots of its pid; None where that is nothing."""
-        if not self._snapshots_of(known.index, known.pid):
-            return known
-        where, values = self._of(known.index, known.pid)
+    def _before_snapshots(self, row: ProcessRow) -> ProcessRow | None:
+        """The part of a row that its snapshots do not cover; None where they cover all of it."""
+        if not self._has_snapshots(row.index, row.pid):
+            return row
+        where, values = self._snapshots_query(row.index, row.pid)
         number = "typeof(memory_usage) IN ('integer', 'real')"
-        [(rows, whole, most)] = self._ask(
+        [(rows, total, most)] = self._ask(
             f"SELECT count(*), total(CASE WHEN {number} THEN memory_usage END), "
             f"max(CASE WHEN {number} THEN memory_usage END) FROM {where}",
             values,
@@ -376,24 +378,24 @@ class Original:
             "ORDER BY timestamp_epoch LIMIT 1",
             values,
         )
-        count = known.sample_count - rows
+        count = row.sample_count - rows
         if count <= 0 or not found:
             return None
         since, raw = found[0]
-        if since <= known.first_seen:
+        if since <= row.first_seen:
             return None
-        mean = known.avg_memory
+        mean = row.avg_memory
         if mean is not None:
-            mean = max(0.0, min((mean * known.sample_count - whole) / count, known.max_memory or mean))
-        highest = known.max_memory
+            mean = max(0.0, min((mean * row.sample_count - total) / count, row.max_memory or mean))
+        highest = row.max_memory
         if highest is not None and most is not None and most >= highest - 0.5:
-            # The most that it ever held is in the snapshots; what it held before was no more.
+            # The snapshots hold the maximum; how much less it was before them is not known: use the mean.
             highest = None if mean is None else round(mean)
-        # Somebody else may have had the pid at the end: until when this one did is not written down.
-        last = max(known.first_seen, min(since, known.first_seen + int(count * self.interval_s())))
+        # Another process may have had the PID later, and the end of this one is not recorded: estimate it.
+        last = max(row.first_seen, min(since, row.first_seen + int(count * self.interval_s())))
         name = _name(raw) if isinstance(raw, bytes) else ""
-        return Known(
-            *(known.index, known.pid, known.name, known.first_seen, last, highest or None, mean, count),
+        return ProcessRow(
+            *(row.index, row.pid, row.name, row.first_seen, last, highest or None, mean, count),
             since=(since, name),
         )
 
@@ -402,8 +404,8 @@ def is_index(value: object) -> bool:
     return type(value) is int and 0 <= value <= LARGEST_INDEX
 
 
-def _who(index: object, pid: object, raw: object) -> tuple[int, int, str] | None:
-    """A process's GPU, PID and name, or None where they cannot be."""
+def _identified(index: object, pid: object, raw: object) -> tuple[int, int, str] | None:
+    """The GPU, PID and name of a process, or None where one of them is impossible."""
     if type(index) is not int or not 0 <= index <= LARGEST_INDEX:
         return None
     if type(pid) is not int or not 0 < pid <= LARGEST_PID or not isinstance(raw, bytes):
@@ -413,6 +415,6 @@ def _who(index: object, pid: object, raw: object) -> tuple[int, int, str] | None
 
 
 def _name(raw: bytes) -> str:
-    """A program's name as people call it: of a path its last part, without what no name has."""
+    """The name of a program as people call it: the last part of a path, without control characters."""
     name = text.decoded(raw).strip()
     return name.rstrip("/").rsplit("/", 1)[-1] if name.startswith("/") else name

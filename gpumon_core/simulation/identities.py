@@ -1,4 +1,4 @@
-"""Who a simulated process is: the simulation itself knows."""
+"""The identities of simulated processes, which the simulation knows."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import replace
 from functools import lru_cache
 
 from gpumon_core.attribution.records import NOTHING, ProcessIdentity, Program
-from gpumon_core.simulation.load import ProgramRun, mix
+from gpumon_core.simulation.load import ProgramRun, hash64
 from gpumon_core.simulation.source import SimulatedSource
 
 LOGIN = "sshd > bash > tmux"
 DESKTOP = Program(parents="systemd > gnome-session-b", unit="session-2.scope")
 
-# What each program of the simulation is, and the models it may be about; {model} and {user} are filled in.
-CAST: dict[str, tuple[Program, tuple[str, ...]]] = {
+# The identity of each program of the simulation, with {model} and {user} to fill in, and the models that it may
+# use.
+PROGRAMS: dict[str, tuple[Program, tuple[str, ...]]] = {
     "vllm": (
         Program(
             executable="/usr/bin/python3.12",
@@ -108,7 +109,7 @@ CAST: dict[str, tuple[Program, tuple[str, ...]]] = {
     "ray::RolloutWorker": (Program(command="ray::RolloutWorker", workload="Ray", category="training"), ()),
 }
 for _script in ("train.py", "finetune.py", "pretrain.py"):
-    CAST[_script] = (
+    PROGRAMS[_script] = (
         Program(
             command=f"python -u {_script} --model {{model}} --wandb-key '***'",
             working_directory="/home/{user}/work",
@@ -118,16 +119,16 @@ for _script in ("train.py", "finetune.py", "pretrain.py"):
         ),
         ("Qwen/Qwen3-8B", "meta-llama/Llama-3.1-8B", "google/vit-huge-patch14-224-in21k"),
     )
-# Models that are files or configurations are not served.
+# For these {model} is a file or a configuration, not a model.
 MODELLESS = frozenset({"ipykernel_launcher", "train_ddp.py"})
 EVALUATION = Program(
     command="python evaluate.py --split test", working_directory="/home/{user}/work", parents=LOGIN
 )
-CAST["evaluate.py"] = (EVALUATION, ())
-CAST["python3"] = (replace(EVALUATION, command="python3"), ())
+PROGRAMS["evaluate.py"] = (EVALUATION, ())
+PROGRAMS["python3"] = (replace(EVALUATION, command="python3"), ())
 
-# So many processes are kept in mind.
-LARGEST = 8192
+# The most identities in memory.
+MAX_KNOWN = 8192
 
 
 class SimulatedAttribution:
@@ -135,18 +136,18 @@ class SimulatedAttribution:
 
     def __init__(self, source: SimulatedSource) -> None:
         self._source = source
-        # Who has a PID, and from when to when.
+        # By PID: from when to when it has which identity.
         self._known: dict[int, tuple[float, float, ProcessIdentity]] = {}
 
     def identify(self, pids: Iterable[int], timestamp: float) -> dict[int, ProcessIdentity]:
-        """An identity for every PID at that time (UTC seconds); where none lives, nothing but its PID."""
+        """An identity for every PID at that time (UTC seconds); one with only the PID where no process has it."""
         return {pid: self.identify_one(pid, timestamp) for pid in pids}
 
     def close(self) -> None:
-        """There is nothing to give back."""
+        """Nothing to close."""
 
     def identify_one(self, pid: int, timestamp: float) -> ProcessIdentity:
-        """Who has this PID at that time."""
+        """The process that has this PID at that time."""
         known = self._known.get(pid)
         if known is not None and known[0] <= timestamp < known[1]:
             return known[2]
@@ -154,27 +155,27 @@ class SimulatedAttribution:
         if run is None:
             return ProcessIdentity(pid)
         identity = ProcessIdentity(pid, run.start_key, float(run.start), run.name, run.user, program_of(run))
-        if len(self._known) >= LARGEST:
+        if len(self._known) >= MAX_KNOWN:
             self._known.clear()
         self._known[pid] = (run.start, run.end, identity)
         return identity
 
 
 def program_of(run: ProgramRun) -> Program:
-    """What a run of the simulation runs."""
-    models = CAST.get(run.name, (NOTHING, ()))[1]
-    return _program(run.name, run.user, models[mix(run.key) % len(models)] if models else "")
+    """The program of a run."""
+    models = PROGRAMS.get(run.name, (NOTHING, ()))[1]
+    return _program(run.name, run.user, models[hash64(run.key) % len(models)] if models else "")
 
 
 @lru_cache(maxsize=512)
 def _program(name: str, user: str, model: str) -> Program:
-    plain, _ = CAST.get(name, (NOTHING, ()))
+    plain, _ = PROGRAMS.get(name, (NOTHING, ()))
     texts = {
         field: getattr(plain, field).format(model=model, user=user)
         for field in ("command", "working_directory", "notebook", "job_name")
         if getattr(plain, field)
     }
-    job_id = str(mix(len(model), len(user)) % 90_000 + 10_000) if plain.job_name else None
+    job_id = str(hash64(len(model), len(user)) % 90_000 + 10_000) if plain.job_name else None
     return replace(
         plain,
         **texts,

@@ -1,7 +1,7 @@
-"""Writes simulated history of any length, through the store's own writer, rollups and retention.
+"""Writes simulated history of any length, with the writer, the rollups and the retention of the store.
 
-What retention would have forgotten by now is never written in detail: where only minutes are kept the
-simulation is asked once a minute, where only hours are kept every five minutes.
+It writes no details that retention has to delete again: for a time of which only minutes are stored it makes one
+tick a minute, and for a time of which only hours are stored one every five minutes.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from gpumon_core.store.writer import Attributed, Writer
 DAY_S = 86400
 MINUTE_STEP_S = 60.0
 HOUR_STEP_S = 300.0
-# So many ticks are one transaction, and so much simulated time lies between two runs of the rollups.
+# The ticks of one transaction, and the simulated time between two runs of the rollups and of retention.
 BATCH = 200
 ROLL_UP_EVERY_S = 6 * 3600
 FORGET_EVERY_S = 2 * DAY_S
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
-    """A piece of the history and the seconds between its ticks."""
+class HistoryPart:
+    """A part of the history, and the seconds between its ticks."""
 
     start: float
     end: float
     step_s: float
 
 
-def stretches(settings: Settings, days: float, now: float) -> list[Stretch]:
-    """The history of `days` up to `now`, oldest first, each piece as fine as it would be kept."""
+def history_parts(settings: Settings, days: float, now: float) -> list[HistoryPart]:
+    """The history of `days` up to `now`, oldest first, each part at the resolution that retention stores."""
     begin = now - days * DAY_S
     edges = (
         (now - settings.retention_hour_days * DAY_S, HOUR_STEP_S),
@@ -48,7 +48,7 @@ def stretches(settings: Settings, days: float, now: float) -> list[Stretch]:
     for (start, step), end in zip(edges, (edges[1][0], edges[2][0], now), strict=True):
         start, end = max(begin, start), min(now, end)  # noqa: PLW2901
         if end > start:
-            found.append(Stretch(start, end, max(step, settings.interval)))
+            found.append(HistoryPart(start, end, max(step, settings.interval)))
     return found
 
 
@@ -62,48 +62,48 @@ def fill(
     now: float | None = None,
     mig: bool = True,
 ) -> int:
-    """Write the history; how many ticks it has. `progress` is told the hours done and the hours in all; without
-    `mig` no simulated GPU is divided.
+    """Write the history, and return the number of its ticks. `progress` is called with the hours done and the
+    hours in all. Without `mig` no simulated GPU has MIG instances.
 
     Raises ValueError for numbers that cannot be simulated, sqlalchemy.exc.DBAPIError.
     """
     source = SimulatedSource(gpus=gpus, host=settings.host_name, processes=processes, mig=mig)
     attribution = SimulatedAttribution(source)
     now = time.time() if now is None else now
-    pieces = stretches(settings, days, now)
-    whole = sum(piece.end - piece.start for piece in pieces) / 3600
+    parts = history_parts(settings, days, now)
+    total_h = sum(part.end - part.start for part in parts) / 3600
     keep = retention.Keep(
         settings.retention_raw_days, settings.retention_minute_days, settings.retention_hour_days
     )
     done, ticks, forgotten = 0.0, 0, 0.0
-    for piece in pieces:
-        writer = Writer(engine, settings.host_name, source.name, piece.step_s, 60 * settings.idle_minutes)
-        rolled = piece.start
-        for batch in _batches(source, attribution, piece):
+    for part in parts:
+        writer = Writer(engine, settings.host_name, source.name, part.step_s, 60 * settings.idle_minutes)
+        rolled = part.start
+        for batch in _batches(source, attribution, part):
             ticks += writer.write_all(batch)
             newest = batch[-1][0].timestamp
             if newest - rolled >= ROLL_UP_EVERY_S:
                 rollups.roll_up(engine, settings.host_name)
                 rolled = newest
-                # What would be forgotten by then, so that the file never is much larger than in the end.
+                # Delete what retention deletes by then, so that the file is never much larger than at the end.
                 if newest - forgotten >= FORGET_EVERY_S:
                     retention.forget(engine, keep, newest, pause_s=0)
                     forgotten = newest
-            progress(done + (newest - piece.start) / 3600, whole)
+            progress(done + (newest - part.start) / 3600, total_h)
         writer.settle()
         rollups.roll_up(engine, settings.host_name)
-        done += (piece.end - piece.start) / 3600
+        done += (part.end - part.start) / 3600
     retention.forget(engine, keep, now, pause_s=0)
-    progress(whole, whole)
+    progress(total_h, total_h)
     return ticks
 
 
 def _batches(
-    source: SimulatedSource, attribution: SimulatedAttribution, piece: Stretch
+    source: SimulatedSource, attribution: SimulatedAttribution, part: HistoryPart
 ) -> Iterator[list[Attributed]]:
     batch: list[Attributed] = []
-    for tick in range(int((piece.end - piece.start) / piece.step_s)):
-        snapshot = source.snapshot_at(piece.start + tick * piece.step_s)
+    for tick in range(int((part.end - part.start) / part.step_s)):
+        snapshot = source.snapshot_at(part.start + tick * part.step_s)
         pids = {process.pid for process in snapshot.processes}
         batch.append((snapshot, attribution.identify(pids, snapshot.timestamp)))
         if len(batch) == BATCH:

@@ -1,7 +1,7 @@
-"""The cast of the simulation: cards, programs, and who runs what, how often and for how long.
+"""The data of the simulation: GPU models, programs, and which user runs which program, how often and how long.
 
-Memory totals, limits and clocks are what nvidia-smi shows on such boards. Changing the story is
-changing a row here.
+Memory totals, limits and clocks are those that nvidia-smi shows for these models. To change what is simulated,
+change a row here.
 """
 
 from __future__ import annotations
@@ -14,76 +14,76 @@ DAY = 24 * HOUR
 
 
 @dataclass(frozen=True, slots=True)
-class Board:
-    """What a GPU model may draw and how warm that makes it: W and °C.
+class PowerModel:
+    """The power draw of a GPU model in W, and its temperatures in °C.
 
-    `held_w` is drawn while a CUDA context exists but nothing runs; `idle_c` and `load_c` are the
-    temperatures when idle and at the power limit on an average day.
+    It draws `context_w` while a CUDA context exists and nothing runs. `idle_c` and `load_c` are the temperatures
+    on an average day, when idle and at the power limit.
     """
 
     limit_w: float
     idle_w: float
-    held_w: float
+    context_w: float
     idle_c: float
     load_c: float
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class GpuModel:
     """A GPU model. Memory in MiB, clocks as lowest and highest in MHz.
 
-    `driver_mib` is memory in use without any process. `fan_min` is None for a board that the chassis
-    cools. A board that `dozes` returns to its idle clocks while a context does nothing.
+    The driver itself uses `driver_mib`. `fan_min` is None for a model without a fan of its own. A model that
+    `sleeps` returns to its idle clocks while a context does nothing.
     """
 
     name: str
     architecture: str
     compute_capability: str
     memory_mib: int
-    board: Board
+    power: PowerModel
     sm_mhz: tuple[int, int]
     memory_mhz: tuple[int, int]
     driver_mib: int
     fan_min: int | None = None
-    dozes: bool = False
+    sleeps: bool = False
 
 
-H100_BOARD = Board(700, 69, 112, 29, 74)
-H100 = Card("NVIDIA H100 80GB HBM3", "Hopper", "9.0", 81559, H100_BOARD, (345, 1980), (2619, 2619), 4)
+H100_POWER = PowerModel(700, 69, 112, 29, 74)
+H100 = GpuModel("NVIDIA H100 80GB HBM3", "Hopper", "9.0", 81559, H100_POWER, (345, 1980), (2619, 2619), 4)
 
-A100_BOARD = Board(400, 56, 79, 30, 72)
-A100 = Card("NVIDIA A100-SXM4-80GB", "Ampere", "8.0", 81920, A100_BOARD, (210, 1410), (1593, 1593), 4)
+A100_POWER = PowerModel(400, 56, 79, 30, 72)
+A100 = GpuModel("NVIDIA A100-SXM4-80GB", "Ampere", "8.0", 81920, A100_POWER, (210, 1410), (1593, 1593), 4)
 
-L40S_BOARD = Board(350, 33, 84, 31, 76)
-L40S = Card("NVIDIA L40S", "Ada", "8.9", 46068, L40S_BOARD, (210, 2520), (405, 9001), 4)
+L40S_POWER = PowerModel(350, 33, 84, 31, 76)
+L40S = GpuModel("NVIDIA L40S", "Ada", "8.9", 46068, L40S_POWER, (210, 2520), (405, 9001), 4)
 
-A6000_BOARD = Board(300, 22, 71, 35, 84)
-A6000 = Card("NVIDIA RTX A6000", "Ampere", "8.6", 49140, A6000_BOARD, (210, 1800), (405, 8001), 6, 30)
+A6000_POWER = PowerModel(300, 22, 71, 35, 84)
+A6000 = GpuModel("NVIDIA RTX A6000", "Ampere", "8.6", 49140, A6000_POWER, (210, 1800), (405, 8001), 6, 30)
 
-RTX_4090_BOARD = Board(450, 18, 24, 34, 78)
-RTX_4090 = Card(
-    *("NVIDIA GeForce RTX 4090", "Ada", "8.9", 24564, RTX_4090_BOARD, (210, 2730), (405, 10501), 18),
+RTX_4090_POWER = PowerModel(450, 18, 24, 34, 78)
+RTX_4090 = GpuModel(
+    *("NVIDIA GeForce RTX 4090", "Ada", "8.9", 24564, RTX_4090_POWER, (210, 2730), (405, 10501), 18),
     fan_min=0,
-    dozes=True,
+    sleeps=True,
 )
 
-RTX_3090_BOARD = Board(350, 21, 29, 36, 83)
-RTX_3090 = Card(
-    *("NVIDIA GeForce RTX 3090", "Ampere", "8.6", 24576, RTX_3090_BOARD, (210, 1905), (405, 9751), 14),
+RTX_3090_POWER = PowerModel(350, 21, 29, 36, 83)
+RTX_3090 = GpuModel(
+    *("NVIDIA GeForce RTX 3090", "Ampere", "8.6", 24576, RTX_3090_POWER, (210, 1905), (405, 9751), 14),
     fan_min=0,
-    dozes=True,
+    sleeps=True,
 )
 
 Pattern = Literal["training", "requests", "notebook", "batch", "encoding", "desktop", "worker"]
 
 
 @dataclass(frozen=True, slots=True)
-class Program:
-    """One program: how it loads a GPU while it lives.
+class ProgramProfile:
+    """One program, and how it loads a GPU.
 
-    `power` and `bandwidth` are the shares of the power limit and of the memory controller it takes at
-    100 % utilization. It fills its memory within `ramp_s` seconds, smoothly and before it begins to
-    compute, or in `stairs` steps while it already works. It runs as one of `users`.
+    `power` and `bandwidth` are the shares of the power limit and of the memory controller that it uses at 100 %
+    utilization. It fills its memory within `ramp_s` seconds: smoothly before it begins to compute, or in `stairs`
+    steps while it computes. It runs as one of `users`.
     """
 
     name: str
@@ -98,37 +98,37 @@ class Program:
 
 PEOPLE = ("alice", "bob", "carol", "dave", "erin", "farid", "grace")
 
-TRAIN = Program("train.py", "training", 0.99, 0.62, (40, 150), PEOPLE)
-FINETUNE = Program("finetune.py", "training", 0.95, 0.48, (60, 240), PEOPLE)
-PRETRAIN = Program("pretrain.py", "training", 0.99, 0.58, (90, 300), PEOPLE)
-DDP = Program("train_ddp.py", "training", 1.0, 0.66, (90, 240), PEOPLE)
-VLLM = Program("vllm", "requests", 0.82, 0.74, (70, 160), ("vllm",))
-TRITON = Program("tritonserver", "requests", 0.66, 0.41, (20, 50), ("triton",))
-OLLAMA = Program("ollama", "requests", 0.72, 0.80, (12, 30), ("ollama",))
-COMFY = Program("ComfyUI", "requests", 0.97, 0.55, (15, 40), ("alice", "grace"))
-NOTEBOOK = Program("ipykernel_launcher", "notebook", 0.60, 0.30, (3600, 7200), PEOPLE, stairs=4)
-PYTHON = Program("python3", "notebook", 0.55, 0.25, (900, 3600), PEOPLE, stairs=3)
-FFMPEG = Program("ffmpeg", "encoding", 0.75, 0.50, (2, 4), ("media", "bob"))
-BLENDER = Program("blender", "batch", 0.93, 0.35, (6, 20), ("carol", "grace"), "C+G")
-EVALUATE = Program("evaluate.py", "batch", 0.85, 0.52, (12, 35), PEOPLE)
-WHISPER = Program("whisper", "batch", 0.70, 0.45, (8, 20), ("media", "dave"))
-XORG = Program("Xorg", "desktop", 0.30, 0.40, (2, 3), ("root",), "G")
-SHELL = Program("gnome-shell", "desktop", 0.30, 0.40, (3, 5), ("alice",), "G")
-BROWSER = Program("firefox", "desktop", 0.35, 0.50, (20, 60), ("alice",), "G", stairs=3)
-RAY = Program("ray::RolloutWorker", "worker", 0.6, 0.4, (5, 15), PEOPLE)
-WORKER = Program("python3", "worker", 0.6, 0.4, (5, 15), PEOPLE)
+TRAIN = ProgramProfile("train.py", "training", 0.99, 0.62, (40, 150), PEOPLE)
+FINETUNE = ProgramProfile("finetune.py", "training", 0.95, 0.48, (60, 240), PEOPLE)
+PRETRAIN = ProgramProfile("pretrain.py", "training", 0.99, 0.58, (90, 300), PEOPLE)
+DDP = ProgramProfile("train_ddp.py", "training", 1.0, 0.66, (90, 240), PEOPLE)
+VLLM = ProgramProfile("vllm", "requests", 0.82, 0.74, (70, 160), ("vllm",))
+TRITON = ProgramProfile("tritonserver", "requests", 0.66, 0.41, (20, 50), ("triton",))
+OLLAMA = ProgramProfile("ollama", "requests", 0.72, 0.80, (12, 30), ("ollama",))
+COMFY = ProgramProfile("ComfyUI", "requests", 0.97, 0.55, (15, 40), ("alice", "grace"))
+NOTEBOOK = ProgramProfile("ipykernel_launcher", "notebook", 0.60, 0.30, (3600, 7200), PEOPLE, stairs=4)
+PYTHON = ProgramProfile("python3", "notebook", 0.55, 0.25, (900, 3600), PEOPLE, stairs=3)
+FFMPEG = ProgramProfile("ffmpeg", "encoding", 0.75, 0.50, (2, 4), ("media", "bob"))
+BLENDER = ProgramProfile("blender", "batch", 0.93, 0.35, (6, 20), ("carol", "grace"), "C+G")
+EVALUATE = ProgramProfile("evaluate.py", "batch", 0.85, 0.52, (12, 35), PEOPLE)
+WHISPER = ProgramProfile("whisper", "batch", 0.70, 0.45, (8, 20), ("media", "dave"))
+XORG = ProgramProfile("Xorg", "desktop", 0.30, 0.40, (2, 3), ("root",), "G")
+SHELL = ProgramProfile("gnome-shell", "desktop", 0.30, 0.40, (3, 5), ("alice",), "G")
+BROWSER = ProgramProfile("firefox", "desktop", 0.35, 0.50, (20, 60), ("alice",), "G", stairs=3)
+RAY = ProgramProfile("ray::RolloutWorker", "worker", 0.6, 0.4, (5, 15), PEOPLE)
+WORKER = ProgramProfile("python3", "worker", 0.6, 0.4, (5, 15), PEOPLE)
 
 
 @dataclass(frozen=True, slots=True)
 class Habit:
     """At most one run of one of `programs` in every period of `period_s` seconds.
 
-    It begins within `start` (shares of the period), lasts `length_s`, at most to the period's end, and
-    takes `share` of the GPU's memory. Periods begin at `phase_s` after midnight UTC, or anywhere (None).
-    `daily` habits follow the working day.
+    It begins within `start` (shares of the period), runs `length_s` seconds, but not beyond the period, and holds
+    `share` of the GPU's memory. Periods begin at `phase_s` after midnight UTC, or at any time (None). `daily`
+    habits follow the working day.
     """
 
-    programs: tuple[Program, ...]
+    programs: tuple[ProgramProfile, ...]
     period_s: int
     chance: float
     start: tuple[float, float]
@@ -138,11 +138,11 @@ class Habit:
     daily: bool = False
 
 
-def _training(share: tuple[float, float], *programs: Program, chance: float = 0.9) -> Habit:
+def _training(share: tuple[float, float], *programs: ProgramProfile, chance: float = 0.9) -> Habit:
     return Habit(programs, 14 * HOUR, chance, (0, 0.15), (3 * HOUR, 13 * HOUR), share)
 
 
-def _server(share: tuple[float, float], *programs: Program) -> Habit:
+def _server(share: tuple[float, float], *programs: ProgramProfile) -> Habit:
     return Habit(programs, 3 * DAY, 1, (0.0004, 0.003), (3 * DAY, 3 * DAY), share)
 
 
@@ -150,20 +150,20 @@ def _notebook(share: tuple[float, float], chance: float = 0.85) -> Habit:
     return Habit((NOTEBOOK, PYTHON), DAY, chance, (0.08, 0.3), (7 * HOUR, 22 * HOUR), share, 6 * HOUR)
 
 
-def _short(share: tuple[float, float], *programs: Program, period_s: int = 18 * 60) -> Habit:
+def _short(share: tuple[float, float], *programs: ProgramProfile, period_s: int = 18 * 60) -> Habit:
     return Habit(programs, period_s, 0.9, (0, 0.4), (40, 13 * 60), share, daily=True)
 
 
-def _session(program: Program, share: tuple[float, float]) -> Habit:
+def _session(program: ProgramProfile, share: tuple[float, float]) -> Habit:
     return Habit((program,), 7 * DAY, 1, (0.0002, 0.0004), (7 * DAY, 7 * DAY), share, 5 * HOUR)
 
 
-def _day(program: Program, chance: float, length_s: tuple[int, int], share: tuple[float, float]) -> Habit:
+def _day(program: ProgramProfile, chance: float, length_s: tuple[int, int], share: tuple[float, float]) -> Habit:
     return Habit((program,), DAY, chance, (0.3, 0.45), length_s, share, 0)
 
 
-# What a GPU is used for, the chief thing first. The upper shares of a role add up to less than 1:
-# whatever coincides fits.
+# What a GPU is used for, the main habit first. The highest shares of a role add up to less than 1, so that all of
+# its programs fit into the memory at once.
 ROLES: dict[str, tuple[Habit, ...]] = {
     "desktop": (
         Habit((OLLAMA,), DAY, 1, (0.001, 0.01), (20 * HOUR, DAY), (0.42, 0.60), 4 * HOUR),
@@ -192,22 +192,22 @@ ROLES: dict[str, tuple[Habit, ...]] = {
     "slice_shared": (_training((0.35, 0.65), FINETUNE, TRAIN), _short((0.05, 0.30), EVALUATE, WHISPER)),
 }
 
-# Neighbours in the role "pair" share one run instead of having one each, whenever this takes place.
+# Two neighbours in the role "pair" share the runs of this habit. Meanwhile neither has a main run of its own.
 PAIR = _training((0.78, 0.93), DDP, chance=0.6)
 
-# What fills GPUs up to a wished-for number of processes, within a share of memory of their own.
+# The habit that adds processes up to a given number; its processes have a share of the memory of their own.
 WORKERS = Habit((RAY, WORKER), 5 * HOUR, 1, (0.002, 0.05), (4 * HOUR, 5 * HOUR), (0.5, 1.0))
 WORKERS_PRESENT = 0.93  # of the time
 WORKERS_SHARE = 0.12
 WORKER_MIB = 900
 
-# Boards in the order of their index, repeated beyond the eighth: the card, its role, and by how many
-# °C it runs hotter than its model where it sits.
-LINE_UP: tuple[tuple[Card, str, float], ...] = (
+# The GPUs in the order of their index, repeated after the eighth: the model, the role, and by how many °C this GPU
+# is hotter than its model.
+GPUS: tuple[tuple[GpuModel, str, float], ...] = (
     (RTX_4090, "desktop", 0),
     (L40S, "server", 0),
     (H100, "pair", 0),
-    # It sits behind its neighbour in the same stream of air.
+    # It gets the warm air of its neighbour.
     (H100, "pair", 11),
     (A100, "lab", 0),
     (A6000, "trainer", 3),
@@ -215,7 +215,7 @@ LINE_UP: tuple[tuple[Card, str, float], ...] = (
     (A100, "lab", -2),
 )
 
-# The board of this index is divided: profile, memory in MiB, share of the board's SMs, role.
+# The GPU of this index has MIG instances: profile, memory in MiB, share of the GPU's SMs, role.
 MIG_INDEX = 4
 MIG_INSTANCES: tuple[tuple[str, int, float, str], ...] = (
     ("3g.40gb", 40192, 3 / 7, "slice_server"),
@@ -226,7 +226,7 @@ MIG_DRIVER_MIB = 6
 
 BUSES = ("17", "2A", "3D", "5D", "9A", "AB", "BA", "DB")
 
-# How much is going on in each hour of the day (UTC), 1 being the busiest.
+# How much people use GPUs in each hour of the day (UTC); 1 is the most.
 DEMAND = (
     *(0.14, 0.10, 0.08, 0.07, 0.07, 0.10, 0.22, 0.42, 0.68, 0.88, 0.96, 0.90),
     *(0.74, 0.86, 1.00, 0.97, 0.90, 0.76, 0.60, 0.52, 0.47, 0.40, 0.30, 0.20),

@@ -1,4 +1,4 @@
-"""What a command line, a title or a path must not give away."""
+"""Finds and masks the secrets in command lines, titles and paths."""
 
 from gpumon_core.attribution.secrets.mask import Mask
 from gpumon_core.attribution.secrets.texts import STARS

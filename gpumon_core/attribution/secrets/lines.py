@@ -1,4 +1,4 @@
-"""Secrets among the arguments of a program, and in command lines that stand inside one argument."""
+"""Masks secrets among the arguments of a program, and in command lines inside one argument."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from gpumon_core.attribution.secrets.words import (
 
 # Command lines inside command lines: `ssh host "sh -c '...'"`.
 DEEPEST = 5
-# Of a longer argument only its text is looked through, not the commands in it.
+# A longer argument is searched as a text only, not for commands.
 LONGEST_LINE = 65_536
 OPTION = re.compile(r"--?[A-Za-z][\w.:-]*(?:=.*)?|--", re.DOTALL)
 OPTION_NAME = re.compile(r"--?[A-Za-z_+][\w.:/@\[\]-]*")
 SPELLED = re.compile(r"-[A-Za-z][A-Za-z_-]*[A-Za-z]")
 ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_][\w.\[\]-]{0,127})(?P<separator>:=|=)(?P<value>.*)", re.DOTALL)
 WINDOWS = re.compile(r"(?P<name>/[A-Za-z][\w-]{0,63}):(?P<value>.+)", re.DOTALL)
-# Behind these stands a command, or a line of variables, in one argument.
+# The next argument of these is a command, or a line of variables.
 CODE = word_set("-c -lc -ic -lic -ec -xc -cl -Command -command /c /C /k --eval --extra-vars --command")
 # These take a command as one argument.
 TAKES_LINES = word_set("ssh tmux screen watch mosh at script sg wsl xterm byobu")
-# Of these -e is a variable.
+# For these -e sets a variable.
 ENGINES = word_set("docker podman nerdctl docker.exe kubectl oc lxc")
-# Where a value of several parts goes on with the next part.
+# The separator before the next part of a value with several parts.
 NEXT_PART = re.compile(r"[,;&](?=[\w.\[\]-]{1,64}=)")
 VERBS = word_set("set add get create delete remove unset config configure list show")
 NAME = re.compile(r"(?://[\w.:/@-]{2,256}|[\w.:@-]{2,256})")
 WRITERS = [[word] for word in programs.WRITES_SECRET]
 SAID = re.compile(r"(?P<scheme>(?:Bearer|Token|Basic|ApiKey|Bot)\s+)\S+", re.IGNORECASE)
-# What stands in quotes in the middle of a word.
+# Text in quotes in the middle of a word.
 SEGMENT = re.compile(r"([\"'])((?:\\[\s\S]|(?!\1)[^\\])*+)\1")
 AUTH_WORDS = word_set("auth authorization authentication header headers bearer")
 TEXT_OF_A_COMMAND = re.compile(r"\s")
@@ -50,8 +50,8 @@ TEXT_OF_A_COMMAND = re.compile(r"\s")
 
 @dataclass(slots=True)
 class _Pending:
-    """A value that the next argument is. It is `sure` where the program's own table says that it comes, whatever
-    it looks like; `words` is what kind of name it stands under."""
+    """A value that the next argument must be. It is `sure` where the table of the program says so, whatever the
+    argument looks like; `words` is the kind of its name."""
 
     kind: Kind
     words: str = "password"
@@ -78,7 +78,7 @@ class _Walker:
         self._is_about_secrets = self._has_user = False
 
     def step(self, argument: str) -> str:
-        """The argument with what is secret in it starred."""
+        """The argument with its secrets starred."""
         masked = self._step(argument)
         if self._previous in programs.USER_OPTIONS and self._may_have_user(argument):
             self._has_user = True
@@ -116,15 +116,15 @@ class _Walker:
         return self._positional(argument)
 
     def _may_have_user(self, argument: str) -> bool:
-        """Whether what stands behind -u is a user, of a program that may take a password with -p."""
+        """Whether the value of -u is a user, for a program that may take a password with -p."""
         if self._way is not None or argument.startswith("-") or argument.isdigit():
             return False
-        # python -u is no user, sudo -u is one without a password; a script behind Python's may be anything.
+        # python -u takes no user, and sudo -u takes a user without a password; a script can have any options.
         return not programs.is_launcher(self._program) or (
             programs.PYTHON.fullmatch(self._program) is not None and len(self._positionals) > 1
         )
 
-    # -- what stands behind an option -----------------------------------------------------------------------
+    # -- values of options ----------------------------------------------------------------------------------
 
     def _is_value(self, pending: _Pending, argument: str) -> bool:
         if not argument.startswith("-") or argument == "-":
@@ -137,11 +137,11 @@ class _Walker:
             return OPTION.fullmatch(argument) is None
         if len(argument) == 2:
             return False
-        # -abc behind --password is its value; behind -password it is an option like that one.
+        # After --password, -abc is the value; after -password it is another option.
         return not (pending.is_word and OPTION.fullmatch(argument))
 
     def _value(self, kind: Kind, value: str, words: str = "password", is_more: bool = False) -> str | None:  # noqa: PLR0911 - a kind a branch
-        """A value of that kind, starred; None where it is to be looked at like any other argument."""
+        """A value of that kind, starred; None where it is to be treated as any other argument."""
         if is_starred(value):
             return value
         if kind in ("secret", "attached"):
@@ -151,7 +151,7 @@ class _Walker:
                 return None
             return self._starred(value, words)
         if kind == "letter":
-            # A port, a process, a partition or a folder it may be too.
+            # It can also be a port, a process, a partition or a folder.
             is_other = re.fullmatch(r"[\d:.,/-]+(?:tcp|udp)?|.", value) or is_path(value)
             return self._looked_through(value) if is_other or is_value_harmless("password", value) else STARS
         if kind == "many":
@@ -250,7 +250,7 @@ class _Walker:
         return self._looked_through(argument)
 
     def _text_of_value(self, value: str) -> str:
-        """What stands behind an option that is no secret's: NAME=value, or any text."""
+        """The value of an option that is not for secrets: NAME=value, or any text."""
         return self._assignment(value) or self._looked_through(value)
 
     def _expect(self, name: str, words: str, is_word: bool) -> None:
@@ -268,7 +268,7 @@ class _Walker:
         return self._starred(value, words)
 
     def _cluster(self, way: Way, argument: str) -> str | None:
-        """Letters that stand together behind one dash, of which the last may take a value: -su ada:s3cret."""
+        """Several letters after one dash; the last one may take a value: -su ada:s3cret."""
         for place, letter in enumerate(argument[1:], 1):
             kind = way.letters.get(letter)
             rest = argument[place + 1 :]
@@ -304,7 +304,7 @@ class _Walker:
             return f"{name}:{STARS}"
         return None
 
-    # -- arguments that are no options ------------------------------------------------------------------------
+    # -- other arguments --------------------------------------------------------------------------------------
 
     def _positional(self, argument: str) -> str:
         if is_starred(argument) and len(argument) == len(STARS):
@@ -329,7 +329,7 @@ class _Walker:
         return self._looked_through(argument) if masked is None else masked
 
     def _starts_program(self, argument: str) -> bool:
-        """Take an argument for the program whose arguments follow, if it is one."""
+        """Take an argument as the program that the next arguments belong to, if it is one."""
         if (
             not self._is_first
             and self._previous in programs.LAUNCHERS_TAKE
@@ -354,7 +354,7 @@ class _Walker:
         return True
 
     def _assignment(self, argument: str) -> str | None:  # noqa: PLR0911 - each reason why not
-        """NAME=value with its value starred, or None where it is none or no secret."""
+        """NAME=value with its value starred, or None where the argument has another form or no secret."""
         found = ASSIGNMENT.fullmatch(argument)
         if found is None or not found["value"]:
             return None
@@ -377,7 +377,7 @@ class _Walker:
         return front + self._assigned(value, words)
 
     def _behind_words(self, argument: str) -> str | None:
-        """The argument, starred, where its place behind certain words says that it is a secret."""
+        """The argument, starred, where its position after certain words makes it a secret."""
         way = self._way
         positionals = self._positionals
         for rule in way.positional if way is not None else ():
@@ -432,8 +432,8 @@ class _Walker:
 def arguments_starred(
     arguments: Sequence[str], text: Callable[[str, int], str], depth: int = 0, longest: int | None = None
 ) -> list[str]:
-    """The arguments of a command line with every secret among them starred; `text` stars what is inside of one.
-    Stops where `longest` characters are reached."""
+    """The arguments of a command line with every secret starred; `text` stars the secrets inside one argument.
+    Stops after `longest` characters."""
     walker = _Walker(text, depth)
     masked, length = [], 0
     for argument in arguments:
@@ -445,12 +445,12 @@ def arguments_starred(
 
 
 def line_starred(line: str, text: Callable[[str, int], str], depth: int) -> str:
-    """A text with the commands in it looked through, one after the other."""
+    """A text with the secrets in its commands starred."""
     parts, done = [], 0
     has_escapes = "\\" in line
 
     def inner(value: str, _: int) -> str:
-        # What stands in quotes is looked through again; what was bare has been.
+        # Text in quotes is searched again as a text; other text was searched before.
         return text(value, depth) if has_escapes or TEXT_OF_A_COMMAND.search(value) else value
 
     found = list(tokens.commands(line[:LONGEST_LINE]))
@@ -470,8 +470,8 @@ def line_starred(line: str, text: Callable[[str, int], str], depth: int) -> str:
 
 
 def _piped(line: str, words: list[Token], following: list[Token], masked: list[str]) -> list[str]:
-    """A command's words with what it hands to a reader of passwords starred: echo s3cret | docker login
-    --password-stdin, and docker login --password-stdin <<< s3cret."""
+    """The words of a command with the password starred that it passes to another program: echo s3cret | docker
+    login --password-stdin, and docker login --password-stdin <<< s3cret."""
     values = [word.value for word in words]
     if "<<<" in values and programs.READS_SECRET.search(line[words[0].begin : words[-1].end]):
         here = values.index("<<<") + 1
@@ -482,6 +482,6 @@ def _piped(line: str, words: list[Token], following: list[Token], masked: list[s
         and "|" in line[words[-1].end : following[0].begin]
         and programs.READS_SECRET.search(line[following[0].begin : following[-1].end])
     ):
-        # Of echo -n s3cret the option stays.
+        # The option of echo -n s3cret stays.
         return [values[0], *(one if re.fullmatch(r"-[a-zA-Z]", one) else STARS for one in values[1:])]
     return masked

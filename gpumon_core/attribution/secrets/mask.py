@@ -1,4 +1,4 @@
-"""Masks what a text of a process must not give away, before it is stored anywhere."""
+"""Masks the secrets in the texts of a process, before anything is stored."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from gpumon_core.attribution.secrets.texts import STARS
 
 
 class Mask:
-    """Puts stars in the place of secrets.
+    """Replaces secrets by stars.
 
-    `patterns` are further regular expressions: what their group "secret" (or their first group, or else the
-    whole of them) matches is masked. Raises ValueError for one that cannot be used.
+    `patterns` are further regular expressions. They mask what matches their group "secret", or their first group,
+    or without a group the whole expression. Raises ValueError for one that cannot be used.
     """
 
     def __init__(self, patterns: Sequence[str] = ()) -> None:
         self._patterns = [_compiled(pattern) for pattern in patterns]
 
     def arguments(self, arguments: Sequence[str], longest: int | None = None) -> list[str]:
-        """The arguments of a program with every secret among them masked; not many more than `longest`
-        characters of them, where that is given."""
+        """The arguments of a program with every secret masked; with `longest`, about that many characters of
+        them."""
         if longest is not None:
             arguments = [argument[: 2 * longest] for argument in arguments[: 2 * longest]]
         return arguments_starred(arguments, self._inside, 0, longest)

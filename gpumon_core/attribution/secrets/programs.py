@@ -1,4 +1,4 @@
-"""Programs that take a secret in a way of their own: a table.
+"""The table of programs that take secrets in ways of their own.
 
 An option's value is one of these kinds:
   secret    all of it                        attached  a secret, in the same argument only
@@ -25,8 +25,8 @@ Kind = str
 
 @dataclass(frozen=True, slots=True)
 class Positional:
-    """The arguments that are no options are secret from number `begin` on (to `end`), behind these words; only
-    with the option `needs`, where it names a letter."""
+    """The positional arguments from number `begin` (to `end`) after these words are secret; with `needs`, only
+    where that option is given."""
 
     words: tuple[str, ...]
     begin: int = 0
@@ -72,7 +72,7 @@ def _positional(part: str) -> Positional:
     return Positional(tuple(words.split()), int(begin), int(end or 99), kind or "secret", needs)
 
 
-# Words that say that what follows under a name as general as "value" is a secret.
+# With these words, the value of a general name such as "value" is a secret.
 ABOUT_SECRETS = word_set("secret secrets SecureString password passwords credential credentials keyvault")
 VALUES = word_set("--value --body --data --plaintext --literal --secret-value --content -Value")
 WAYS: dict[str, Way] = {}
@@ -274,8 +274,8 @@ _add("borg restic duplicity", _way("", "pro", "--password=secret"))
 _add("kopia", _way("p=secret"))
 _add("jenkins-cli jenkins", _way("", "", "-auth=userpass"))
 
-# Programs that start another whose arguments follow, with the options of theirs that take a value: of those the
-# value is not the program.
+# Programs that start the program in their next arguments, with their options that take a value: that value is not
+# the program.
 LAUNCHERS = word_set(
     "find fd crictl"
     " env timeout gtimeout nice renice ionice taskset sudo doas su runuser nohup stdbuf unbuffer xargs"
@@ -298,7 +298,7 @@ LAUNCHERS_TAKE = word_set(
     " --cpus --memory --gpus --partition -J --job-name --unit -P -f --pid --slice --uid"
     " --gid -S -L -R -D"
 )
-# Those of them that take none with a single launcher.
+# Options of these that take no value for one launcher.
 LAUNCHERS_FLAGS = {
     program: frozenset(f"-{letter}" for letter in letters)
     for program, letters in {
@@ -313,24 +313,24 @@ LAUNCHERS_FLAGS = {
         "ionice": "t", "numactl": "al", "taskset": "ap", "screen": "dmS", "parallel": "0kt",
     }.items()
 }  # fmt: skip
-# -u ada -p s3cret, as many programs have it that are in no table.
+# -u ada -p s3cret, which many programs take that are in no table.
 USER_OPTIONS = word_set("-u -U --user --username --user-name --login")
 PASSWORD_LETTERS = word_set("-p -P")
-# What reads a secret from a pipe, and what writes one into it.
+# Programs that read a secret from a pipe, and programs that write one into it.
 READS_SECRET = re.compile(
     r"(?:^|\s)(?:--?\w*(?:password|passphrase|token|secret|key)s?-(?:stdin|fd)|--stdin|--with-token|--password-stdin"
     r"|--passphrase-fd|--pass-stdin|--pinentry-mode)\b|\bsudo\s+(?:-\w+\s+)*-\w*S|\bchpasswd\b|\bcryptsetup\b"
     r"|\bvault\s+\w+\s+-|\bsecrets?\s+(?:create|set|add|put)\b|\bkinit\b|-passin stdin|-pass stdin|\bpasswd\b"
 )
 WRITES_SECRET = frozenset({"echo", "printf", "print", "Write-Output"})
-# Words behind which a bare argument that is called like a secret has its value as the next.
+# After these words, an argument that is a secret name has its value in the next argument.
 SETS = word_set(
     "set set-x setx setenv export config configure modify put secret secrets env -x -gx -Ux -S"
     " --set unset create config-set"
 )
 
 
-# Options that a name and its value follow as two arguments: papermill -p, jq --arg, --env NAME VALUE.
+# Options with a name and a value as the next two arguments: papermill -p, jq --arg, --env NAME VALUE.
 PAIR_OPTIONS = word_set(
     "-p --param --parameter --parameters -e --env --set --var -v --arg --build-arg --define -D -o --option"
     " --override --setting --conf --property --attr --extra --secret --input --argstr --env-var"
@@ -338,7 +338,7 @@ PAIR_OPTIONS = word_set(
 
 
 def way_of(argument: str) -> tuple[str, Way | None]:
-    """The name of the program that an argument starts, and its way where it has one of its own."""
+    """The name of the program that an argument starts, and its way of taking secrets where the table has one."""
     name = re.split(r"[/\\]", argument[-256:])[-1]
     way = WAYS.get(name)
     if way is None:
@@ -348,5 +348,5 @@ def way_of(argument: str) -> tuple[str, Way | None]:
 
 
 def is_launcher(name: str) -> bool:
-    """Whether a program starts another whose arguments follow."""
+    """Whether a program starts the program in its next arguments."""
     return name in LAUNCHERS or PYTHON.fullmatch(name) is not None

@@ -1,4 +1,4 @@
-"""Tokens that are known by their shape, wherever they stand."""
+"""Masks tokens that are recognized by their shape, anywhere in a text."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 
 from gpumon_core.attribution.secrets.library import LIBRARY_SHAPES
 
-# As their makers document them; what the library lacks, or takes only in one length.
+# As their issuers document them: shapes that the library lacks, or has in one length only.
 OWN_SHAPES = (
-    # Hugging Face, OpenAI and those who took its form; a name of a model has words after "sk-".
+    # Hugging Face, OpenAI and others with its form; the name of a model has words after "sk-".
     r"(?:hf|api_org)_[A-Za-z0-9]{16,}",
     r"sk-(?:ant|or|proj|svcacct|admin|lf|None|live|test)-[\w-]{12,}",
     r"sk-(?=[A-Za-z0-9]{0,64}\d)[A-Za-z0-9]{16,}(?![\w-]{0,16}[-_][a-z])",
@@ -29,7 +29,7 @@ OWN_SHAPES = (
     r"dapi[0-9a-f]{32}(?:-\d)?",
     r"LTAI[A-Za-z0-9]{12,}",
     r"(?:[A-Za-z0-9_~.-]{3}7Q~|[A-Za-z0-9_~.-]{3}8Q~)[A-Za-z0-9_~.-]{31,34}",
-    # Models and what is around them.
+    # Services for models.
     r"nvapi-[A-Za-z0-9_-]{16,}",
     r"gsk_[A-Za-z0-9]{16,}",
     r"xai-[A-Za-z0-9]{20,}",
@@ -76,7 +76,7 @@ OWN_SHAPES = (
     # JSON web tokens, signed and encrypted.
     r"eyJ[A-Za-z0-9_-]{8,2048}\.(?:eyJ)?[A-Za-z0-9_-]{8,8192}(?:\.[A-Za-z0-9_-]*){1,3}",
 )
-# The token of a hook is a part of its address.
+# The token of a webhook is a part of its URL.
 HOOKS = re.compile(
     r"(?P<hook>(?:hooks\.slack(?:-gov)?\.com/(?:services|workflows|triggers)/"
     r"|discord(?:app)?\.com/api/(?:v\d{1,2}/)?webhooks/\d{1,24}/"
@@ -96,7 +96,7 @@ HOOKS = re.compile(
     r"))(?P<value>(?!\*)[^\s\"'<>\\?/][^\s\"'<>\\?]*)",
     re.IGNORECASE,
 )
-# The key of Weights & Biases is a hexadecimal number like any other; the word beside it says what it is.
+# The key of Weights & Biases is an ordinary hexadecimal number; a word near it marks it.
 WANDB = re.compile(
     r"(?P<before>wandb[^\n]{0,64}?(?<![0-9a-zA-Z]))(?P<value>[0-9a-f]{40})(?![0-9a-zA-Z])", re.IGNORECASE
 )
@@ -108,7 +108,7 @@ SHAPES = re.compile(
 
 
 def starred(text: str, stars: str) -> str:
-    """The text with stars in place of every token in it."""
+    """The text with every token replaced by stars."""
     if "/" in text:
         text = HOOKS.sub(rf"\g<hook>{stars}", text)
     text = SHAPES.sub(stars, text)

@@ -1,4 +1,4 @@
-"""Secrets in a text: behind names, in headers, URLs, JSON, code. Its time grows with the text's length."""
+"""Masks secrets in a text: after names, in headers, URLs, JSON and code. The time is linear in the length."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from gpumon_core.attribution.secrets import shapes
 from gpumon_core.attribution.secrets.words import is_value_harmless, kind_of, looks_random, word_set
 
 STARS = "***"
-# So much of a value is looked at before it is known to be a secret.
+# The most characters of a value to look at before it is known to be a secret.
 LOOKED_AT = 512
-# A quote, as it is or escaped once or more, as JSON inside JSON has it.
+# A quote, also one that is escaped once or more, as in JSON inside JSON.
 QUOTE = r"\\{0,15}[\"'`]"
 NAME = re.compile(
     rf"""(?:(?<![\w.-])-{{0,2}}(?<![\w.])|(?<=%[0-9A-Fa-f]{{2}}))(?P<name>[A-Za-z_][\w.-]{{0,127}})(?P<close>(?:{QUOTE})?[\])]?(?:{QUOTE})?)"""
@@ -35,7 +35,7 @@ SCHEME = re.compile(
     r"|GenieKey|SSWS|Key|PVEAPIToken=|token=|auth=)(?:\s{1,8}|(?<==))",
     re.IGNORECASE,
 )
-# Names whose value goes to the end of the line: headers.
+# Names with values up to the end of the line: headers.
 HEADERS = frozenset({"authorization", "proxy-authorization", "cookie", "set-cookie", "x-authorization"})
 SCHEMES = re.compile(
     r"(?P<scheme>(?<![\w-])(?P<word>Bearer|Basic|Negotiate)(?:\s{1,8}|%20|\+))(?P<value>[A-Za-z0-9+/._~=-]{6,})",
@@ -46,7 +46,7 @@ URL_PASSWORD = re.compile(
     r"(?P<value>(?!\d{1,5}[/?#])(?!\*{3}@)[^@\s\"'<>]{1,1024}+(?:@[^/@\s?#\"'<>]{0,256}+){0,4})(?=@)"
 )
 URL_TOKEN = re.compile(r"(?<=://)(?P<value>[A-Za-z0-9_.~-]{20,1024})(?=@)")
-# The same with blanks in it, where the address is all of the text.
+# The same with blanks in the password, where the text is only the URL.
 URL_WITH_BLANKS = re.compile(
     r"(?P<user>(?:[\w.-]{1,64}=)?[A-Za-z][\w+.-]{0,32}://[^:/@\s]{0,256}:)(?P<value>(?!\d{1,5}[/?#])[^@\n\"'<>]{1,256})"
     r"(?P<host>@[^\s@]{1,512})"
@@ -63,7 +63,7 @@ PEM = re.compile(
     r"(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|$)",
     re.DOTALL,
 )
-# {"name": "HF_TOKEN", "value": "..."}, as Kubernetes, ECS and Helm have variables.
+# {"name": "HF_TOKEN", "value": "..."}, a variable of Kubernetes, ECS or Helm.
 PAIR = re.compile(
     rf"(?:name|key|variable|Name|Key)(?:{QUOTE})?\s{{0,4}}[:=]\s{{0,4}}(?:{QUOTE})?(?P<name>[\w.-]{{1,64}})(?:{QUOTE})?"
     rf"\s{{0,4}}[,;\s]\s{{0,4}}(?:{QUOTE})?(?:[\w.\[\]-]{{0,48}}\.)?[vV]alue(?:{QUOTE})?\s{{0,4}}[:=]\s{{0,4}}"
@@ -93,7 +93,7 @@ IS = re.compile(
     r"(?P<value>(?=[^\s\"']{0,64}\d)(?=[^\s\"']{0,64}[A-Za-z])[^\s\"']{6,256})",
     re.IGNORECASE,
 )
-# Words of sentences: what stands behind "token:" is then about it.
+# Words of sentences: after "token:" they make a sentence, not a value.
 PROSE = word_set(
     "a an the is are was of for to and or in that your you this not as by no with which be must has"
     " have it its will can should we they when where if each every all any from on at"
@@ -111,7 +111,7 @@ class Value:
 
 
 def starred(text: str) -> str:
-    """The text with stars in place of every secret in it."""
+    """The text with every secret replaced by stars."""
     if "PRIVATE KEY" in text:
         text = PEM.sub(STARS, text)
     if "://" in text and "@" in text:
@@ -156,12 +156,12 @@ def header(text: str) -> str:
 
 
 def is_starred(value: str) -> bool:
-    """Whether a value has been starred before."""
+    """Whether a value is already starred."""
     return value.lstrip("\"'`\\ ([{").startswith(STARS) or value.rstrip("\"'`\\ ,;)]}").endswith(STARS)
 
 
 def _named(text: str) -> str:
-    """The text with the values of names that are those of secrets masked."""
+    """The text with the values of secret names masked."""
     parts, done = [], 0
     for found in NAME.finditer(text):
         if found.start() < done:
@@ -198,7 +198,7 @@ def _kind(text: str, found: re.Match[str]) -> str:
 
 
 def _value(text: str, found: re.Match[str], kind: str) -> Value | None:  # noqa: PLR0911 - a form a branch
-    """The value that stands behind a name, or None where it is no secret."""
+    """The value after a name, or None where it is no secret."""
     begin = found.end()
     if begin >= len(text):
         return None
@@ -214,7 +214,7 @@ def _value(text: str, found: re.Match[str], kind: str) -> Value | None:  # noqa:
     if text[begin] in "{[(" or is_compared:
         return None
     if is_header or (kind in ("auth", "token") and SCHEME.match(text, begin) is not None):
-        # Judged by its beginning: to look for the end of each that is none would take the square of the length.
+        # Judge a value by its beginning: to find the end of every value would take quadratic time.
         near = TO_THE_END.match(text, begin, min(len(text), begin + 2 * LOOKED_AT)) or found
         value = _header_value(text, begin, near.end(), kind == "cookie")
         if value is None or near.end() < begin + 2 * LOOKED_AT:
@@ -235,7 +235,7 @@ def _plain_value(text: str, found: re.Match[str], kind: str) -> Value | None:  #
         return None
     end = plain.end()
     if found["separator"] == "=" and text[found.start() - 1 : found.start()] == ";" and kind != "weak":
-        # ...;Password=two words;... of a connection.
+        # ...;Password=two words;... in a connection string.
         part = PART.match(text, begin)
         end = max(end, part.end() if part else end)
     if end - begin < LOOKED_AT and is_value_harmless(kind, plain[0]):
@@ -253,7 +253,7 @@ def _plain_value(text: str, found: re.Match[str], kind: str) -> Value | None:  #
 
 
 def _is_closing(text: str, found: re.Match[str], opening: re.Match[str]) -> bool:
-    """Whether a quote behind a name ends a text that the name stands in: input("Password: "), "token=" + x."""
+    """Whether a quote after a name ends the text that contains the name: input("Password: "), "token=" + x."""
     if found["close"] or opening.start("quote") != found.end():
         return False
     is_opened = text[found.start() - 1 : found.start()] == opening["quote"]
@@ -280,7 +280,7 @@ def _quoted_value(text: str, opening: re.Match[str], kind: str, is_header: bool)
 
 
 def _closing(text: str, quote: str, begin: int, limit: int) -> int | None:
-    """Where a quoted text ends that was opened by this quote, with the backslashes before it."""
+    """The end of the text that this quote opened, with the backslashes before the closing quote."""
     level = len(quote) - 1
     for found in QUOTE_AT.finditer(text, begin, min(limit, len(text))):
         if found["quote"] != quote[-1]:
@@ -296,7 +296,7 @@ def _list(text: str, begin: int, kind: str) -> Value | None:
     end = text.find(BRACKETS[text[begin]], begin)
     inside = text[begin + 1 : end if end >= 0 else len(text)]
     if text[begin] == "(" and not ("'" in inside or '"' in inside):
-        # A cast or a condition of a language, no pair of texts.
+        # A cast or a condition in code, not a pair of texts.
         return None
     if not inside.strip() or is_starred(inside) or inside.lstrip().startswith(("{", "[")):
         return None
@@ -322,7 +322,7 @@ def _header_value(text: str, begin: int, end: int, is_cookie: bool = False) -> V
 
 
 def _spoken_value(text: str, begin: int, end: int, kind: str) -> Value | None:
-    """A value behind a colon and a blank: YAML's or a header's; or it is the beginning of a sentence."""
+    """A value after a colon and a blank, in YAML or a header; or the beginning of a sentence."""
     first = text[begin:end]
     rest = text[end : end + 64].partition("\n")[0].split()
     is_odd = any(c.isdigit() or not (c.isalnum() or c in "-./") for c in first.rstrip(".,:;!?"))
@@ -338,7 +338,7 @@ def _spoken_value(text: str, begin: int, end: int, kind: str) -> Value | None:
 
 
 def _behind(expression: re.Pattern[str], text: str) -> str:
-    """The text with the values masked that stand behind an expression which names them."""
+    """The text with the values after every match of an expression masked."""
     parts, done = [], 0
     for found in expression.finditer(text):
         kind = kind_of(found["name"]) if found.start() >= done else ""

@@ -1,4 +1,4 @@
-"""Takes a text apart as a shell would, without minding quotes that never end."""
+"""Splits a text into words as a shell does, and accepts quotes that never end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-# Where a quote opens in the middle of a word; after a letter it is an apostrophe.
+# After these a quote opens in the middle of a word; after a letter it is an apostrophe.
 OPENS = frozenset("=:,([{<>@$%+*/\"'")
 PLAIN = re.compile(r"[^\s\"'\\;|&`]+")
 # What ends a command.
@@ -17,8 +17,8 @@ BARE = re.compile(r"[\w@%+=:,./*?&#~^!-]+")
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A word of a command: from where to where it stands, and what it is without its quotes. `quote` is the one
-    that is around all of it."""
+    """A word of a command: its begin and end in the text, and its value without quotes. `quote` is the quote
+    around all of it."""
 
     begin: int
     end: int

@@ -1,4 +1,4 @@
-"""Values that are a secret in part: ada:s3cret, pass:s3cret, a=b; c=d. See programs.py for the kinds."""
+"""Masks values that are partly secret: ada:s3cret, pass:s3cret, a=b; c=d. See programs.py for the kinds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _userpass(value: str) -> str:
     if not separator:
         return STARS
     if not secret:
-        # curl -u TOKEN:, where the user is the secret.
+        # curl -u TOKEN: has the secret as the user.
         return f"{STARS}:" if re.search(r"\d|.{16}", user) else value
     return f"{user}:{STARS}"
 
@@ -62,7 +62,7 @@ SPLITS: dict[Kind, Callable[[str], str]] = {
     "slash": _slash,
     "wandb": lambda value: STARS if HEX40.fullmatch(value) else value,
 }
-# Options of any program whose value is user and password.
+# Options, of any program, with a user and a password as their value.
 SPLIT_OPTIONS = {
     **dict.fromkeys(
         word_set(

@@ -1,4 +1,4 @@
-"""Which names people keep secrets under, and which values under such a name are none."""
+"""Decides which names are for secrets, and which values with such a name are none."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from functools import lru_cache
 from itertools import pairwise
 
 LONGEST_NAME = 128
-# Values that are longer than this are never a word, a path or a type.
+# A longer value is never a word, a path or a type.
 LONGEST_HARMLESS = 512
 
-# camelCase, snake_case, kebab-case and dotted names, taken apart.
+# The words of camelCase, snake_case, kebab-case and dotted names.
 WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
 
@@ -19,8 +19,7 @@ def word_set(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# The last word of a name says what it holds. What kind it is decides which values are none:
-# see `is_value_harmless`.
+# The kind of secret by the last word of a name. `is_value_harmless` says which values of a kind are no secrets.
 HEADS = {
     **dict.fromkeys(
         word_set(
@@ -42,7 +41,7 @@ HEADS = {
     **dict.fromkeys(word_set("sig signature"), "signature"),
     **dict.fromkeys(word_set("key keys tokens userpass basicauth webhook login ngrok"), "weak"),
 }
-# Words that are written together: PGPASSWORD, requirepass, clientsecret, nextcloudtoken.
+# Ends of words that are joined: PGPASSWORD, requirepass, clientsecret, nextcloudtoken.
 ENDINGS = (
     ("password", "password"),
     ("passwd", "password"),
@@ -71,7 +70,7 @@ NO_ENDINGS = word_set(
     "bypass compass surpass trespass encompass underpass overpass lowpass highpass bandpass allpass"
     " multipass onepass twopass singlepass askpass"
 )
-# What a key must be of to be a secret whatever it looks like; of others, the value decides.
+# A key with one of these words is always a secret; for other keys the value decides.
 KEY_OF = word_set(
     "priv unlock preshared api access private secret encryption auth authentication authorization account"
     " license licence"
@@ -79,7 +78,7 @@ KEY_OF = word_set(
     " functions decryption encrypt decrypt crypto cipher subscription write wandb openai anthropic app"
     " application pre recovery unseal root sas symmetric"
 )
-# Keys that are none: places in tables and texts.
+# Keys with these words are no secrets: they name places in tables and texts.
 KEY_OF_PLACES = word_set(
     "primary foreign sort partition cache idempotency group index metric monitor join public lookup"
     " dict image label input output text prompt target column dedup dedupe hot object routing row "
@@ -87,7 +86,7 @@ KEY_OF_PLACES = word_set(
     " dataset data config json field context audio video mask batch reward score conversation message"
     " messages response question answer instruction chosen rejected sample id tensor params host known"
 )
-# Before these the head means something else: a switch, or a number or kind of tokens.
+# With one of these words before it, the last word means something else: a switch, or a number or kind of tokens.
 SWITCHES = word_set(
     "use with has have need needs require requires required enable enabled disable disabled skip ask no"
     " allow is show print prompt without ignore hide count per num max min n support supports want"
@@ -103,17 +102,17 @@ PASSES_OF_WORK = word_set(
     "two first second single multi one low high band all forward backward by full render num max n each"
     " per shader three extra final last opt optimization compiler"
 )
-# Passes of work.
+# "pass" with these words means a pass of work.
 PASSES = word_set("first second last both forward backward analysis")
-# Names of secrets elsewhere.
+# "secret" with these words is the name of a secret that is stored elsewhere.
 NAMES_OF_SECRETS = word_set("pull imagepull tls existing")
-# What may stand behind the head without changing what it is.
+# Words that may follow without changing the meaning.
 NEUTRAL_TAILS = word_set(
     "value val str string plain plaintext text raw b64 base64 hex enc encoded new old current prod"
     " production dev staging main primary secondary default confirm confirmation repeat override hash"
     " literal live x"
 )
-# What a head with one of these behind it says about a secret, without being one.
+# With one of these words after it, the name is about a secret, and its value is none.
 HARMLESS_TAILS = word_set(
     "file files path paths dir directory folder id ids limit limits count length len size type types"
     " name names env environ variable var vars stdin prompt cmd command helper version budget level"
@@ -179,8 +178,7 @@ def words_of(name: str) -> list[str]:
 
 @lru_cache(maxsize=1024)
 def kind_of(name: str) -> str:
-    """What kind of secret a name is for, and "" where for none. Of one that is "weak" the value must look like a
-    secret."""
+    """The kind of secret that a name is for; "" for none. With "weak" the value must look like a secret."""
     words = words_of(name)
     while len(words) > 1 and (words[-1] in NEUTRAL_TAILS or (words[-1].isdigit() and len(words[-1]) < 5)):
         words.pop()
@@ -201,7 +199,7 @@ def kind_of(name: str) -> str:
 
 
 def is_secret(name: str) -> bool:
-    """Whether a name is one under which people keep secrets: "--hf-token", "apiKey", "DB_PASSWORD"."""
+    """Whether a name is for a secret: "--hf-token", "apiKey", "DB_PASSWORD"."""
     return kind_of(name) not in ("", "weak", "signature")
 
 
@@ -234,7 +232,7 @@ def _kind_at(words: list[str], place: int) -> str:  # noqa: PLR0911 - each reaso
 
 
 def looks_random(value: str) -> bool:  # noqa: PLR0911 - a look a branch
-    """Whether a value looks like something that a machine has drawn."""
+    """Whether a value looks randomly generated."""
     if not TOKEN_LETTERS.fullmatch(value[:LONGEST_HARMLESS]):
         return False
     if value.count("/") > 1 and not re.search(r"[+=]", value):
@@ -260,25 +258,25 @@ def looks_random(value: str) -> bool:  # noqa: PLR0911 - a look a branch
 
 
 def _switches(text: str) -> int:
-    """How often a text goes from small letters to capitals to digits and back."""
+    """How often a text changes between small letters, capitals and digits."""
     kinds = ["d" if c.isdigit() else "u" if c.isupper() else "l" if c.isalpha() else "-" for c in text]
     return sum(a != b for a, b in pairwise(kinds))
 
 
 def is_path(value: str) -> bool:
-    """Whether a value is the place of something, rather than itself."""
+    """Whether a value is the path of a secret rather than a secret."""
     if FILE.fullmatch(value) and not value.startswith("eyJ"):
         return True
     if value.startswith("file:") or (value.startswith("@") and is_path(value[1:])):
         return True
     if not PATH.fullmatch(value) or len(value) < 2:
         return False
-    # Base64 may begin with a slash; a folder is seldom so.
+    # Base64 may begin with a slash, and a path seldom looks like Base64.
     return not (len(value) >= 20 and value.count("/") < 3 and looks_random(value.lstrip("~./")))
 
 
 def is_value_harmless(kind: str, value: str) -> bool:  # noqa: PLR0911, PLR0912 - a kind a branch
-    """Whether a value under a name of that kind is no secret: a switch, a place, a variable, a type."""
+    """Whether a value with a name of that kind is no secret: a switch, a place, a variable, a type."""
     value = value.strip()
     if not value or PLACEHOLDER.fullmatch(value) or (len(value) < 3 and not any(c.isalnum() for c in value)):
         return True

@@ -1,4 +1,4 @@
-"""What of a file is still to be imported, and the page that offers it."""
+"""How much of a file was imported, and the page that offers the rest."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ import pytest
 import sqlalchemy as sa
 import streamlit as st
 from importing import GPUS, NOW, digest, record, span
-from originals import INTERVAL_S, Original
+from originals import INTERVAL_S, OriginalFile
 from test_pages import open_page, texts, url, writer  # noqa: F401 - the fixtures of pages
 from ticks import ask
 
-from gpumon_core.legacy_import import importer, reader
-from gpumon_core.legacy_import import merger as placing_module
+from gpumon_core.legacy_import import import_state, importer, merger, reader
 from gpumon_core.settings import Settings, load
 from gpumon_core.store import database
 from gpumon_core.store.writer import Writer
@@ -26,77 +25,77 @@ from gpumon_core.telemetry.records import GpuReading, HostInfo, Snapshot
 engine, settings, file = importing.engine, importing.settings, importing.file
 
 
-def stands(engine: sa.Engine, path: Path) -> importer.Standing:
-    with reader.Original(path) as opened:
-        return importer.standing(engine, "here", path, opened.indices(), opened.contents())
+def state_of(engine: sa.Engine, path: Path) -> import_state.ImportState:
+    with reader.OriginalReader(path) as opened:
+        return import_state.import_state(engine, "here", path, opened.indices(), opened.contents())
 
 
 def test_another_file_of_the_same_name_was_not_imported(
-    engine: sa.Engine, settings: Settings, tmp_path: Path, file: Original
+    engine: sa.Engine, settings: Settings, tmp_path: Path, file: OriginalFile
 ) -> None:
     file.ticks(span(400))
     importer.run(settings, file.path, now=NOW)
     (tmp_path / "other").mkdir()
-    other = Original(tmp_path / "other" / "gpu_metrics.db")
+    other = OriginalFile(tmp_path / "other" / "gpu_metrics.db")
     other.ticks(span(200, NOW - 200))
-    assert stands(engine, file.path) == importer.Standing(span(400)[-1], True)
-    assert stands(engine, other.path) == importer.Standing(None, False)
+    assert state_of(engine, file.path) == import_state.ImportState(span(400)[-1], True)
+    assert state_of(engine, other.path) == import_state.ImportState(None, False)
 
 
 def test_a_file_is_imported_when_all_of_its_gpus_are(
     engine: sa.Engine, settings: Settings, tmp_path: Path
 ) -> None:
-    file = Original(tmp_path / "gpu_metrics.db", "several")
+    file = OriginalFile(tmp_path / "gpu_metrics.db", "several")
     for index in (0, 1):
         file.ticks(span(400), index)
     # The host has one of them.
     importer.run(settings, file.path, now=NOW)
-    assert stands(engine, file.path) == importer.Standing(span(400)[-1], False)
+    assert state_of(engine, file.path) == import_state.ImportState(span(400)[-1], False)
     record(engine, range(NOW + 4, NOW + 5), GPUS)
     importer.run(settings, file.path, now=NOW)
-    assert stands(engine, file.path).whole
+    assert state_of(engine, file.path).is_complete
 
 
-def test_a_file_of_which_nothing_is_new_is_offered_until_it_was_looked_at(
-    engine: sa.Engine, settings: Settings, file: Original
+def test_a_file_with_nothing_new_is_offered_until_it_was_imported(
+    engine: sa.Engine, settings: Settings, file: OriginalFile
 ) -> None:
     record(engine, span(800))
     file.ticks(span(400))
-    assert not stands(engine, file.path).whole
+    assert not state_of(engine, file.path).is_complete
     assert not any(importer.run(settings, file.path, now=NOW).taken.values())
-    assert stands(engine, file.path).whole
+    assert state_of(engine, file.path).is_complete
 
 
 def test_a_file_that_grows_while_gpumon_records_has_nothing_new_until_there_is_a_gap(
-    engine: sa.Engine, settings: Settings, file: Original
+    engine: sa.Engine, settings: Settings, file: OriginalFile
 ) -> None:
     begin = NOW - 2000
     file.ticks(range(begin, begin + 400, INTERVAL_S))
     importer.run(settings, file.path, now=NOW)
     record(engine, range(begin + 400, begin + 800, INTERVAL_S))
     file.ticks(range(begin + 400, begin + 800, INTERVAL_S))
-    assert stands(engine, file.path).whole
+    assert state_of(engine, file.path).is_complete
     record(engine, range(begin + 1000, begin + 1200, INTERVAL_S))
     file.ticks(range(begin + 800, begin + 1200, INTERVAL_S))
-    assert stands(engine, file.path) == importer.Standing(begin + 396, False)
+    assert state_of(engine, file.path) == import_state.ImportState(begin + 396, False)
 
 
 def test_an_import_that_was_broken_off_says_how_far_it_came(
-    engine: sa.Engine, settings: Settings, file: Original, monkeypatch: pytest.MonkeyPatch
+    engine: sa.Engine, settings: Settings, file: OriginalFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placing_module, "BATCH_ROWS", 60)
+    monkeypatch.setattr(merger, "BATCH_ROWS", 60)
     file.ticks(span(1200))
 
-    def interrupt(self: placing_module.Placer, until: int | None) -> None:
+    def interrupt(self: merger.Merger, until: int | None) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(placing_module.Placer, "finish", interrupt)
+    monkeypatch.setattr(merger.Merger, "finish", interrupt)
     with pytest.raises(KeyboardInterrupt):
         importer.run(settings, file.path, now=NOW)
-    standing = stands(engine, file.path)
-    assert standing.until is not None
-    assert span(1200)[0] < standing.until < span(1200)[-1]
-    assert not standing.whole
+    state = state_of(engine, file.path)
+    assert state.until is not None
+    assert span(1200)[0] < state.until < span(1200)[-1]
+    assert not state.is_complete
 
 
 def test_the_system_page_offers_a_file_in_the_data_directory_and_never_touches_it(
@@ -109,7 +108,7 @@ def test_the_system_page_offers_a_file_in_the_data_directory_and_never_touches_i
     writer.write(Snapshot(now, HostInfo("here"), GPUS[:1], (GpuReading("GPU-00", values),)), {})
     assert not any("import" in block.value for block in open_page("system").code)
     (tmp_path / "other.db").write_text("nothing")
-    file = Original(tmp_path / "gpu metrics.db")
+    file = OriginalFile(tmp_path / "gpu metrics.db")
     file.ticks(range(now - 4000, now - 3000, 4))
     file.seen(7, "train", range(now - 4000, now - 3000, 4))
     before = digest(tmp_path)["gpu metrics.db"]

@@ -1,4 +1,4 @@
-"""The original program's history becomes gpumon's, and nothing of either is lost or touched."""
+"""An import takes the original's history, and loses or changes nothing of either history."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import importing
 import pytest
 import sqlalchemy as sa
 from importing import DAY, GPUS, HOUR, NOW, everything, record, span
-from originals import INTERVAL_S, Original
+from originals import INTERVAL_S, OriginalFile
 from ticks import ask
 
-from gpumon_core.legacy_import import batch_writer, importer
-from gpumon_core.legacy_import import merger as placing_module
+from gpumon_core.legacy_import import batch_writer, importer, merger
 from gpumon_core.settings import Settings, load
 from gpumon_core.store import database, retention, rollups
-from gpumon_core.store.queries import frames, processes, usage
+from gpumon_core.store.queries import process_life, processes, usage
+from gpumon_core.store.queries.history import metrics_history
 from gpumon_core.store.queries.usage import Scope
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, HostInfo, ProcessReading, Snapshot
@@ -26,7 +26,7 @@ engine, settings, file = importing.engine, importing.settings, importing.file
 
 
 def test_ticks_processes_and_snapshots_are_taken_and_a_second_time_nothing(
-    engine: sa.Engine, settings: Settings, file: Original
+    engine: sa.Engine, settings: Settings, file: OriginalFile
 ) -> None:
     times = span(1200)
     file.ticks(times)
@@ -47,14 +47,14 @@ def test_ticks_processes_and_snapshots_are_taken_and_a_second_time_nothing(
     assert everything(engine) == before
 
 
-def test_every_page_has_the_imported_hours(engine: sa.Engine, settings: Settings, file: Original) -> None:
+def test_every_page_has_the_imported_hours(engine: sa.Engine, settings: Settings, file: OriginalFile) -> None:
     times = range(NOW - 5 * HOUR - 1800, NOW - HOUR - 1800, INTERVAL_S)
     file.ticks(times, utilization=50.0, power=360.0)
     file.seen(7, "train", [at + 1 for at in times], 1500.0)
     file.seen(8, "serve", [at + 1 for at in times], 500.0)
     importer.run(settings, file.path, now=NOW)
     reader = database.open_for_reading(settings.real_database_url)
-    drawn = frames.history(reader, [1], ["utilization", "power"], times[0], times[-1], 100)
+    drawn = metrics_history(reader, [1], ["utilization", "power"], times[0], times[-1], 100)
     assert drawn["utilization"].mean() == pytest.approx(50)
     assert drawn["power_max"].max() == 360
     listed = processes.process_history(reader)
@@ -73,9 +73,9 @@ def test_every_page_has_the_imported_hours(engine: sa.Engine, settings: Settings
 
 
 def test_an_import_counts_like_the_recorder(
-    engine: sa.Engine, settings: Settings, file: Original, tmp_path: Path
+    engine: sa.Engine, settings: Settings, file: OriginalFile, tmp_path: Path
 ) -> None:
-    """Of the same ticks, whoever brings them, comes the same."""
+    """The same ticks give the same history, from the recorder or from an import."""
     times = range(NOW - 2 * HOUR - 900, NOW - 600, INTERVAL_S)
     own = database.open_for_writing(f"sqlite:///{tmp_path / 'own.db'}")
     recorder = Writer(own, "here", "nvml", INTERVAL_S)
@@ -115,7 +115,7 @@ def test_an_import_counts_like_the_recorder(
 def test_a_grown_file_adds_what_is_new_as_if_it_had_come_at_once(
     tmp_path: Path, cut: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placing_module, "BATCH_ROWS", 100)
+    monkeypatch.setattr(merger, "BATCH_ROWS", 100)
     times = range(NOW - HOUR, NOW - 60, INTERVAL_S)
     results = []
     for parts in ((times,), (times[:cut], times[cut:])):
@@ -124,7 +124,7 @@ def test_a_grown_file_adds_what_is_new_as_if_it_had_come_at_once(
         chosen = load(data_dir=folder, host_name="here")
         engine = database.open_for_writing(chosen.real_database_url)
         record(engine, range(NOW, NOW + 1))
-        grown = Original(folder / "gpu_metrics.db")
+        grown = OriginalFile(folder / "gpu_metrics.db")
         taken = 0
         for part in parts:
             for at in part:
@@ -133,19 +133,19 @@ def test_a_grown_file_adds_what_is_new_as_if_it_had_come_at_once(
             taken += importer.run(chosen, grown.path, now=NOW).taken["ticks"]
         assert taken == len(times)
         found = everything(engine)
-        # Where a batch ended, what goes on is written once more: it reads the same.
+        # Where a batch ends, what goes on is written once more; readers see the same.
         del found["process_snapshots"]
-        # It names the file's path.
+        # It has the path of the file.
         del found["imported_files"]
-        results.append((found, frames.process_life(engine, 1)))
+        results.append((found, process_life.ticks(engine, 1)))
     for table in results[0][0]:
         one, other = results[0][0][table], results[1][0][table]
         assert [pytest.approx(row, abs=0.2, nan_ok=True) for row in one] == other, table
     assert results[0][1].equals(results[1][1])
 
 
-def test_a_reused_pid_is_two_processes_where_the_snapshots_tell(
-    engine: sa.Engine, settings: Settings, file: Original
+def test_a_reused_pid_is_two_processes_where_there_are_snapshots(
+    engine: sa.Engine, settings: Settings, file: OriginalFile
 ) -> None:
     times = span(1200)
     file.ticks(times)
@@ -164,20 +164,20 @@ def test_a_reused_pid_is_two_processes_where_the_snapshots_tell(
 
 
 def test_a_pause_of_the_original_alone_ends_no_process(
-    engine: sa.Engine, settings: Settings, file: Original
+    engine: sa.Engine, settings: Settings, file: OriginalFile
 ) -> None:
     times = [at for at in span(1200) if not NOW - 800 < at < NOW - 600]
     file.ticks(times)
     file.seen(7, "train", times)
     importer.run(settings, file.path, now=NOW)
     assert ask(engine, "SELECT count(*), max(sample_count) FROM gpu_processes") == [(1, len(times))]
-    # While nobody looked, nothing is known: the time is not counted.
+    # What happened in the pause is not known: its time is not counted.
     [(seconds,)] = ask(engine, "SELECT seconds FROM gpu_processes")
     assert seconds == len(times) * INTERVAL_S
 
 
 def test_what_was_before_the_snapshots_is_as_the_original_counted_it(
-    engine: sa.Engine, settings: Settings, file: Original
+    engine: sa.Engine, settings: Settings, file: OriginalFile
 ) -> None:
     times = span(400)
     file.ticks(times)
@@ -205,7 +205,7 @@ def test_what_was_before_the_snapshots_is_as_the_original_counted_it(
     assert everything(engine) == before
 
 
-def test_own_ticks_win(engine: sa.Engine, settings: Settings, file: Original) -> None:
+def test_own_ticks_win(engine: sa.Engine, settings: Settings, file: OriginalFile) -> None:
     times = span(1200)
     record(engine, range(NOW - 700, NOW - 500, 4), pid=70)
     rollups.roll_up(engine, "here", NOW - 700)
@@ -230,7 +230,7 @@ def test_own_ticks_win(engine: sa.Engine, settings: Settings, file: Original) ->
 
 
 def test_own_minutes_and_hours_win_when_their_ticks_are_forgotten(
-    engine: sa.Engine, settings: Settings, file: Original
+    engine: sa.Engine, settings: Settings, file: OriginalFile
 ) -> None:
     old = NOW - 5 * DAY
     record(engine, range(old, old + 600, 4))
@@ -248,13 +248,13 @@ def test_own_minutes_and_hours_win_when_their_ticks_are_forgotten(
         f"SELECT sum(samples), min(power_min), max(power_max) FROM gpu_hours WHERE timestamp_epoch < {NOW - DAY}",
     )
     assert (samples, lowest, highest) == (600, 1000, 2000)
-    # As rollups they are kept: forgetting takes none of them.
+    # The rollups hold them: retention deletes none of them.
     retention.forget(engine, retention.Keep(3, 30, 730), NOW, pause_s=0)
     assert ask(engine, "SELECT count(*) FROM gpu_minutes WHERE power = 1000") == [(30,)]
     assert not importer.run(settings, file.path, now=NOW).taken["ticks"]
 
 
-def test_every_age_goes_where_it_is_kept(engine: sa.Engine, settings: Settings, file: Original) -> None:
+def test_every_age_goes_where_it_is_stored(engine: sa.Engine, settings: Settings, file: OriginalFile) -> None:
     ages = {"raw": DAY, "minutes": 10 * DAY, "hours": 100 * DAY, "nothing": 1000 * DAY}
     for age in sorted(ages.values(), reverse=True):
         file.ticks(range(NOW - age, NOW - age + 1200, INTERVAL_S))
@@ -331,7 +331,7 @@ def test_impossible_values_are_counted_and_left_out(engine: sa.Engine, settings:
 
 def test_several_gpus_go_to_theirs(engine: sa.Engine, settings: Settings, tmp_path: Path) -> None:
     record(engine, range(NOW + 4, NOW + 5), GPUS)
-    file = Original(tmp_path / "gpu_metrics.db", "several")
+    file = OriginalFile(tmp_path / "gpu_metrics.db", "several")
     times = span(400)
     for index in range(3):
         file.ticks(times, index, temperature=50.0 + index)
@@ -347,7 +347,7 @@ def test_several_gpus_go_to_theirs(engine: sa.Engine, settings: Settings, tmp_pa
 
 
 def test_a_dry_run_counts_the_same_and_changes_nothing(
-    engine: sa.Engine, settings: Settings, file: Original
+    engine: sa.Engine, settings: Settings, file: OriginalFile
 ) -> None:
     file.ticks(span(1200))
     file.seen(7, "train", span(1200))
@@ -360,14 +360,14 @@ def test_a_dry_run_counts_the_same_and_changes_nothing(
 
 
 def test_a_run_that_was_broken_off_is_sound_and_completed_by_the_next(
-    engine: sa.Engine, settings: Settings, file: Original, monkeypatch: pytest.MonkeyPatch
+    engine: sa.Engine, settings: Settings, file: OriginalFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(placing_module, "BATCH_ROWS", 60)
+    monkeypatch.setattr(merger, "BATCH_ROWS", 60)
     file.ticks(span(1200))
     file.seen(7, "train", span(1200))
-    commit, done = batch_writer.Rows.commit, []
+    commit, done = batch_writer.BatchWriter.commit, []
 
-    def failing(self: batch_writer.Rows, *given: object) -> object:
+    def failing(self: batch_writer.BatchWriter, *given: object) -> object:
         result = commit(self, *given)  # type: ignore[arg-type]
         done.append(1)
         if len(done) == 5:
@@ -375,7 +375,7 @@ def test_a_run_that_was_broken_off_is_sound_and_completed_by_the_next(
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(batch_writer.Rows, "commit", failing)
+    monkeypatch.setattr(batch_writer.BatchWriter, "commit", failing)
     with pytest.raises(KeyboardInterrupt):
         importer.run(settings, file.path, now=NOW)
     [(ticks, noted)] = ask(
@@ -390,16 +390,16 @@ def test_a_run_that_was_broken_off_is_sound_and_completed_by_the_next(
 
 
 def test_what_is_taken_at_the_turn_of_an_hour_is_no_tick_of_our_own(
-    engine: sa.Engine, settings: Settings, file: Original, monkeypatch: pytest.MonkeyPatch
+    engine: sa.Engine, settings: Settings, file: OriginalFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every tick is committed before the next is judged."""
-    monkeypatch.setattr(placing_module, "BATCH_ROWS", 1)
+    monkeypatch.setattr(merger, "BATCH_ROWS", 1)
     file.ticks(range(NOW - 1800 - 80, NOW - 1800 + 80, 4))
     assert importer.run(settings, file.path, now=NOW).taken["ticks"] == 40
 
 
 def test_the_half_hour_in_which_a_recorder_works_gets_both(
-    database_url: str, settings: Settings, file: Original
+    database_url: str, settings: Settings, file: OriginalFile
 ) -> None:
     """It began with the half hour nearly gone, and goes on while what was before is imported."""
     engine = database.open_for_writing(database_url)
@@ -416,8 +416,8 @@ def test_the_half_hour_in_which_a_recorder_works_gets_both(
     assert ask(engine, "SELECT seconds, energy_j FROM gpu_usage") == [(408.0, 400 * 100 + 8 * 200)]
 
 
-def test_energy_that_a_counter_has_told_of_is_not_told_again(
-    engine: sa.Engine, settings: Settings, file: Original
+def test_energy_that_a_counter_has_covered_is_not_counted_again(
+    engine: sa.Engine, settings: Settings, file: OriginalFile
 ) -> None:
     own = Writer(engine, "here", "nvml", INTERVAL_S)
     for at, joules in ((NOW - 3000, 1000.0), (NOW - 100, 301_000.0)):
