@@ -70,10 +70,19 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 # The files that take longest, which begin first: no worker is left with one of them at the end.
 LONGEST = (
-    *("test_browser_pages", "test_soak", "test_recorder", "test_server_limits", "test_browser", "test_ship"),
-    *("test_browser_usage", "test_real_processes", "test_document", "test_import", "test_import_command"),
-    *("test_every_call", "test_server", "test_lost_files", "test_postgres_silence", "test_postgres_start"),
-    *("test_hostile_files", "test_driver_fuzz", "test_clockwork", "test_nvml_errors", "test_pages"),
+    *(
+        "test_browser_pages",
+        "test_browser",
+        "test_ship",
+        "test_recorder",
+        "test_server_limits",
+        "test_browser_usage",
+    ),
+    *("test_document", "test_server", "test_lost_files", "test_soak", "test_api_fuzz", "test_pages"),
+    *("test_api_routes", "test_import_dry", "test_import_merger", "test_import_command", "test_real_processes"),
+    *("test_history", "test_postgres_silence", "test_postgres_start", "test_recorder_postgres", "test_base_path"),
+    *("test_hostile_files", "test_driver_fuzz", "test_clockwork", "test_cli_export", "test_secrets"),
+    *("test_cli_top", "test_every_call", "test_markdown", "test_browser_hostile"),
 )
 
 
