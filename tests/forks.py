@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import ctypes
 import multiprocessing
 import os
 import resource
@@ -21,6 +22,7 @@ from fake_nvml.loading import build
 
 from gpumon_core.__main__ import VERBS, main
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 IMPORTED = [
@@ -68,6 +70,10 @@ def _begin(
     limits: Sequence[tuple[int, tuple[int, int]]],
 ) -> NoReturn:
     """What the fork does: the program, as if it had begun with this environment and these files."""
+    # It ends with the tests, however they end: it closes its end of the pipe by which the server notices that, and is
+    # killed with the server.
+    os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.umask(mask)
     for limit in limits:
         resource.setrlimit(*limit)
