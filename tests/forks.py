@@ -70,8 +70,7 @@ def _begin(
     limits: Sequence[tuple[int, tuple[int, int]]],
 ) -> NoReturn:
     """What the fork does: the program, as if it had begun with this environment and these files."""
-    # It ends with the tests, however they end: it closes its end of the pipe by which the server notices that, and is
-    # killed with the server.
+    # However the tests end, it is killed with the server, which notices that by a pipe that is not held here.
     os.close(forkserver._forkserver._forkserver_alive_fd)  # type: ignore[attr-defined]
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.umask(mask)
