@@ -154,7 +154,9 @@ def test_the_history_draws_every_gpu_and_metric_in_local_time(page: Page, own_st
     # What stands on the axis, not what was sent.
     shown = chart(page).evaluate("plot => plot._fullLayout.xaxis.c2d(plot.calcdata[0][0].x)")
     assert shown[:19] == first.strftime("%Y-%m-%d %H:%M:%S")[: len(shown[:19])]
-    assert drawn[0]["y"][:3] == [row[1] for row in stored[:3]]
+    # Where the machine was too busy for a tick there is a gap.
+    assert {value for value in drawn[0]["y"] if not math.isnan(value)} == {42}
+    assert {row[1] for row in stored} == {42}
     for text in ("Temperature (°C)", "Utilization (%)", "Memory used (GiB)", "Power (W)"):
         expect(page.locator(".gm-heading").get_by_text(text, exact=True)).to_be_visible()
 
@@ -350,6 +352,6 @@ def test_the_system_page_shows_how_the_recorder_fares(page: Page, stage: Stage) 
         return column(page, "Energy") == ["counted by the driver"] * 2
 
     eventually(is_counted)
-    assert column(page, "Utilization") == ["point: as it was at the moment of the tick"] * 2
+    assert column(page, "Utilization") == ["point: the value at the moment of the tick"] * 2
     assert column(page, "Resolution", 1)[:2] == ["every tick", "20 seconds"]
     assert "GPUMON_RETENTION_HOUR_DAYS" in column(page, "Setting", 3)
