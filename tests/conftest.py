@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import http.client
 import json
 import os
@@ -26,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "docs")]
 
 import postgres as postgresql
+from forks import Fork
 from rig import CHROMIUM, OPTIONS, free_port
 
 from gpumon_core.telemetry import cost
@@ -68,16 +70,31 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 # The files that take longest, which begin first: no worker is left with one of them at the end.
 LONGEST = (
-    *("test_browser_pages", "test_soak", "test_recorder", "test_server_limits", "test_browser", "test_ship"),
-    *("test_browser_usage", "test_real_processes", "test_document", "test_import", "test_import_command"),
-    *("test_every_call", "test_server", "test_lost_files", "test_postgres_silence", "test_postgres_start"),
-    *("test_hostile_files", "test_driver_fuzz", "test_clockwork", "test_nvml_errors", "test_pages"),
+    *(
+        "test_browser_pages",
+        "test_browser",
+        "test_ship",
+        "test_recorder",
+        "test_server_limits",
+        "test_browser_usage",
+    ),
+    *("test_document", "test_server", "test_lost_files", "test_soak", "test_api_fuzz", "test_pages"),
+    *("test_api_routes", "test_import_dry", "test_import_merger", "test_import_command", "test_real_processes"),
+    *("test_history", "test_postgres_silence", "test_postgres_start", "test_recorder_postgres", "test_base_path"),
+    *("test_hostile_files", "test_driver_fuzz", "test_clockwork", "test_cli_export", "test_secrets"),
+    *("test_cli_top", "test_every_call", "test_markdown", "test_browser_hostile"),
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and all that they import stay: Python need not look through them for garbage again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -100,9 +117,12 @@ def fake(tmp_path: Path) -> FakeNvml:
 
 
 class Server:
-    """A real `streamlit run app.py` of its own, with its own data folder and driver."""
+    """A real `streamlit run app.py` of its own, with its own data folder and driver.
 
-    def __init__(self, data_dir: Path, driver: FakeNvml | None, **settings: str) -> None:
+    It is a fork of a process that has imported the packages, unless it should begin as a process of its own.
+    """
+
+    def __init__(self, data_dir: Path, driver: FakeNvml | None, is_forked: bool = True, **settings: str) -> None:
         self.data_dir = data_dir
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
@@ -113,13 +133,14 @@ class Server:
         environ |= {"GPUMON_DATA_DIR": str(data_dir), "GPUMON_HOST_NAME": "testhost", "GPUMON_INTERVAL": "1"}
         environ |= environment(driver) if driver is not None else {"GPUMON_SOURCE": "demo"}
         environ |= settings
+        command = ["streamlit", "run", "app.py", "--server.port", str(self.port)]
+        self.process: Fork | subprocess.Popen[bytes]
+        if is_forked:
+            self.process = Fork(command, environ, self.log, self.log)
+            return
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "streamlit", "run", "app.py", "--server.port", str(self.port)],
-                cwd=ROOT,
-                env=environ,
-                stdout=log,
-                stderr=subprocess.STDOUT,
+                [sys.executable, "-m", *command], cwd=ROOT, env=environ, stdout=log, stderr=subprocess.STDOUT
             )
 
     def health(self) -> tuple[int, dict[str, Any]]:
@@ -162,8 +183,10 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Starts servers that end with the test. `serve(driver, NAME="value")`; None is the demo source."""
     servers: list[Server] = []
 
-    def start(driver: FakeNvml | None, data_dir: Path | None = None, **settings: str) -> Server:
-        servers.append(Server(data_dir or tmp_path / "history", driver, **settings))
+    def start(
+        driver: FakeNvml | None, data_dir: Path | None = None, is_forked: bool = True, **settings: str
+    ) -> Server:
+        servers.append(Server(data_dir or tmp_path / "history", driver, is_forked, **settings))
         return servers[-1]
 
     yield start

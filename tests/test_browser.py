@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
 import re
 import sqlite3
@@ -154,7 +155,9 @@ def test_the_history_draws_every_gpu_and_metric_in_local_time(page: Page, own_st
     # The labels of the axis, not what was sent.
     shown = chart(page).evaluate("plot => plot._fullLayout.xaxis.c2d(plot.calcdata[0][0].x)")
     assert shown[:19] == first.strftime("%Y-%m-%d %H:%M:%S")[: len(shown[:19])]
-    assert drawn[0]["y"][:3] == [row[1] for row in stored[:3]]
+    # Where the machine was too busy for a tick there is a gap.
+    assert {value for value in drawn[0]["y"] if not math.isnan(value)} == {42}
+    assert {row[1] for row in stored} == {42}
     for text in ("Temperature (°C)", "Utilization (%)", "Memory used (GiB)", "Power (W)"):
         expect(page.locator(".gm-heading").get_by_text(text, exact=True)).to_be_visible()
 

@@ -148,6 +148,12 @@ def drag(page: Page, plot: Locator, begin: float, end: float) -> None:
     page.mouse.up()
 
 
+def double_click(page: Page, x: float, y: float) -> None:
+    """On the first chart, with as long between the clicks as a busy machine takes, and none before them."""
+    chart(page).evaluate("plot => { plot._context.doubleClickDelay = 1e6; plot._mouseDownTime = 0 }")
+    page.mouse.dblclick(x, y)
+
+
 def address(page: Page) -> str:
     """The address of the page now. page.url only changes while something else is asked of the browser."""
     found: str = page.evaluate("location.href")
@@ -212,10 +218,11 @@ def test_a_zoom_in_one_chart_is_that_of_all_with_finer_data_and_is_in_the_addres
     eventually(lambda: address(page) != once and shown_range(page)[1] - shown_range(page)[0] < end - begin)
     box = chart(page).bounding_box()
     assert box is not None
-    page.mouse.dblclick(box["x"] + 400, box["y"] + 140)
+    double_click(page, box["x"] + 400, box["y"] + 140)
     eventually(lambda: shown_range(page) == (begin, end))
-    page.wait_for_timeout(1000)
-    page.mouse.dblclick(box["x"] + 400, box["y"] + 140)
+    drawn(page)
+    settled(page)
+    double_click(page, box["x"] + 400, box["y"] + 140)
     eventually(lambda: "range=6h" in address(page))
     eventually(lambda: shown_range(page)[1] - shown_range(page)[0] == timedelta(hours=6))
 

@@ -32,6 +32,7 @@ def test_a_server_whose_clock_is_set_goes_on_recording(
     offset.write_text("+0")
     server = serve(
         fake,
+        is_forked=False,
         LD_PRELOAD=str(FAKETIME),
         FAKETIME_TIMESTAMP_FILE=str(offset),
         FAKETIME_NO_CACHE="1",

@@ -111,7 +111,7 @@ def asked(request: urllib.request.Request | str) -> tuple[int, str, Any]:
 def test_idle_connections_take_no_file_from_the_recorder(serve: Serve, fake: FakeNvml) -> None:
     fake.add_gpu().add_process(os.getpid(), 1 << 30)
     with with_few_files():
-        server = serve(fake).ready()
+        server = serve(fake, is_forked=False).ready()
     with ExitStack() as stack:
         for _ in range(80):
             stack.enter_context(opened(server))
@@ -132,7 +132,7 @@ def test_idle_connections_take_no_file_from_the_recorder(serve: Serve, fake: Fak
 def test_connections_that_are_busy_leave_the_recorder_its_files(serve: Serve, fake: FakeNvml) -> None:
     fake.add_gpu()
     with with_few_files():
-        server = serve(fake).ready()
+        server = serve(fake, is_forked=False).ready()
     with ExitStack() as stack:
         refused = 0
         for _ in range(60):
@@ -353,7 +353,7 @@ def test_the_soft_limit_of_files_is_raised_to_the_hard_one(serve: Serve, fake: F
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(subprocess, "Popen", low)
-        server = serve(fake).ready()
+        server = serve(fake, is_forked=False).ready()
     recorder = low(
         [sys.executable, "-m", "gpumon_core", "record"],
         cwd=ROOT,

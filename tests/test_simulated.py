@@ -303,7 +303,7 @@ def test_nothing_jumps_where_one_piece_of_schedule_meets_the_next() -> None:
 def test_warning_and_critical_levels_are_reached_now_and_then() -> None:
     source = SimulatedSource(8)
     reached: dict[str, set[Level]] = defaultdict(set)
-    for offset in range(0, 60 * DAY, HOUR):
+    for offset in range(0, 60 * DAY, 3 * HOUR):
         snapshot = source.snapshot_at(MONDAY + offset)
         for gpu, reading in zip(snapshot.gpus, snapshot.readings, strict=True):
             for key, metric in GPU_METRICS_BY_KEY.items():
