@@ -116,13 +116,13 @@ def test_a_copy_of_a_database_that_everybody_reads_is_for_its_owner(wide: Path, 
 def test_doctor_tells_of_what_others_can_read_and_changes_it_only_where_it_is_asked_to(wide: Path) -> None:
     before = modes(wide)
     told = gpumon(settings(wide), "doctor")
-    assert "can be looked into by other users" in told.stdout
+    assert "can be read by other users" in told.stdout
     assert "doctor --fix" in told.stdout
     assert str(wide) in told.stdout
     assert modes(wide) == before
     fixed = gpumon(settings(wide), "doctor", "--fix")
     assert fixed.stdout.count("is kept from other users of this machine now") == len(before)
-    assert "can be looked into" not in fixed.stdout
+    assert "can be read by" not in fixed.stdout
     assert modes(wide) == {"": 0o700, **dict.fromkeys(set(before) - {""}, 0o600)}
     with closing(sqlite3.connect(wide / "gpumon.db")) as connection:
         assert connection.execute("SELECT count(*) FROM gpu_metrics").fetchone() == (4,)
@@ -138,7 +138,7 @@ def test_a_start_tells_of_it_in_the_log(wide: Path) -> None:
     ) as recorder:
         try:
             assert recorder.stderr is not None
-            assert "can be looked into by other users" in recorder.stderr.readline()
+            assert "can be read by other users" in recorder.stderr.readline()
         finally:
             recorder.send_signal(signal.SIGTERM)
             recorder.communicate(timeout=PATIENCE_S)
