@@ -51,9 +51,7 @@ def test_without_the_setting_there_is_no_file(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_file_is_set_aside_and_the_last_three_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_file_is_renamed_and_the_last_three_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "FILE_BYTES", 1000)
     logs.configure("INFO", tmp_path / "gpumon.log")
     for number in range(200):
