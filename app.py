@@ -30,9 +30,10 @@ from gpumon_core.safety import log_limit
 from gpumon_core.safety.masking import hide
 from gpumon_core.settings import SettingsError, check_data_dir, unknown_variables
 from gpumon_core.web import descriptors
+from gpumon_core.web.base_path import BasePath
 from gpumon_core.web.connections import Connections
 from gpumon_core.web.request_limits import RequestLimits
-from pages.components import assets, document
+from pages.components import assets, document, streamlit_private
 
 log = logging.getLogger("gpumon_core.server")
 
@@ -44,7 +45,8 @@ _told: dict[log_limit.Kind, tuple[str, float]] = {}
 def _prepare_pages() -> None:
     """Import what the first page needs, so that its reader does not wait for it."""
     import gpumon_core.figures
-    import gpumon_core.store.queries.frames  # noqa: F401
+    import gpumon_core.store.queries.frames
+    import gpumon_core.store.queries.history  # noqa: F401
 
     assets.plotly_js()
     # What is there by now stays: Python need not go through it in each of its full searches for garbage. What is
@@ -73,7 +75,7 @@ def healthz(_: Request) -> JSONResponse:
     try:
         found = runtime.check_health()
     except DBAPIError as error:
-        counts = runtime.vitals()
+        counts = runtime.counters()
         problem = runtime.state().recording
         answer = {
             "status": "stale",
@@ -118,14 +120,18 @@ def _configure() -> None:
 
 
 # Before there are threads, each of which would get an arena of its own.
-allocator.settle()
+allocator.limit_arenas()
 _configure()
 descriptors.raise_limit()
 accepted = Connections()
+routes = [Route("/healthz", healthz), *exposition.ROUTES, *api.ROUTES, *assets.ROUTES, *document.routes()]
 app = st.App(
     "pages/main.py",
     lifespan=lifespan,
-    routes=[Route("/healthz", healthz), *exposition.ROUTES, *api.ROUTES, *assets.ROUTES, *document.ROUTES],
-    middleware=[Middleware(RequestLimits, accepted=accepted)],
+    routes=routes,
+    middleware=[
+        Middleware(RequestLimits, accepted=accepted, uploads=streamlit_private.UPLOADS),
+        Middleware(BasePath, base=st.get_option("server.baseUrlPath"), routes=routes),
+    ],
     on_script_error=show_script_error,
 )

@@ -166,16 +166,16 @@ def bare(url: str, limit: int) -> int:
 
 def as_csv(url: str, limit: int) -> int:
     """The ledger as CSV; how many bytes it has."""
-    from gpumon_core.export.processes import csv_chunks
+    from gpumon_core.export.processes import LEDGER
 
-    return sum(len(chunk) for chunk in csv_chunks(_pages(url, limit), BERLIN))
+    return sum(len(chunk) for chunk in LEDGER.write("csv", _pages(url, limit), BERLIN))
 
 
 def as_parquet(url: str, limit: int) -> int:
     """The ledger as Parquet; how many bytes it has."""
-    from gpumon_core.export.processes import parquet_chunks
+    from gpumon_core.export.processes import LEDGER
 
-    return sum(len(chunk) for chunk in parquet_chunks(_pages(url, limit)))
+    return sum(len(chunk) for chunk in LEDGER.write("parquet", _pages(url, limit), BERLIN))
 
 
 def _pages(url: str, limit: int) -> Iterator[Any]:

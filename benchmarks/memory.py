@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 LIMIT_MB, GROWTH_MB = 65.0, 1.0
-LIBRARIES = "import pynvml, sqlalchemy, apscheduler.schedulers.background, pydantic_settings, filelock"
+LIBRARIES = "import pynvml, sqlalchemy, apscheduler.schedulers.background, pydantic, filelock"
 
 
 def resident_mb(pid: int) -> float:
@@ -51,10 +51,10 @@ def long_run(ticks: int) -> None:
 
     recorder = Recorder(load(interval=3600))
     recorder.start()
-    while recorder._observer is None or recorder.vitals.ticks == 0:
+    while recorder.observer is None or recorder.counters.ticks == 0:
         time.sleep(0.05)
     recorder._settings = load(interval=4)
-    source = recorder._observer.source
+    source = recorder.observer.source
     now = [time.time()]
     source._clock = lambda: now[0]
     marks = {ticks // 100, ticks // 5, ticks}

@@ -1,12 +1,20 @@
-"""What the measuring scripts and the picture script share: ports, servers and Chromium."""
+"""What the measuring scripts and the picture script share: ports, servers, Chromium, and a machine with GPUs."""
 
 from __future__ import annotations
 
 import random
 import shutil
 import socket
+import subprocess
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fake_nvml import FakeNvml
 
 CHROMIUM = shutil.which("chromium")
 OPTIONS = [
@@ -46,3 +54,59 @@ def wait_for_server(port: int, path: str) -> None:
         except OSError:
             time.sleep(0.2)
     raise RuntimeError(f"nothing answers on port {port}")
+
+
+@contextmanager
+def machine(state: Path, gpus: int = 8, processes: int = 64) -> Iterator[FakeNvml]:
+    """A fake NVML library with GPUs that offer everything, and processes that run on them."""
+    from fake_nvml import FakeNvml
+
+    fake = FakeNvml(state)
+    boards = [fake.add_gpu(name=f"Board {index}", gpm_supported=1, memory_temperature=60) for index in range(gpus)]
+    for board in boards:
+        for metric in (1, 2, 3, 5, 10, 20, 21, 60, 61):
+            board.set_gpm(metric, 40.0 + metric)
+    running = [subprocess.Popen(["sleep", "infinity"]) for _ in range(processes)]
+    try:
+        for place, process in enumerate(running):
+            boards[place % len(boards)].add_process(process.pid, (place + 1) << 25, sm=20)
+        yield fake
+    finally:
+        for process in running:
+            process.kill()
+        for process in running:
+            process.wait()
+
+
+def live(fake: FakeNvml, number: int) -> int:
+    """Let four seconds pass on a busy machine: samples, energy, and processes of which half do something else.
+
+    Returns the time before them, in microseconds.
+    """
+    now = time.time_ns() // 1000
+    for index, gpu in enumerate(fake.gpus):
+        gpu.energy_mj += 900_000 + 1000 * (number % 7)
+        gpu.temperature = 60 + (number + index) % 9
+        for step in range(24):
+            for kind in (1, 2):
+                gpu.add_sample(kind, (number * 13 + step * 7 + index) % 101, now - 4_000_000 + step * 166_000)
+        for step in range(100):
+            gpu.add_sample(0, 250_000 + 100 * ((number + step) % 90), now - 4_000_000 + step * 40_000)
+    for slot, process in enumerate(fake.state.processes):
+        if process.presence and slot % 2:
+            process.sm = (number + slot) % 13
+    return now - 4_000_000
+
+
+def cpu_s(pid: int) -> float:
+    """CPU seconds, user and system, of all threads of a process since it began: clock_getcpuclockid(3), which is
+    what /proc/PID/stat shows, but not in hundredths of a second."""
+    return time.clock_gettime((~pid << 3) | 2)
+
+
+def resident_mb(pid: int) -> float:
+    """VmRSS of a process, in MB of 10^6 bytes."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024 / 1e6
+    raise RuntimeError(f"no VmRSS for {pid}")

@@ -33,11 +33,11 @@ from rig import free_port, wait_for_server
 
 from gpumon_core.attribution.local import LocalAttribution
 from gpumon_core.prometheus import exposition
-from gpumon_core.prometheus.scene import Scene
+from gpumon_core.prometheus.scrape_data import ScrapeData
 from gpumon_core.recording.collector import Observer
-from gpumon_core.recording.counters import Vitals
+from gpumon_core.recording.counters import Counters
 from gpumon_core.recording.latest_tick import follow
-from gpumon_core.recording.recorder import State
+from gpumon_core.recording.state import State
 from gpumon_core.telemetry.nvml import NvmlSource
 
 LIMIT_MS = 10.0
@@ -164,7 +164,7 @@ def anew_ms(fake: FakeNvml, processes: int) -> float:
         newest = None
         for number in range(100):
             newest = follow(newest, *observer.observe())
-            scene = Scene("bench", state, Vitals(number), 1.0, processes, newest, fresh=True)
+            scene = ScrapeData("bench", state, Counters(number), 1.0, processes, newest, fresh=True)
             before = time.process_time_ns()
             exposition.kept.body(scene, as_openmetrics=True, zipped=True)
             figures.append((time.process_time_ns() - before) / 1e6)

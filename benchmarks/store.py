@@ -33,7 +33,8 @@ from gpumon_core.simulation import past
 from gpumon_core.simulation.source import SimulatedSource
 from gpumon_core.store import database, retention
 from gpumon_core.store.queries import frames, processes
-from gpumon_core.store.queries.processes import ProcessFilter
+from gpumon_core.store.queries.history import metrics_history
+from gpumon_core.store.queries.process_filter import ProcessFilter
 from gpumon_core.store.schema import gpu_processes, process_gpus
 from gpumon_core.store.writer import Writer
 
@@ -112,9 +113,9 @@ def reading(url: str) -> None:
     base = milliseconds(lambda: bare(url, 8000))
     print(f"8,000 bare rows of 14 numbers         {base:7.1f} ms")
     for name, span in RANGES.items():
-        found = frames.history(engine, gpu_ids, METRICS, now - span, now, 1000)
+        found = metrics_history(engine, gpu_ids, METRICS, now - span, now, 1000)
         points = len(found) / max(1, found["gpu_id"].nunique())
-        took = milliseconds(lambda span=span: frames.history(engine, gpu_ids, METRICS, now - span, now, 1000))
+        took = milliseconds(lambda span=span: metrics_history(engine, gpu_ids, METRICS, now - span, now, 1000))
         print(
             f"history of {name:<12} {points:5.0f} points {took:10.1f} ms   {verdict(took, HISTORY_MS)} ms; "
             f"{took / base:.1f} times the bare rows"

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import websockets
-from streamlit.proto.BackMsg_pb2 import BackMsg
-from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
+
+from pages.components.streamlit_private import STREAM, BackMsg, ForwardMsg
 
 LATE_S = 0.3
 LARGEST = 64 << 20
@@ -34,7 +34,7 @@ class Viewer:
 
     async def watch(self, seconds: float, opened: asyncio.Barrier) -> None:
         """Open the page, wait for the others to have theirs, and follow it for so long."""
-        url = f"ws://127.0.0.1:{self.port}/_stcore/stream"
+        url = f"ws://127.0.0.1:{self.port}{STREAM}"
         async with websockets.connect(url, subprotocols=["streamlit"], max_size=LARGEST) as socket:
             fragment = await self._ask(socket, "")
             self.waits_s.clear()

@@ -24,8 +24,8 @@ from filled import NOW, filled, serving
 from gpumon_core import api
 from gpumon_core.api import openapi
 from gpumon_core.api.resource import Resource
-from gpumon_core.export.parameters import LARGEST, UTC_ZONE, Parameter
 from gpumon_core.recording import runtime
+from gpumon_core.safety.parameters import LARGEST, UTC_ZONE, Parameter
 from gpumon_core.store import database
 
 PAGE = ROOT / "docs" / "api.md"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
@@ -17,7 +19,7 @@ from gpumon_core import __version__, gpu_state
 from gpumon_core.attribution.local import is_wsl, sees_host_processes, user_name
 from gpumon_core.format import duration, memory
 from gpumon_core.recording import health
-from gpumon_core.recording.recorder import State
+from gpumon_core.recording.state import State
 from gpumon_core.safety import private_files
 from gpumon_core.safety.masking import hide
 from gpumon_core.settings import Settings, mask_password, unknown_variables
@@ -26,10 +28,15 @@ from gpumon_core.store.lock import RecorderLock
 from gpumon_core.telemetry import remedies
 from gpumon_core.telemetry.records import SourceUnavailable
 
+log = logging.getLogger(__name__)
+
 # A recorder that runs out of disk loses history; this much lasts for weeks.
 FREE_BYTES = 512 * 2**20
 
 SECOND_LOOK_S = 1.2
+# So long findings are shown before the machine is examined anew, and so long a driver may take to answer.
+EXAMINED_FOR_S = 600.0
+PATIENCE_S = 20.0
 DEVICES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0")
 
 
@@ -251,3 +258,52 @@ def render(finding: Finding) -> str:
     sign = {"ok": "ok     ", "warning": "warning", "problem": "PROBLEM"}[finding.verdict]
     line = f"{sign}  {finding.topic}: {finding.text}"
     return line + (f"\n         -> {finding.remedy}" if finding.remedy else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What was found about this machine so far; `is_complete` once everything was looked at, `began` in seconds of
+    time.monotonic."""
+
+    findings: tuple[Finding, ...]
+    began: float
+    is_complete: bool
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether something that it asks, such as a driver, does not answer."""
+        return not self.is_complete and time.monotonic() - self.began > PATIENCE_S
+
+
+_guard = threading.Lock()
+_examination: Examination | None = None
+
+
+def examination(settings: Settings) -> Examination:
+    """What `examine` finds, for a page: it is made in the background, and all viewers share it. The first one who
+    asks gets what is known so far."""
+    global _examination  # noqa: PLW0603 - all viewers share it
+    with _guard:
+        found = _examination
+        if found is None or (found.is_complete and time.monotonic() - found.began > EXAMINED_FOR_S):
+            # The findings before are shown until the new ones are complete.
+            found = _examination = Examination(found.findings if found else (), time.monotonic(), False)
+            threading.Thread(
+                target=_examine_in_background, args=(settings, found), name="doctor", daemon=True
+            ).start()
+    return found
+
+
+def _examine_in_background(settings: Settings, before: Examination) -> None:
+    global _examination  # noqa: PLW0603
+    findings: list[Finding] = []
+    try:
+        for finding in examine(settings):
+            findings.append(finding)
+            if not before.findings:
+                _examination = Examination(tuple(findings), before.began, False)
+    except Exception as error:
+        # Whatever happens, the page says so, and the examination is made again later.
+        log.exception("the examination of this machine failed")
+        findings.append(Finding("problem", "doctor", f"the examination failed: {error!r}", "Look at the log."))
+    _examination = Examination(tuple(findings), before.began, True)

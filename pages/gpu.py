@@ -9,7 +9,9 @@ from gpumon_core import format as fmt
 from gpumon_core import gpu_state
 from gpumon_core.metrics import GPU_METRICS, Group
 from gpumon_core.recording.health import Health
+from gpumon_core.store.queries import frames
 from pages.components import charts, chrome, data, filters, links
+from pages.components import now as live
 
 # What each group's charts show by default; the others are a click away.
 OPEN = (Group.COMPUTE, Group.MEMORY, Group.CLOCKS, Group.THERMALS)
@@ -22,7 +24,7 @@ SAMPLING = {
 
 found = chrome.ready()
 if found is not None and found.latest is not None:
-    gpus = data.gpu_table(data.tick(found))
+    gpus = data.ask(data.tick(found), frames.gpu_table)
     named = filters.named_gpus(gpus)
     links.check("gpu", "GPU", named.__contains__, next(iter(named), "nothing"))
     chosen = st.sidebar.selectbox(
@@ -47,19 +49,19 @@ if found is not None and found.latest is not None:
 
 
 def body(now: Health) -> None:
-    """Its state, its facts, every metric, and who was on it."""
+    """Its state, its facts, every metric, and its processes."""
     filters.follow_zoom()
     if chosen is None or chosen not in named:
         st.info("There is no GPU to show. `nvidia-smi -L` lists what the driver sees.")
         return
     at = data.tick(now)
-    table = data.gpu_table(at)
+    table = data.ask(at, frames.gpu_table)
     gpu = table[table["id"] == named[chosen]]
     if gpu.empty:
-        st.info(f"{fmt.plain(chosen)} is not there any more. Choose another GPU in the sidebar.")
+        st.info(f"{fmt.plain(chosen)} is gone. Choose another GPU in the sidebar.")
         return
     chrome.stale_warning(now)
-    st.html(data.gpu_card_html(at, named[chosen]) + facts(gpu.iloc[0]))
+    st.html(live.gpu_html(at, named[chosen]) + facts(gpu.iloc[0]))
     values(gpu.iloc[0])
     charts.device(now, window, named[chosen], {gpu_id: name for name, gpu_id in named.items()}, groups)
 
@@ -81,7 +83,7 @@ def facts(gpu: pd.Series) -> str:
 
 
 def values(gpu: pd.Series) -> None:
-    """Every metric that this GPU has, as it is now; nothing of one that says nothing now."""
+    """Every metric that this GPU has now; nothing for a GPU that does not answer."""
     if not gpu_state.answers(gpu["state"]):
         return
     shown = {}

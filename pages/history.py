@@ -1,21 +1,20 @@
-"""What the GPUs did, and who was on them."""
+"""What the GPUs did, and which processes ran on them."""
 
 from __future__ import annotations
-
-from typing import Literal
 
 import streamlit as st
 
 from gpumon_core.metrics import GPU_METRICS_BY_KEY
 from gpumon_core.recording.health import Health
+from gpumon_core.store.queries import frames
 from pages.components import charts, chrome, data, filters, links
 
 DEFAULT = tuple(GPU_METRICS_BY_KEY[key].label for key in ("utilization", "memory", "temperature", "power"))
-LANES: dict[str, Literal["process", "model"] | None] = {"Processes": "process", "Models": "model", "Off": None}
+LANES: dict[str, charts.Lanes | None] = {"Processes": "process", "Models": "model", "Off": None}
 
 found = chrome.ready()
 if found is not None and found.latest is not None:
-    gpus = data.gpu_table(data.tick(found))
+    gpus = data.ask(data.tick(found), frames.gpu_table)
     window = filters.window(list(filters.RANGES), "1h", found.latest)
     chosen_gpus = filters.gpu_filter(gpus)
     offered = charts.offered(gpus)

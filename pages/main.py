@@ -54,7 +54,7 @@ page = st.navigation(
             title="System",
             icon=":material/monitor_heart:",
             url_path="system",
-            help="How the recorder fares, how large its history is, and the settings in force.",
+            help="The state of the recorder, the size of its history, and the settings in force.",
         ),
     ],
     position="top",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 import streamlit as st
 
 from gpumon_core import format as fmt
 from gpumon_core.recording.health import Health
-from gpumon_core.store.queries.processes import ProcessFilter
+from gpumon_core.store.queries import frames, processes
+from gpumon_core.store.queries.process_filter import ProcessFilter, Wording
 from pages.components import chrome, data, download, filters, links, story, tables
 
 # A table this long gets a height of its own; a shorter one takes what it needs.
@@ -30,7 +33,9 @@ def _read_address(at: data.Tick) -> None:
     of the way back. A refresh does not, for the browser may send it before it has heard of a row just chosen."""
 
     def known(text: str) -> bool:
-        return bool(PROCESS_ID.fullmatch(text)) and not data.one_process(at, int(text)).empty
+        if not PROCESS_ID.fullmatch(text):
+            return False
+        return not data.ask(at, processes.process_history, ProcessFilter(process_ids=(int(text),))).empty
 
     links.check("process", "process", known, "the list alone")
     text = st.query_params.get("process", "")
@@ -66,10 +71,10 @@ if found is not None and found.latest is not None:
         on_change=links.forget,
     )
     window = filters.window(RANGES, "24h", found.latest, "Seen within")
-    gpus = data.gpu_table(data.tick(found))
+    gpus = data.ask(data.tick(found), frames.gpu_table)
     chosen_gpus = filters.gpu_filter(gpus)
     users = filters.user_filter(at)
-    containers = filters.choices("Containers", data.containers(at), "container")
+    containers = filters.choices("Containers", data.ask(at, processes.containers), "container")
     programs_with = filters.program_filters(at, ("workload", "model"))
     kinds = filters.choices("Types", list(KINDS), "type")
     states = filters.choices("States", STATES, "state")
@@ -124,17 +129,23 @@ def body(now: Health) -> None:
     # What is younger than this page's rhythm need not be asked for anew.
     chosen = wanted(now.latest - now.latest % int(REFRESH_S))
     _follow_filters(data.tick(now), chosen)
-    total = data.process_count(data.tick(now), chosen)
+    total = data.ask(data.tick(now), processes.count, chosen)
     st.markdown(f"**{total:,}** processes, newest first", width="content")
     if total == 0:
-        st.info("No process matches these filters. Choose a longer time range, or clear a filter in the sidebar.")
+        names = {gpu_id: name for name, gpu_id in filters.named_gpus(gpus).items()}
+        asked = fmt.plain(chosen.describe(Wording(zone, names)))
+        st.info(
+            f"No process matches these filters{asked and f': {asked}'}. Choose a longer time range, or clear a "
+            "filter in the sidebar."
+        )
         if "rows_changed" in st.session_state:
             _open(None)
     else:
         table(now, chosen, total)
     process_id: int | None = st.session_state.get("process")
     if process_id is not None:
-        story.show(data.tick(now), process_id)
+        with st.container(key="story"):
+            story.show(data.tick(now), process_id)
     elif total:
         st.caption(f"Choose a row to see its story. Times in {chrome.zone_label()}.")
 
@@ -144,6 +155,7 @@ def table(now: Health, chosen: ProcessFilter, total: int) -> None:
     frame = _rows(data.tick(now), chosen, total)
     ids = frame["process_id"].tolist()
     places = _keep_if_among(ids)
+    edition = st.session_state.get("edition", 0)
     if total > len(frame):
         st.caption(f"The newest {len(frame):,} are shown; a download has all {total:,}.")
     tables.show(
@@ -153,12 +165,13 @@ def table(now: Health, chosen: ProcessFilter, total: int) -> None:
         height=TALL if len(frame) > FEW else "auto",
         order=tables.ledger_order(frame, more),
         asked=more,
-        on_select=_choose,
+        on_select=partial(_choose, edition),
         chosen_rows=places,
         largest_gib=_largest_gib(),
+        edition=edition,
     )
     # Below: above the table its toolbar would lie on them.
-    download.show(_files(chosen), total, "download")
+    download.show("api/v1/processes/history", chosen.query(), zone)
 
 
 def _rows(at: data.Tick, chosen: ProcessFilter, total: int) -> pd.DataFrame:
@@ -166,8 +179,10 @@ def _rows(at: data.Tick, chosen: ProcessFilter, total: int) -> pd.DataFrame:
     down."""
     state = st.session_state
     if state.get("process") is not None and "shown_ids" in state:
-        return data.these_processes(at, tuple(state["shown_ids"]))
-    frame = data.process_history(at, chosen, total, MOST)
+        shown = ProcessFilter(process_ids=tuple(state["shown_ids"]))
+        return data.ask(at, processes.process_history, shown)
+    # A few rows are found fastest by what they are, many by their times.
+    frame = data.ask(at, processes.process_history, chosen, MOST if total > MOST else None)
     state["shown_ids"] = frame["process_id"].tolist()
     return frame
 
@@ -175,7 +190,7 @@ def _rows(at: data.Tick, chosen: ProcessFilter, total: int) -> pd.DataFrame:
 def _follow_filters(at: data.Tick, chosen: ProcessFilter) -> None:
     """Under other filters the rows are others, too."""
     state = st.session_state
-    meant = (at[0], chosen if not window.follows else _without_time(chosen))
+    meant = (at[0], replace(chosen, start=None) if window.follows else chosen, window.name)
     if state.setdefault("shown_of", meant) != meant:
         state["shown_of"] = meant
         state.pop("shown_ids", None)
@@ -191,22 +206,20 @@ def _keep_if_among(ids: list[int]) -> list[int]:
     are_others, anew = state.pop("rows_changed", False), state.pop("mark_anew", False)
     if are_others and not places:
         _open(None)
-    if are_others or (anew and "process_history" in state):
-        # The browser marks a row by its number.
-        state["process_history"] = {"selection": {"rows": places, "columns": [], "cells": []}}
+    edition = state.get("edition", 0)
+    table = state.get(f"process_history_{edition}")
+    if (are_others or anew) and table is not None and table.selection.rows != places:
+        # The browser marks a row by its number, and may report the mark of before once more until it has heard of
+        # the new one. What it reports of a table of another edition does not count.
+        state["edition"] = edition + 1
     return places
 
 
-def _without_time(chosen: ProcessFilter) -> tuple[object, ...]:
-    return (
-        *(window.name, chosen.gpu_ids, chosen.users, chosen.containers, chosen.programs_with, chosen.kinds),
-        *(chosen.states, chosen.min_memory_mib, chosen.min_lifetime_s, chosen.text),
-    )
-
-
-def _choose() -> None:
+def _choose(edition: int) -> None:
     """Note which process the chosen row is, whatever row it will be later."""
-    rows = st.session_state["process_history"].selection.rows
+    if edition != st.session_state.get("edition", 0):
+        return
+    rows = st.session_state[f"process_history_{edition}"].selection.rows
     ids: list[int] = st.session_state.get("shown_ids", [])
     links.forget()
     _open(ids[rows[0]] if rows and rows[0] < len(ids) else None)
@@ -218,28 +231,4 @@ def _largest_gib() -> float:
     return 1.0 if pd.isna(largest) else float(largest) / fmt.MIB_PER_GIB
 
 
-def _files(chosen: ProcessFilter) -> list[download.File]:
-    """The same rows as files."""
-    query: list[tuple[str, object]] = []
-    for name, value in (
-        ("from", chosen.start),
-        ("to", chosen.end),
-        ("min_memory_mib", chosen.min_memory_mib),
-        ("min_lifetime_s", chosen.min_lifetime_s),
-        ("q", chosen.text.strip() or None),
-    ):
-        if value is not None:
-            query.append((name, value))
-    for name, values in (
-        ("gpu", chosen.gpu_ids),
-        ("user", chosen.users),
-        ("container", chosen.containers),
-        ("type", chosen.kinds),
-        ("state", chosen.states),
-        *chosen.programs_with,
-    ):
-        query += [(name, value) for value in values]
-    return download.of_route("api/v1/processes/history", query, "processes", zone)
-
-
-chrome.live("Processes", body, REFRESH_S, charts=False)
+chrome.live("Processes", body, REFRESH_S)

@@ -1,4 +1,4 @@
-"""How the recorder fares."""
+"""The state of the recorder and its database."""
 
 from __future__ import annotations
 
@@ -12,39 +12,43 @@ import streamlit as st
 
 from gpumon_core import __version__, figures, settings
 from gpumon_core import format as fmt
+from gpumon_core.doctor import examination
 from gpumon_core.legacy_import import importer
 from gpumon_core.recording import runtime
 from gpumon_core.recording.health import Health
 from gpumon_core.settings import mask_password
+from gpumon_core.store.queries import current, frames
 from gpumon_core.store.queries.current import Row
 from pages.components import chrome, data, filters, plot, tables
 
 DAY = 86400
 SAMPLING = {
     "interval": "interval: mean of the driver's samples since the tick before",
-    "partial": "partial: mean of the newest of them; the driver keeps none of the beginning",
-    "point": "point: as it was at the moment of the tick",
+    "partial": "partial: mean of the newest samples; the driver has no longer those from the start of the tick",
+    "point": "point: the value at the moment of the tick",
 }
 ENERGY = {"counter": "counted by the driver", "power": "power times time"}
 VERDICTS = {"ok": "✓ ok", "warning": "▲ warning", "problem": "◆ problem"}
 BYTES_PER_MIB = 2**20
-KEPT = {"raw": "retention_raw_days", "minute": "retention_minute_days", "hour": "retention_hour_days"}
+RETENTION = {"raw": "retention_raw_days", "minute": "retention_minute_days", "hour": "retention_hour_days"}
 
 
 def recorder() -> None:
     """What it has done since it started."""
-    counts = runtime.vitals()
+    counts = runtime.counters()
     state = runtime.state()
     st.subheader("Recorder", anchor=False)
     if counts is None or state.role != "recording":
-        st.caption("This program does not record; the figures of the one that does are below, minute by minute.")
+        st.caption(
+            "This program does not record. The figures of the recorder that does are below, minute by minute."
+        )
         return
     figures_shown = (
         ("Ticks", f"{counts.ticks:,}", "Committed since this program started"),
-        ("Skipped", f"{counts.skipped:,}", "Fell out because the tick before them was not done"),
+        ("Skipped", f"{counts.skipped:,}", "Left out because the tick before them was not done"),
         ("Failed", f"{counts.failed:,}", "Nothing could be read"),
-        ("Waiting", f"{counts.buffered:,}", "In memory, until the database takes them"),
-        ("Dropped", f"{counts.dropped:,}", "Waited too long and made room for newer ones"),
+        ("Waiting", f"{counts.buffered:,}", "In memory, until they are written to the database"),
+        ("Dropped", f"{counts.dropped:,}", "Waited too long, and were deleted for newer ones"),
         (
             "Newest tick took",
             fmt.MISSING if counts.duration_ms is None else f"{counts.duration_ms:.1f} ms",
@@ -59,7 +63,7 @@ def recorder() -> None:
 
 
 def sampling(gpus: pd.DataFrame) -> None:
-    """What each GPU's numbers are."""
+    """How each GPU's numbers are measured."""
     if gpus.empty:
         return
     st.subheader("Sampling", anchor=False)
@@ -80,7 +84,7 @@ def sampling(gpus: pd.DataFrame) -> None:
 def pulse(frame: pd.DataFrame) -> None:
     """The last day of the recorder, minute by minute."""
     if len(frame) < 2:
-        st.caption("The minutes of the recorder are drawn here as soon as there are some.")
+        st.caption("The charts of the recorder appear here when it has run for two minutes.")
         return
     drawn = [figures.pulse(frame, chrome.is_dark())]
     if frame["database_bytes"].notna().sum() > 1:
@@ -106,15 +110,15 @@ def database(at: data.Tick, frame: pd.DataFrame) -> None:
     shown = fmt.MISSING if size is None else f"{size / BYTES_PER_MIB:,.1f} MiB"
     st.markdown(f"{fmt.plain(mask_password(at[0]))}: **{shown}**{grown}")
     chosen = runtime.settings()
-    kept = data.resolutions(at)
-    names = kept["seconds"].map(lambda seconds: fmt.span(seconds) if seconds else "every tick")
+    stored = data.ask(at, frames.resolutions)
+    names = stored["seconds"].map(lambda seconds: fmt.span(seconds) if seconds else "every tick")
     table = pd.DataFrame(
         {
             "Resolution": names,
-            "From": tables.local_time(kept["first"], chrome.zone()),
-            "To": tables.local_time(kept["last"], chrome.zone()),
-            "Kept for (days)": [getattr(chosen, KEPT[name]) for name in kept["kept"]],
-            "Setting": [settings.variable(KEPT[name]) for name in kept["kept"]],
+            "From": tables.local_time(stored["first"], chrome.zone()),
+            "To": tables.local_time(stored["last"], chrome.zone()),
+            "Retention (days)": [getattr(chosen, RETENTION[name]) for name in stored["retention"]],
+            "Setting": [settings.variable(RETENTION[name]) for name in stored["retention"]],
         }
     )
     moment = st.column_config.DatetimeColumn(format="D MMM YYYY HH:mm")
@@ -123,12 +127,12 @@ def database(at: data.Tick, frame: pd.DataFrame) -> None:
         key="resolutions",
         hide_index=True,
         column_config={"From": moment, "To": moment},
-        alt="What is kept at which resolution",
+        alt="What is stored at each resolution",
     )
 
 
 def originals() -> None:
-    """The original program's history, where it lies in the data directory: offered, never touched."""
+    """Files of the original program in the data directory: offered for import, and never changed."""
     chosen = runtime.settings()
     urls = chosen.real_database_url, chosen.demo_database_url
     found = data.originals(chosen.data_dir, *urls, chosen.host_name)
@@ -154,14 +158,14 @@ def originals() -> None:
             st.code(shlex.join(command), language="bash", wrap_lines=True)
     if not all(file.standing.is_complete for file in found):
         st.caption(
-            "The command takes what is new into the history, while gpumon records or not, and only reads the "
-            "file; with --dry-run it just says what it would take. It runs where gpumon does: of a container, "
-            "behind `docker exec gpumon`."
+            "The command imports what is new, while gpumon records or not, and only reads the file. With "
+            "--dry-run it only says what it would import. Run it where gpumon runs: for a container, after "
+            "`docker exec gpumon`."
         )
 
 
 def _moment(epoch: int | None) -> str:
-    """A time for the viewer; what no calendar has is told as it is."""
+    """A time for the viewer; a second that no calendar has is shown as its number."""
     try:
         return fmt.MISSING if epoch is None else fmt.moment(epoch, chrome.zone())
     except (ValueError, OverflowError, OSError):
@@ -169,9 +173,9 @@ def _moment(epoch: int | None) -> str:
 
 
 def doctor() -> None:
-    """What stands between this machine and a good recording."""
+    """What this machine lacks for a good recording."""
     st.subheader("Doctor", anchor=False)
-    found = runtime.examination()
+    found = examination(runtime.settings())
     table = pd.DataFrame(
         [
             (VERDICTS[finding.verdict], finding.topic, finding.text, finding.remedy or fmt.MISSING)
@@ -188,12 +192,13 @@ def doctor() -> None:
         alt="What was found about this machine",
         placeholder=fmt.MISSING,
     )
-    if found.overdue:
+    if found.is_overdue:
         st.warning(
-            "Something does not answer: the driver, or the database. Look at dmesg.", icon=":material/warning:"
+            "The driver or the database does not answer, so the examination is not complete. Look at dmesg.",
+            icon=":material/warning:",
         )
-    elif not found.done:
-        st.caption("This machine is being examined.")
+    elif not found.is_complete:
+        st.caption("gpumon is examining this machine.")
 
 
 def in_force(hosts: list[Row]) -> None:
@@ -227,17 +232,15 @@ def in_force(hosts: list[Row]) -> None:
 def body(now: Health) -> None:
     """Everything about the recording itself."""
     assert now.latest is not None
-    at = data.tick(now)
-    frame = data.recorder_history(
-        data.minute(now), runtime.settings().host_name, now.latest - DAY, now.latest + 60
-    )
+    this_minute, host = data.minute(now), runtime.settings().host_name
+    frame = data.ask(this_minute, frames.health_history, host, now.latest - DAY, now.latest + 60)
     recorder()
     pulse(frame)
-    sampling(data.gpu_table(at))
-    database(data.minute(now), frame)
+    sampling(data.ask(data.tick(now), frames.gpu_table))
+    database(this_minute, frame)
     originals()
     doctor()
-    in_force(data.hosts(data.minute(now)))
+    in_force(data.ask(this_minute, current.hosts))
 
 
 chrome.live("System", body)

@@ -6,25 +6,24 @@ import pandas as pd
 import streamlit as st
 
 from gpumon_core import format as fmt
-from gpumon_core.export import csv
 from gpumon_core.export import usage as export
 from gpumon_core.recording import runtime
 from gpumon_core.recording.health import Health
-from gpumon_core.store.queries import costs
+from gpumon_core.store.queries import costs, frames, usage
 from gpumon_core.store.queries.dimensions import DIMENSIONS, Dimension
 from gpumon_core.store.queries.usage import Scope
-from pages.components import chrome, data, drawings, filters, links, plot, sheets, tables
+from pages.components import charts, chrome, data, download, filters, links, plot, tables, usage_views
 
 RANGES = ("6h", "24h", "3d", "7d", "30d", "1y")
 TITLES: dict[str, Dimension] = {name.capitalize(): name for name in DIMENSIONS} | {"GPU": "gpu"}
 TITLES.pop("Gpu")
-# The ledger counts by the half hour: nothing on this page changes from one tick to the next.
+# The ledger counts by the half hour: nothing on this page changes between two ticks.
 REFRESH_S = 60
 
 found = chrome.ready()
 if found is not None and found.latest is not None:
     at = data.minute(found)
-    gpus = data.gpu_table(data.tick(found))
+    gpus = data.ask(data.tick(found), frames.gpu_table)
     window = filters.window(RANGES, "7d", found.latest)
     chosen_gpus = filters.gpu_filter(gpus)
     users = filters.user_filter(at)
@@ -33,7 +32,7 @@ prices = data.prices()
 MEASURES = [name for name in costs.MEASURES if name != "Cost" or prices.known]
 links.check("by", "grouping", TITLES.__contains__, "by user")
 links.check("measure", "measure", MEASURES.__contains__, MEASURES[0])
-# Downloads are made outside this script, where the viewer is not known any more.
+# Downloads are made outside this script, where the viewer is not known.
 zone = chrome.zone()
 
 
@@ -51,17 +50,17 @@ def scope(newest: int) -> Scope:
 
 
 def body(now: Health) -> None:
-    """The sums, by whom the reader wants to know, over time and as a table; then when, who for nothing, and
+    """The sums, and use by a dimension over time and as a table; then the hours of use, idle holders and
     models."""
     assert now.latest is not None
     at = data.minute(now)
     chosen = scope(now.latest)
-    totals = data.gpu_totals(at, chosen)
+    totals = data.ask(at, usage.gpu_totals, chosen)
     if totals.empty:
         st.info("Nothing was recorded in this time range. Choose a longer one.")
         return
     title = used(at, chosen, totals)
-    # The charts first, of which this page has most to say.
+    # The charts are sent before the table above them: a browser takes longest to draw them.
     below = st.container()
     when(at, chosen)
     with below:
@@ -71,7 +70,7 @@ def body(now: Health) -> None:
 
 
 def used(at: data.Tick, chosen: Scope, totals: pd.DataFrame) -> str:
-    """How much of the GPUs was used, and by whom: which of TITLES the reader wants to know."""
+    """How much of the GPUs was used, and by whom; returns which of TITLES the reader has chosen."""
     left, right = st.columns([3, 2], vertical_alignment="bottom")
     title = left.segmented_control(
         "By",
@@ -96,8 +95,8 @@ def used(at: data.Tick, chosen: Scope, totals: pd.DataFrame) -> str:
     )
     measure = measure if measure in MEASURES else MEASURES[0]
     by = TITLES[title]
-    headline(data.usage_ranking(at, by, chosen), totals)
-    trend = drawings.ledger_trend(at, by, chosen, measure, drawings.look())
+    headline(data.ask(at, usage.ranking, by, chosen), totals)
+    trend = usage_views.trend(at, by, chosen, measure, charts.appearance())
     if trend is None:
         st.info("No process was on these GPUs in this time range with these filters.")
     else:
@@ -111,17 +110,14 @@ def used(at: data.Tick, chosen: Scope, totals: pd.DataFrame) -> str:
 
 
 def ranked(at: data.Tick, chosen: Scope, title: str) -> None:
-    """Who had how much of the GPUs."""
+    """How much of the GPUs each user, container, ... had."""
     by = TITLES[title]
-    ranking = data.usage_ranking(at, by, chosen)
-    shown = sheets.ranked(at, by, title, chosen)
+    ranking = data.ask(at, usage.ranking, by, chosen)
+    shown = usage_views.ranked(at, by, title, chosen)
     tables.show(shown, f"usage_{by}", f"Use of the GPUs by {by}", currency=prices.currency)
 
-    def content() -> bytes:
-        whole = export.named(ranking, data.usage_labels(at, by, ranking))
-        return export.ranking_table(prices).csv(whole, zone)
-
-    tables.download(f"usage-{by}", content, ranking.empty, zone, "usage_csv")
+    if not ranking.empty:
+        download.show("api/v1/usage", [("by", by), *chosen.query()], zone)
     since = fmt.plain(f"{fmt.moment(chosen.first_step, zone)} ({chrome.zone_label()})")
     notes = [f"Counted by the half hour, from {since}."]
     if not costs.fits(zone, chosen.end):
@@ -130,8 +126,8 @@ def ranked(at: data.Tick, chosen: Scope, title: str) -> None:
         )
     if "Estimate" in shown:
         notes.append(
-            "Where the estimate is ticked, the driver does not tell processes apart: their GPU's use is split by "
-            "the memory that they held."
+            "Where the estimate is ticked, the driver reports no use by process: the GPU's use is split by the "
+            "memory that each process held."
         )
     if not prices.known:
         notes.append("Set `GPUMON_PRICE_PER_KWH` to see what it cost.")
@@ -177,27 +173,27 @@ def headline(ranking: pd.DataFrame, totals: pd.DataFrame) -> None:
 
 
 def when(at: data.Tick, chosen: Scope) -> None:
-    """The hours of the week, and where each GPU's time went."""
+    """The hours of the week in which the GPUs were busy, and where each GPU's time went."""
     left, right = st.columns(2)
-    look = drawings.look()
+    seen = charts.appearance()
     with left:
         st.subheader("Hours of the week", anchor=False)
-        week = drawings.week(at, chosen, look)
+        week = usage_views.week(at, chosen, seen)
         plot.show([week], key="week", alt="How busy the GPUs were, by day of the week and hour")
     with right:
         st.subheader("Where each GPU's time went", anchor=False)
-        split, table = drawings.time_split(at, chosen, look)
+        split, table = usage_views.time_split(at, chosen, seen)
         plot.show([split], key="split", alt="Each GPU's time: busy, held idle, free, unknown, not recorded")
         st.caption(
-            "Held idle here is all time in which memory was held and nothing computed; of who used the GPUs, only "
+            "Held idle is time in which memory was held and nothing was computed; in the table above it is only "
             f"what lasted {runtime.settings().idle_minutes:g} minutes or longer. Unknown is time in which the "
-            "driver reported no utilization, as of MIG instances."
+            "driver reported no utilization, as for MIG instances."
         )
-        tables.download("gpu-time", lambda: csv.plain_csv(table, csv.TIME_UNITS), False, zone, "split_csv")
+        tables.download("gpu-time", lambda: export.time_split(table).csv(table, zone), zone, "split_csv")
 
 
 def idle(at: data.Tick, chosen: Scope, newest: int) -> None:
-    """Who keeps memory and does nothing."""
+    """Processes that hold memory and do nothing."""
     left, right = st.columns([3, 1], vertical_alignment="bottom")
     left.subheader("Idle holders", anchor=False)
     minutes = right.number_input(
@@ -209,25 +205,23 @@ def idle(at: data.Tick, chosen: Scope, newest: int) -> None:
         bind="query-params",
         on_change=links.forget,
     )
-    frame = data.idle_holders(at, chosen, 60 * minutes)
+    frame, shown = usage_views.idle_holders(at, chosen, 60 * minutes, zone.key, newest)
     if frame.empty:
-        st.caption("No process has kept GPU memory in this time range without using it for so long.")
+        st.caption("No process has held GPU memory for this long in this time range without using the GPU.")
         return
-    shown = sheets.idle_holders(at, chosen, 60 * minutes, zone.key, newest)
-    tables.show(shown, "idle_holders", "Processes that kept memory and did nothing")
-    tables.download("idle", lambda: csv.idle_csv(frame, zone), False, zone, "idle_csv")
+    tables.show(shown, "idle_holders", "Processes that held memory and did nothing")
+    tables.download("idle", lambda: export.IDLE.csv(frame, zone), zone, "idle_csv")
 
 
 def models(at: data.Tick, chosen: Scope) -> None:
     """Which models were loaded."""
     st.subheader("Model sessions", anchor=False)
-    frame = data.model_sessions(at, chosen)
+    frame, shown = usage_views.sessions(at, chosen, zone.key)
     if frame.empty:
-        st.caption("No model server had a model loaded in this time range, or none could be asked.")
+        st.caption("No model server had a model loaded in this time range, or gpumon could not ask any.")
         return
-    shown = sheets.model_sessions(at, chosen, zone.key)
     tables.show(shown, "sessions", "Models and when they were loaded", height=420 if len(frame) > 10 else "auto")
-    tables.download("models", lambda: export.SESSIONS.csv(frame, zone), False, zone, "sessions_csv")
+    download.show("api/v1/models", chosen.query(), zone)
 
 
 chrome.live("Usage", body, REFRESH_S)

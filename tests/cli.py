@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
+from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NoReturn
 
+import pytest
 import sqlalchemy as sa
 from conftest import PATIENCE_S, ROOT
+from fake_nvml import FakeNvml, environment
+from fake_nvml.loading import build
 
+from gpumon_core.__main__ import VERBS, main
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.store import database, rollups
 from gpumon_core.store.writer import Writer
@@ -42,17 +52,66 @@ def settings(folder: Path, **more: str) -> dict[str, str]:
     return {**inherited, **own, "GPUMON_LOG_LEVEL": "ERROR", **more}
 
 
+def with_driver(folder: Path, fake: FakeNvml) -> dict[str, str]:
+    """The environment of a machine called box, whose driver is the fake one."""
+    return settings(folder, **environment(fake), GPUMON_SOURCE="auto", GPUMON_LOG_LEVEL="INFO")
+
+
+def _locale(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a Python reads before it runs anything."""
+    return {name: value for name, value in environ.items() if name.startswith(("LC_", "LANG", "PYTHON"))}
+
+
+@cache
+def _fork_server() -> Any:
+    """A process that has imported the program and forks for each call: a new Python costs ten times as much."""
+    context = multiprocessing.get_context("forkserver")
+    verbs = [f"gpumon_core.cli.{name}" for name in VERBS.values()]
+    context.set_forkserver_preload(["gpumon_core.__main__", *verbs, "pandas", "alembic.command", "cli"])
+    with pytest.MonkeyPatch.context() as patched:
+        # The linker reads it once. Without a state the fake library says that there is none.
+        patched.setenv(
+            "LD_LIBRARY_PATH", os.pathsep.join([str(build().parent), os.environ.get("LD_LIBRARY_PATH", "")])
+        )
+        patched.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(Path(__file__).parent)]))
+        forkserver.ensure_running()
+    return context
+
+
+def _run(folder: Path, environ: dict[str, str], arguments: Sequence[str]) -> NoReturn:
+    """What the fork does: the program, as if it had begun in this environment."""
+    os.environ.clear()
+    os.environ.update(environ)
+    time.tzset()
+    os.chdir(ROOT)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), number)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+    sys.argv = ["gpumon_core", *arguments]
+    sys.exit(main())
+
+
 def gpumon(environ: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """The program from its start to its end."""
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        cwd=ROOT,
-        env=environ,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
+    if _locale(environ) != _locale(os.environ):
+        return subprocess.run(
+            [*PROGRAM, *arguments],
+            cwd=ROOT,
+            env=environ,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    with TemporaryDirectory() as folder:
+        process = _fork_server().Process(target=_run, args=(Path(folder), environ, arguments))
+        process.start()
+        process.join(PATIENCE_S)
+        if process.exitcode is None:
+            process.kill()
+            raise subprocess.TimeoutExpired(["gpumon", *arguments], PATIENCE_S)
+        output = [Path(folder, name).read_text("utf-8") for name in ("stdout", "stderr")]
+        return subprocess.CompletedProcess(arguments, process.exitcode, *output)
 
 
 def tick(at: float, number: int = 0) -> Snapshot:

@@ -68,8 +68,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 # The files that take longest, which begin first: no worker is left with one of them at the end.
 LONGEST = (
-    *("test_browser_pages", "test_soak", "test_unbreakable", "test_server_limits", "test_browser", "test_ship"),
-    *("test_browser_usage", "test_ledger_processes", "test_document", "test_import", "test_import_command"),
+    *("test_browser_pages", "test_soak", "test_recorder", "test_server_limits", "test_browser", "test_ship"),
+    *("test_browser_usage", "test_real_processes", "test_document", "test_import", "test_import_command"),
     *("test_every_call", "test_server", "test_lost_files", "test_postgres_silence", "test_postgres_start"),
     *("test_hostile_files", "test_driver_fuzz", "test_clockwork", "test_nvml_errors", "test_pages"),
 )

@@ -63,19 +63,19 @@ def tile(page: Page, gpu: int, metric: str) -> Locator:
     return page.locator(f".gm-card:nth-child({gpu + 1}) [data-metric={metric}]")
 
 
-def column(page: Page, name: str, which: int = 0) -> list[str]:
-    """The texts of one column, in the order in which the grid shows its rows."""
+def column(page: Page, name: str, which: int = 0, rows: str = "tr") -> list[str]:
+    """The texts of one column, in the order in which the grid shows its rows (or those that a selector picks)."""
     # The drawn grid is a canvas; this table beside it is what screen readers get.
     grid = page.locator("[role=grid]").nth(which)
     grid.wait_for(state="attached")
     return grid.evaluate(
-        """(grid, name) => {
+        """(grid, [name, rows]) => {
             const heads = [...grid.querySelectorAll('[role=columnheader]')].map(head => head.textContent)
             const at = heads.findIndex(head => head.replace(/^[↑↓] */, '') === name)
-            return [...grid.querySelectorAll('tbody tr')].map(
+            return [...grid.querySelectorAll(`tbody ${rows}`)].map(
                 row => row.querySelectorAll('[role=gridcell]')[at]?.textContent)
         }""",
-        name,
+        [name, rows],
     )
 
 

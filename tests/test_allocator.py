@@ -14,7 +14,7 @@ import ctypes, sys, threading
 from gpumon_core.recording import allocator
 
 if sys.argv[1] == "settled":
-    assert allocator.settle()
+    assert allocator.limit_arenas()
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes = [ctypes.c_void_p]

@@ -8,6 +8,7 @@ from http.client import HTTPConnection
 from urllib.parse import quote
 
 import pytest
+from conftest import PATIENCE_S
 from filled import filled, serving
 from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
@@ -35,7 +36,6 @@ STEADY = settings(
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-PATIENCE_S = 60
 NAMES = sorted({one.name for resource in api.RESOURCES for one in resource.parameters})
 HOSTILE = [
     *("", " ", "\0", "a\0b", "null", "undefined", "-1", "-0", "+1", "1e309", "NaN", "Infinity", "0x10", "1_000"),

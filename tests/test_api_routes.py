@@ -32,13 +32,13 @@ from gpumon_core import api
 from gpumon_core.api import original
 from gpumon_core.api.resource import Resource
 from gpumon_core.attribution.records import ProcessIdentity, Program
-from gpumon_core.export.parameters import LAST_MOMENT
 from gpumon_core.metrics import GPU_METRICS
 from gpumon_core.recording import runtime
+from gpumon_core.safety.parameters import LAST_MOMENT
 from gpumon_core.settings import Settings
 from gpumon_core.simulation.past import fill
 from gpumon_core.store import database, schema
-from gpumon_core.store.queries import costs, frames, processes, usage
+from gpumon_core.store.queries import costs, frames, history, model_sessions, processes, usage
 from gpumon_core.store.queries.usage import Scope
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot
@@ -262,7 +262,7 @@ def test_history_is_that_of_the_store_with_gaps_as_null(
     assert told["units"] == {"temperature": "°C", "power": "W"}
     assert [gpu["gpu_id"] for gpu in told["gpus"]] == [1, 2, 3]
     for gpu in told["gpus"]:
-        frame = frames.history(engine, [gpu["gpu_id"]], ["temperature", "power"], 1000, 1600, 1000)
+        frame = history.metrics_history(engine, [gpu["gpu_id"]], ["temperature", "power"], 1000, 1600, 1000)
         assert gpu["epochs"] == frame["timestamp_epoch"].tolist()
         temperature = gpu["metrics"]["temperature"]
         known = frame["temperature"].notna().tolist()
@@ -280,7 +280,7 @@ def test_history_is_that_of_the_store_with_gaps_as_null(
 def test_of_a_long_history_one_gpu_is_read_at_a_time(
     gpus: sa.Engine, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, alive = frames.history, threading.Semaphore(0)
+    read, alive = history.metrics_history, threading.Semaphore(0)
     together: list[int] = []
 
     def counted(engine: sa.Engine, ids: list[int], *more: Any) -> pd.DataFrame:
@@ -288,7 +288,7 @@ def test_of_a_long_history_one_gpu_is_read_at_a_time(
         alive.release()
         return read(engine, ids, *more)
 
-    monkeypatch.setattr(frames, "history", counted)
+    monkeypatch.setattr(history, "metrics_history", counted)
     assert len(ask("/api/v1/history").json()["gpus"]) == len(together)
     assert set(together) == {1}
 
@@ -417,7 +417,7 @@ def test_use_costs_what_the_settings_say(gpus: sa.Engine, ask: Ask, monkeypatch:
 
 def test_model_sessions_are_the_pages_in_pages_and_whole(gpus: sa.Engine, ask: Ask) -> None:
     newest = int(frames.host_table(gpus)["last_seen"].max())
-    known = usage.sessions(gpus, Scope(newest - 7 * 86400, newest))
+    known = model_sessions.loaded(gpus, Scope(newest - 7 * 86400, newest))
     assert len(known) > 1
     found, query = [], "limit=1"
     while query:

@@ -199,7 +199,7 @@ def test_the_csv_holds_exactly_what_the_filters_show(page: Page, own_stage: Stag
         page.get_by_placeholder("train.py or 4711").fill(search)
         eventually(lambda expected=expected: len(column(page, "PID")) == expected)
         with page.expect_download() as download:
-            page.get_by_role("button", name="↓ CSV").click()
+            page.get_by_role("link", name="↓ CSV").click()
         path = tmp_path / "download.csv"
         download.value.save_as(path)
         read = list(csv.DictReader(io.StringIO(path.read_text())))

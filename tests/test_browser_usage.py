@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -176,9 +176,9 @@ def table_of(page: Page, name: str) -> int:
     return int(found[0])
 
 
-def download(page: Page, which: int, path: Path) -> list[dict[str, str]]:
+def download(page: Page, role: Literal["link", "button"], which: int, path: Path) -> list[dict[str, str]]:
     with page.expect_download() as loading:
-        page.get_by_role("button", name="Download CSV").nth(which).click()
+        page.get_by_role(role, name="CSV").nth(which).click()
     loading.value.save_as(path)
     return list(csv.DictReader(io.StringIO(path.read_text(), newline="")))
 
@@ -269,7 +269,7 @@ def test_filters_of_the_sidebar_leave_out_everything_else(
 def test_the_csv_is_the_table(page: Page, history: History, view: Callable[..., Server], tmp_path: Path) -> None:
     page.goto(view(GPUMON_PRICE_PER_KWH="0.5", GPUMON_CURRENCY="CHF").url + "/usage?range=6h&by=Process")
     eventually(lambda: len(column(page, "Process")) == 4)
-    rows = download(page, 0, tmp_path / "usage.csv")
+    rows = download(page, "link", 0, tmp_path / "usage.csv")
     evil = "'=cmd|' /C calc'!A0 (9)"
     assert [row["Name"] for row in rows] == [
         evil if name.startswith("=") else name for name in column(page, "Process")
@@ -311,7 +311,7 @@ def test_who_holds_memory_for_nothing_is_listed(
     assert column(page, "Idle since", which)[0].startswith(since.strftime("%Y-%m-%d %H:%M")), (
         "in the viewer's time"
     )
-    [row] = download(page, 2, tmp_path / "idle.csv")
+    [row] = download(page, "button", 1, tmp_path / "idle.csv")
     assert row["PID"] == "9"
     assert row["Name"].startswith("'=cmd")
     assert datetime.fromisoformat(row["Idle since"]).timestamp() == history.start
@@ -334,7 +334,7 @@ def test_which_model_was_loaded_when_is_listed(
     loaded = [datetime.fromtimestamp(row[0], BERLIN).strftime("%Y-%m-%d %H:%M") for row in stored]
     assert [text[:16] for text in column(page, "Loaded", which)] == loaded
     assert numbers(page, "Maximum", which) == pytest.approx([row[2] / 1024 for row in stored], rel=0.01)
-    rows = download(page, 3, tmp_path / "models.csv")
+    rows = download(page, "link", 1, tmp_path / "models.csv")
     assert [row["Model"] for row in rows] == ["gemma3:27b", "qwen3:14b"]
     assert [row["Still loaded"] for row in rows] == ["True", "False"]
     assert [datetime.fromisoformat(row["Loaded"]).timestamp() for row in rows] == [row[0] for row in stored]

@@ -15,6 +15,7 @@ from gpumon_core.metrics import (
     GPU_METRICS,
     GPU_METRICS_BY_KEY,
     PROCESS_METRICS,
+    TICK_COLUMNS,
     TICK_METRICS,
     Aggregate,
     Level,
@@ -174,3 +175,29 @@ def test_a_call_works_and_has_its_field(fake: FakeNvml, call: NvmlCall) -> None:
 
 def test_every_metric_of_a_gpu_can_be_asked_for() -> None:
     assert all(metric.nvml for metric in GPU_METRICS)
+
+
+def test_the_catalogue_is_the_schema_and_consistent() -> None:
+    keys = [metric.key for metric in GPU_METRICS]
+    assert len(set(keys)) == len(keys)
+    assert [column.name for column in gpu_metrics.columns][2:] == [*TICK_COLUMNS, "recorded_ms"]
+    assert len({metric.prometheus for metric in GPU_METRICS}) == len(keys)
+    for metric in GPU_METRICS:
+        assert metric.critical is None or (metric.warning or 0) < metric.critical
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "whole", "level"),
+    [
+        ("temperature", 79, None, Level.CALM),
+        ("temperature", 80, None, Level.WARNING),
+        ("temperature", 90, None, Level.CRITICAL),
+        ("memory", 90, 100, Level.WARNING),
+        ("memory", 90, None, Level.CALM),
+        ("power", 300, 300, Level.CALM),
+        ("power", None, 300, Level.UNKNOWN),
+        ("utilization", 100, None, Level.CALM),
+    ],
+)
+def test_levels(key: str, value: float | None, whole: float | None, level: Level) -> None:
+    assert GPU_METRICS_BY_KEY[key].level(value, whole) is level

@@ -40,6 +40,13 @@ def test_the_page_about_it_is_what_it_says_itself() -> None:
     assert reference.PAGE.read_text() == reference.page(), "run docs/cli_reference.py"
 
 
+@pytest.mark.parametrize("arguments", [["--help"], ["record", "--help"], ["snapshot", "--help"]], ids=" ".join)
+def test_it_explains_itself(folder: Path, arguments: list[str]) -> None:
+    done = gpumon(settings(folder), *arguments)
+    assert done.returncode == 0
+    assert "usage:" in done.stdout
+
+
 @pytest.mark.parametrize("name", VERBS)
 def test_every_example_is_one_that_works(name: str) -> None:
     assert module(name).EXAMPLES

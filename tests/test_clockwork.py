@@ -15,9 +15,8 @@ import pytest
 from conftest import PATIENCE_S, Server, eventually
 from fake_nvml import FakeNvml
 
-from gpumon_core.recording import health
 from gpumon_core.recording.clockwork import Clockwork, SteadyTrigger
-from gpumon_core.recording.recorder import Recorder, State
+from gpumon_core.recording.recorder import Recorder
 from gpumon_core.settings import load
 
 FAKETIME = next(iter(glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")), None)
@@ -90,32 +89,6 @@ def test_a_job_that_still_runs_is_left_out_and_counted() -> None:
     assert set(skipped) == {"slow"}
 
 
-@pytest.mark.parametrize(
-    ("seconds_ago", "age_s", "status"),
-    [
-        (1, None, "ok"),
-        (600, None, "stale"),
-        (-3600, None, "stale"),
-        (-3600, 1.0, "ok"),
-        (600, 1.0, "ok"),
-        (0, 60.0, "stale"),
-    ],
-)
-def test_age_is_what_the_recorder_knows_and_else_what_two_clocks_agree_on(
-    seconds_ago: int, age_s: float | None, status: str
-) -> None:
-    reading = health.Reading(newest=int(time.time()) - seconds_ago, interval_s=4.0, states=("ok",))
-    state: Any = State("recording", "nvml", "sqlite://")
-    assert health.judge(reading, state, 4.0, age_s=age_s).status == status
-
-
-def test_a_time_far_in_the_future_has_no_age(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = int(time.time())
-    assert health.age_of(now + 3600, 4.0) is None
-    monkeypatch.setattr(time, "time", lambda: float(now))
-    assert health.age_of(now + 1, 4.0) == 0.0
-
-
 def test_a_clock_that_is_set_years_ahead_does_not_cost_the_history(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,7 +96,7 @@ def test_a_clock_that_is_set_years_ahead_does_not_cost_the_history(
     recorder = Recorder(settings)
     recorder.start()
     try:
-        eventually(lambda: recorder.vitals.ticks > 0)
+        eventually(lambda: recorder.counters.ticks > 0)
         began = time.time()
         monkeypatch.setattr(time, "time", lambda: began + 10 * 365 * 86400)
         recorder._keep_house()

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
+import cli
 import pynvml
 import pytest
 from conftest import PATIENCE_S, ROOT, eventually
@@ -38,10 +39,7 @@ def environ(tmp_path: Path, fake: FakeNvml) -> dict[str, str]:
 
 
 def gpumon(environ: dict[str, str], *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gpumon_core", *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, env=environ | settings, capture_output=True, text=True, timeout=PATIENCE_S, check=False
-    )
+    return cli.gpumon(environ | settings, *arguments)
 
 
 def test_snapshot_prints_one_tick_as_json(environ: dict[str, str], fake: FakeNvml) -> None:

@@ -18,7 +18,8 @@ from gpumon_core.metrics import CLOCKS_EVENT_REASONS
 from gpumon_core.settings import load
 from gpumon_core.simulation import past
 from gpumon_core.store import database
-from gpumon_core.store.queries import frames, occupancy, processes, usage
+from gpumon_core.store.queries import frames, model_sessions, occupancy, processes, usage
+from gpumon_core.store.queries.history import metrics_history
 from gpumon_core.store.queries.usage import Scope
 from gpumon_core.store.schema import metadata
 
@@ -200,7 +201,7 @@ def test_the_throttled_hours_are_those_of_the_gpu_page(history: Path, tmp_path: 
 
 def test_the_model_sessions_are_those_of_the_usage_page(history: Path, engine: Engine) -> None:
     answer = ask(history, 6)
-    known = usage.sessions(engine, week(), 50)
+    known = model_sessions.loaded(engine, week(), 50)
     assert answer["id"].tolist() == known["session_id"].tolist()
     assert answer["model"].tolist() == known["model"].tolist()
     over = ~known["running"].to_numpy()
@@ -221,7 +222,7 @@ def test_a_machine_that_was_off_is_found_as_a_gap(history: Path, tmp_path: Path)
     assert set(answer["stopped"]) == {off}
     assert set(answer["minutes"]) == {OFF_S / 60}
     opened = database.open_for_reading(f"sqlite:///{copy}")
-    drawn = frames.history(opened, [int(answer["id"][0])], ["power"], off - 3600, off + 7200, 500)
+    drawn = metrics_history(opened, [int(answer["id"][0])], ["power"], off - 3600, off + 7200, 500)
     opened.dispose()
     (break_at,) = drawn.loc[drawn["power"].isna(), "timestamp_epoch"]
     assert off <= break_at <= off + OFF_S
@@ -255,7 +256,7 @@ def test_the_hottest_hour_is_no_cooler_than_any_tick_of_it(history: Path, engine
     answer = ask(history, 11)
     now = int(time.time())
     for _, row in answer.iterrows():
-        drawn = frames.history(engine, [int(row["id"])], ["temperature", "power"], now - 3 * DAY_S, now, 100)
+        drawn = metrics_history(engine, [int(row["id"])], ["temperature", "power"], now - 3 * DAY_S, now, 100)
         assert row["hottest_c"] == pytest.approx(drawn["temperature_max"].max(), abs=0.5)
         assert row["highest_w"] <= drawn["power_max"].max() + 0.1
     assert (answer["mean_percent"].between(0, 100)).all()

@@ -14,7 +14,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from conftest import eventually
+from conftest import PATIENCE_S, eventually
 from test_attribution import FakeProc
 
 from gpumon_core.attribution import masked_fields
@@ -295,7 +295,7 @@ def test_a_command_line_without_end_is_looked_at_only_so_far(tmp_path: Path, cmd
         target=lambda: found.append(LocalAttribution(proc.path, trusted=True).identify({7}, 0)[7]), daemon=True
     )
     looks.start()
-    looks.join(60)
+    looks.join(PATIENCE_S)
     assert found
 
 

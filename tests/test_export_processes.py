@@ -20,8 +20,9 @@ import sqlalchemy as sa
 from ticks import GPUS, tick
 
 from gpumon_core.attribution.records import ProcessIdentity, Program
-from gpumon_core.export import processes as export
-from gpumon_core.export.csv import FORMULA_STARTS, PROGRAM
+from gpumon_core.export.csv import FORMULA_STARTS
+from gpumon_core.export.formats import Type, arrow_schema
+from gpumon_core.export.processes import LEDGER, PROGRAM
 from gpumon_core.store import database
 from gpumon_core.store.queries import processes
 from gpumon_core.store.queries.processes import process_history
@@ -29,7 +30,7 @@ from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, ProcessReading, Snapshot
 
 BERLIN = ZoneInfo("Europe/Berlin")
-HEADERS = [one.header for one in export.COLUMNS]
+HEADERS = [one.header for one in LEDGER.columns]
 NOON = 1_775_000_000
 HOSTILE = [
     "=cmd|' /C calc'!A0",
@@ -103,22 +104,22 @@ def in_parquet(data: bytes) -> pa.Table:
 def both(engine: sa.Engine, size: int = 5000) -> tuple[list[dict[str, str]], pa.Table]:
     """The whole ledger, read back from each kind of file."""
     return (
-        in_csv(b"".join(export.csv_chunks(processes.pages(engine, size=size), BERLIN))),
-        in_parquet(b"".join(export.parquet_chunks(processes.pages(engine, size=size)))),
+        in_csv(b"".join(LEDGER.write("csv", processes.pages(engine, size=size), BERLIN))),
+        in_parquet(b"".join(LEDGER.write("parquet", processes.pages(engine, size=size), BERLIN))),
     )
 
 
-def value_of(cell: str, kind: pa.DataType) -> Any:
+def value_of(cell: str, kind: Type) -> Any:
     """What a cell of the CSV means."""
     if cell == "":
         return None
-    if kind == export.TEXT:
+    if kind == Type.TEXT:
         return cell[1:] if cell.startswith("'") and cell[1:2] and cell[1] in FORMULA_STARTS else cell
-    means: dict[pa.DataType, Callable[[str], Any]] = {
-        export.NUMBER: float,
-        export.WHOLE: int,
-        export.FLAG: {"True": True, "False": False}.__getitem__,
-        export.MOMENT: lambda text: datetime.fromisoformat(text).astimezone(UTC),
+    means: dict[Type, Callable[[str], Any]] = {
+        Type.NUMBER: float,
+        Type.WHOLE: int,
+        Type.FLAG: {"True": True, "False": False}.__getitem__,
+        Type.MOMENT: lambda text: datetime.fromisoformat(text).astimezone(UTC),
     }
     return means[kind](cell)
 
@@ -126,7 +127,7 @@ def value_of(cell: str, kind: pa.DataType) -> Any:
 def assert_same(rows: list[dict[str, str]], table: pa.Table) -> None:
     """Both files have the same values in the same order."""
     assert table.column_names == HEADERS
-    told = [{one.header: value_of(row[one.header], one.type) for one in export.COLUMNS} for row in rows]
+    told = [{one.header: value_of(row[one.header], one.type) for one in LEDGER.columns} for row in rows]
     assert told == table.to_pylist()
 
 
@@ -161,7 +162,7 @@ def test_what_is_not_known_is_empty_and_null(ledger: sa.Engine) -> None:
     nulls = next(row for row in table.to_pylist() if row["PID"] == 9)
     for header in ("Name", "User", "Started", "Maximum memory (MiB)", "SM maximum (%)", *PROGRAM):
         assert (row[header], nulls[header]) == ("", None)
-    with_key = next(row for row in export.plain_rows(process_history(ledger), BERLIN) if row["pid"] == 9)
+    with_key = next(row for row in LEDGER.plain_rows(process_history(ledger), BERLIN) if row["pid"] == 9)
     for key in ("name", "user", "started", "max_memory_mib", "sm_max_percent", *PROGRAM.values()):
         assert with_key[key] is None
 
@@ -172,10 +173,10 @@ def test_a_hostile_name_stays_one_text_in_its_own_cell(writer: Writer, engine: s
     writer.write(tick(NOON, {(0, 7): 10}), {7: ProcessIdentity(7, "b:7", 1.0, name, name, program)})
     frame = process_history(engine)
     kept = frame["name"][0]
-    data = b"".join(export.csv_chunks([frame], BERLIN))
+    data = b"".join(LEDGER.write("csv", [frame], BERLIN))
     [row] = in_csv(data)
-    [exact] = in_parquet(b"".join(export.parquet_chunks([frame]))).to_pylist()
-    [plain] = export.plain_rows(frame, BERLIN)
+    [exact] = in_parquet(b"".join(LEDGER.write("parquet", [frame], BERLIN))).to_pylist()
+    [plain] = LEDGER.plain_rows(frame, BERLIN)
     for header, key in (("Name", "name"), ("User", "user"), ("Command", "command"), ("Model", "model")):
         stored = frame["username" if key == "user" else key][0]
         guarded = stored.startswith(FORMULA_STARTS)
@@ -189,7 +190,7 @@ def test_a_hostile_name_stays_one_text_in_its_own_cell(writer: Writer, engine: s
 
 def test_parquet_has_types_keys_and_units(ledger: sa.Engine) -> None:
     _, table = both(ledger)
-    assert table.schema.equals(export.LEDGER.arrow_schema)
+    assert table.schema.equals(arrow_schema(LEDGER.columns))
     kinds = {field.name: field.type for field in table.schema}
     assert kinds["Started"] == kinds["First seen"] == pa.timestamp("ms", tz="UTC")
     assert kinds["PID"] == kinds["Maximum memory (MiB)"] == pa.int64()
@@ -200,16 +201,14 @@ def test_parquet_has_types_keys_and_units(ledger: sa.Engine) -> None:
         unit = (field.metadata or {}).get(b"unit")
         assert field.name.endswith(f" ({unit.decode()})" if unit else field.name)
     keys = [field.metadata[b"key"].decode() for field in table.schema]
-    assert keys == [one.key for one in export.COLUMNS]
+    assert keys == [one.key for one in LEDGER.columns]
     assert len(set(keys)) == len(set(HEADERS)) == len(keys)
     energy = table.schema.field("Energy (kWh)")
     assert (energy.metadata[b"key"], energy.metadata[b"unit"]) == (b"energy_kwh", b"kWh")
 
 
-@pytest.mark.parametrize("chunks", [lambda pages: export.csv_chunks(pages, BERLIN), export.parquet_chunks])
-def test_bytes_come_out_page_by_page(
-    ledger: sa.Engine, chunks: Callable[[Iterator[pd.DataFrame]], Iterator[bytes]]
-) -> None:
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_bytes_come_out_page_by_page(ledger: sa.Engine, kind: str) -> None:
     asked = []
 
     def told() -> Iterator[pd.DataFrame]:
@@ -217,13 +216,13 @@ def test_bytes_come_out_page_by_page(
             asked.append(len(frame))
             yield frame
 
-    stream = chunks(told())
+    stream = LEDGER.write(kind, told(), BERLIN)
     seen = [(len(asked), len(chunk) > 0) for chunk in stream]
     assert seen[:4] == [(0, True), (1, True), (2, True), (3, True)]
 
 
 def test_a_row_group_is_a_page(ledger: sa.Engine) -> None:
-    data = b"".join(export.parquet_chunks(processes.pages(ledger, size=2)))
+    data = b"".join(LEDGER.write("parquet", processes.pages(ledger, size=2), BERLIN))
     file = pq.ParquetFile(io.BytesIO(data))
     assert [file.metadata.row_group(at).num_rows for at in range(file.num_row_groups)] == [2, 1]
     rows, table = both(ledger, size=2)
@@ -233,14 +232,13 @@ def test_a_row_group_is_a_page(ledger: sa.Engine) -> None:
 
 def test_an_empty_ledger_is_a_valid_file(writer: Writer, engine: sa.Engine) -> None:
     writer.write(tick(NOON), {})
-    data = b"".join(export.csv_chunks(processes.pages(engine), BERLIN))
+    data = b"".join(LEDGER.write("csv", processes.pages(engine), BERLIN))
     assert data.endswith(b"\r\n")
     assert list(csv.reader(io.StringIO(data.decode(), newline=""))) == [HEADERS]
     _, table = both(engine)
     assert table.num_rows == 0
-    assert table.schema.equals(export.LEDGER.arrow_schema)
-    assert export.plain_rows(process_history(engine), BERLIN) == []
-    assert export.as_arrow(process_history(engine)).schema.equals(export.LEDGER.arrow_schema)
+    assert table.schema.equals(arrow_schema(LEDGER.columns))
+    assert LEDGER.plain_rows(process_history(engine), BERLIN) == []
 
 
 @pytest.mark.parametrize(
@@ -261,7 +259,7 @@ def test_times_have_the_offset_of_their_own_day(writer: Writer, engine: sa.Engin
     rows, table = both(engine)
     assert rows[0]["First seen"] == rows[0]["Last seen"] == local
     assert table["First seen"].to_pylist() == [moment]
-    assert export.plain_rows(process_history(engine), BERLIN)[0]["first_seen"] == local
+    assert LEDGER.plain_rows(process_history(engine), BERLIN)[0]["first_seen"] == local
     assert_same(rows, table)
 
 
@@ -282,15 +280,15 @@ def test_a_start_is_told_to_the_millisecond_everywhere(ledger: sa.Engine) -> Non
 
 
 def test_plain_values_are_json_under_keys_that_do_not_change(ledger: sa.Engine) -> None:
-    plain = export.plain_rows(process_history(ledger), BERLIN)
+    plain = LEDGER.plain_rows(process_history(ledger), BERLIN)
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert [row["pid"] for row in plain] == [9, 8, 7]
     _, table = both(ledger)
     for row, exact in zip(plain, table.to_pylist(), strict=True):
-        assert list(row) == [one.key for one in export.COLUMNS]
-        for one in export.COLUMNS:
+        assert list(row) == [one.key for one in LEDGER.columns]
+        for one in LEDGER.columns:
             value = row[one.key]
-            if one.type == export.MOMENT and value is not None:
+            if one.type == Type.MOMENT and value is not None:
                 value = datetime.fromisoformat(value)
             assert value == exact[one.header]
             assert not (isinstance(value, float) and math.isnan(value))

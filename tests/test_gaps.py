@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from ticks import HOST, who
 
 from gpumon_core.store import database, rollups
-from gpumon_core.store.queries import frames, occupancy
+from gpumon_core.store.queries import occupancy, process_life
+from gpumon_core.store.queries.history import metrics_history
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, ProcessReading, Snapshot
 
@@ -38,7 +39,7 @@ def engine(database_url: str) -> Iterator[sa.Engine]:
 
 @pytest.mark.parametrize("points", [300, 40])
 def test_history_breaks_where_nobody_recorded_and_nowhere_else(engine: sa.Engine, points: int) -> None:
-    frame = frames.history(engine, [1], ["power"], BEGIN, BEGIN + 2700, points)
+    frame = metrics_history(engine, [1], ["power"], BEGIN, BEGIN + 2700, points)
     [gap] = frame.loc[frame["power"].isna(), "timestamp_epoch"]
     assert 1800 < gap - BEGIN < 2110
     assert frame["power"].dropna().eq(100.0).all()
@@ -53,7 +54,7 @@ def test_memory_by_process_has_no_hole_but_the_pause(engine: sa.Engine) -> None:
 
 
 def test_a_life_is_as_long_as_the_process_lived_and_breaks_in_the_pause(engine: sa.Engine) -> None:
-    frame, by_hour = occupancy.life(engine, 1, 300)
+    frame, by_hour = process_life.steps(engine, 1, 300)
     assert not by_hour
     [gap] = frame.loc[frame["memory"].isna(), "timestamp_epoch"]
     assert 1800 < gap - BEGIN < 2110
@@ -64,5 +65,5 @@ def test_a_life_is_as_long_as_the_process_lived_and_breaks_in_the_pause(engine: 
 @pytest.mark.parametrize("points", [1, 3, 50])
 def test_few_points_have_the_energy_of_the_whole_range(engine: sa.Engine, points: int) -> None:
     for begin, end in ((600, 2700), (1300, 1700), (1900, 2400)):
-        frame = frames.history(engine, [1], ["energy"], BEGIN + begin, BEGIN + end, points)
+        frame = metrics_history(engine, [1], ["energy"], BEGIN + begin, BEGIN + end, points)
         assert frame["energy"].sum() == pytest.approx(100 * (end - begin), abs=1300), (begin, end)

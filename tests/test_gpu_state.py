@@ -119,17 +119,17 @@ def row(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_card_asks_the_processes_where_the_driver_says_nothing_of_the_memory() -> None:
-    assert cards.state(row())[0] == "Unknown"
-    assert cards.state(row(), processes=[{"memory": 19135}])[0] == "Held idle"
-    assert cards.state(row(memory=float("nan")), processes=[{"memory": float("nan")}])[0] == "Unknown"
-    assert cards.state(row(), processes=[])[0] == "Idle"
+    assert cards.condition(row()).word == "Unknown"
+    assert cards.condition(row(), processes=[{"memory": 19135}]).word == "Held idle"
+    assert cards.condition(row(memory=float("nan")), processes=[{"memory": float("nan")}]).word == "Unknown"
+    assert cards.condition(row(), processes=[]).word == "Idle"
 
 
 def test_a_silent_machine_says_nothing_of_its_gpus() -> None:
-    assert cards.state(row(utilization=90.0), latest=1000)[0] == "Stale"
+    assert cards.condition(row(utilization=90.0), latest=1000).word == "Stale"
 
 
 def test_a_mig_instance_says_why_it_is_unknown() -> None:
-    word, _, why = cards.state(row(mig_index=0, parent_id=2, utilization=None, memory=20000.0))
-    assert word == "Unknown"
-    assert why == "The driver does not report utilization on MIG; 19.5 GiB are held"
+    found = cards.condition(row(mig_index=0, parent_id=2, utilization=None, memory=20000.0))
+    assert found.word == "Unknown"
+    assert found.why == "The driver does not report utilization on MIG; 19.5 GiB are held"

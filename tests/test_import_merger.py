@@ -15,7 +15,8 @@ from ticks import ask
 from gpumon_core.legacy_import import batch_writer, importer, merger
 from gpumon_core.settings import Settings, load
 from gpumon_core.store import database, retention, rollups
-from gpumon_core.store.queries import frames, processes, usage
+from gpumon_core.store.queries import process_life, processes, usage
+from gpumon_core.store.queries.history import metrics_history
 from gpumon_core.store.queries.usage import Scope
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, HostInfo, ProcessReading, Snapshot
@@ -53,7 +54,7 @@ def test_every_page_has_the_imported_hours(engine: sa.Engine, settings: Settings
     file.seen(8, "serve", [at + 1 for at in times], 500.0)
     importer.run(settings, file.path, now=NOW)
     reader = database.open_for_reading(settings.real_database_url)
-    drawn = frames.history(reader, [1], ["utilization", "power"], times[0], times[-1], 100)
+    drawn = metrics_history(reader, [1], ["utilization", "power"], times[0], times[-1], 100)
     assert drawn["utilization"].mean() == pytest.approx(50)
     assert drawn["power_max"].max() == 360
     listed = processes.process_history(reader)
@@ -136,7 +137,7 @@ def test_a_grown_file_adds_what_is_new_as_if_it_had_come_at_once(
         del found["process_snapshots"]
         # It has the path of the file.
         del found["imported_files"]
-        results.append((found, frames.process_life(engine, 1)))
+        results.append((found, process_life.ticks(engine, 1)))
     for table in results[0][0]:
         one, other = results[0][0][table], results[1][0][table]
         assert [pytest.approx(row, abs=0.2, nan_ok=True) for row in one] == other, table

@@ -410,7 +410,7 @@ def test_a_router_has_none_of_the_models_that_it_lists(server: Server) -> None:
     address = ("127.0.0.1", server.port)
     identity = ProcessIdentity(7, "boot:1", ask=Ask(Endpoint("/v1/models", "data.*.id", port=1), address))
     ask.add({7: identity}, [])
-    ask.wait(5)
+    ask.wait(PATIENCE_S)
     assert ask.add({7: identity}, [])[7].program.model is None
     ask.close()
 

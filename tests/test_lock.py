@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import ROOT, eventually
+from conftest import PATIENCE_S, ROOT, eventually
 from filelock import FileLock
 from postgres import Postgres
 from sqlalchemy.event import listen
@@ -146,7 +146,7 @@ def test_asking_for_a_moment_does_not_turn_a_recorder_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Somebody else's `is_free`, which takes the file's lock for its duration, is waited for."""
-    monkeypatch.setattr(FileRecorderLock, "PROBE_S", 10)
+    monkeypatch.setattr(FileRecorderLock, "PROBE_S", PATIENCE_S)
     path = tmp_path / "gpumon.db"
     asking = FileLock(f"{path}.lock", thread_local=False)
     asking.acquire()
@@ -264,7 +264,11 @@ def test_the_servers_idle_timeout_spares_the_lock(postgres: Postgres) -> None:
         postgres.execute(f"ALTER DATABASE {name} SET idle_session_timeout = '1s'")
         lock = recorder_lock(url, "here")
         assert lock.acquire()
-        time.sleep(1.5)
+        with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as idle:
+            mine = f"SELECT count(*) FROM pg_stat_activity WHERE pid = {idle.info.backend_pid}"
+            with psycopg.connect(postgres.url("postgres").replace("+psycopg", ""), autocommit=True) as looking:
+                # Another session of this database, as idle and begun later, is ended meanwhile.
+                eventually(lambda: looking.execute(mine).fetchone() == (0,))
         assert lock.is_held()
         lock.release()
 

@@ -22,6 +22,7 @@ from conftest import eventually as until
 from fake_nvml import FakeNvml
 
 from gpumon_core.recording import recorder as recorder_module
+from gpumon_core.recording import roles
 from gpumon_core.recording.recorder import Recorder
 from gpumon_core.settings import load
 from gpumon_core.store import database
@@ -35,7 +36,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "RETRY_S", 0.5)
+    monkeypatch.setattr(roles, "RETRY_S", 0.5)
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def recording(fake: FakeNvml, path: Path, **more: Any) -> Iterator[Recorder]:
 
 def watch(made: Recorder) -> list[int]:
     """The second of each tick that is sampled from now on."""
-    observer = made._observer
+    observer = made.observer
     assert observer is not None
     observe, seconds = observer.observe, []
 
@@ -76,8 +77,8 @@ def stored(path: Path) -> set[int]:
 
 
 def committed(made: Recorder, more: int) -> None:
-    before = made.vitals.ticks
-    until(lambda: made.vitals.ticks >= before + more)
+    before = made.counters.ticks
+    until(lambda: made.counters.ticks >= before + more)
 
 
 # ---- Removed -------------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ def test_a_database_that_is_removed_is_begun_anew_and_every_later_tick_is_in_it(
     assert "removed while it was recorded into" in notice.reason
     assert seconds
     assert set(seconds) <= stored(path)
-    assert made.vitals.failed == 0
+    assert made.counters.failed == 0
 
 
 def test_a_tick_that_went_into_a_file_just_removed_is_written_again(
@@ -114,7 +115,7 @@ def test_a_tick_that_went_into_a_file_just_removed_is_written_again(
 
     def remove_while_writing(self: Writer, ticks: Any) -> int:
         written = write(self, ticks)
-        if made.vitals.ticks >= 2 and not removed:
+        if made.counters.ticks >= 2 and not removed:
             removed.extend(int(snapshot.timestamp) for snapshot, _ in ticks)
             path.unlink()
         return written
@@ -267,10 +268,10 @@ def test_a_folder_that_is_out_of_reach_and_comes_back_loses_nothing(
         else:
             path.parent.symlink_to(tmp_path / "nowhere" / "at" / "all")
             (tmp_path / "nowhere").write_text("no folder")
-        until(lambda: made.vitals.buffered >= 2)
+        until(lambda: made.counters.buffered >= 2)
         path.parent.unlink()
         away.rename(path.parent)
-        until(lambda: made.vitals.buffered == 0)
+        until(lambda: made.counters.buffered == 0)
         committed(made, 1)
     assert set(seconds) <= stored(path)
     assert not list(path.parent.glob("*.removed-*"))
@@ -312,7 +313,7 @@ def test_a_backup_that_is_restored_in_place_is_noticed_and_ticks_go_to_their_own
     others = connection.execute("SELECT max(last_seen) FROM hosts WHERE name <> 'here'").fetchone()[0]
     connection.close()
     assert others == (None if whose == "own" else crash.FIRST)
-    assert made.vitals.failed == 0
+    assert made.counters.failed == 0
 
 
 def test_a_file_that_is_replaced_is_followed_before_the_next_tick(
@@ -321,11 +322,11 @@ def test_a_file_that_is_replaced_is_followed_before_the_next_tick(
     fake.add_gpu()
     monkeypatch.setattr(recorder_module, "LOOK_S", 0.2)
     with recording(fake, path, interval=3600) as made:
-        until(lambda: made.vitals.ticks >= 1)
+        until(lambda: made.counters.ticks >= 1)
         path.unlink()
         until(lambda: made.state.notice is not None)
         until(path.exists)
-        assert made.vitals.ticks == 1
+        assert made.counters.ticks == 1
 
 
 # ---- Foreign and damaged -------------------------------------------------------------------------
@@ -385,7 +386,7 @@ def test_sampling_goes_on_while_a_write_does_not_return(
     go_on, write, held = threading.Event(), Writer.write_all, threading.Event()
 
     def slow(self: Writer, ticks: Any) -> int:
-        if made.vitals.ticks >= 1:
+        if made.counters.ticks >= 1:
             held.set()
             go_on.wait(PATIENCE_S)
         return write(self, ticks)
@@ -394,13 +395,13 @@ def test_sampling_goes_on_while_a_write_does_not_return(
     with recording(fake, path) as made:
         seconds = watch(made)
         until(held.is_set)
-        until(lambda: made.vitals.buffered >= 4)
-        assert made.newest is not None
-        assert int(made.newest.snapshot.timestamp) >= seconds[-2], "what is shown from memory is new"
+        until(lambda: made.counters.buffered >= 4)
+        assert made.latest_tick is not None
+        assert int(made.latest_tick.snapshot.timestamp) >= seconds[-2], "what is shown from memory is new"
         go_on.set()
-        until(lambda: made.vitals.buffered == 0)
+        until(lambda: made.counters.buffered == 0)
     assert set(seconds) <= stored(path)
-    assert (made.vitals.skipped, made.vitals.dropped) == (0, 0)
+    assert (made.counters.skipped, made.counters.dropped) == (0, 0)
 
 
 def test_a_commit_of_which_nobody_knows_is_not_repeated(
@@ -411,7 +412,7 @@ def test_a_commit_of_which_nobody_knows_is_not_repeated(
 
     def breaks_after_the_commit(self: Writer, ticks: Any) -> int:
         written = write(self, ticks)
-        if made.vitals.ticks >= 2 and not broken:
+        if made.counters.ticks >= 2 and not broken:
             broken.append(int(ticks[-1][0].timestamp))
             self._forget()
             raise sa.exc.OperationalError("COMMIT", {}, sqlite3.OperationalError("connection lost"))
@@ -426,7 +427,7 @@ def test_a_commit_of_which_nobody_knows_is_not_repeated(
     connection.close()
     assert broken[0] in lengths
     assert lengths[broken[0]] < 1900, "a tick that is written twice is merged with itself"
-    assert made.vitals.ticks == len(lengths)
+    assert made.counters.ticks == len(lengths)
 
 
 def test_what_the_database_refuses_of_one_process_costs_its_texts_only(
@@ -436,7 +437,7 @@ def test_what_the_database_refuses_of_one_process_costs_its_texts_only(
     gpu.add_process(os.getpid(), 1 << 30)
     gpu.add_process(os.getppid(), 1 << 30)
     with recording(fake, path) as made:
-        observer = made._observer
+        observer = made.observer
         assert observer is not None
         observe = observer.observe
 
@@ -448,10 +449,10 @@ def test_what_the_database_refuses_of_one_process_costs_its_texts_only(
             return snapshot, identities
 
         monkeypatch.setattr(observer, "observe", odd)
-        until(lambda: "cannot be written" in (made.vitals.last_error or ""))
+        until(lambda: "cannot be written" in (made.counters.last_error or ""))
         seconds = watch(made)
         committed(made, 3)
-        assert made.vitals.failed == 0
+        assert made.counters.failed == 0
     assert seconds
     assert set(seconds) <= stored(path)
     connection = sqlite3.connect(path)
@@ -475,7 +476,7 @@ def test_what_waits_at_the_end_is_written_by_the_next_recorder(fake: FakeNvml, p
         seconds = watch(made)
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        until(lambda: made.vitals.buffered >= 3)
+        until(lambda: made.counters.buffered >= 3)
         began = time.monotonic()
         made.stop()
         assert time.monotonic() - began < PATIENCE_S, "the lock is never given back"
@@ -485,7 +486,7 @@ def test_what_waits_at_the_end_is_written_by_the_next_recorder(fake: FakeNvml, p
         committed(made, 1)
         until(lambda: not left.exists())
     assert set(seconds) <= stored(path)
-    assert made.vitals.dropped == 0
+    assert made.counters.dropped == 0
 
 
 def test_the_end_waits_for_nothing_that_hangs(fake: FakeNvml, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,13 +494,13 @@ def test_the_end_waits_for_nothing_that_hangs(fake: FakeNvml, path: Path, monkey
     go_on, write = threading.Event(), Writer.write_all
 
     def hangs(self: Writer, ticks: Any) -> int:
-        if made.vitals.ticks >= 1:
+        if made.counters.ticks >= 1:
             go_on.wait(10 * PATIENCE_S)
         return write(self, ticks)
 
     monkeypatch.setattr(Writer, "write_all", hangs)
     with recording(fake, path) as made:
-        until(lambda: made.vitals.buffered >= 2)
+        until(lambda: made.counters.buffered >= 2)
         began = time.monotonic()
         made.stop()
         took_s = time.monotonic() - began

@@ -17,7 +17,6 @@ import pytest
 import streamlit as st
 from conftest import PATIENCE_S, ROOT
 from sqlalchemy import event
-from streamlit.runtime.caching.cache_utils import CachedFunc
 from streamlit.testing.v1 import AppTest
 from ticks import GPUS, runs, tick, who
 
@@ -27,8 +26,8 @@ from gpumon_core.recording import runtime
 from gpumon_core.store import database
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, ProcessReading, Snapshot
-from pages.components import data as reading
-from pages.components import drawings, sheets
+from pages.components import charts, data, usage_views
+from pages.components import now as live
 
 
 @pytest.fixture
@@ -71,7 +70,7 @@ def texts(app: AppTest) -> str:
 PAGES = (None, "gpu", "history", "processes", "usage", "system")
 
 
-def test_utc_is_told_without_its_offset_and_other_zones_with_it(writer: Writer) -> None:
+def test_utc_is_shown_without_its_offset_and_other_zones_with_it(writer: Writer) -> None:
     writer.write(tick(time.time(), {(0, 7): 100}), who(7))
     app = open_page("processes")
     assert re.search(r"Times in Europe/Berlin, UTC\+0[12]:00\.", texts(app))
@@ -134,7 +133,7 @@ def test_a_moment_of_another_year_has_its_year(writer: Writer) -> None:
     assert hover == {"%a %d %b %Y %H:%M:%S"}
 
 
-def test_workload_model_and_command_stand_in_the_tables(writer: Writer) -> None:
+def test_workload_model_and_command_are_in_the_tables(writer: Writer) -> None:
     program = Program(
         command="vllm serve Qwen/Qwen3-8B",
         workload="vLLM",
@@ -162,9 +161,9 @@ def test_columns_that_know_nothing_give_their_place_away(writer: Writer) -> None
     now = int(time.time())
     writer.write(tick(now - 8, {(0, 7): None}), {7: ProcessIdentity(7)})
     active, past = open_page(), open_page("processes", columns="Notebook")
-    kept = ["GPU", "PID", "Name"]
-    assert columns(active) == [*kept, "Type", "Memory", "First seen", "Lifetime"], "whatever else is not known"
-    assert columns(past) == [*kept, "State", "First seen", "Lifetime", "Energy", "Notebook"], "it was asked for"
+    always = ["GPU", "PID", "Name"]
+    assert columns(active) == [*always, "Type", "Memory", "First seen", "Lifetime"], "whatever else is not known"
+    assert columns(past) == [*always, "State", "First seen", "Lifetime", "Energy", "Notebook"], "it was asked for"
     writer.write(tick(now - 4, {(1, 8): 12288}), runs(8, Program(workload="vLLM")))
     for app in (active, past):
         app.run()
@@ -206,10 +205,10 @@ def test_processes_that_cannot_be_looked_at_are_explained(writer: Writer) -> Non
         ("viewing", "nvml", False, False, False),
     ],
 )
-def test_a_container_that_is_told_of_no_process_says_so(
+def test_a_container_without_the_hosts_pids_says_why_there_are_no_processes(
     writer: Writer, monkeypatch: pytest.MonkeyPatch, role: str, source: str, sees: bool, wsl: bool, hinted: bool
 ) -> None:
-    # As a driver answers one with PIDs of its own: memory is held, and nobody holds it.
+    # As a driver answers there: memory is held, but by no process.
     writer.write(tick(time.time() - 2, {}), {})
     state = replace(runtime.state(), role=role, source=source)
     monkeypatch.setattr(runtime, "state", lambda: state)
@@ -353,14 +352,14 @@ def test_a_stretch_in_a_link_is_shown_however_it_is_asked_for(writer: Writer, qu
     assert app.sidebar.pills[0].value == "6h"
 
 
-def test_the_case_of_a_range_does_not_matter_and_a_time_that_is_none_is_told(writer: Writer) -> None:
+def test_the_case_of_a_range_does_not_matter_and_a_wrong_time_is_reported(writer: Writer) -> None:
     writer.write(tick(time.time()), {})
     assert open_page("history", range="6H").sidebar.pills[0].value == "6h"
     assert open_page("processes", range="all").sidebar.pills[0].value == "All"
     assert "“From” “yesterday”" in texts(open_page("history", **{"from": "yesterday"}))
 
 
-def test_a_gpu_in_depth_shows_its_facts_its_metrics_and_who_is_on_it(writer: Writer) -> None:
+def test_the_gpu_page_shows_facts_metrics_and_processes(writer: Writer) -> None:
     writer.write(tick(time.time() - 4, {(1, 7): 1000}), who(7))
     writer.write(tick(time.time(), {(1, 7): 1000}), who(7))
     app = open_page("gpu", gpu="GPU 1")
@@ -371,7 +370,7 @@ def test_a_gpu_in_depth_shows_its_facts_its_metrics_and_who_is_on_it(writer: Wri
     assert "<b>Processes</b>" in headings(app)
 
 
-def test_a_chosen_process_tells_its_story_and_keeps_it_when_newer_ones_come(writer: Writer) -> None:
+def test_a_chosen_process_shows_its_story_and_stays_when_newer_ones_come(writer: Writer) -> None:
     program = Program(
         command="vllm serve Qwen/Qwen3-8B", workload="vLLM", category="inference", model="Qwen/Qwen3-8B"
     )
@@ -447,7 +446,10 @@ def test_a_further_viewer_asks_the_database_for_nothing(
     now = int(time.time())
     for age in (12, 8, 4):
         writer.write(tick(now - age, {(0, 7): 6144, (1, 8): 100}), who(7, 8))
-    monkeypatch.setattr(runtime, "ELSEWHERE_S", 60.0)
+    # Longer than two viewers take, however busy the machine is.
+    monkeypatch.setattr(runtime, "ELSEWHERE_S", 300.0)
+    monkeypatch.setenv("GPUMON_INTERVAL", "300")
+    runtime.settings.cache_clear()
     asked: list[str] = []
 
     def note(_: object, __: object, statement: str, *___: object) -> None:
@@ -540,35 +542,37 @@ def test_the_trends_are_read_once_for_each_of_their_steps(monkeypatch: pytest.Mo
         asked.append((start, end))
         return pd.DataFrame({"gpu_id": []})
 
-    monkeypatch.setattr(reading.frames, "history", history)
+    monkeypatch.setattr(live, "metrics_history", history)
     for end in (1000, 1004, 1019, 1020):
-        reading._sparks(("sqlite://", end // reading.TREND_EVERY_S), (1, 2), 90, end, [])
+        live._trends(("sqlite://", end // live.TREND_EVERY_S), (1, 2), 90, end, [])
     assert asked == [(100, 1000), (120, 1020)]
 
 
 def test_nobody_changes_what_all_viewers_share(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results are kept as they are, not copied for each reader."""
+    """Results are cached as they are, and not copied for each viewer."""
     got: dict[str, list[tuple[object, bytes]]] = {}
 
     def watched(name: str, function: Any) -> Any:
-        def call(*args: Any) -> Any:
-            result = function(*args)
+        def call(*args: Any, **named: Any) -> Any:
+            result = function(*args, **named)
             got.setdefault(name, []).append((result, pickle.dumps(result)))
             return result
 
         return call
 
-    for module in (reading, sheets, drawings):
+    for module in (live, charts, usage_views):
         for name, function in list(vars(module).items()):
-            if isinstance(function, CachedFunc):
+            if callable(function) and hasattr(function, "clear"):
                 monkeypatch.setattr(module, name, watched(name, function))
+    cached = data._cached
+    monkeypatch.setattr(data, "_cached", lambda query: watched(query.__qualname__, cached(query)))
     now = time.time()
     for ago in (8, 4, 0):
         writer.write(tick(now - ago, {(0, 7): 6144, (1, 8): 12288}), runs(7, Program(command="a b")) | who(8))
     for name in (*PAGES, *PAGES):
         open_page(name)
     open_page("processes", process="1")
-    assert {"gpus", "active", "process_history", "usage_ranking", "ranked", "lanes"} <= set(got)
+    assert {"gpus", "active_processes", "process_history", "ranking", "ranked", "_lanes"} <= set(got)
     for name, results in got.items():
         for result, before in results:
             assert pickle.dumps(result) == before, name

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import sqlalchemy as sa
-from conftest import eventually
+from conftest import PATIENCE_S, eventually
 from postgres import Postgres
 from ticks import ask, tick, who
 
@@ -159,7 +159,7 @@ def test_who_stops_does_not_wait_for_a_server_that_stands_still(postgres: Postgr
     eventually(lambda: ask(engine, sleeping) == [(1,)])
     with postgres.silent():
         database.break_off(engine)
-        assert ended.wait(60)
+        assert ended.wait(PATIENCE_S)
     thread.join()
     assert ask(engine, "SELECT 1") == [(1,)]
     engine.dispose()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
+from urllib.parse import parse_qsl, urlencode
+from zoneinfo import ZoneInfo
 
 import pandas as pd
 import pytest
@@ -11,9 +14,11 @@ import sqlalchemy as sa
 from ticks import GPUS, tick, who
 
 from gpumon_core.attribution.records import ProcessIdentity, Program
+from gpumon_core.safety.parameters import read
 from gpumon_core.store import database
 from gpumon_core.store.queries import processes
-from gpumon_core.store.queries.processes import ProcessFilter, process_history
+from gpumon_core.store.queries.process_filter import PARAMETERS, ProcessFilter, Wording, from_query
+from gpumon_core.store.queries.processes import process_history
 from gpumon_core.store.schema import gpu_processes, process_gpus
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, ProcessReading, Snapshot
@@ -228,3 +233,45 @@ def test_a_new_workload_moves_no_other(writer: Writer, ledger: sa.Engine) -> Non
     blender = ProcessIdentity(5, "b:5", 1.0, "blender", "ada", Program(workload="Blender"))
     writer.write(tick(500, {(0, 5): 10}), {5: blender})
     assert processes.workloads(ledger) == [*before, "Blender"]
+
+
+CHOSEN = ProcessFilter(
+    start=100,
+    end=500,
+    gpu_ids=(1, 2),
+    users=("ada", "grace"),
+    containers=("chat-0",),
+    programs_with=(("workload", ("vLLM",)), ("model", ("llama3", "qwen3"))),
+    kinds=("C", "G"),
+    states=("running",),
+    min_memory_mib=2048,
+    min_lifetime_s=60,
+    text="a&b=c ü",
+)
+
+
+def test_a_filter_goes_through_a_query_string_and_back() -> None:
+    for wanted in (ProcessFilter(), CHOSEN, ProcessFilter(text="x"), ProcessFilter(min_memory_mib=0)):
+        values = read(PARAMETERS, parse_qsl(urlencode(wanted.query()), strict_parsing=bool(wanted.query())))
+        # The routes look GPUs up by what a query calls them.
+        assert from_query({**values, "gpu": tuple(map(int, values["gpu"]))}) == wanted
+    assert ProcessFilter(process_ids=(1,)).query() == []
+    names = {name for name, _ in CHOSEN.query()}
+    assert names == {one.name for one in PARAMETERS}, "every condition was tried"
+
+
+def test_a_query_without_some_of_the_parameters_leaves_their_conditions_out() -> None:
+    assert from_query({"user": ("ada",), "q": ""}) == ProcessFilter(users=("ada",))
+    assert from_query({}) == ProcessFilter()
+
+
+def test_a_filter_says_what_it_excludes() -> None:
+    wording = Wording(ZoneInfo("Europe/Berlin"), {1: "rack1 GPU 0"})
+    assert ProcessFilter().describe(wording) == ProcessFilter(text=" ").describe(wording) == ""
+    said = replace(CHOSEN, process_ids=(7,)).describe(wording)
+    assert said == (
+        "seen since Thu 01 Jan 1970 01:01:40, seen before Thu 01 Jan 1970 01:08:20, on rack1 GPU 0 or GPU id:2, "
+        "of user ada or grace, in container chat-0, with workload vLLM, with model llama3 or qwen3, "
+        "of type C or G, running, that held at least 2.0 GiB, that lived at least 1m 0s, "
+        "with “a&b=c ü” in the name or command line, or as PID, with gpumon's id 7"
+    )

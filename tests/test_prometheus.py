@@ -39,11 +39,11 @@ from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.metrics import GPU_METRICS, PROCESS_METRICS
 from gpumon_core.prometheus import exposition
 from gpumon_core.prometheus.families import FAMILIES, LABELS, collect, unit_of
-from gpumon_core.prometheus.scene import LONGEST_LABEL, MOST_MODELS, Scene, clean
+from gpumon_core.prometheus.scrape_data import LONGEST_LABEL, MOST_MODELS, ScrapeData, clean
 from gpumon_core.recording import runtime
-from gpumon_core.recording.counters import Vitals
-from gpumon_core.recording.latest_tick import Newest, follow
-from gpumon_core.recording.recorder import Problem, State
+from gpumon_core.recording.counters import Counters
+from gpumon_core.recording.latest_tick import LatestTick, follow
+from gpumon_core.recording.state import Problem, State
 from gpumon_core.settings import load
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot
 
@@ -64,12 +64,14 @@ def snapshot(
     )
 
 
-def scene(newest: Newest | None = None, processes: int = 20, role: str = "recording", **more: Any) -> Scene:
+def scene(
+    newest: LatestTick | None = None, processes: int = 20, role: str = "recording", **more: Any
+) -> ScrapeData:
     state = State(role, more.pop("source", "nvml"), "sqlite:///x", **more)  # type: ignore[arg-type]
-    return Scene("here", state, Vitals(ticks=3, duration_ms=2.5), 4, processes, newest, newest is not None)
+    return ScrapeData("here", state, Counters(ticks=3, duration_ms=2.5), 4, processes, newest, newest is not None)
 
 
-def exposed(shown: Scene, as_openmetrics: bool = False) -> str:
+def exposed(shown: ScrapeData, as_openmetrics: bool = False) -> str:
     return exposition.render(collect(shown), as_openmetrics).decode()
 
 
@@ -84,7 +86,7 @@ def read(parsed: Iterable[ClientFamily]) -> dict[str, list[tuple[dict[str, str],
     return found
 
 
-def families(shown: Scene) -> dict[str, list[tuple[dict[str, str], float]]]:
+def families(shown: ScrapeData) -> dict[str, list[tuple[dict[str, str], float]]]:
     """What a client reads; both formats say the same."""
     found = read(parse_text(exposed(shown)))
     assert found == read(parse_openmetrics(exposed(shown, True)))
@@ -271,7 +273,7 @@ def test_a_missing_driver_and_simulated_gpus_are_told() -> None:
 # ---- Processes, workloads, models ----------------------------------------------------------------
 
 
-def people(count: int) -> Newest:
+def people(count: int) -> LatestTick:
     """So many processes; the PID is the memory in MiB as well."""
     processes = tuple(ProcessReading("GPU-0", pid, "C", pid, 10) for pid in range(1, count + 1))
     programs = [Program(workload="vLLM", model="qwen3"), Program(workload="PyTorch", model="sha256-0"), Program()]
@@ -467,7 +469,7 @@ def test_a_scrape_runs_no_statement_and_calls_no_driver(
     with fake_nvml.loaded(fake):
         recorder = runtime.start()
         try:
-            eventually(lambda: recorder.vitals.duration_ms)
+            eventually(lambda: recorder.counters.duration_ms)
             for name in ("engine_connect", "before_cursor_execute"):
                 sa.event.listen(sa.Engine, name, note)
             fake.reset_calls()

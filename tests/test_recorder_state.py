@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +11,8 @@ from conftest import eventually as until
 from fake_nvml import FakeNvml
 from test_lost_files import committed, recording
 
-from gpumon_core import doctor
 from gpumon_core.recording import health
 from gpumon_core.recording.collector import Observer
-from gpumon_core.settings import load
 from gpumon_core.store import database
 
 
@@ -32,7 +28,7 @@ def test_a_read_that_hangs_is_counted_named_and_over_when_it_returns(
         committed(made, 1)
         until(lambda: made.state.reader is not None)
         engine = database.open_for_reading(f"sqlite:///{path}")
-        found = health.check(engine, made.state, "here", 1, made.vitals)
+        found = health.check(engine, made.state, "here", 1, made.counters)
         engine.dispose()
         assert found.status == "degraded"
         answer = found.as_json()
@@ -49,33 +45,3 @@ def test_the_server_names_no_reader_where_none_hangs(serve: Callable[..., Server
     _, answer = server.health()
     assert answer["readers_hung"] == 0
     assert answer["reader_problem"] is None
-
-
-@pytest.mark.parametrize("kind", ["foreign", "first page", "a later page"])
-def test_doctor_says_what_is_wrong_with_the_file(tmp_path: Path, kind: str) -> None:
-    path = tmp_path / "gpumon.db"
-    database.open_for_writing(f"sqlite:///{path}").dispose()
-    connection = sqlite3.connect(path)
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-    connection.close()
-    if kind == "foreign":
-        path.write_bytes(b"my thesis")
-    else:
-        with path.open("r+b") as file:
-            file.seek(100 if kind == "first page" else -8192, os.SEEK_SET if kind == "first page" else os.SEEK_END)
-            file.write(os.urandom(3000))
-    before = path.read_bytes()
-    findings = [one for one in doctor.examine(load(data_dir=tmp_path, source="demo")) if one.topic == "database"]
-    # The demo has a file of its own.
-    assert [one.verdict for one in findings] == ["ok"]
-    url = f"sqlite:///{path}"
-    (found,) = [
-        one
-        for one in doctor.examine(load(data_dir=tmp_path, source="nvml", database_url=url))
-        if one.topic == "database"
-    ]
-    assert found.verdict == "problem"
-    assert str(path) in found.text
-    assert ("is no SQLite database" if kind == "foreign" else "damaged") in found.text or "malformed" in found.text
-    assert found.remedy
-    assert path.read_bytes() == before

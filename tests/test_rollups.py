@@ -132,3 +132,39 @@ def test_a_tick_that_no_minute_has_taken_in_is_not_forgotten(engine: sa.Engine) 
     write(engine, range(DAWN, DAWN + HOUR, 4), wave)
     retention.forget(engine, retention.Keep(1, 1, 1), DAWN + 10 * DAY)
     assert ask(engine, "SELECT count(*) FROM gpu_metrics") == [(900,)]
+
+
+def test_a_tier_is_renewed_when_the_one_below_it_has_begun_a_bucket(engine: sa.Engine) -> None:
+    statements: list[str] = []
+    sa.event.listen(engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    progress = rollups.Progress()
+    renewed: list[str] = []
+    for start in range(DAWN, DAWN + 2 * HOUR, 60):
+        write(engine, range(start, start + 60, 4), wave)
+        statements.clear()
+        rollups.roll_up(engine, "here", progress=progress)
+        renewed += [text.split()[2] for text in statements if text.startswith("INSERT")]
+        assert sum(text.startswith("SELECT") for text in statements) <= (1 if start > DAWN else 7)
+    assert [renewed.count(tier.table.name) for tier in TIERS] == [120, 120, 120, 24, 6, 2]
+
+
+def test_what_a_tier_has_in_the_end_is_complete(engine: sa.Engine) -> None:
+    progress = rollups.Progress()
+    # A pause of two hours, and ticks behind newer ones.
+    times = [*range(DAWN, DAWN + HOUR, 4), *range(DAWN + 3 * HOUR, DAWN + 5 * HOUR, 4)]
+    for first in range(0, len(times), 13):
+        write(engine, times[first : first + 13], wave)
+        rollups.roll_up(engine, "here", progress=progress)
+    last = DAWN + 5 * HOUR - 4
+    little_by_little = [buckets(engine, tier.seconds) for tier in TIERS]
+    rollups.roll_up(engine, "here")
+    for tier, frame in zip(TIERS, little_by_little, strict=True):
+        # The newest bucket of a coarse tier may lack what came last.
+        begun = last - last % tier.seconds
+        found = buckets(engine, tier.seconds)
+        past = [one[one["timestamp_epoch"] < begun].drop(columns="energy") for one in (frame, found)]
+        pd.testing.assert_frame_equal(*past)
+        assert frame["timestamp_epoch"].tolist() == found["timestamp_epoch"].tolist()
+    rollups.roll_up(engine, "here", DAWN + HOUR - 100, progress=progress)
+    for tier in TIERS:
+        assert buckets(engine, tier.seconds)["samples"].sum() == len(times)

@@ -21,13 +21,12 @@ from typing import Any
 import pytest
 from conftest import PATIENCE_S, ROOT, Server, eventually, run_apart
 from fake_nvml import FakeNvml
-from streamlit.proto.BackMsg_pb2 import BackMsg
-from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 from test_server import more_ticks
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from gpumon_core.web import connections, descriptors, request_limits
+from pages.components.streamlit_private import STREAM, UPLOADS, BackMsg, ForwardMsg
 
 Serve = Callable[..., Server]
 # Python, the database and the log need 13 to 20 of them.
@@ -81,7 +80,7 @@ def is_closed(one: socket.socket) -> bool:
 @contextmanager
 def page(server: Server, **given: Any) -> Iterator[ClientConnection]:
     """The socket of a page."""
-    url = f"ws://127.0.0.1:{server.port}/_stcore/stream"
+    url = f"ws://127.0.0.1:{server.port}{STREAM}"
     with connect(url, proxy=None, open_timeout=PATIENCE_S, max_size=None, **given) as found:
         yield found
 
@@ -171,9 +170,9 @@ def test_a_request_that_never_ends_is_ended_and_a_page_that_is_open_is_not(serve
         for what, sent in HALVES.items():
             waiting[what] = stack.enter_context(opened(server))
             waiting[what].sendall(sent)
+        began = time.monotonic()
         slow = stack.enter_context(opened(server))
         slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ")
-        began = time.monotonic()
 
         def all_closed() -> bool:
             with suppress(OSError):
@@ -290,7 +289,7 @@ def test_no_file_is_taken(serve: Serve, fake: FakeNvml) -> None:
         token = "2|00000000|" + "0" * 32 + "|1"
         for whose in (session, "00000000-0000-0000-0000-000000000000"):
             for method in ("PUT", "POST", "DELETE", "OPTIONS"):
-                address = f"{server.url}/_stcore/upload_file/{whose}/{'1' * 32}"
+                address = f"{server.url}{UPLOADS}/{whose}/{'1' * 32}"
                 for body in (b"x", b"x" * (8 << 20)):
                     headers = {
                         "Content-Type": "multipart/form-data; boundary=b",
@@ -304,7 +303,7 @@ def test_no_file_is_taken(serve: Serve, fake: FakeNvml) -> None:
                     # Who goes on sending after the answer may not get to see it.
                     with suppress(urllib.error.URLError, ConnectionError):
                         assert asked(request)[0] == 403
-        assert asked(f"{server.url}/_stcore/upload_file/{session}/1")[0] == 403
+        assert asked(f"{server.url}{UPLOADS}/{session}/1")[0] == 403
     assert resident_mb(server) - before < 16
 
 

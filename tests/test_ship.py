@@ -233,7 +233,7 @@ from streamlit.testing.v1 import AppTest
 from gpumon_core.recording import runtime
 
 runtime.start()
-while runtime.vitals().ticks < 2:
+while runtime.counters().ticks < 2:
     time.sleep(0.1)
 for name in ("overview", "gpu", "history", "processes", "usage", "system"):
     page = AppTest.from_file("pages/main.py", default_timeout=600)

@@ -24,7 +24,7 @@ from gpumon_core.cli import glance
 from gpumon_core.export import snapshot as export
 from gpumon_core.metrics import GPU_METRICS
 from gpumon_core.recording import collector, health
-from gpumon_core.recording.recorder import State
+from gpumon_core.recording.state import State
 from gpumon_core.store import database
 from gpumon_core.store.queries import current
 from gpumon_core.store.writer import Writer

@@ -18,7 +18,7 @@ from fake_nvml import FakeGpu, FakeNvml
 from gpumon_core import doctor
 from gpumon_core.export import snapshot as export
 from gpumon_core.recording import health
-from gpumon_core.recording.recorder import State
+from gpumon_core.recording.state import State
 from gpumon_core.settings import Settings, load
 from gpumon_core.store import database
 from gpumon_core.store.queries import current
@@ -370,8 +370,8 @@ def test_a_sleeping_gpu_has_no_rows_no_power_and_is_no_trouble(laptop: Laptop, t
         assert connection.execute(sa.text("SELECT count(*) FROM gpu_metrics")).scalar() == 1
     [row] = current.gpus(engine)
     assert row["state"] == "asleep"
-    assert cards.state(row, row["host_last_seen"])[:2] == ("Asleep", "asleep")
-    card = cards.card(row, cards.Scene(latest=row["host_last_seen"]))
+    assert cards.condition(row, row["host_last_seen"]).word == "Asleep"
+    card = cards.card(row, cards.Context(latest=row["host_last_seen"]))
     assert "Asleep" in card
     assert "would wake it" in card
     reading = replace(health.read(engine, "laptop"), newest=int(time.time()))

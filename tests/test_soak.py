@@ -222,7 +222,7 @@ def at_once(self: Watch, tasks: Iterable[Task], patience_s: float) -> list[Task]
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", [int(seed) for seed in os.environ.get("SOAK_SEEDS", "18 19").split()])
+@pytest.mark.parametrize("seed", [int(seed) for seed in os.environ.get("SOAK_SEEDS", "18").split()])
 def test_thirty_days_of_the_field_are_in_the_ledger_as_they_were(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:

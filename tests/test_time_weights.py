@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from ticks import HOST, ask, who
 
 from gpumon_core.store import database, rollups
-from gpumon_core.store.queries import frames
+from gpumon_core.store.queries.history import metrics_history
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, ProcessReading, Snapshot
 
@@ -39,7 +39,7 @@ def test_means_weigh_time_not_ticks(engine: sa.Engine) -> None:
     for table, times in (("gpu_hours", 10), ("gpu_4h", 10)):
         [(mean,)] = ask(engine, f"SELECT utilization FROM {table}")
         assert mean == pytest.approx(times * 100 / 3, abs=0.02 * times * 100), table
-    frame = frames.history(engine, [1], ["utilization"], BEGIN, BEGIN + HOUR - 1, 1)
+    frame = metrics_history(engine, [1], ["utilization"], BEGIN, BEGIN + HOUR - 1, 1)
     assert frame["utilization"].mean() == pytest.approx(100 / 3, abs=1)
 
 
@@ -59,7 +59,7 @@ def test_means_weigh_only_time_in_which_there_was_a_value(engine: sa.Engine) -> 
         )
         assert power == pytest.approx(10 * due, abs=1), table
         assert (known_ms, recorded_ms, load_ms) == (660_000, HOUR * 1000, None), table
-    frame = frames.history(engine, [1], ["power"], BEGIN, BEGIN + HOUR - 1, 1)
+    frame = metrics_history(engine, [1], ["power"], BEGIN, BEGIN + HOUR - 1, 1)
     assert frame["power"].max() == pytest.approx(due, abs=0.2)
 
 
@@ -70,7 +70,7 @@ def test_a_range_of_hours_does_not_have_the_hour_at_its_end(engine: sa.Engine) -
         ticks.append((Snapshot(BEGIN + 60 * step, HOST, GPUS[:1], reading), {}))
     writer.write_all(ticks)
     rollups.roll_up(engine, "here")
-    frame = frames.history(engine, [1], ["utilization"], BEGIN, BEGIN + 24 * HOUR, 24)
+    frame = metrics_history(engine, [1], ["utilization"], BEGIN, BEGIN + 24 * HOUR, 24)
     assert len(frame) == 24
 
 

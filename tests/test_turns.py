@@ -19,7 +19,7 @@ from test_api import show
 from gpumon_core import api
 from gpumon_core.api import history
 from gpumon_core.metrics import GPU_METRICS_BY_KEY
-from gpumon_core.store.queries import frames
+from gpumon_core.store.queries import history as queried
 from gpumon_core.web import turns
 
 LONG = "/api/v1/history?metric=utilization"
@@ -55,14 +55,14 @@ class Slow:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.began, self.go_on = threading.Event(), threading.Event()
-        read = frames.history
+        read = queried.metrics_history
 
         def slow(*given: Any) -> pd.DataFrame:
             self.began.set()
             assert self.go_on.wait(PATIENCE_S)
             return read(*given)
 
-        monkeypatch.setattr(frames, "history", slow)
+        monkeypatch.setattr(queried, "metrics_history", slow)
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_an_answer_that_fails_gives_up_its_place(port: int, monkeypatch: pytest.
         def broken(*_: Any) -> pd.DataFrame:
             raise RuntimeError("broken")
 
-        patch.setattr(frames, "history", broken)
+        patch.setattr(queried, "metrics_history", broken)
         connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
         connection.request("GET", LONG)
         assert connection.getresponse().status == 500

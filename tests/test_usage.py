@@ -17,7 +17,7 @@ from ticks import GPUS, HOST, who
 
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.store import database
-from gpumon_core.store.queries import costs, usage
+from gpumon_core.store.queries import costs, model_sessions, usage
 from gpumon_core.store.queries.dimensions import Dimension
 from gpumon_core.store.queries.usage import OWN, Scope
 from gpumon_core.store.schema import gpu_usage
@@ -555,7 +555,7 @@ def test_who_has_just_begun_to_idle_is_listed_by_a_shorter_time(database_url: st
 
 
 def test_which_model_was_loaded_when_and_how_much_memory_it_took(engine: sa.Engine) -> None:
-    frame = usage.sessions(engine, scope())
+    frame = model_sessions.loaded(engine, scope())
     assert frame["model"].tolist() == ["b:70b", "a:7b"], "the newest first; a training run serves none"
     assert frame["running"].tolist() == [True, False]
     assert frame["first_seen"].tolist() == [DAWN + SWAP * HOUR + STEP, DAWN + STEP]
@@ -581,13 +581,13 @@ def test_which_model_was_loaded_when_and_how_much_memory_it_took(engine: sa.Engi
 def test_sessions_are_those_of_the_time_and_the_filters(
     engine: sa.Engine, filters: dict[str, Any], models: list[str]
 ) -> None:
-    assert usage.sessions(engine, scope(**filters))["model"].tolist() == models
+    assert model_sessions.loaded(engine, scope(**filters))["model"].tolist() == models
 
 
 def test_at_any_moment_it_is_known_which_model_was_loaded(engine: sa.Engine) -> None:
     at = DAWN + HOUR + 1234
-    assert usage.sessions(engine, Scope(at, at))["model"].tolist() == ["a:7b"]
-    assert usage.sessions(engine, scope(), limit=1)["model"].tolist() == ["b:70b"]
+    assert model_sessions.loaded(engine, Scope(at, at))["model"].tolist() == ["a:7b"]
+    assert model_sessions.loaded(engine, scope(), limit=1)["model"].tolist() == ["b:70b"]
 
 
 # ---- Names -------------------------------------------------------------------------------------------
@@ -625,7 +625,7 @@ def test_of_an_empty_ledger_there_is_nothing_and_no_error(database_url: str) -> 
     for by in (*CALLED, "process", "gpu"):
         assert usage.ranking(engine, by, scope()).empty  # type: ignore[arg-type]
         assert usage.trend(engine, by, scope()).empty  # type: ignore[arg-type]
-    for read in (usage.gpu_totals, usage.gpu_hours, usage.sessions):
+    for read in (usage.gpu_totals, usage.gpu_hours, model_sessions.loaded):
         assert read(engine, scope()).empty  # type: ignore[operator]
     assert usage.idle_holders(engine, scope(), 60).empty
     assert usage.labels(engine, "process", []) == {}

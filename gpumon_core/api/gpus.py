@@ -11,9 +11,9 @@ from starlette.responses import Response
 
 from gpumon_core import gpu_state
 from gpumon_core.api.resource import FORMAT, UNITS_SCHEMA, Resource, Schema, Values, as_json, file, object_schema
-from gpumon_core.export import parameters
-from gpumon_core.export.parameters import TZ, Parameter, words
 from gpumon_core.recording.health import fresh_within_s
+from gpumon_core.safety import parameters
+from gpumon_core.safety.parameters import TZ, Parameter, words
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,9 +22,9 @@ from gpumon_core.api.resource import (
     object_schema,
     written,
 )
-from gpumon_core.export.parameters import TZ, BadParameter, Parameter, one_of, whole
 from gpumon_core.format import gpu_label
 from gpumon_core.metrics import GPU_METRICS_BY_KEY
+from gpumon_core.safety.parameters import TZ, BadParameter, Parameter, one_of, whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,11 +91,11 @@ def _parts(
     engine: Engine, gpus: pd.DataFrame, metrics: tuple[str, ...], start: int, end: int, points: int
 ) -> Iterator[tuple[dict[Any, Any], pd.DataFrame]]:
     """Each GPU with its history."""
-    from gpumon_core.store.queries import frames
+    from gpumon_core.store.queries.history import metrics_history
 
     facts = gpus[["id", "host", "gpu_index", "mig_index", "uuid", "name"]]
     for gpu in facts.to_dict("records"):
-        frame = frames.history(engine, [gpu["id"]], metrics, start, end, points)
+        frame = metrics_history(engine, [gpu["id"]], metrics, start, end, points)
         # A frame of many metrics is in many pieces, and pandas would warn of a further one.
         yield gpu, frame.copy().assign(**{name: gpu[name] for name in ("host", "gpu_index", "mig_index")})
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from gpumon_core import __version__
 from gpumon_core.api.resource import MEDIA_TYPES, PROBLEM, PROBLEM_SCHEMA, Resource
-from gpumon_core.export.parameters import MOST_VALUES, UTC_ZONE, Parameter
+from gpumon_core.export.formats import FORMATS
+from gpumon_core.safety.parameters import MOST_VALUES, UTC_ZONE, Parameter
 
 PATH = "/api/v1/openapi.json"
 DESCRIPTION = (
@@ -22,7 +23,6 @@ PROBLEMS = {
     "429": "Too many long answers are being made: come again after `Retry-After` seconds.",
     "503": "Nothing has been recorded yet, or the database cannot be read.",
 }
-_FILES = {"csv": {"type": "string"}, "parquet": {"type": "string", "format": "binary"}}
 
 
 def document(resources: Sequence[Resource]) -> dict[str, Any]:
@@ -74,7 +74,9 @@ def _names_gpus(resource: Resource) -> bool:
 
 
 def _schema(resource: Resource, kind: str) -> Mapping[str, Any]:
-    return resource.schema() if kind == "json" else _FILES[kind]
+    if kind == "json":
+        return resource.schema()
+    return {"type": "string"} if FORMATS[kind].is_text else {"type": "string", "format": "binary"}
 
 
 def _parameter(one: Parameter) -> dict[str, Any]:

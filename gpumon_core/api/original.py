@@ -27,8 +27,8 @@ from gpumon_core.api.resource import (
     streamed,
     written,
 )
-from gpumon_core.export import parameters
-from gpumon_core.export.parameters import TZ, Parameter, one_of
+from gpumon_core.safety import parameters
+from gpumon_core.safety.parameters import TZ, Parameter, one_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,9 +90,10 @@ def history(_: Request, values: Values, engine: Engine) -> Response:
 def processes(_: Request, values: Values, engine: Engine) -> Response:
     """The hundred processes that were seen last."""
     from gpumon_core.store.queries import processes as ledger
+    from gpumon_core.store.queries.process_filter import ProcessFilter
 
     gpu = _gpu(values, engine)
-    wanted = ledger.ProcessFilter(start=ranges.newest(engine) - KEPT_S, gpu_ids=(gpu["id"],))
+    wanted = ProcessFilter(start=ranges.newest(engine) - KEPT_S, gpu_ids=(gpu["id"],))
     frame = ledger.seen_last(engine, wanted, MOST_PROCESSES)
     totals = ledger.memory_totals(engine, frame["process_id"].tolist())
     found = _processes(frame, values["tz"])
@@ -117,12 +118,12 @@ def _gpu(values: Values, engine: Engine) -> dict[Any, Any]:
 
 
 def _ticks(engine: Engine, gpu_id: int, newest: int) -> Iterator[pd.DataFrame]:
-    from gpumon_core.store.queries import frames
+    from gpumon_core.store.queries.history import metrics_history
 
     start = newest - KEPT_S
     while start <= newest:
         end = min(newest, start - start % PIECE_S + PIECE_S - 1)
-        frame = frames.history(engine, [gpu_id], list(METRICS.values()), start, end, PIECE_S)
+        frame = metrics_history(engine, [gpu_id], list(METRICS.values()), start, end, PIECE_S)
         # A gap has no sample.
         yield frame.dropna(subset=list(METRICS.values()), how="all")
         start = end + 1

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.engine import Engine
 
 from gpumon_core.api.resource import Schema, Values
-from gpumon_core.export.parameters import LAST_MOMENT, LENGTH, MOMENT, BadParameter, Parameter, length_s
+from gpumon_core.safety.parameters import LAST_MOMENT, LENGTH, MOMENT, BadParameter, Parameter, length_s
 
 if TYPE_CHECKING:
     from zoneinfo import ZoneInfo

@@ -1,7 +1,7 @@
 """What the routes for machines have in common: reading a query, choosing a format, telling what is wrong.
 
 An endpoint is a plain function, which Starlette runs in a thread, and a long answer is an iterator that it asks
-there for one piece after the other: pages are served meanwhile. What a query takes is a table (export.parameters);
+there for one piece after the other: pages are served meanwhile. What a query takes is a table (safety.parameters);
 what is wrong with one is told as application/problem+json (RFC 9457).
 """
 
@@ -23,9 +23,10 @@ from sqlalchemy.engine import Engine
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from gpumon_core.export.parameters import LARGEST, LAST_MOMENT, BadParameter, Parameter, one_of, read, whole, words
+from gpumon_core.export.formats import FORMATS, served
 from gpumon_core.recording import runtime
 from gpumon_core.safety.masking import hide
+from gpumon_core.safety.parameters import LARGEST, LAST_MOMENT, BadParameter, Parameter, one_of, read, whole, words
 from gpumon_core.store import database
 from gpumon_core.store.queries import gpu_selector
 from gpumon_core.web import accept
@@ -40,8 +41,8 @@ log = logging.getLogger(__name__)
 
 Values = Mapping[str, Any]
 Schema = Mapping[str, Any]
-# What each format is called in Content-Type.
-MEDIA_TYPES = {"json": "application/json", "csv": "text/csv", "parquet": "application/vnd.apache.parquet"}
+# The formats of an answer: JSON, which every route has, and files.
+MEDIA_TYPES = {"json": "application/json", **{name: one.media_type for name, one in served().items()}}
 PROBLEM = "application/problem+json"
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Vary": "Accept"}
 MOST_ROWS = 1000
@@ -211,18 +212,15 @@ def streamed(chunks: Iterator[bytes], headers: Mapping[str, str], media_type: st
 def file(
     request: Request, values: Values, table: Table, pieces: Iterable[pd.DataFrame], name: str, total: int | None
 ) -> Response:
-    """A table as a file in the format of the query: CSV or Parquet of all rows. `total` is how many there are,
+    """A table as a file in the format of the query, with all rows. `total` is how many there are,
     where that is known before."""
-    chunks: Iterator[bytes] = iter(())
-    if request.method != "HEAD":
-        in_csv = values["format"] == "csv"
-        chunks = table.csv_chunks(pieces, values["tz"]) if in_csv else table.parquet_chunks(pieces)
-    stamp = f"{datetime.now(values['tz']):%Y%m%d-%H%M%S}"
-    named = f'attachment; filename="gpumon-{name}-{stamp}.{values["format"]}"'
-    headers = {**HEADERS, "Content-Disposition": named}
+    kind, zone = FORMATS[values["format"]], values["tz"]
+    chunks = iter(()) if request.method == "HEAD" else table.write(kind.name, pieces, zone)
+    named = f"gpumon-{name}-{datetime.now(zone):%Y%m%d-%H%M%S}{kind.suffixes[0]}"
+    headers = {**HEADERS, "Content-Disposition": f'attachment; filename="{named}"'}
     if total is not None:
         headers["X-Total-Rows"] = str(total)
-    return streamed(chunks, headers, MEDIA_TYPES[values["format"]])
+    return streamed(chunks, headers, kind.media_type)
 
 
 def cursor(at: Position) -> str:

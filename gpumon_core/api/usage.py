@@ -22,9 +22,9 @@ from gpumon_core.api.resource import (
     file,
     page_schema,
 )
-from gpumon_core.export import parameters
-from gpumon_core.export.parameters import TZ, Parameter, one_of, words
 from gpumon_core.recording import runtime
+from gpumon_core.safety import parameters
+from gpumon_core.safety.parameters import TZ, Parameter, one_of, words
 from gpumon_core.store.queries.dimensions import DIMENSIONS, Dimension
 
 if TYPE_CHECKING:
@@ -107,21 +107,21 @@ def _named(engine: Engine, by: Dimension, pieces: Iterable[pd.DataFrame]) -> Ite
 def models(request: Request, values: Values, engine: Engine) -> Response:
     """Which models were loaded in the range, the newest first."""
     from gpumon_core.export.usage import SESSIONS
-    from gpumon_core.store.queries import usage
+    from gpumon_core.store.queries import model_sessions
 
     scope = _scope(values, engine)
     if values["format"] != "json":
-        total = usage.session_count(engine, scope)
-        return file(request, values, SESSIONS, usage.session_pages(engine, scope), "models", total)
+        total = model_sessions.count(engine, scope)
+        return file(request, values, SESSIONS, model_sessions.pages(engine, scope), "models", total)
     at, limit = after(values), values["limit"]
-    frame = usage.sessions(engine, scope, limit + 1, at)
+    frame = model_sessions.loaded(engine, scope, limit + 1, at)
     shown = frame.head(limit)
     return as_json(
         {
             **ranges.moments(scope.start, scope.end, values["tz"]),
             "models": SESSIONS.plain_rows(shown, values["tz"]),
-            "total": usage.session_count(engine, scope),
-            "next": cursor(usage.session_position(shown)) if len(frame) > limit else None,
+            "total": model_sessions.count(engine, scope),
+            "next": cursor(model_sessions.position(shown)) if len(frame) > limit else None,
         }
     )
 

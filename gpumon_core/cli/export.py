@@ -22,26 +22,23 @@ has its name only once it is complete.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
-from zoneinfo import ZoneInfo
 
 from gpumon_core.cli import stored, terminal
+from gpumon_core.export.formats import FORMATS, Described, Piece
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, TICK_METRICS
 from gpumon_core.safety.private_files import opener
 from gpumon_core.settings import Settings
 from gpumon_core.store.schema import gpu_metrics, metadata
 
 if TYPE_CHECKING:
-    import pandas as pd
     from sqlalchemy.engine import Engine
 
-    from gpumon_core.export.rows import Column
     from gpumon_core.store.queries.table_reader import Row
 
 SUMMARY = "Write recorded history as CSV, JSON or Parquet."
@@ -51,9 +48,8 @@ EXAMPLES = (
     ("--table process_snapshots --since 2026-03-29T12:00 --until 2026-03-29T13:00 --tz Europe/Berlin", "an hour"),
     ("--table processes --since 7d --format json | jq -r .name", "what ran in a week"),
 )
-FORMATS = ("csv", "json", "parquet")
-# What the end of a file's name says of its format.
-SUFFIXES = {".csv": "csv", ".json": "json", ".ndjson": "json", ".jsonl": "json", ".parquet": "parquet"}
+# The end of a file's name -> its format.
+SUFFIXES = {suffix: one.name for one in FORMATS.values() for suffix in one.suffixes}
 TABLES = ("history", "metrics", "processes", *(name for name in sorted(metadata.tables)))
 POINTS, MOST_POINTS = 1000, 10_000
 
@@ -79,7 +75,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         help="of history: a metric by its key, such as temperature; may "
         "be given several times (those of every tick)",
     )
-    parser.add_argument("--format", choices=FORMATS, help="how it is written (as FILE ends, or csv)")
+    parser.add_argument("--format", choices=tuple(FORMATS), help="how it is written (as FILE ends, or csv)")
     parser.add_argument(
         "--out", metavar="FILE", type=terminal.named_file, help="the file to be written (standard output)"
     )
@@ -92,8 +88,8 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
     if arguments.table != "history" and (arguments.points or arguments.metric):
         raise terminal.Usage("--points and --metric are for --table history")
     if arguments.out is None:
-        if chosen == "parquet" and sys.stdout.isatty():
-            raise terminal.Usage("Parquet is nothing for a terminal: name a file with --out")
+        if not FORMATS[chosen].is_text and sys.stdout.isatty():
+            raise terminal.Usage(f"{FORMATS[chosen].label} is nothing for a terminal: name a file with --out")
         with stored.history(settings) as engine:
             write(engine, arguments, chosen, sys.stdout.buffer)
         return terminal.FINE
@@ -117,7 +113,7 @@ def write(engine: Engine, arguments: argparse.Namespace, chosen: str, file: Bina
     from gpumon_core.store.queries.table_reader import NotThere
 
     try:
-        source = SOURCES.get(arguments.table, _table)(engine, arguments, chosen)
+        source = SOURCES.get(arguments.table, _table)(engine, arguments)
     except NotThere as error:
         raise terminal.Usage(str(error)) from error
     bar = terminal.Bar("rows", shown=arguments.out is not None or not sys.stdout.isatty())
@@ -125,15 +121,15 @@ def write(engine: Engine, arguments: argparse.Namespace, chosen: str, file: Bina
     about = source.about() if bar.shown else 0
     done = 0
 
-    def counted() -> Iterator[Any]:
+    def counted() -> Iterator[Piece]:
         nonlocal done
         for page in source.pages:
             done += len(page)
             bar.show(done, max(done, about))
-            yield page
+            yield source.piece(page)
 
     try:
-        for chunk in source.chunks(counted()):
+        for chunk in FORMATS[chosen].write(source.columns, counted(), arguments.tz):
             file.write(chunk)
         file.flush()
         bar.show(done, done)
@@ -146,15 +142,16 @@ def write(engine: Engine, arguments: argparse.Namespace, chosen: str, file: Bina
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a file is made of: about how many rows, in pages, and what makes bytes of those."""
+    """What a file is made of: columns, about how many rows, their pages, and what makes a piece of a page."""
 
+    columns: Sequence[Described]
     about: Callable[[], int]
     pages: Iterable[Any]
-    chunks: Callable[[Iterable[Any]], Iterator[bytes]]
+    piece: Callable[[Any], Piece]
 
 
-def _table(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Source:
-    from gpumon_core.export.rows import columns
+def _table(engine: Engine, arguments: argparse.Namespace) -> Source:
+    from gpumon_core.export import rows
     from gpumon_core.store.queries import table_reader
 
     table = gpu_metrics if arguments.table == "metrics" else metadata.tables[arguments.table]
@@ -162,14 +159,18 @@ def _table(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Source
     part = table_reader.Part(table, start, end, stored.gpu_ids(engine, arguments.gpu))
     # What it cannot be asked for is said before a file is begun.
     part.conditions()
-    shown = columns(table)
+    shown = rows.columns(table)
     read = table_reader.pages(engine, part, [one.source for one in shown])
-    return Source(lambda: table_reader.count(engine, part), read, _rows(engine, shown, chosen, arguments.tz))
+    names = rows.read_names(engine)
+    return Source(
+        shown, lambda: table_reader.count(engine, part), read, lambda page: rows.piece(shown, page, names)
+    )
 
 
-def _history(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Source:
-    from gpumon_core.export.rows import history_columns
+def _history(engine: Engine, arguments: argparse.Namespace) -> Source:
+    from gpumon_core.export import rows
     from gpumon_core.store.queries import frames
+    from gpumon_core.store.queries.history import metrics_history
 
     metrics = list(dict.fromkeys(arguments.metric or (metric.key for metric in TICK_METRICS)))
     start, end = terminal.span(arguments, time.time())
@@ -185,7 +186,7 @@ def _history(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Sour
     def pages() -> Iterator[list[Row]]:
         # One GPU after the other: the points of all at once might be more than a machine has memory for.
         for gpu_id in ids:
-            frame = frames.history(engine, [gpu_id], metrics, start, until, points)
+            frame = metrics_history(engine, [gpu_id], metrics, start, until, points)
             values = frame.columns[2:]
             # A row of nothing stands for a gap in the recording, which a file tells by having no row.
             frame = frame.dropna(subset=values, how="all")
@@ -193,46 +194,24 @@ def _history(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Sour
             keys = (frame["timestamp_epoch"].tolist(), *[frame["gpu_id"].tolist()] * 2)
             yield list(zip(*keys, *(known[name].tolist() for name in values), strict=True))
 
-    shown = history_columns(metrics)
-    return Source(lambda: points * len(ids), pages(), _rows(engine, shown, chosen, arguments.tz))
+    shown, names = rows.history_columns(metrics), rows.read_names(engine)
+    return Source(shown, lambda: points * len(ids), pages(), lambda page: rows.piece(shown, page, names))
 
 
-def _rows(
-    engine: Engine, shown: Sequence[Column], chosen: str, zone: ZoneInfo
-) -> Callable[[Iterable[list[Row]]], Iterator[bytes]]:
-    from gpumon_core.export import rows
-
-    names = rows.read_names(engine)
-    if chosen == "parquet":
-        return lambda pages: rows.parquet_chunks(shown, pages, names)
-    chunks = rows.csv_chunks if chosen == "csv" else rows.json_chunks
-    return lambda pages: chunks(shown, pages, names, zone)
-
-
-def _processes(engine: Engine, arguments: argparse.Namespace, chosen: str) -> Source:
-    from gpumon_core.export import processes as export
+def _processes(engine: Engine, arguments: argparse.Namespace) -> Source:
+    from gpumon_core.export.processes import LEDGER
     from gpumon_core.store.queries import processes
+    from gpumon_core.store.queries.process_filter import ProcessFilter
 
     start, end = terminal.span(arguments, time.time())
     ids = stored.gpu_ids(engine, arguments.gpu)
-    wanted = processes.ProcessFilter(start=start, end=end, gpu_ids=ids or ())
-    zone = arguments.tz
-    chunks: Mapping[str, Callable[[Iterable[pd.DataFrame]], Iterator[bytes]]] = {
-        "csv": lambda pages: export.csv_chunks(pages, zone),
-        "json": lambda pages: (_lines(export.plain_rows(page, zone)) for page in pages),
-        "parquet": export.parquet_chunks,
-    }
-    return Source(lambda: processes.count(engine, wanted), processes.pages(engine, wanted), chunks[chosen])
+    wanted = ProcessFilter(start=start, end=end, gpu_ids=ids or ())
+    return Source(
+        LEDGER.columns, lambda: processes.count(engine, wanted), processes.pages(engine, wanted), LEDGER.piece
+    )
 
 
-def _lines(rows: Iterable[dict[str, Any]]) -> bytes:
-    """Rows as newline-delimited JSON."""
-    return "".join(
-        json.dumps(row, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n" for row in rows
-    ).encode()
-
-
-SOURCES: Mapping[str, Callable[[Engine, argparse.Namespace, str], Source]] = {
+SOURCES: Mapping[str, Callable[[Engine, argparse.Namespace], Source]] = {
     "history": _history,
     "processes": _processes,
 }

@@ -23,6 +23,7 @@ def add(_: argparse.ArgumentParser) -> None:
 
 def run(settings: Settings, _: argparse.Namespace) -> int:
     """Record; 0 once it was told to end."""
+    from gpumon_core.recording import allocator
     from gpumon_core.recording.recorder import run_until
     from gpumon_core.safety import log_limit
     from gpumon_core.web import descriptors
@@ -30,6 +31,7 @@ def run(settings: Settings, _: argparse.Namespace) -> int:
     if not settings.record:
         raise terminal.Failure("GPUMON_RECORD=false forbids what `record` is for: set it to true")
     check_data_dir(settings)
+    allocator.limit_arenas()
     log_limit.install()
     descriptors.raise_limit()
     stopped = threading.Event()

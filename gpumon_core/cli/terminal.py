@@ -125,7 +125,7 @@ def span(arguments: argparse.Namespace, now: float) -> tuple[int | None, int | N
 
 def moment(text: str, option: str, zone: ZoneInfo, now: float) -> int:
     """A time as users write it, in UTC seconds. Raises Usage."""
-    from gpumon_core.export.parameters import MOMENT
+    from gpumon_core.safety.parameters import MOMENT
 
     before = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)\s*([smhdw])", text.strip(), re.ASCII | re.IGNORECASE)
     if before:

@@ -58,7 +58,7 @@ METRIC_KEYS = [column.key for metric in GPU_METRICS for column in _now(metric)]
 
 
 def history_table(metrics: Sequence[str]) -> Table:
-    """Of frames.history of these metrics with host, gpu_index and mig_index."""
+    """Of metrics_history of these metrics with host, gpu_index and mig_index."""
     numbers = [
         _number(key + suffix, f"{GPU_METRICS_BY_KEY[key].label}, {name}", GPU_METRICS_BY_KEY[key])
         for key in metrics

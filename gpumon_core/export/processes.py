@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pandas as pd
 
-from gpumon_core.export.csv import PROGRAM
 from gpumon_core.export.tables import FLAG, MOMENT, NUMBER, TEXT, WHOLE, Column, Table, plain, scaled
 from gpumon_core.format import JOULES_PER_KWH, MIB_PER_GIB
 from gpumon_core.metrics import PROCESS_METRICS
@@ -16,6 +15,27 @@ from gpumon_core.store.queries.frames import gpu_labels
 HOUR_S = 3600
 # What ends the name of a number in that unit.
 SUFFIXES = {"MiB": "mib", "%": "percent"}
+
+# What a process runs: title -> column of `programs`.
+PROGRAM = {
+    "Workload": "workload",
+    "Model": "model",
+    "Container engine": "container_engine",
+    "Container id": "container_id",
+    "Container": "container_name",
+    "Image": "container_image",
+    "Pod": "pod",
+    "Namespace": "namespace",
+    "Unit": "unit",
+    "Job id": "job_id",
+    "Job": "job_name",
+    "Job user": "job_user",
+    "Notebook": "notebook",
+    "Started by": "parents",
+    "Executable": "executable",
+    "Working directory": "working_directory",
+    "Command": "command",
+}
 
 COLUMNS = (
     plain("host", "Host", TEXT, sure=True),
@@ -45,8 +65,6 @@ COLUMNS = (
 )
 # Of frames of process_history.
 LEDGER = Table(COLUMNS)
-csv_chunks, parquet_chunks = LEDGER.csv_chunks, LEDGER.parquet_chunks
-as_arrow, plain_rows = LEDGER.as_arrow, LEDGER.plain_rows
 
 
 def _label(frame: pd.DataFrame) -> pd.Series:

@@ -7,21 +7,14 @@ file of any length, one page is in memory.
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
-from zoneinfo import ZoneInfo
 
-import pyarrow as pa
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from gpumon_core.export.csv import harmless
-from gpumon_core.export.tables import FLAG, MOMENT, NUMBER, TEXT, WHOLE, field, parquet
+from gpumon_core.export.formats import Piece, Type
 from gpumon_core.format import gpu_label
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, PROCESS_METRICS, Metric
 from gpumon_core.store.queries.table_reader import Row
@@ -96,7 +89,7 @@ def read_names(engine: Engine) -> Names:
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class StoredColumn:
     """A column of a file.
 
     key: its name in JSON. source: what is selected of the database. named: where the value is the name that
@@ -105,7 +98,7 @@ class Column:
 
     key: str
     title: str
-    type: pa.DataType
+    type: Type
     source: sa.ColumnElement[Any]
     unit: str | None = None
     named: Callable[[Names], Mapping[int, str]] | None = None
@@ -116,7 +109,7 @@ class Column:
         return self.title if self.unit is None else f"{self.title} ({self.unit})"
 
 
-def columns(table: sa.Table) -> list[Column]:
+def columns(table: sa.Table) -> list[StoredColumn]:
     """The columns of a file of a table: when, where and who first, ids last."""
     found = []
     for column in table.columns:
@@ -125,52 +118,52 @@ def columns(table: sa.Table) -> list[Column]:
     return sorted(found, key=lambda one: FIRST.index(one.key) if one.key in FIRST else 9 + (one.key in LAST))
 
 
-def history_columns(metrics: Sequence[str]) -> list[Column]:
-    """The columns of a file of frames.history: the time, the GPU, and each metric's mean, lowest and highest."""
+def history_columns(metrics: Sequence[str]) -> list[StoredColumn]:
+    """The columns of a file of metrics_history: the time, the GPU, and each metric's mean, lowest and highest."""
     time, gpu_id = gpu_metrics.c.timestamp_epoch, gpu_metrics.c.gpu_id
     found = [_column(gpu_metrics, time), *_instead(gpu_metrics, gpu_id)]
     for metric in map(GPU_METRICS_BY_KEY.__getitem__, metrics):
         found += [
-            Column(metric.key + suffix, metric.label + title, NUMBER, time, metric.unit)
+            StoredColumn(metric.key + suffix, metric.label + title, Type.NUMBER, time, metric.unit)
             for suffix, title in EXTREMES.items()
         ]
     return found
 
 
-def _instead(table: sa.Table, column: sa.Column[Any]) -> list[Column]:
+def _instead(table: sa.Table, column: sa.Column[Any]) -> list[StoredColumn]:
     """What people know by name, where the table has an id."""
     if column.name == "gpu_id":
         return [
-            Column("host", "Host", TEXT, column, named=lambda names: names.gpu_hosts),
-            Column("gpu", "GPU", TEXT, column, named=lambda names: names.gpus),
+            StoredColumn("host", "Host", Type.TEXT, column, named=lambda names: names.gpu_hosts),
+            StoredColumn("gpu", "GPU", Type.TEXT, column, named=lambda names: names.gpus),
         ]
     if column.name == "host_id":
-        return [Column("host", "Host", TEXT, column, named=lambda names: names.hosts)]
+        return [StoredColumn("host", "Host", Type.TEXT, column, named=lambda names: names.hosts)]
     if column.name == "process_id":
         return [_column(gpu_processes, gpu_processes.c[name]) for name in ("pid", "name", "username")]
     return []
 
 
-def _column(table: sa.Table, column: sa.Column[Any]) -> Column:
+def _column(table: sa.Table, column: sa.Column[Any]) -> StoredColumn:
     name = column.name
     title, unit, source = (*_called(table, name), column)
     metric, suffix = _metric(table, name)
     if metric is not None:
         title, unit = metric.label + EXTREMES[suffix], metric.unit
         if table.name in ROLLUPS and scale(metric) != 1:
-            return Column(name, title, NUMBER, sa.cast(source, sa.Double) / float(scale(metric)), unit)
+            return StoredColumn(name, title, Type.NUMBER, sa.cast(source, sa.Double) / float(scale(metric)), unit)
     key = {"timestamp_epoch": "time", "username": "user", "kind": "type"}.get(name, name)
-    return Column(key, title, _type(column), source, unit)
+    return StoredColumn(key, title, _type(column), source, unit)
 
 
-def _type(column: sa.Column[Any]) -> pa.DataType:
+def _type(column: sa.Column[Any]) -> Type:
     if column.name in MOMENTS:
-        return MOMENT
+        return Type.MOMENT
     if column.name in FLAGS:
-        return FLAG
+        return Type.FLAG
     if isinstance(column.type, sa.Integer):
-        return WHOLE
-    return NUMBER if isinstance(column.type, sa.Float) else TEXT
+        return Type.WHOLE
+    return Type.NUMBER if isinstance(column.type, sa.Float) else Type.TEXT
 
 
 def _metric(table: sa.Table, name: str) -> tuple[Metric | None, str]:
@@ -193,90 +186,14 @@ def _called(table: sa.Table, name: str) -> tuple[str, str | None]:
     return name.replace("_", " ").capitalize(), None
 
 
-# ---- What is written ---------------------------------------------------------------------------------
+def piece(shown: Sequence[StoredColumn], rows: list[Row], names: Names) -> Piece:
+    """Rows as a piece of a file."""
+    # The key of the table follows the shown columns.
+    columns = zip(*rows, strict=True) if rows else [()] * len(shown)
+    return [_values(one, values, names) for one, values in zip(shown, columns, strict=False)]
 
 
-def csv_chunks(
-    shown: Sequence[Column], pages: Iterable[list[Row]], names: Names, zone: ZoneInfo
-) -> Iterator[bytes]:
-    """Rows as one UTF-8 CSV (RFC 4180): the header with units, then a chunk for each page.
-
-    Times are ISO 8601 in `zone`, with its offset. A text that a spreadsheet would take for a formula has an
-    apostrophe before it.
-    """
-    written = io.StringIO(newline="")
-    writer = csv.writer(written, lineterminator="\r\n")
-    writer.writerow([one.header for one in shown])
-    yield written.getvalue().encode()
-    for rows in pages:
-        written.seek(0)
-        written.truncate()
-        cells = [
-            _guarded(values) if one.type == TEXT else values for one, values in _values(shown, rows, names, zone)
-        ]
-        writer.writerows(zip(*cells, strict=True))
-        yield written.getvalue().encode()
-
-
-def json_chunks(
-    shown: Sequence[Column], pages: Iterable[list[Row]], names: Names, zone: ZoneInfo
-) -> Iterator[bytes]:
-    """Rows as newline-delimited JSON, an object a line, by the columns' keys: null where not known."""
-    keys = [one.key for one in shown]
-    encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-    for rows in pages:
-        cells = [values for _, values in _values(shown, rows, names, zone)]
-        lines = [encode(dict(zip(keys, row, strict=True))) for row in zip(*cells, strict=True)]
-        yield ("\n".join(lines) + "\n").encode()
-
-
-def parquet_chunks(shown: Sequence[Column], pages: Iterable[list[Row]], names: Names) -> Iterator[bytes]:
-    """Rows as one Parquet file. Columns are called as in the CSV, with `key` and `unit` in their metadata; times
-    are UTC, to the millisecond."""
-    schema = pa.schema([field(one.key, one.header, one.type, one.unit) for one in shown])
-
-    def table(rows: list[Row]) -> pa.Table:
-        arrays = [_array(one, values) for one, values in _values(shown, rows, names, None)]
-        return pa.Table.from_arrays(arrays, schema=schema)
-
-    return parquet(schema, map(table, pages))
-
-
-def _values(
-    shown: Sequence[Column], rows: list[Row], names: Names, zone: ZoneInfo | None
-) -> Iterator[tuple[Column, Sequence[Any]]]:
-    """Each column with its values; times as texts where there is a zone."""
-    for one, values in zip(shown, zip(*rows, strict=True), strict=False):
-        if one.named is not None:
-            yield one, list(map(one.named(names).get, values))
-        elif one.type == FLAG:
-            yield one, list(map({0: False, 1: True}.get, values))
-        elif one.type == MOMENT and zone is not None:
-            # Rows of one tick have one time.
-            texts = {value: _iso(value, zone) for value in set(values)}
-            yield one, list(map(texts.__getitem__, values))
-        else:
-            yield one, values
-
-
-def _iso(epoch: float | None, zone: ZoneInfo) -> str | None:
-    if epoch is None:
-        return None
-    # A whole number is a tick, which is told to the second; another is what a kernel says of a start.
-    exact = "seconds" if isinstance(epoch, int) else "milliseconds"
-    moment = datetime.fromtimestamp(round(epoch, 3), UTC)
-    return moment.astimezone(zone).isoformat(timespec=exact)
-
-
-def _guarded(values: Sequence[Any]) -> Sequence[Any]:
-    # Few texts are different, and hardly one of them is a formula.
-    guarded = {text: harmless(text) for text in set(values)}
-    if all(text is safe for text, safe in guarded.items()):
-        return values
-    return list(map(guarded.__getitem__, values))
-
-
-def _array(column: Column, values: Sequence[Any]) -> pa.Array:
-    if column.type == MOMENT:
-        return pa.array([None if value is None else round(value * 1000) for value in values], WHOLE).cast(MOMENT)
-    return pa.array(values, column.type)
+def _values(column: StoredColumn, values: Sequence[Any], names: Names) -> Sequence[Any]:
+    if column.named is not None:
+        return list(map(column.named(names).get, values))
+    return list(map({0: False, 1: True}.get, values)) if column.type == Type.FLAG else values

@@ -1,27 +1,20 @@
-"""Tables for other programs: the same columns as CSV, Parquet and plain values.
-
-Frames go in piece by piece, and bytes come out as they are ready: of a file of any length, one piece is in memory.
-"""
+"""Tables that are made of DataFrames: their columns, in files of every format and as plain values."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from gpumon_core.export.csv import harmless, iso
+from gpumon_core.export.formats import FORMATS, Piece, Type, in_zone
 
-TEXT, NUMBER, WHOLE, FLAG = pa.string(), pa.float64(), pa.int64(), pa.bool_()
-MOMENT = pa.timestamp("ms", tz="UTC")
+TEXT, NUMBER, WHOLE, FLAG, MOMENT = Type.TEXT, Type.NUMBER, Type.WHOLE, Type.FLAG, Type.MOMENT
 PIECE_ROWS = 5000
-# What a value is in JSON.
-_IN_JSON: Mapping[pa.DataType, dict[str, str]] = {
+# The values' JSON Schema.
+_IN_JSON: Mapping[Type, dict[str, str]] = {
     TEXT: {"type": "string"},
     NUMBER: {"type": "number"},
     WHOLE: {"type": "integer"},
@@ -34,13 +27,13 @@ _IN_JSON: Mapping[pa.DataType, dict[str, str]] = {
 class Column:
     """A column of a table.
 
-    key: its name among plain values. of: what it is of a frame: texts, numbers, or UTC seconds where the type is
-    MOMENT; None and NaN where it is not known. sure: whether it always is.
+    key: its name among plain values. of: its values in a frame: texts, numbers, or UTC seconds where the type is
+    MOMENT; None and NaN where not known. sure: whether they are always known.
     """
 
     key: str
     title: str
-    type: pa.DataType
+    type: Type
     of: Callable[[pd.DataFrame], pd.Series]
     unit: str | None = None
     sure: bool = False
@@ -52,15 +45,24 @@ class Column:
 
     @property
     def schema(self) -> dict[str, Any]:
-        """What its plain values are, as JSON Schema."""
-        told = _IN_JSON[self.type]
-        kind = {"type": told["type"] if self.sure else [told["type"], "null"]}
-        return {**told, **kind, "description": self.header}
+        """The JSON Schema of its plain values."""
+        schema = _IN_JSON[self.type]
+        kind = {"type": schema["type"] if self.sure else [schema["type"], "null"]}
+        return {**schema, **kind, "description": self.header}
+
+    def values(self, frame: pd.DataFrame) -> list[Any]:
+        """Its values in a frame, as formats.Type has them."""
+        found = self.of(frame)
+        known = found.notna()
+        if self.type == WHOLE:
+            found = found.astype("Int64")
+        values = found.tolist()
+        if known.all():
+            return values
+        return [value if is_known else None for value, is_known in zip(values, known.tolist(), strict=True)]
 
 
-def plain(
-    key: str, title: str, kind: pa.DataType, name: str = "", unit: str | None = None, sure: bool = False
-) -> Column:
+def plain(key: str, title: str, kind: Type, name: str = "", unit: str | None = None, sure: bool = False) -> Column:
     """A column as the frame has it, there under `name` where that is not its key."""
     return Column(key, title, kind, lambda frame: frame[name or key], unit, sure)
 
@@ -77,11 +79,6 @@ class Table:
     columns: Sequence[Column]
 
     @property
-    def arrow_schema(self) -> pa.Schema:
-        """As Parquet has it: columns are called as in the CSV, with `key` and `unit` in their metadata."""
-        return pa.schema([field(one.key, one.header, one.type, one.unit) for one in self.columns])
-
-    @property
     def row_schema(self) -> dict[str, Any]:
         """What a row of plain values is, as JSON Schema."""
         return {
@@ -96,117 +93,26 @@ class Table:
         """The units of the columns that have one, by key."""
         return {one.key: one.unit for one in self.columns if one.unit}
 
-    def csv_chunks(self, pieces: Iterable[pd.DataFrame], zone: ZoneInfo) -> Iterator[bytes]:
-        """Frames as one UTF-8 CSV: the header, then a chunk for each frame.
+    def piece(self, frame: pd.DataFrame) -> Piece:
+        """A frame as a piece of a file."""
+        return [one.values(frame) for one in self.columns]
 
-        Times are ISO 8601 in `zone`, with its offset. A text that a spreadsheet would take for a formula has an
-        apostrophe before it. Lines end as in RFC 4180, so that a lone carriage return in a text is quoted, too.
-        """
-        yield _lines(pd.DataFrame(columns=[one.header for one in self.columns]), header=True)
-        for frame in pieces:
-            shown = {one.header: _as_text(one, frame, zone) for one in self.columns}
-            yield _lines(pd.DataFrame(shown), header=False)
+    def write(self, name: str, frames: Iterable[pd.DataFrame], zone: ZoneInfo) -> Iterator[bytes]:
+        """Frames as one file in the format of that name, piece by piece. Raises KeyError for another name."""
+        return FORMATS[name].write(self.columns, map(self.piece, frames), zone)
 
     def csv(self, frame: pd.DataFrame, zone: ZoneInfo) -> bytes:
         """One frame as a whole CSV."""
-        return b"".join(self.csv_chunks([frame], zone))
-
-    def parquet_chunks(self, pieces: Iterable[pd.DataFrame]) -> Iterator[bytes]:
-        """Frames as one Parquet file, a row group for each.
-
-        Texts are what they are, and stored by dictionary; times are UTC, to the millisecond.
-        """
-        return parquet(self.arrow_schema, map(self.as_arrow, pieces))
-
-    def as_arrow(self, frame: pd.DataFrame) -> pa.Table:
-        """A frame as a table of arrow_schema."""
-        arrays = [_as_array(one, one.of(frame)) for one in self.columns]
-        return pa.Table.from_arrays(arrays, schema=self.arrow_schema)
+        return b"".join(self.write("csv", [frame], zone))
 
     def plain_rows(self, frame: pd.DataFrame, zone: ZoneInfo) -> list[dict[str, Any]]:
-        """A frame as values for JSON, by the columns' keys: None where not known.
-
-        Times are ISO 8601 in `zone`, with its offset.
-        """
-        columns = []
-        for one in self.columns:
-            values = one.of(frame)
-            values = _as_moments(values, zone) if one.type == MOMENT else values
-            values = values.astype("Int64") if one.type == WHOLE else values
-            columns.append([None if pd.isna(value) else value for value in values.tolist()])
+        """A frame as values for JSON, by the columns' keys: None where not known, times as ISO 8601 in `zone`."""
         keys = [one.key for one in self.columns]
-        return [dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def field(key: str, header: str, kind: pa.DataType, unit: str | None) -> pa.Field:
-    """A column of a Parquet file, with `key` and `unit` in its metadata."""
-    return pa.field(header, kind, metadata={"key": key} | ({"unit": unit} if unit else {}))
-
-
-def parquet(schema: pa.Schema, tables: Iterable[pa.Table]) -> Iterator[bytes]:
-    """Tables of a schema as one Parquet file, a row group for each; texts are stored by dictionary."""
-    sink = _Sink()
-    texts = [one.name for one in schema if one.type == TEXT]
-    with pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=texts) as writer:
-        yield sink.take()
-        for table in tables:
-            writer.write_table(table)
-            yield sink.take()
-    yield sink.take()
+        rows = zip(*in_zone(self.columns, self.piece(frame), zone), strict=True)
+        return [dict(zip(keys, row, strict=True)) for row in rows]
 
 
 def in_pieces(frame: pd.DataFrame, size: int = PIECE_ROWS) -> Iterator[pd.DataFrame]:
     """A frame in pieces of at most `size` rows."""
     for first in range(0, len(frame), size):
         yield frame.iloc[first : first + size]
-
-
-def _lines(table: pd.DataFrame, header: bool) -> bytes:
-    return table.to_csv(index=False, header=header, lineterminator="\r\n").encode()
-
-
-def _as_text(column: Column, frame: pd.DataFrame, zone: ZoneInfo) -> pd.Series:
-    values = column.of(frame)
-    if column.type == MOMENT:
-        return _as_moments(values, zone)
-    if column.type == TEXT:
-        # Few texts are different, and hardly one of them is a formula.
-        guard = any(harmless(text) is not text for text in values.unique())
-        return values.map(harmless) if guard else values
-    return values.astype("Int64") if column.type == WHOLE else values
-
-
-def _as_moments(values: pd.Series, zone: ZoneInfo) -> pd.Series:
-    # Whole numbers are ticks, which are told to the second; the others are what a kernel says of a start.
-    return iso(values, zone, "s" if values.dtype == "int64" else "ms")
-
-
-def _as_array(column: Column, values: pd.Series) -> pa.Array:
-    if column.type == MOMENT:
-        return pa.Array.from_pandas((values * 1000).round().astype("Int64"), type=WHOLE).cast(MOMENT)
-    return pa.Array.from_pandas(values.astype("Int64") if column.type == WHOLE else values, type=column.type)
-
-
-class _Sink(io.RawIOBase):
-    """A file that is handed on in pieces."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._parts: list[bytes] = []
-        self._at = 0
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any) -> int:
-        self._parts.append(bytes(data))
-        self._at += len(self._parts[-1])
-        return len(self._parts[-1])
-
-    def tell(self) -> int:
-        return self._at
-
-    def take(self) -> bytes:
-        """What was written since the last time."""
-        taken, self._parts = b"".join(self._parts), []
-        return taken

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from gpumon_core.export.processes import GPU, HOUR_S
+from gpumon_core.export.processes import GPU, HOUR_S, PROGRAM
 from gpumon_core.export.tables import FLAG, MOMENT, NUMBER, TEXT, WHOLE, Column, Table, plain, scaled
 from gpumon_core.format import JOULES_PER_KWH, MIB_PER_GIB
 from gpumon_core.store.queries.costs import Prices, called, shares
@@ -58,7 +58,7 @@ def _key(frame: pd.DataFrame) -> pd.Series:
     return pd.Series(texts, index=frame.index, dtype="object")
 
 
-# Of frames of usage.sessions.
+# Of frames of model_sessions.loaded.
 SESSIONS = Table(
     (
         plain("model", "Model", TEXT, sure=True),
@@ -79,3 +79,28 @@ SESSIONS = Table(
         plain("session_id", "Id in gpumon", WHOLE, sure=True),
     )
 )
+
+# Of frames of usage.idle_holders.
+IDLE = Table(
+    (
+        plain("host", "Host", TEXT, sure=True),
+        GPU,
+        plain("pid", "PID", WHOLE, sure=True),
+        plain("name", "Name", TEXT),
+        plain("user", "User", TEXT, "username"),
+        plain("running", "Running", FLAG, sure=True),
+        scaled("memory_mib", "Memory held", "MiB", "memory", 1, 1),
+        # Exact to the second, although a frame has floats where some are not known.
+        Column("idle_since", "Idle since", MOMENT, lambda frame: frame["idle_since"].astype("Int64")),
+        scaled("idle_s", "Held idle", "s", "idle_s", 1, 0),
+        scaled("memory_wasted_gib_hours", "Memory wasted", "GiB h", "wasted_mib_s", MIB_PER_GIB * HOUR_S, 3),
+        *(plain(column, title, TEXT) for title, column in PROGRAM.items()),
+    )
+)
+
+
+def time_split(shown: pd.DataFrame) -> Table:
+    """Of a frame of each GPU's time: its name in the column GPU, and hours in the others."""
+    return Table(
+        tuple(plain(name, name, *((TEXT,) if name == "GPU" else (NUMBER, "", "h"))) for name in shown.columns)
+    )

@@ -1,7 +1,7 @@
 """What all figures share: colours, time axes, and the text that a browser draws.
 
-A figure is a plain dict as Plotly's schema has it (https://plotly.com/javascript/reference/). Its arrays are typed
-and travel in base64, which both sides read several times faster than numbers in text.
+A figure is a plain dict of Plotly's schema (https://plotly.com/javascript/reference/). Its arrays are typed and
+sent in base64, which both sides read several times faster than numbers in text.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gpumon_core import format as fmt
 
 Figure = dict[str, Any]
 
-# Okabe and Ito's palette, which colour-blind eyes can tell apart, darkened or lightened for contrast.
+# Okabe and Ito's palette, which colour-blind eyes can distinguish, darkened or lightened for contrast.
 PALETTE_LIGHT = (
     *("#0072B2", "#D55E00", "#009E73", "#AA4499", "#B8860B", "#3DA5D9"),
     *("#6B4FBB", "#555555", "#117733", "#882255", "#7A9A01", "#C46A9B"),
@@ -29,26 +29,26 @@ PALETTE_DARK = (
     *("#56B4E9", "#FF8A4C", "#2FD6A3", "#E091C4", "#F0C541", "#9AD9FF"),
     *("#B39DFF", "#BBBBBB", "#7BC67E", "#D9738F", "#C3D86B", "#F4B6D2"),
 )
-# What makes a colour paler, step by step: how much of the ground it covers, as CSS writes it.
+# Suffixes that make a colour paler, step by step: its opacity, as CSS writes it.
 PALER = ("", "b8", "80", "58", "40")
-# The place of a grey in them, which only lines may have.
+# The place of a grey in both palettes, which only lines may have.
 GREY_LINE = 7
-# GPUs are lines, whose dashes tell more of them apart than colours alone would.
+# GPUs are lines: with dashes more of them can be distinguished than by colour alone.
 LINES = 8
 DASHES = ("solid", "dash", "dot", "dashdot")
-# What has no colour of its own: the rest, the unknown, the idle.
+# The greys of what has no colour of its own: the rest, the unknown, the idle.
 GREYS = {False: ("#8a94a0", "#a9b1ba", "#cfd6dd"), True: ("#8a94a0", "#a9b1ba", "#4a535e")}
 
-# Figures under each other share these, so that their time axes stand above each other.
-# Right of the plot is room for half of the last time, such as 18:24:00.
+# Figures under each other share these, so that their time axes are aligned.
+# Right of the plot is room for half of the last label, such as 18:24:00.
 LEFT, RIGHT = 60, 28
 
 
 def as_json(figure: Figure) -> str:
-    """A figure as the text that the browser draws. An array that stands in it several times is sent once: in its
-    place is {"array": n}, and `arrays` has them all."""
+    """A figure as the text that the browser draws. An array that occurs several times is sent once: each place has
+    {"array": n}, and `arrays` has them all."""
     arrays: list[Figure] = []
-    # The array beside its place keeps it alive: another must not get its address meanwhile.
+    # The array is stored beside its place, so that no other array gets its address meanwhile.
     places: dict[int, tuple[int, object]] = {}
 
     def plain(value: object) -> object:
@@ -63,15 +63,15 @@ def as_json(figure: Figure) -> str:
             return {"array": places[id(value)][0]}
         if isinstance(value, np.generic):
             return value.item()
-        raise TypeError(f"{type(value).__name__} has no place in a figure")
+        raise TypeError(f"a figure cannot hold a {type(value).__name__}")
 
     text = json.dumps(figure, default=plain, separators=(",", ":"))
     return f'{{"arrays":{json.dumps(arrays, separators=(",", ":"))},{text[1:]}'
 
 
 def _typed(value: np.ndarray[Any, Any]) -> Figure:
-    """An array as Plotly takes it: its type, its bytes, and the shape of what has rows and columns."""
-    # Plotly has no integers of eight bytes; a double holds those that matter.
+    """An array as Plotly takes it: its type, its bytes, and its shape where it has several dimensions."""
+    # Plotly has no integers of eight bytes; a double holds ours exactly.
     kind = {"f4": "f4", "i4": "i4", "i2": "i2"}.get(value.dtype.str[1:], "f8")
     typed = {"dtype": kind, "bdata": base64.b64encode(value.astype(kind).tobytes()).decode()}
     return typed | ({"shape": ", ".join(map(str, value.shape))} if value.ndim > 1 else {})
@@ -84,19 +84,19 @@ def color(position: int, dark: bool) -> str:
 
 
 def hue(position: int, dark: bool) -> str:
-    """The colour of what stands beside the rest and the unknown, which are grey, at a position in its list."""
+    """The colour at a position in a list of names; never grey, which is for the rest and the unknown."""
     palette = PALETTE_DARK if dark else PALETTE_LIGHT
     hues = [ink for place, ink in enumerate(palette) if place != GREY_LINE]
     return hues[position % len(hues)]
 
 
 def colors_of(names: Iterable[str], dark: bool) -> dict[str, str]:
-    """A colour for each name, by its place; the same names in the same order always have the same."""
+    """A colour for each name, by its place: the same names in the same order always have the same colours."""
     return {name: hue(position, dark) for position, name in enumerate(dict.fromkeys(names))}
 
 
 def shades(groups: Mapping[str, str | None], colors: Mapping[str, str], dark: bool) -> dict[str, str]:
-    """For each name the colour of its group, the paler the more of that group came before it; grey where `colors`
+    """For each name the colour of its group, and paler for each name of the group before it; grey where `colors`
     has none for the group."""
     before: Counter[str] = Counter()
     found = {}
@@ -110,14 +110,14 @@ def shades(groups: Mapping[str, str | None], colors: Mapping[str, str], dark: bo
 def milliseconds(
     epoch: pd.Series | Sequence[float] | np.ndarray[Any, Any],
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """UTC seconds as a time axis takes them. Plotly shows such numbers by the clock of whoever looks, so that a
-    figure is the same for viewers in every zone."""
+    """UTC seconds as a time axis takes them. Plotly shows such numbers by the viewer's clock, so that a figure is
+    the same for viewers in every time zone."""
     return 1000 * np.asarray(epoch, dtype="float64")
 
 
 def lengths(begin: pd.Series, finish: pd.Series, zone: ZoneInfo) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """How long bars are from `begin` to `finish` (UTC seconds), in milliseconds of an axis that shows the clock of
-    `zone`: where that is set between the two, an hour more or less than has gone by."""
+    """The lengths of bars from `begin` to `finish` (UTC seconds), in milliseconds of an axis that shows the clock
+    of `zone`: where that clock is set between the two, an hour more or less than has passed."""
     begins, ends = (
         pd.to_datetime(edge.astype("float64"), unit="s", utc=True).dt.tz_convert(zone).dt.tz_localize(None)
         for edge in (begin, finish)
@@ -128,7 +128,7 @@ def lengths(begin: pd.Series, finish: pd.Series, zone: ZoneInfo) -> np.ndarray[A
 def from_wall_clock(text: str, zone: ZoneInfo) -> int:
     """UTC seconds of a time on the viewer's clock, such as "2026-11-24 08:15:30.1234". Raises ValueError."""
     local = pd.Timestamp(text)
-    # The hour that a clock shows twice is its first, and one that it leaps over the moment after.
+    # Of an hour that the clock shows twice the first is meant; for one that it skips, the moment after.
     return int(local.tz_localize(zone, ambiguous=True, nonexistent="shift_forward").timestamp())
 
 
@@ -143,7 +143,7 @@ def time_layout(dark: bool, height: int, start: int, end: int) -> Figure:
             "type": "date",
             "gridcolor": grid,
             "zeroline": False,
-            # The first time may stand below the 0 of the other axis.
+            # The first label may be below the 0 of the other axis.
             "ticklabelstandoff": 4,
             "hoverformat": f"{fmt.date_form(start)} %H:%M:%S",
             "spikecolor": ink_of(dark)[0],
@@ -157,7 +157,7 @@ def layout_of(dark: bool, height: int) -> Figure:
     """What all figures have in common."""
     return {
         "height": height,
-        # Plotly makes what it lays over a figure, such as the text at the pointer, fit to the ground beneath.
+        # Plotly chooses the colours of what it lays over a figure, such as hover texts, by this one.
         "paper_bgcolor": ground_of(dark),
         "plot_bgcolor": "rgba(0,0,0,0)",
         "font": {"color": ink_of(dark)[0], "size": 13, "family": "'Source Sans', sans-serif"},

@@ -29,18 +29,18 @@ ROW_HEIGHT = 170
 CHROME_HEIGHT = 84
 # Between two charts, in pixels, where a legend of up to WORDY lines has its place.
 GAP, LEGEND_LINE, WORDY = 34, 20, 5
-# Beyond so many lines a hover names those of its own chart alone, or the list would not fit a screen.
+# With more lines than this a hover names those of its own chart alone, or the list would not fit a screen.
 MOST_HOVERED = 40
-# The bands of more lines than this are paler, for they lie above each other.
+# The bands of more lines than this are paler, because they overlap.
 FEW = 3
-# Those of more GPUs than this are coarser, too: so many steps of a line are one of its band. An outline has twice
-# the points of its line, and each GPU has one in each chart.
+# The bands of more GPUs than this are coarser, too: COARSE steps of a line are one of its band. An outline has
+# twice the points of its line, and each GPU has one in each chart.
 SEVERAL, COARSE = 6, 3
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A metric of a GPU, what it is called, and its place in the order of colours."""
+    """A metric of a GPU, its name in the chart, and its place in the order of colours."""
 
     gpu_id: int
     metric: Metric
@@ -64,12 +64,12 @@ def history(
     start: int,
     end: int,
     dark: bool,
-    wholes: Mapping[str, float] | None = None,
+    totals: Mapping[str, float] | None = None,
 ) -> Figure:
     """One chart per metric, one line per GPU in its own colour.
 
-    `frame` is what frames.history returned; `labels` names every GPU of the installation by id, in the order that
-    fixes the colours. `wholes` has, by metric, what is 100 % of it where that is the same for all GPUs.
+    `frame` is from metrics_history; `labels` names every GPU of the installation by id, in the order that
+    fixes the colours. `totals` has, by metric, what 100 % of it is, where that is the same for all GPUs.
     """
     there = set(frame["gpu_id"].unique())
     charts = []
@@ -81,7 +81,7 @@ def history(
             if gpu_id in there
         ]
         charts.append(Chart(_heading(_called(metric, frame), metric), lines))
-    return over_time(frame, charts, start, end, dark, wholes)
+    return over_time(frame, charts, start, end, dark, totals)
 
 
 def device(
@@ -91,26 +91,27 @@ def device(
     start: int,
     end: int,
     dark: bool,
-    wholes: Mapping[str, float] | None = None,
+    totals: Mapping[str, float] | None = None,
 ) -> Figure:
     """One GPU in depth: one chart for each group of metrics and unit in it, one line per metric. `groups` has keys
-    of the catalogue by the group's name; what the frame has no values of is left out."""
+    of the catalogue by the group's name; a metric without values in the frame is left out."""
     charts = []
     for group, keys in groups.items():
         by_unit: dict[str, list[Metric]] = {}
         for key in keys:
             metric = GPU_METRICS_BY_KEY[key]
-            if _has_story(frame, metric):
+            if _is_worth_a_chart(frame, metric):
                 by_unit.setdefault(metric.unit, []).append(metric)
         for metrics in by_unit.values():
             name = metrics[0].label if len(metrics) == 1 else group
             lines = [Line(gpu_id, metric, metric.label, place) for place, metric in enumerate(metrics)]
             charts.append(Chart(_heading(name, metrics[0]), lines, own_legend=True))
-    return over_time(frame, charts, start, end, dark, wholes)
+    return over_time(frame, charts, start, end, dark, totals)
 
 
 def life(frame: pd.DataFrame, labels: Mapping[int, str], start: int, end: int, dark: bool) -> Figure:
-    """A process over its life: its memory and its utilization, one line per GPU. `frame` is timeline.life's."""
+    """A process over its life: its memory and its utilization, one line per GPU. `frame` is from
+    process_life.steps."""
     charts = []
     for metric in PROCESS_METRICS:
         if frame[metric.key].notna().any() and (metric.key == "memory" or (frame[metric.key] > 0).any()):
@@ -122,12 +123,12 @@ def life(frame: pd.DataFrame, labels: Mapping[int, str], start: int, end: int, d
     return over_time(frame, charts, start, end, dark)
 
 
-def _has_story(frame: pd.DataFrame, metric: Metric) -> bool:
-    """Whether a chart tells more than a number: not where what rarely changes did not, and no error was
-    counted."""
+def _is_worth_a_chart(frame: pd.DataFrame, metric: Metric) -> bool:
+    """Whether a chart says more than a number: not where a metric that rarely changes did not change, and no error
+    was counted."""
     values = frame[metric.key].dropna()
     if metric.aggregate is Aggregate.COUNTER:
-        # Energy is what power is the slope of.
+        # Power is the slope of energy, and drawn already.
         return metric.kept == "change" and bool((values > 0).any())
     return len(values) > 0 and (metric.kept == "tick" or values.nunique() > 1)
 
@@ -138,7 +139,7 @@ def over_time(
     start: int,
     end: int,
     dark: bool,
-    wholes: Mapping[str, float] | None = None,
+    totals: Mapping[str, float] | None = None,
 ) -> Figure:
     """Charts under each other: each line is a mean, in a band from the lowest to the highest value."""
     rows = max(1, len(charts))
@@ -168,7 +169,7 @@ def over_time(
         if own_legend:
             legend = "legend" if row == 0 else f"legend{row + 1}"
             layout[legend] = _legend(top + LEGEND_LINE * (len(chart.lines) > WORDY) / (ROW_HEIGHT * rows))
-        for level, value in _thresholds([line.metric for line in chart.lines], wholes or {}):
+        for level, value in _thresholds([line.metric for line in chart.lines], totals or {}):
             layout["shapes"].append(_threshold(level, value * scale, name, dark))
         for line in chart.lines:
             own = {"xaxis": "x", "yaxis": name, "legend": legend}
@@ -260,8 +261,8 @@ def _drawn(
 
 
 def _called(metric: Metric, frame: pd.DataFrame) -> str:
-    """A metric's name above its chart: of what adds up the chart has as much as came with each step, however long
-    that is."""
+    """A metric's name above its chart. Of a counter the chart shows the growth in each step, so the name says how
+    long a step is."""
     if metric.aggregate is not Aggregate.COUNTER or metric.kept != "tick":
         return metric.label
     lengths = frame["timestamp_epoch"].diff()
@@ -275,7 +276,7 @@ def _heading(name: str, metric: Metric) -> str:
 
 
 def _hover(metric: Metric) -> str:
-    """What a hover says of a line, as Plotly fills it in."""
+    """What a hover says about a line, as a template of Plotly."""
     how = fmt.reading(metric)
     return f"{metric.label} {how.before}%{{y:{how.form}}} {how.unit}".rstrip()
 
@@ -290,19 +291,19 @@ def _value_axis(dark: bool, metric: Metric | None) -> Figure:
     }
 
 
-def _thresholds(metrics: Sequence[Metric], wholes: Mapping[str, float]) -> list[tuple[str, float]]:
-    """The levels of a chart's metrics, in their own unit, that can be drawn as lines: of several, the first's."""
+def _thresholds(metrics: Sequence[Metric], totals: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The levels of a chart's first metric, in its own unit, that can be drawn as lines."""
     if not metrics:
         return []
     metric = metrics[0]
     if metric.share_of is not None:
-        return [("whole", wholes[metric.key])] if metric.key in wholes else []
+        return [("total", totals[metric.key])] if metric.key in totals else []
     levels = [("warning", metric.warning), ("critical", metric.critical)]
     return [(level, value) for level, value in levels if value is not None]
 
 
 def _threshold(level: str, value: float, axis: str, dark: bool) -> Figure:
-    ink = {"warning": ("#b97a00", "#f0b429"), "critical": ("#c9372c", "#ff7b6f"), "whole": ("#8a94a0", "#6b7580")}
+    ink = {"warning": ("#b97a00", "#f0b429"), "critical": ("#c9372c", "#ff7b6f"), "total": ("#8a94a0", "#6b7580")}
     return {
         **{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "yref": axis, "y0": value, "y1": value},
         **{"layer": "below", "line": {"color": ink[level][dark], "width": 1, "dash": "dot"}},
@@ -310,7 +311,7 @@ def _threshold(level: str, value: float, axis: str, dark: bool) -> Figure:
 
 
 class _Bands:
-    """Outlines of bands. Those that were there at the same times share their times."""
+    """Outlines of bands. Bands with values at the same times share one array of times."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, int, bytes], Array] = {}
@@ -340,7 +341,7 @@ def _corners(times: Array, width: int) -> Array:
 
 
 def _hull(values: Array, width: int, outer: np.ufunc) -> Array:
-    """The extremes at the corners, so far out that nothing between two of them is beyond."""
+    """The extremes at the corners, far enough out that no value between two corners is beyond them."""
     if width == 1:
         return values
     steps = np.asarray(outer.reduceat(values, np.arange(0, len(values), width)))
@@ -348,7 +349,8 @@ def _hull(values: Array, width: int, outer: np.ufunc) -> Array:
 
 
 def _outline(pieces: Iterable[tuple[Array, Array]]) -> Array:
-    """There along the upper edge and back along the lower, for each unbroken piece, with NaN between them."""
+    """Forth along the upper edge and back along the lower one, for each unbroken piece, with NaN between
+    pieces."""
     parts: list[Array] = []
     for upper, lower in pieces:
         parts += [upper, lower[::-1], np.array([np.nan])]

@@ -1,4 +1,4 @@
-"""Who was there when: one bar per process, model or reason, on the time axis of the charts above."""
+"""Lanes: one bar per process, model or throttle reason, on the time axis of the charts above."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from gpumon_core import format as fmt
 from gpumon_core.figures.base import Figure, heading_of, ink_of, lengths, milliseconds, time_layout
 
 LANE_HEIGHT = 20
-# Of a lane's height: what everybody gets, and what a process that fills its GPU gets besides.
+# Parts of a lane's height: what every bar gets, and what a process that fills its GPU's memory gets in addition.
 THINNEST, THICKER = 0.28, 0.6
 # Two bars in one lane are at least this part of the axis apart.
 APART = 0.004
 # A bar shorter than this part of the axis is drawn as long as it, so that it can be seen.
 SHORTEST = 0.002
-# So many lanes, of all GPUs together.
+# The most lanes, of all GPUs together.
 MOST_LANES = 32
 # A bar thinner than this has no room for its name.
 NAMED = 0.5
@@ -28,11 +28,11 @@ UNKNOWN = "other programs"
 
 
 def pack(frame: pd.DataFrame, start: int, end: int, most_lanes: int = MOST_LANES) -> pd.DataFrame:
-    """Bars into lanes. `frame` is timeline.lanes'; added are `lane` (0 is the uppermost, GPU after GPU) and begin
-    and finish (UTC seconds, within the stretch).
+    """Places bars in lanes. `frame` is from occupancy.lanes; added are `lane` (0 is the uppermost, GPU after GPU)
+    and begin and finish (UTC seconds, within the range).
 
-    The largest choose first, so that they stand above the smaller ones; all GPUs together have `most_lanes`,
-    though each at least two, and what finds no place in them is left out.
+    The largest bars are placed first, so that they are above the smaller ones. All GPUs together have
+    `most_lanes`, but each at least two; a bar for which no lane is free is left out.
     """
     span = max(1, end - start)
     placed = frame.assign(begin=frame["first"].clip(lower=start), finish=frame["last"].clip(upper=end))
@@ -52,7 +52,7 @@ def pack(frame: pd.DataFrame, start: int, end: int, most_lanes: int = MOST_LANES
 
 
 def _place(lanes: list[list[tuple[float, float]]], begin: float, finish: float, most: int) -> int | None:
-    """The first lane that is free from `begin` to `finish`, which is taken then; None where all are taken."""
+    """The first lane that is free from `begin` to `finish`, which is marked as taken; None where none is free."""
     for number, bars in enumerate(lanes):
         at = bisect(bars, (begin, finish))
         if (at == 0 or bars[at - 1][1] <= begin) and (at == len(bars) or finish <= bars[at][0]):
@@ -74,17 +74,17 @@ def lanes(
     dark: bool,
     heading: str,
 ) -> Figure:
-    """Bars by workload, as thick as their share of the GPU's memory. `packed` is pack's; `labels` names the GPUs
-    by id, and `colors` has a colour for every workload and UNKNOWN."""
+    """Bars by workload, as thick as their share of the GPU's memory. `packed` is from `pack`; `labels` names the
+    GPUs by id, and `colors` has a colour for every workload and UNKNOWN."""
     count = int(packed["lane"].max()) + 1 if len(packed) else 1
     data = []
-    # Once for all workloads: a frame for each would cost more than all of the rest.
+    # Once for all workloads: a frame for each would cost more than all the rest.
     groups = packed["workload"].fillna(UNKNOWN).to_numpy()
     thickness = (THINNEST + THICKER * packed["share"].fillna(0)).to_numpy("float64")
     begins = milliseconds(packed["begin"])
     widths = lengths(packed["begin"], packed["finish"], zone)
     lane = packed["lane"].to_numpy("float64")
-    stories = [(_caption(row), _story(row, zone)) for row in packed.itertuples()]
+    hovers = [(_caption(row), _hover(row, zone)) for row in packed.itertuples()]
     for name in dict.fromkeys((*colors, *groups)):
         mine = np.flatnonzero(groups == name)
         if not len(mine):
@@ -97,8 +97,8 @@ def lanes(
                 "y": lane[mine],
                 "width": thickness[mine],
                 "marker": {"color": colors.get(name, "#8a94a0"), "line": {"width": 0}},
-                "text": [stories[place][0] if thickness[place] >= NAMED else "" for place in mine],
-                "customdata": [stories[place][1] for place in mine],
+                "text": [hovers[place][0] if thickness[place] >= NAMED else "" for place in mine],
+                "customdata": [hovers[place][1] for place in mine],
                 "hovertemplate": "%{customdata}<extra></extra>",
                 **{"textposition": "inside", "insidetextanchor": "start", "textangle": 0, "cliponaxis": True},
                 "insidetextfont": {"color": "#0d1117" if dark else "#ffffff", "size": 11},
@@ -139,8 +139,8 @@ def _caption(row: object) -> str:
     return escape(f"{name} · {model}" if model else str(name), quote=False)
 
 
-def _story(row: object, zone: ZoneInfo) -> str:
-    """What a hover says of a bar."""
+def _hover(row: object, zone: ZoneInfo) -> str:
+    """What a hover says about a bar."""
     get = row._asdict()  # type: ignore[attr-defined]
     facts = [
         f"<b>{_caption(row)}</b>",
@@ -156,14 +156,14 @@ def _story(row: object, zone: ZoneInfo) -> str:
 def reasons(
     frame: pd.DataFrame, names: Mapping[str, str], start: int, end: int, zone: ZoneInfo, dark: bool, heading: str
 ) -> Figure:
-    """Throttle reasons as a timeline. `frame` is timeline.throttling's; `names` has the reasons to draw, the
+    """Throttle reasons as a timeline. `frame` is from occupancy.throttling; `names` has the reasons to draw, the
     uppermost first, and their colours."""
     order = [name for name in names if (frame["reason"] == name).any()]
     data = []
     for lane, name in enumerate(order):
         mine = frame[frame["reason"] == name]
         begins = milliseconds(mine["first"])
-        told = (mine["last"] - mine["first"]).map(fmt.duration)
+        lasted = (mine["last"] - mine["first"]).map(fmt.duration)
         data.append(
             {
                 **{"type": "bar", "orientation": "h", "name": name, "base": begins},
@@ -171,7 +171,7 @@ def reasons(
                 "y": [float(lane)] * len(mine),
                 "width": 0.62,
                 "marker": {"color": names[name]},
-                "customdata": told.tolist(),
+                "customdata": lasted.tolist(),
                 "hovertemplate": f"{name}<br>%{{customdata}}<extra></extra>",
             }
         )
@@ -184,7 +184,7 @@ def reasons(
         },
     }
     for lane, name in enumerate(order):
-        # Beside the bars, inside the plot: the margin has no place for so long a name.
+        # Inside the plot, beside the bars: the margin is too narrow for these names.
         layout["annotations"].append(
             {
                 **{"text": name, "xref": "paper", "x": 0.002, "y": lane, "xanchor": "left", "showarrow": False},

@@ -1,4 +1,4 @@
-"""How the recorder fares."""
+"""The state of the recorder over time."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ BYTES_PER_MIB = 2**20
 
 
 def pulse(frame: pd.DataFrame, dark: bool) -> Figure:
-    """How the recorder fared: the mean and the longest duration of a tick in each minute, and marks at the
-    minutes in which ticks were skipped, failed, waited or were dropped. `frame` is frames.health_history's."""
+    """How long ticks took: the mean and the longest duration in each minute, and marks at the minutes in which
+    ticks were skipped, failed, waited or were dropped. `frame` is from frames.health_history."""
     times = milliseconds(frame["timestamp_epoch"])
     lines = (("mean", "duration_ms", 0, "solid"), ("longest", "duration_max_ms", 1, "dot"))
     data: list[Figure] = [
@@ -43,7 +43,7 @@ def pulse(frame: pd.DataFrame, dark: bool) -> Figure:
 
 
 def growth(frame: pd.DataFrame, dark: bool) -> Figure:
-    """How large the database was, minute by minute, in MiB. `frame` is frames.health_history's."""
+    """The size of the database, minute by minute, in MiB. `frame` is from frames.health_history."""
     known = frame.dropna(subset="database_bytes")
     line = {
         **{"type": "scatter", "mode": "lines", "name": "size", "fill": "tozeroy"},

@@ -1,4 +1,4 @@
-"""Who used the GPUs: parts of a whole over time, hours of the week, and where each GPU's time went."""
+"""Use of the GPUs: parts of a total over time, hours of the week, and where each GPU's time went."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def stacked(
     height: int = 320,
     heading: str = "",
 ) -> Figure:
-    """Parts of a whole over time as stacked areas.
+    """Parts of a total over time as stacked areas.
 
     frame: timestamp_epoch (the beginning of each step of `span_s` seconds) and one column for each of `parts`,
-    which name the columns' colours, the lowest first; a step that is missing has no parts. `within` is the stretch
-    of time (UTC seconds) that the axis shows, by default what the frame has.
+    which have the columns' colours, the lowest area first; a missing step has no parts. `within` is the range (UTC
+    seconds) that the axis shows, by default that of the frame.
     """
     epochs = frame["timestamp_epoch"].to_numpy()
     # An area ends where its last step ends.
@@ -43,7 +43,7 @@ def stacked(
                 **{
                     "type": "scatter",
                     "mode": "lines",
-                    "stackgroup": "whole",
+                    "stackgroup": "total",
                     "name": escape(name, quote=False),
                     "x": times,
                 },
@@ -79,19 +79,19 @@ def stacked(
     return {"data": data, "layout": layout}
 
 
-# The share of a field of the week that stays free beside the next one.
+# The part of a field of the week that is free beside the next one.
 FIELD_GAP = 0.08
 DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 
 
 def week(frame: pd.DataFrame, dark: bool) -> Figure:
-    """When the GPUs are used: a heat map, days of the week down and hours of the day across.
+    """When the GPUs are busy: a heat map, days of the week down and hours of the day across.
 
-    frame: weekday (0 is Monday), hour and share (percent busy); what was never recorded is left empty.
+    frame: weekday (0 is Monday), hour and share (percent busy); an hour that was never recorded is empty.
     """
     shares = frame.dropna(subset=["share"])
     low, high = ("#161b22", "#56B4E9") if dark else ("#eef3f8", "#0072B2")
-    # A bar for each field: Plotly's own heat map is not in the part of its library that the pages load.
+    # A bar for each field: the part of Plotly that the pages load has no heat map.
     data = {
         "type": "bar",
         "x": shares["hour"],
@@ -142,7 +142,7 @@ def time_split(frame: pd.DataFrame, labels: Sequence[str], dark: bool) -> Figure
     unrecorded_s."""
     names = ["busy_s", "held_s", "free_s", "unknown_s", "unrecorded_s"]
     frame = frame.reindex(columns=names, fill_value=0.0)
-    whole = frame.sum(axis=1).clip(lower=1)
+    total = frame.sum(axis=1).clip(lower=1)
     data: list[Figure] = []
     for column, name, ink, pattern in (
         ("busy_s", "busy", color(0, dark), ""),
@@ -152,7 +152,7 @@ def time_split(frame: pd.DataFrame, labels: Sequence[str], dark: bool) -> Figure
         ("unrecorded_s", "not recorded", "#20262e" if dark else "#f0f2f5", "."),
     ):
         if column == "unknown_s" and not frame[column].any():
-            # Most GPUs report their utilization at all times: then it is nothing to explain.
+            # Most GPUs report their utilization at all times: then there is nothing to explain.
             continue
         data.append(
             {
@@ -160,7 +160,7 @@ def time_split(frame: pd.DataFrame, labels: Sequence[str], dark: bool) -> Figure
                 "orientation": "h",
                 "name": name,
                 "y": [escape(label, quote=False) for label in labels],
-                "x": (100 * frame[column] / whole).round(2).tolist(),
+                "x": (100 * frame[column] / total).round(2).tolist(),
                 "customdata": frame[column].map(fmt.duration).tolist(),
                 "marker": {"color": ink, "pattern": {"shape": pattern, "fgopacity": 0.35, "size": 6}},
                 "hovertemplate": f"%{{y}}: {name} %{{x:.1f}}%, %{{customdata}}<extra></extra>",
@@ -182,6 +182,6 @@ def time_split(frame: pd.DataFrame, labels: Sequence[str], dark: bool) -> Figure
         "yaxis": {"autorange": "reversed", "fixedrange": True, "type": "category", "automargin": True},
         "bargap": 0.35,
     }
-    # Half of the last "100%" stands beyond the plot.
+    # Half of the last "100%" is outside the plot.
     layout["margin"] = {"l": 12, "r": 24, "t": 36, "b": 32}
     return {"data": data, "layout": layout}

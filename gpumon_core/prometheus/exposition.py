@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from gpumon_core.prometheus.families import Families, collect
-from gpumon_core.prometheus.scene import Scene
+from gpumon_core.prometheus.scrape_data import ScrapeData
 from gpumon_core.recording import runtime
 from gpumon_core.recording.health import fresh_within_s
 from gpumon_core.web import accept
@@ -61,17 +61,17 @@ def _written(labels: Mapping[str, str]) -> str:
     return f"{{{','.join(pairs)}}}"
 
 
-def scene() -> Scene:
+def scene() -> ScrapeData:
     """What is to be told now, from memory."""
-    settings, newest = runtime.settings(), runtime.newest()
-    fresh = newest is not None and time.monotonic() - newest.at <= fresh_within_s(settings.interval)
-    return Scene(
+    settings, latest = runtime.settings(), runtime.latest_tick()
+    fresh = latest is not None and time.monotonic() - latest.at <= fresh_within_s(settings.interval)
+    return ScrapeData(
         host=settings.host_name,
         state=runtime.state(),
-        vitals=runtime.vitals(),
+        counters=runtime.counters(),
         interval_s=settings.interval,
         processes=settings.metrics_processes,
-        newest=newest,
+        latest=latest,
         fresh=fresh,
     )
 
@@ -81,16 +81,16 @@ class Kept:
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._scene: Scene | None = None
+        self._scene: ScrapeData | None = None
         self._families = Families(())
         self._bodies: dict[tuple[bool, bool], bytes] = {}
 
-    def families(self, now: Scene) -> Families:
+    def families(self, now: ScrapeData) -> Families:
         """The families of a scene."""
         with self._guard:
             return self._of(now)
 
-    def body(self, now: Scene, as_openmetrics: bool, zipped: bool) -> bytes:
+    def body(self, now: ScrapeData, as_openmetrics: bool, zipped: bool) -> bytes:
         """The exposition of a scene, as it is or compressed."""
         # Those who come together wait for the one who renders.
         with self._guard:
@@ -105,7 +105,7 @@ class Kept:
                     self._bodies[as_openmetrics, packed] = made
             return self._bodies[as_openmetrics, zipped]
 
-    def _of(self, now: Scene) -> Families:
+    def _of(self, now: ScrapeData) -> Families:
         if self._scene != now:
             self._scene, self._families, self._bodies = now, collect(now), {}
         return self._families

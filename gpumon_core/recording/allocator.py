@@ -11,7 +11,7 @@ ARENAS = 2
 MMAP_FROM_BYTES = 1024 * 1024
 
 
-def settle() -> bool:
+def limit_arenas() -> bool:
     """Keep a process of many short threads from holding on to what they have freed; False where the C library has
     nothing to set.
 
@@ -23,3 +23,9 @@ def settle() -> bool:
         return False
     mallopt = ctypes.CDLL(None).mallopt
     return bool(mallopt(_M_ARENA_MAX, ARENAS) and mallopt(_M_MMAP_THRESHOLD, MMAP_FROM_BYTES))
+
+
+def give_back_memory() -> None:
+    """Return what was freed to the system, which the C library would keep; only glibc can (malloc_trim(3))."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

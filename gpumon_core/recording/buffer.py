@@ -78,11 +78,10 @@ class Buffer:
         with self._guard:
             return [int(snapshot.timestamp) for snapshot, _ in (*self._taken, *self._ticks)]
 
-    def leave_out(self, count: int) -> None:
-        """Remove the oldest; not while some are taken."""
+    def leave_out(self, count: int) -> list[Attributed]:
+        """Remove the oldest, and return them; not while some are taken."""
         with self._guard:
-            for _ in range(min(count, len(self._ticks))):
-                self._ticks.popleft()
+            return [self._ticks.popleft() for _ in range(min(count, len(self._ticks)))]
 
     def put_before(self, ticks: Iterable[Attributed]) -> int:
         """Put older ticks before those that are there; how many found no room."""

@@ -20,7 +20,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from apscheduler.triggers.base import BaseTrigger
 
 # How often the two clocks are compared, and what counts as set: less is drift that NTP corrects.
-LOOK_S = 0.5
+LOOK_S = 2.0
 SET_BY_S = 0.1
 
 

@@ -1,8 +1,7 @@
-"""The recorder's own pulse: what it has done, skipped and failed to do since it started."""
+"""What the recorder has done, skipped and failed to do since it started, in numbers."""
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from dataclasses import dataclass, replace
 
@@ -10,15 +9,9 @@ from gpumon_core.safety.masking import hide
 from gpumon_core.store.recorder_stats import Minute
 from gpumon_core.telemetry.records import elapsed
 
-try:
-    _C: ctypes.CDLL | None = ctypes.CDLL(None)
-except (OSError, TypeError):
-    # Windows has no C library of that name.
-    _C = None
-
 
 @dataclass(frozen=True, slots=True)
-class Vitals:
+class Counters:
     """Counts since the start, and the newest tick's duration in milliseconds.
 
     ticks were committed; skipped because the one before was not done; failed because nothing could be
@@ -35,13 +28,13 @@ class Vitals:
     last_error: str | None = None
 
 
-class Pulse:
+class LiveCounters:
     """Counts, for all threads of a recorder."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._now = Vitals()
-        self._told = Vitals()
+        self._now = Counters()
+        self._minute_before = Counters()
         self._durations: list[float] = []
         self._error: str | None = None
         self._newest: float | None = None
@@ -52,7 +45,7 @@ class Pulse:
         return None if self._newest is None else elapsed() - self._newest
 
     @property
-    def vitals(self) -> Vitals:
+    def now(self) -> Counters:
         """The counts as they are now."""
         return self._now
 
@@ -90,13 +83,13 @@ class Pulse:
     def minute(self) -> Minute:
         """What has happened since this was asked before."""
         with self._guard:
-            now, told, durations, error = self._now, self._told, self._durations, self._error
-            self._told, self._durations, self._error = now, [], None
+            now, before, durations, error = self._now, self._minute_before, self._durations, self._error
+            self._minute_before, self._durations, self._error = now, [], None
         return Minute(
-            ticks=now.ticks - told.ticks,
-            skipped=now.skipped - told.skipped,
-            failed=now.failed - told.failed,
-            dropped=now.dropped - told.dropped,
+            ticks=now.ticks - before.ticks,
+            skipped=now.skipped - before.skipped,
+            failed=now.failed - before.failed,
+            dropped=now.dropped - before.dropped,
             buffered=now.buffered,
             duration_ms=round(sum(durations) / len(durations), 3) if durations else None,
             duration_max_ms=round(max(durations), 3) if durations else None,
@@ -115,10 +108,3 @@ class Pulse:
             self._now = replace(
                 self._now, **{name: getattr(self._now, name) + count for name, count in more.items()}
             )
-
-
-def give_back_memory() -> None:
-    """Return what was freed to the system, which the C library would keep; only glibc can (malloc_trim(3))."""
-    trim = getattr(_C, "malloc_trim", None)
-    if trim is not None:
-        trim(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -10,8 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from gpumon_core import __version__, gpu_state
-from gpumon_core.recording.counters import Vitals
-from gpumon_core.recording.recorder import State
+from gpumon_core.recording.consumers import ConsumerHealth
+from gpumon_core.recording.counters import Counters
+from gpumon_core.recording.state import State
 from gpumon_core.store.schema import gpus, hosts
 
 Status = Literal["ok", "stale", "degraded", "no_driver"]
@@ -34,8 +36,9 @@ class Health:
     lost: int
     hung: int = 0
     by_interval: int = 0
-    vitals: Vitals | None = None
+    counters: Counters | None = None
     latest: int | None = None
+    consumers: Mapping[str, ConsumerHealth] | None = None
 
     @property
     def fresh(self) -> bool:
@@ -59,7 +62,8 @@ class Health:
             "recording_problem": self.state.recording and self.state.recording.reason,
             "reader_problem": self.state.reader and self.state.reader.reason,
             "notice": self.state.notice and self.state.notice.reason,
-            "recorder": self.vitals and asdict(self.vitals),
+            "recorder": self.counters and asdict(self.counters),
+            "consumers": {name: one.as_json() for name, one in (self.consumers or {}).items()},
             "version": __version__,
         }
 
@@ -128,7 +132,7 @@ def judge(
     reading: Reading,
     state: State,
     interval_s: float,
-    vitals: Vitals | None = None,
+    counters: Counters | None = None,
     age_s: float | None = None,
 ) -> Health:
     """How the recording stands at this moment, by what was read last. `age_s`: what the recorder of this process
@@ -140,7 +144,7 @@ def judge(
     status: Status
     if age is None or age > fresh_within_s(interval_s):
         status = "no_driver" if state.driver is not None and state.source == "nvml" else "stale"
-    elif lost or state.reader is not None or (state.recording is not None and state.role == "recording"):
+    elif lost or state.reader or state.consumers or (state.recording and state.role == "recording"):
         status = "degraded"
     else:
         status = "ok"
@@ -154,11 +158,11 @@ def judge(
         lost,
         hung,
         reading.by_interval,
-        vitals,
+        counters,
         reading.latest,
     )
 
 
-def check(engine: Engine, state: State, host: str, interval_s: float, vitals: Vitals | None = None) -> Health:
+def check(engine: Engine, state: State, host: str, interval_s: float, vitals: Counters | None = None) -> Health:
     """Read and judge. Raises sqlalchemy.exc.DBAPIError."""
     return judge(read(engine, host), state, interval_s, vitals)

@@ -1,29 +1,25 @@
-"""The one recorder of this process, and what pages and routes ask of it."""
+"""The one recorder of this process, and all that pages and routes ask of it."""
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 from sqlalchemy.engine import Engine
 from sqlalchemy.exc import DBAPIError
 
 from gpumon_core.attribution import local
 from gpumon_core.recording import health
-from gpumon_core.recording.counters import Vitals
-from gpumon_core.recording.latest_tick import Newest
-from gpumon_core.recording.recorder import Recorder, State
+from gpumon_core.recording.consumers import Consumer
+from gpumon_core.recording.counters import Counters
+from gpumon_core.recording.latest_tick import LatestTick
+from gpumon_core.recording.recorder import Recorder
+from gpumon_core.recording.state import State
 from gpumon_core.settings import Settings, load
 from gpumon_core.store import database
-
-if TYPE_CHECKING:
-    from gpumon_core.doctor import Finding
-
-log = logging.getLogger(__name__)
 
 _guard = threading.Lock()
 _recorder: Recorder | None = None
@@ -35,12 +31,13 @@ def settings() -> Settings:
     return load()
 
 
-def start() -> Recorder:
-    """Start this process's recorder; it deals with whatever is missing by trying again."""
+def start(consumers: Iterable[Consumer] = ()) -> Recorder:
+    """Start this process's recorder, which tries again whatever is missing, and hands each committed tick to the
+    consumers."""
     global _recorder  # noqa: PLW0603 - a process has one recorder, however many pages ask for it
     with _guard:
         if _recorder is None:
-            recorder = Recorder(settings())
+            recorder = Recorder(settings(), consumers)
             _recorder = recorder
             recorder.start(patient=True)
         return _recorder
@@ -79,14 +76,14 @@ def sees_processes() -> bool:
     return now.role != "recording" or now.source == "demo" or local.is_wsl() or local.sees_host_processes()
 
 
-def vitals() -> Vitals | None:
+def counters() -> Counters | None:
     """What this process's recorder has done, in numbers; None where there is none."""
-    return None if _recorder is None else _recorder.vitals
+    return None if _recorder is None else _recorder.counters
 
 
-def newest() -> Newest | None:
-    """This process's newest tick, from memory; None where it does not record."""
-    return None if _recorder is None else _recorder.newest
+def latest_tick() -> LatestTick | None:
+    """This process's latest tick, from memory; None where it does not record."""
+    return None if _recorder is None else _recorder.latest_tick
 
 
 def engine(url: str | None = None) -> Engine:
@@ -134,7 +131,7 @@ def check_health() -> health.Health:
     """How the recording stands right now; the database is asked once per tick, however many want to know.
     Raises sqlalchemy.exc.DBAPIError."""
     global _looked  # noqa: PLW0603 - all viewers share it
-    now_is, counts = state(), vitals()
+    now_is, counts = state(), counters()
     records = counts is not None and now_is.role == "recording"
     key = (now_is.database_url, counts.ticks if counts is not None and records else None)
     good_for = settings().interval if records else min(ELSEWHERE_S, settings().interval)
@@ -155,56 +152,7 @@ def check_health() -> health.Health:
             found = _looked = _Looked(key, time.monotonic(), reading)
     if isinstance(found.reading, DBAPIError):
         raise found.reading
-    age_s = _recorder.age_s if records and _recorder is not None else None
-    return health.judge(found.reading, now_is, settings().interval, counts, age_s)
-
-
-# So long what was found about this machine is good, and so long a sick driver may keep the examination waiting.
-EXAMINED_FOR_S = 600.0
-PATIENCE_S = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Examination:
-    """What was found about this machine; `done` once all was looked at, `began` in seconds of time.monotonic."""
-
-    findings: tuple[Finding, ...]
-    began: float
-    done: bool
-
-    @property
-    def overdue(self) -> bool:
-        """Whether something that it asks, such as a driver, does not answer."""
-        return not self.done and time.monotonic() - self.began > PATIENCE_S
-
-
-_examination: Examination | None = None
-
-
-def examination() -> Examination:
-    """What `doctor` says of this machine. Made in the background: the first who asks gets what is known so far."""
-    global _examination  # noqa: PLW0603 - all viewers share it
-    with _guard:
-        found = _examination
-        if found is None or (found.done and time.monotonic() - found.began > EXAMINED_FOR_S):
-            # What was found before stands until the new findings are complete.
-            found = _examination = Examination(found.findings if found else (), time.monotonic(), False)
-            threading.Thread(target=_examine, args=(found,), name="doctor", daemon=True).start()
-    return found
-
-
-def _examine(before: Examination) -> None:
-    global _examination  # noqa: PLW0603
-    from gpumon_core.doctor import Finding, examine
-
-    findings: list[Finding] = []
-    try:
-        for finding in examine(settings()):
-            findings.append(finding)
-            if not before.findings:
-                _examination = Examination(tuple(findings), before.began, False)
-    except Exception as error:
-        # Whatever it meets, the page says so, and it is tried again later.
-        log.exception("the examination of this machine was broken off")
-        findings.append(Finding("problem", "doctor", f"broken off: {error!r}", "The log says more."))
-    _examination = Examination(tuple(findings), before.began, True)
+    recorder = _recorder
+    age_s = recorder.age_s if records and recorder is not None else None
+    found_health = health.judge(found.reading, now_is, settings().interval, counts, age_s)
+    return found_health if recorder is None else replace(found_health, consumers=recorder.consumers)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
-from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.recording import buffer
 from gpumon_core.recording.buffer import Buffer
-from gpumon_core.recording.counters import Pulse
-from gpumon_core.safety.masking import hide
+from gpumon_core.recording.consumers import Consumers
+from gpumon_core.recording.counters import LiveCounters
+from gpumon_core.recording.lost_files import WORDS, open_database, prepare, set_aside
+from gpumon_core.recording.refusals import Refusals
+from gpumon_core.recording.state import Problem
 from gpumon_core.settings import Settings, mask_password
 from gpumon_core.store import database, database_file, recorder_stats, retention, rollups
 from gpumon_core.store.database_file import OpenFile
@@ -31,20 +33,6 @@ log = logging.getLogger(__name__)
 CATCH_UP_TICKS = 50
 # How long readers of this program may go on in a file that was removed or replaced.
 READERS_CLOSE_S = 2.0
-# PostgreSQL's class of "syntax error or access rule violation": a column or a table that is not there, or a right.
-SCHEMA_ERRORS = "42"
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Something the user should know: what is the matter, and what to do about it."""
-
-    reason: str
-    remedy: str
-
-    def __post_init__(self) -> None:
-        # Pages and /healthz show it, and another library's error may quote a password.
-        object.__setattr__(self, "reason", hide(self.reason))
 
 
 @dataclass(slots=True)
@@ -62,7 +50,14 @@ class Session:
     """An open database with its lock. `write` belongs to one thread; the others may be called meanwhile."""
 
     def __init__(
-        self, target: Target, settings: Settings, source: str, lock: Lock, pulse: Pulse, engine: Engine
+        self,
+        target: Target,
+        settings: Settings,
+        source: str,
+        lock: Lock,
+        counters: LiveCounters,
+        consumers: Consumers,
+        engine: Engine,
     ) -> None:
         self.target = target
         self.lock = lock
@@ -71,7 +66,8 @@ class Session:
         self.notice: Problem | None = None
         self._settings = settings
         self._source = source
-        self._pulse = pulse
+        self._counters = counters
+        self._consumers = consumers
         self._busy = threading.Lock()
         self._closed = False
         # Why the file must be opened anew before anything is written.
@@ -79,9 +75,10 @@ class Session:
         # Whether nothing says that the file is sound, and whether what was tried last may be in it.
         self._is_unchecked = True
         self._is_unsure = True
-        # Whose texts the database does not take.
-        self._refused: set[ProcessIdentity] = set()
+        self._refusals = Refusals(counters)
         self._saved: list[Path] = []
+        # By UUID, as of the newest commit.
+        self._energy_j: dict[str, float] = {}
         self._use(engine)
         # When it began: by the wall clock, or by the history where that is ahead; and by the clock nobody sets.
         self._began = max(time.time(), float(retention.newest(engine) or 0)), elapsed()
@@ -95,6 +92,7 @@ class Session:
             self._settings.interval,
             60 * self._settings.idle_minutes,
         )
+        self._rolled_up = rollups.Progress()
         # Whatever is written, by whichever thread.
         sa.event.listen(engine, "begin", self.lock.fence)
         path = database.file_of(self.target.url)
@@ -105,11 +103,6 @@ class Session:
         """UTC seconds for what forgets: a wall clock that was set far ahead must not cost the history."""
         began, at = self._began
         return min(time.time(), began + elapsed() - at)
-
-    @property
-    def energy_j(self) -> dict[str, float]:
-        """What every GPU has taken since it was first seen, by UUID, up to the newest tick in the database."""
-        return self._writer.energy()
 
     def is_new(self) -> bool:
         """Whether the database holds nothing of this host yet. Raises SQLAlchemyError."""
@@ -128,7 +121,7 @@ class Session:
         left = buffer.saved(self._settings.data_dir, self.target.name)
         for problem in left.problems:
             log.error("%s", problem)
-            self._pulse.failed(problem, tick=False)
+            self._counters.failed(problem, tick=False)
         if not left.files:
             return
         waiting = self.target.buffer
@@ -139,7 +132,7 @@ class Session:
         self._is_unsure = True
         log.info("%d ticks that an earlier recorder could not write are written now", len(left.ticks) - dropped)
         if dropped:
-            self._pulse.dropped(dropped, "more ticks waited than the buffer holds")
+            self._counters.dropped(dropped, "more ticks waited than the buffer holds")
 
     def write(self) -> None:
         """Write what waits, oldest first; what is not committed goes on waiting.
@@ -162,7 +155,7 @@ class Session:
                         break
                     self._is_unsure = True
                     try:
-                        written = self._put(batch)
+                        written = self._refusals.write(self._writer, batch)
                     except ContentReplaced:
                         waiting.put_back()
                         self._meet_other_content()
@@ -180,11 +173,16 @@ class Session:
                     newest = batch[-1][0]
                     waiting.committed = int(newest.timestamp)
                     if written:
-                        self._pulse.committed(written, newest.elapsed)
+                        self._counters.committed(len(written), newest.elapsed)
+                        self._energy_j = self._writer.energy()
+                        self._hand_over(written)
                 if not len(waiting):
                     self._forget_saved()
             finally:
-                self._pulse.waiting(len(waiting))
+                self._counters.waiting(len(waiting))
+
+    def _hand_over(self, ticks: Sequence[Attributed]) -> None:
+        self._consumers.hand_over(self._source, ticks, self._energy_j)
 
     def _forget_saved(self) -> None:
         """Delete the files whose ticks are in the database now."""
@@ -194,66 +192,6 @@ class Session:
             except OSError as error:
                 log.error("%s holds ticks that are in the database now, and cannot be deleted: %s", path, error)
         self._saved = []
-
-    def _put(self, batch: list[Attributed]) -> int:
-        """Write some ticks; how many were written. Those that the database can never take are left out."""
-        batch = [self._without_refused(tick) for tick in batch]
-        try:
-            return self._writer.write_all(batch)
-        except (OperationalError, LockLost, ContentReplaced):
-            # The database is locked, full or away: that passes. Or it is not ours any more, or another.
-            raise
-        except Exception as error:
-            if database.is_damage(error) or (isinstance(error, DBAPIError) and error.connection_invalidated):
-                raise
-            if (getattr(getattr(error, "orig", None), "sqlstate", None) or "").startswith(SCHEMA_ERRORS):
-                # Every tick would be refused: the tables are not those of this gpumon, or not for this user.
-                raise
-            if len(batch) > 1:
-                # One of them it is; the others are good.
-                return sum(self._put([tick]) for tick in batch)
-            return self._put_without_processes(batch[0], str(getattr(error, "orig", None) or repr(error)))
-
-    def _without_refused(self, tick: Attributed) -> Attributed:
-        snapshot, identities = tick
-        if not self._refused or self._refused.isdisjoint(identities.values()):
-            return tick
-        return snapshot, {
-            pid: _nameless(identity) if identity in self._refused else identity
-            for pid, identity in identities.items()
-        }
-
-    def _put_without_processes(self, tick: Attributed, why: str) -> int:
-        """Write a tick that was refused: without the texts that are refused, without processes, or not at all."""
-        snapshot, identities = tick
-        named = {identity for identity in identities.values() if identity != _nameless(identity)}
-        refused = {identity for identity in named if self._writer.refuses(identity)}
-        if refused:
-            # Those that have ended are forgotten.
-            self._refused = refused | self._refused.intersection(identities.values())
-            pids = ", ".join(str(identity.pid) for identity in refused)
-            reason = f"what is known of process {pids} cannot be written, and is left out: {why}"
-            self._say(reason, tick=False)
-            return self._put([tick])
-        if not snapshot.processes:
-            # It would never be taken, and those behind it must not wait for it.
-            self._say(f"a tick cannot be written, and is left out: {why}", tick=True)
-            return 0
-        try:
-            written = self._writer.write_all([(replace(snapshot, processes=()), {})])
-        except (OperationalError, LockLost, ContentReplaced):
-            raise
-        except Exception as error:
-            if database.is_damage(error):
-                raise
-            self._say(f"a tick cannot be written, and is left out: {why}", tick=True)
-            return 0
-        self._say(f"the processes of a tick cannot be written, and are left out: {why}", tick=False)
-        return written
-
-    def _say(self, reason: str, tick: bool) -> None:
-        log.error("%s", reason)
-        self._pulse.failed(reason, tick=tick)
 
     def _compare(self) -> None:
         """Leave out ticks that are in the database: nobody knows whether a commit that failed has happened, and
@@ -265,16 +203,17 @@ class Session:
         seconds = waiting.seconds()
         if newest in seconds:
             committed = len(seconds) - seconds[::-1].index(newest)
-            waiting.leave_out(committed)
-            self._pulse.committed(committed, None)
+            left_out = waiting.leave_out(committed)
+            self._counters.committed(committed, None)
             waiting.committed = newest
+            self._hand_over(left_out)
             return
         late = next((place for place, second in enumerate(seconds) if second > newest), len(seconds))
         if late:
             waiting.leave_out(late)
             reason = f"{late} ticks waited while another recorder wrote, and are left out"
             log.warning("%s", reason)
-            self._pulse.dropped(late, reason)
+            self._counters.dropped(late, reason)
 
     # ---- The file ----------------------------------------------------------------------------------
 
@@ -293,14 +232,14 @@ class Session:
                 self._take_back(file)
             return
         if self._lost is None:
-            log.error("the database %s was %s while it was open", file.path, _WORDS[found])
+            log.error("the database %s was %s while it was open", file.path, WORDS[found])
         self._lost = found
         database_file.close_readers(file.path, READERS_CLOSE_S)
         is_saved = self._lost != "without log" or database_file.save_log(self.engine)
         self.engine.dispose()
         self.notice = prepare(file, self._lost, is_saved)
-        self._pulse.failed(self.notice.reason, tick=False)
-        engine, damaged = open_database(self.target.url, self._pulse)
+        self._counters.failed(self.notice.reason, tick=False)
+        engine, damaged = open_database(self.target.url, self._counters)
         self.notice = damaged or self.notice
         self._lost, self._is_unchecked, self._is_unsure = None, True, True
         self._use(engine)
@@ -313,20 +252,22 @@ class Session:
             "Stop gpumon before you restore a backup: the last ticks may be lost.",
         )
         log.error("%s", self.notice.reason)
-        self._pulse.failed(self.notice.reason, tick=False)
+        self._counters.failed(self.notice.reason, tick=False)
+        self._rolled_up.forget()
         self._is_unchecked = True
 
     def _take_back(self, file: OpenFile) -> None:
         """The file was out of reach, and is there again as it was, with its log. Raises database.DatabaseError."""
         log.info("the database %s is there again", file.path)
         self.engine.dispose()
-        engine, self.notice = open_database(self.target.url, self._pulse)
+        engine, self.notice = open_database(self.target.url, self._counters)
         self._lost, self._is_unchecked, self._is_unsure = None, True, True
         self._use(engine)
 
     def regain(self) -> bool:
         """Take the lock again after it was lost; False where another has it. Raises OSError."""
         self._is_unsure = True
+        self._rolled_up.forget()
         return self.lock.acquire()
 
     def doubt(self) -> None:
@@ -345,8 +286,8 @@ class Session:
         """Set a damaged file aside, and begin a new one. Raises database.DatabaseError."""
         self.engine.dispose()
         self.notice = set_aside(self.target.url)
-        self._pulse.failed(self.notice.reason, tick=False)
-        self._use(open_database(self.target.url, self._pulse)[0])
+        self._counters.failed(self.notice.reason, tick=False)
+        self._use(open_database(self.target.url, self._counters)[0])
         self._is_unchecked, self._is_unsure = False, True
 
     # ---- Beside the ticks --------------------------------------------------------------------------
@@ -355,7 +296,7 @@ class Session:
         """Bring the coarser resolutions up to date. Raises SQLAlchemyError."""
         oldest, self._writer.rewritten_from = self._writer.rewritten_from, None
         try:
-            rollups.roll_up(self.engine, self._writer.host, oldest, stopping)
+            rollups.roll_up(self.engine, self._writer.host, oldest, stopping, self._rolled_up)
         except SQLAlchemyError:
             later = self._writer.rewritten_from
             self._writer.rewritten_from = oldest if later is None else min(later, oldest or later)
@@ -368,7 +309,7 @@ class Session:
     def note_health(self) -> None:
         """Write down how the last minute went. Raises SQLAlchemyError."""
         if self._writer.host_id is not None:
-            recorder_stats.write(self.engine, self._writer.host_id, int(time.time()), self._pulse.minute())
+            recorder_stats.write(self.engine, self._writer.host_id, int(time.time()), self._counters.minute())
 
     def forget(self, stopping: threading.Event) -> None:
         """Delete what is older than the settings say. Raises SQLAlchemyError."""
@@ -395,75 +336,3 @@ class Session:
                 if self.target.file is not None:
                     self.target.file.close()
                 self.lock.release()
-
-
-_WORDS = {"gone": "removed", "replaced": "replaced by another file", "without log": "robbed of its log"}
-_MARKS = {"gone": "removed", "replaced": "replaced"}
-
-
-def open_database(url: str, pulse: Pulse) -> tuple[Engine, Problem | None]:
-    """The database, and what happened to it: a damaged file is set aside, and a new one begun. Raises
-    database.DatabaseError."""
-    try:
-        return database.open_for_writing(url), None
-    except database.DatabaseDamaged:
-        notice = set_aside(url)
-        pulse.failed(notice.reason, tick=False)
-        return database.open_for_writing(url), notice
-
-
-def prepare(file: OpenFile, found: database_file.Found, is_saved: bool = False) -> Problem:
-    """Make a path ready to be opened again whose file was removed or replaced; what to say about it. `is_saved`:
-    what a log held that was removed alone is in the file. Raises database.DatabaseError."""
-    if found == "without log":
-        file.clear_way()
-        file.close()
-        lost = "what it held was written into the file" if is_saved else "what was recorded last may be lost"
-        return Problem(
-            f"The log of the database {file.path} was removed while it was recorded into; {lost}",
-            f"Leave the files {file.path.name}{database_file.LOG} and {database_file.INDEX} alone "
-            "while gpumon runs.",
-        )
-    try:
-        log_file = file.put_log_aside(_MARKS[found])
-        file.close()
-    except OSError as error:
-        raise database.DatabaseError(
-            f"The database {file.path} was replaced, and the write-ahead log of the file before cannot be "
-            f"renamed: {error.strerror}. Move {database_file.beside(file.path, database_file.LOG)} away."
-        ) from error
-    beside = f" The log of the file before lies beside it as {log_file.name}." if log_file else ""
-    if found == "gone":
-        return Problem(
-            f"The database {file.path} was removed while it was recorded into; a new one was begun",
-            f"Only a backup has what was recorded before. Stop gpumon before you put one in its place.{beside}",
-        )
-    return Problem(
-        f"The database {file.path} was replaced while it was recorded into; recording goes on in the file that is "
-        "there now",
-        f"Stop gpumon before you put another database in its place: the last ticks may be lost.{beside}",
-    )
-
-
-def set_aside(url: str) -> Problem:
-    """Move a damaged file out of the way; what to say about it. Raises database.DatabaseError."""
-    path = database.file_of(url)
-    if path is None:
-        raise database.DatabaseError(f"The database {mask_password(url)} is damaged.")
-    try:
-        aside = database_file.set_aside(path)
-    except OSError as reason:
-        raise database.DatabaseError(
-            f"The database {path} is damaged, and could not be set aside: {reason.strerror}."
-        ) from reason
-    problem = Problem(
-        f"The database {path} was damaged and has been set aside as {aside.name}; a new one was begun",
-        "Nothing of it was deleted: `sqlite3 FILE .recover` may save what it holds.",
-    )
-    log.error("%s. %s", problem.reason, problem.remedy)
-    return problem
-
-
-def _nameless(identity: ProcessIdentity) -> ProcessIdentity:
-    """The same process without its texts, which the database does not take."""
-    return ProcessIdentity(identity.pid, identity.start_key)

@@ -51,6 +51,8 @@ _stamp = sa.Table(
 )
 
 
+_REVISION = sa.select(_stamp.c.version_num)
+
 # The open connections of every engine on a server.
 _connections: WeakKeyDictionary[Engine, WeakSet[ServerConnection]] = WeakKeyDictionary()
 _connecting = threading.Lock()
@@ -204,17 +206,17 @@ def revision(connection: sa.Connection) -> str | None:
     """The revision of the schema, or None where there is none yet."""
     if not sa.inspect(connection).has_table("alembic_version"):
         return None
-    return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+    return connection.execute(_REVISION).scalar()
 
 
 def newer_revision(engine: Engine) -> str | None:
     """The revision of a database that a newer gpumon has moved on while this one ran, or None.
 
-    What this one writes is taken as long as its statements succeed: what a newer one adds may stay empty. It takes
-    two short statements. Raises sqlalchemy.exc.DBAPIError.
+    What this one writes is taken as long as its statements succeed: what a newer one adds may stay empty. Raises
+    sqlalchemy.exc.DBAPIError.
     """
     with engine.connect() as connection:
-        found = revision(connection)
+        found = connection.execute(_REVISION).scalar()
     return found if found is not None and found > head() else None
 
 
@@ -235,11 +237,14 @@ def _engine(url: str, write: bool, patience_s: float = BUSY_TIMEOUT_S, often: bo
         for_postgresql()
         return _server_engine(parsed, write)
     options: dict[str, Any] = {"timeout": patience_s, "check_same_thread": False}
-    # The recorder keeps its one connection, and who reads often keeps two; another reader's is made per query.
-    pool: dict[str, Any] = {"poolclass": NullPool}
+    # The recorder and frequent readers hold a few connections. The one used last is used next, because its
+    # statements are prepared and its pages cached. Another reader's connection is made for each query.
+    pool: dict[str, Any] = {"poolclass": QueuePool, "pool_use_lifo": True}
     if often:
-        pool = {"poolclass": QueuePool, "pool_size": 2, "max_overflow": -1, "pool_use_lifo": True}
-    engine = sa.create_engine(parsed, connect_args=options, **({} if write else pool))
+        pool |= {"pool_size": 2, "max_overflow": -1}
+    elif not write:
+        pool = {"poolclass": NullPool}
+    engine = sa.create_engine(parsed, connect_args=options, **pool)
     path = file_of(url)
     if path is not None and not write:
         _await_recorder(engine, path)

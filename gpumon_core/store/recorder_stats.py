@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Dialect, Engine
 
 from gpumon_core.store import database
 from gpumon_core.store.bulk import Bulk, upsert
@@ -42,7 +43,13 @@ def write(engine: Engine, host_id: int, at: int, minute: Minute) -> None:
         database.size_bytes(engine),
         minute.last_error,
     )
-    insert = upsert(engine.dialect, recorder_health)
+    with engine.begin() as connection:
+        _statement(engine.dialect).run(connection, [row])
+
+
+@lru_cache(maxsize=2)
+def _statement(dialect: Dialect) -> Bulk:
+    insert = upsert(dialect, recorder_health)
     new, old = insert.excluded, recorder_health.c
     # Asked for twice within a second, what the first has told is not told again.
     values = {name: old[name] + new[name] for name in ("ticks", "skipped", "failed", "dropped")}
@@ -51,6 +58,4 @@ def write(engine: Engine, host_id: int, at: int, minute: Minute) -> None:
         name: sa.func.coalesce(new[name], old[name]) for name in ("duration_ms", "duration_max_ms", "last_error")
     }
     insert = insert.on_conflict_do_update(index_elements=["host_id", "timestamp_epoch"], set_=values)
-    statement = Bulk(engine.dialect, insert, recorder_health.columns.keys())
-    with engine.begin() as connection:
-        statement.run(connection, [row])
+    return Bulk(dialect, insert, recorder_health.columns.keys())

@@ -7,18 +7,15 @@ continued by the next, and the newest bucket is renewed until its time is over.
 
 from __future__ import annotations
 
-import logging
 import threading
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from gpumon_core.metrics import TICK_METRICS, Aggregate, Metric
-from gpumon_core.store.schema import TIERS, Tier, gpu_metrics, gpus, hosts, known_ms, scale
-
-log = logging.getLogger(__name__)
+from gpumon_core.store.schema import TIERS, Tier, gpu_metrics, known_ms, scale
 
 # How much source time one transaction takes in: so that a tick never waits long for its turn.
 STEP_BUCKETS = 120
@@ -26,57 +23,105 @@ STEP_S = 3600
 PAUSE_S = 0.005
 
 
+class Progress:
+    """How far the tables that rollups are made from reached when they were rolled up last, by name.
+
+    For one recorder that is the only one to write: without it every tier is renewed, whether it is due or not.
+    """
+
+    def __init__(self) -> None:
+        self.newest: dict[str, int] = {}
+
+    def forget(self) -> None:
+        """Renew every tier at the next run: somebody else may have written."""
+        self.newest.clear()
+
+
 def roll_up(
     engine: Engine,
     host: str,
     rewritten_from: int | None = None,
     stopping: threading.Event | None = None,
+    progress: Progress | None = None,
 ) -> int:
     """Bring every tier of this host's GPUs up to its newest tick; how many buckets were written.
 
-    `rewritten_from` is a time from which on ticks may have been added behind newer ones.
-    Raises sqlalchemy.exc.DBAPIError.
+    `rewritten_from` is a time from which on ticks may have been added behind newer ones. With `progress` a tier is
+    renewed only when the one that it is made from has begun a new bucket: the newest bucket of an hour has what
+    was recorded up to some minutes ago. Raises sqlalchemy.exc.DBAPIError.
     """
     stopping = stopping or threading.Event()
+    progress = progress or Progress()
     with engine.connect() as connection:
-        found = connection.execute(sa.select(hosts.c.id, hosts.c.interval_s).where(hosts.c.name == host)).first()
-        if found is None:
-            return 0
-        mine = list(connection.execute(sa.select(gpus.c.id).where(gpus.c.host_id == found.id)).scalars())
+        rows = connection.execute(_EDGES, {"host": host}).all()
+    if not rows:
+        return 0
+    host_id, interval_s = rows[0].host_id, rows[0].interval_s
+    newest = dict(zip(_NAMES, map(_latest, list(zip(*rows, strict=True))[2:]), strict=True))
     written = 0
     source: sa.Table = gpu_metrics
     for tier in TIERS:
         # Ticks that are further apart than this tier's buckets need no such tier.
-        if tier.kept == "raw" and 2 * found.interval_s > tier.seconds:
+        if tier.kept == "raw" and 2 * interval_s > tier.seconds:
             continue
-        interval_ms = round(1000 * found.interval_s)
-        written += _fill(engine, tier, source, found.id, mine, rewritten_from, interval_ms, stopping)
-        if stopping.is_set():
+        last = newest[source.name]
+        if last is None:
             break
+        place = f"{source.name} {tier.table.name}"
+        if rewritten_from is not None or last != progress.newest.get(place):
+            values = {"host": host_id, "interval_ms": round(1000 * interval_s)}
+            start = _start(engine, source, newest[tier.table.name], rewritten_from, host_id)
+            written += _fill(engine, tier, source, start, last, values, stopping)
+            if stopping.is_set():
+                break
+            progress.newest[place] = last
+            newest[tier.table.name] = max(newest[tier.table.name] or 0, last - last % tier.seconds)
         # The twenty seconds are a side road: minutes are made from the ticks themselves.
         if tier.kept != "raw":
             source = tier.table
     return written
 
 
+_NAMES = [gpu_metrics.name, *(tier.table.name for tier in TIERS)]
+# One look at the key's end per GPU and table; max() over all GPUs would read all rows.
+_EDGES = sa.text(
+    "SELECT hosts.id AS host_id, hosts.interval_s, "
+    + ", ".join(f"(SELECT max(timestamp_epoch) FROM {name} WHERE gpu_id = gpus.id)" for name in _NAMES)
+    + " FROM hosts JOIN gpus ON gpus.host_id = hosts.id WHERE hosts.name = :host"
+)
+
+
+def _latest(times: Sequence[int | None]) -> int | None:
+    return max((time for time in times if time is not None), default=None)
+
+
+def _start(engine: Engine, source: sa.Table, newest: int | None, rewritten_from: int | None, host_id: int) -> int:
+    """Where a tier has to be made from: from its newest bucket, or from what was rewritten."""
+    if newest is not None and rewritten_from is None:
+        return newest
+    query = sa.text(
+        f"SELECT (SELECT min(timestamp_epoch) FROM {source.name} WHERE gpu_id = gpus.id) FROM gpus "
+        "WHERE host_id = :host"
+    )
+    with engine.connect() as connection:
+        first: int = min(
+            time for time in connection.execute(query, {"host": host_id}).scalars() if time is not None
+        )
+    if newest is None or rewritten_from is None:
+        return first
+    return min(newest, max(first, rewritten_from))
+
+
 def _fill(
     engine: Engine,
     tier: Tier,
     source: sa.Table,
-    host_id: int,
-    mine: list[int],
-    rewritten_from: int | None,
-    interval_ms: int,
+    start: int,
+    last: int,
+    values: dict[str, int],
     stopping: threading.Event,
 ) -> int:
-    with engine.connect() as connection:
-        start = _newest(connection, tier.table, mine)
-        first, last = _oldest(connection, source, mine), _newest(connection, source, mine)
-    if first is None or last is None:
-        return 0
-    start = first if start is None else start
-    if rewritten_from is not None:
-        start = min(start, max(first, rewritten_from))
+    """Make the buckets of a tier from `start` to `last`; how many were written."""
     start -= start % tier.seconds
     step = max(STEP_S, STEP_BUCKETS * tier.seconds)
     statement = _statement(tier, source)
@@ -84,8 +129,7 @@ def _fill(
     while start <= last:
         end = min(start + step, last - last % tier.seconds + tier.seconds)
         with engine.begin() as connection:
-            values = {"start": start, "end": end, "host": host_id, "interval_ms": interval_ms}
-            written += connection.execute(statement, values).rowcount
+            written += connection.execute(statement, {"start": start, "end": end, **values}).rowcount
         start = end
         if start <= last and stopping.wait(PAUSE_S):
             break
@@ -106,22 +150,6 @@ def renew(connection: Connection, host_id: int, source: sa.Table, start: int, en
         connection.execute(_statement(tier, source), values)
         if tier.kept != "raw":
             source = tier.table
-
-
-def _oldest(connection: Connection, table: sa.Table, mine: list[int]) -> int | None:
-    # One look at the key's beginning per GPU; min() over all of them would read them all.
-    found = [_edge(connection, table, gpu_id, sa.func.min) for gpu_id in mine]
-    return min((time for time in found if time is not None), default=None)
-
-
-def _newest(connection: Connection, table: sa.Table, mine: list[int]) -> int | None:
-    found = [_edge(connection, table, gpu_id, sa.func.max) for gpu_id in mine]
-    return max((time for time in found if time is not None), default=None)
-
-
-def _edge(connection: Connection, table: sa.Table, gpu_id: int, which: Any) -> int | None:
-    query = sa.select(which(table.c.timestamp_epoch)).where(table.c.gpu_id == gpu_id)
-    return connection.execute(query).scalar()
 
 
 @lru_cache(maxsize=32)

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -959,6 +959,8 @@ class Writer:
 
 _ENERGY = TICK_COLUMNS.index("energy")
 _TICK = itemgetter(*TICK_COLUMNS)
+_USED = attrgetter(*USAGE)
+_DIGITS = [0 if name.endswith("_j") else 1 for name in USAGE]
 
 
 def _merging(dialect: sa.Dialect) -> Any:
@@ -1034,7 +1036,7 @@ def _usage(gpu: Gpu) -> Row:
 
 def _rounded(used: GpuUse) -> tuple[float, ...]:
     """A step of a GPU, rounded to take little space."""
-    return tuple(round(getattr(used, name), 0 if name.endswith("_j") else 1) for name in USAGE)
+    return tuple(map(round, _USED(used), _DIGITS))
 
 
 def _program_id(connection: Connection, now: int, program: Program) -> int:

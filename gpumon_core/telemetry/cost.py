@@ -55,6 +55,12 @@ class Pace:
         self._interval_s = 0.0
         self._allowed_s = inf
         self._measures = True
+        self._thins = False
+
+    @property
+    def asks_all(self) -> bool:
+        """Whether everything is asked at this tick, and nothing is measured."""
+        return not (self._measures or self._thins)
 
     def begin(self, interval_s: float, devices: int) -> None:
         """A new tick, so long after the one before it (0: not known), of a machine with so many devices."""
@@ -112,3 +118,4 @@ class Pace:
                 "%s: %s takes %.1f ms of CPU time, and is asked at %s", self.subject, name, 1e3 * cost_s, often
             )
             question.every = every
+            self._thins = any(one.every > 1 for one in self._questions.values())

@@ -268,7 +268,7 @@ class Plan:
             self._brought.pop(name, None)
 
     def _ask_in_turn(self, call: _Call, values: Values) -> None:
-        if call.rare or call.fallback:
+        if call.rare or call.fallback or self.pace.asks_all:
             self._ask(call, values)
         elif _ENERGY in call.keys:
             # A counter is not repeated: it would have stood still.

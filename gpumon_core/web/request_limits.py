@@ -22,17 +22,18 @@ MOST_HEADER_BYTES = 32 << 10
 MOST_BODY_BYTES = 64 << 10
 # From the head of a request until all of its body is there.
 BODY_S = 10.0
-# Streamlit's route for st.file_uploader, which no page has. It keeps what comes for a session in memory.
-UPLOADS = "/_stcore/upload_file"
 
 
 class RequestLimits:
     """Answers what is too large itself, and tells a connection when it is being answered."""
 
-    def __init__(self, app: ASGIApp, accepted: connections.Connections) -> None:
+    def __init__(self, app: ASGIApp, accepted: connections.Connections, uploads: str) -> None:
+        """`uploads` is the path of Streamlit's route for st.file_uploader, which no page has: what a client sends
+        to it would stay in memory."""
         self._app = app
         self._small = RequestBodyLimitMiddleware(app, max_body_size=MOST_BODY_BYTES)
         self._accepted = accepted
+        self._uploads = uploads
         self._is_told = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +48,7 @@ class RequestLimits:
         if connection is not None:
             connection.asked()
         try:
-            refusal = refused(scope)
+            refusal = refused(scope, self._uploads)
             if refusal is None and scope["type"] == "http":
                 await self._small(scope, _Body(receive, connection), send)
             elif refusal is None:
@@ -84,7 +85,7 @@ class _Body:
         return message
 
 
-def refused(scope: Scope) -> Response | None:
+def refused(scope: Scope, uploads: str) -> Response | None:
     """The answer to a request that is beyond the limits; None to one within."""
     headers = scope["headers"]
     if len(scope["query_string"]) > MOST_QUERY_BYTES:
@@ -97,7 +98,7 @@ def refused(scope: Scope) -> Response | None:
         )
     if scope["type"] == "websocket":
         return None
-    if UPLOADS in scope["path"]:
+    if uploads in scope["path"]:
         return _refusal(HTTPStatus.FORBIDDEN, "No page takes a file.")
     length = next((value for name, value in headers if name == b"content-length"), b"0")
     if not length.isdigit() or len(length) > len(str(MOST_BODY_BYTES)) or int(length) > MOST_BODY_BYTES:

@@ -1,28 +1,60 @@
-"""Charts over time: metrics, processes and memory under each other on one axis, which zooms as one."""
+"""Charts over time: metrics, processes and memory under each other on one axis, which zooms as one.
+
+Each figure is drawn once a tick and view, for all viewers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal, NamedTuple
+from zoneinfo import ZoneInfo
 
 import pandas as pd
 import streamlit as st
 
+from gpumon_core import figures
 from gpumon_core import format as fmt
 from gpumon_core.figures.history import SEVERAL
-from gpumon_core.metrics import GPU_METRICS, GPU_METRICS_BY_KEY, Group
+from gpumon_core.figures.lanes import UNKNOWN, pack
+from gpumon_core.metrics import CLOCKS_EVENT_REASONS, GPU_METRICS, GPU_METRICS_BY_KEY, Group
 from gpumon_core.recording.health import Health
-from pages.components import chrome, data, drawings, filters, plot
+from gpumon_core.store.queries import frames, occupancy, process_life, processes, usage
+from gpumon_core.store.queries.history import metrics_history
+from gpumon_core.store.queries.process_filter import ProcessFilter
+from pages.components import chrome, data, filters, plot
 
 # Steps of a line: about one for every second pixel of a wide screen, and of many GPUs' lines for every third.
 POINTS, POINTS_OF_MANY = 600, 400
+# The most bars of processes, and areas of memory.
+MOST_LANES = 300
+MOST_AREAS = 8
 SELDOM_S = 60.0
 # Memory by process is added up from the hours, of which a year has too many.
 LONGEST_STACK_S = 31 * filters.DAY
 # A set of bits is no line; the page of a GPU has its reasons.
 UNDRAWN = ("clocks_event_reasons",)
+# Ids and names, in order, as a value that a cache can compare.
+Labels = tuple[tuple[int, str], ...]
+Lanes = Literal["process", "model"]
+
+
+class Appearance(NamedTuple):
+    """How the viewer sees a figure: the name of the time zone, and whether the page is dark."""
+
+    zone_name: str
+    dark: bool
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The time zone."""
+        return ZoneInfo(self.zone_name)
+
+
+def appearance() -> Appearance:
+    """How the viewer of this run sees figures."""
+    return Appearance(chrome.zone().key, chrome.is_dark())
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +64,7 @@ class Chosen:
     gpu_ids: tuple[int, ...]
     labels: Mapping[int, str]
     metrics: tuple[str, ...]
-    lanes: Literal["process", "model"] | None
+    lanes: Lanes | None
     memory_by_process: bool
 
 
@@ -55,17 +87,17 @@ def refresh_s(window: filters.Window) -> float:
 def over_time(now: Health, window: filters.Window, chosen: Chosen, key: str) -> None:
     """Draw what is chosen within the window."""
     at, start, end = _when(now, window)
-    look = drawings.look()
+    seen = appearance()
     drawn: list[str] = []
     notes: list[str] = []
-    labels = tuple(chosen.labels.items())
     if chosen.metrics:
         points = POINTS if len(chosen.gpu_ids) <= SEVERAL else POINTS_OF_MANY
-        text, empty = drawings.history(at, chosen.gpu_ids, labels, chosen.metrics, start, end, points, look)
-        if empty:
+        labels = tuple(chosen.labels.items())
+        text, is_empty = _history(at, chosen.gpu_ids, labels, chosen.metrics, start, end, points, seen.dark)
+        if is_empty:
             notes.append("These GPUs have no samples in this time range: choose a longer one.")
         drawn.append(text)
-    _who(chosen, at, start, end, look, drawn, notes)
+    _add_processes(chosen, at, start, end, seen, drawn, notes)
     names = [chosen.labels[gpu_id] for gpu_id in chosen.gpu_ids]
     what = [GPU_METRICS_BY_KEY[metric].label for metric in chosen.metrics]
     _show(drawn, notes, window, end, key, _alt(what, names, window), f"{chosen.metrics} {chosen.gpu_ids}")
@@ -74,9 +106,9 @@ def over_time(now: Health, window: filters.Window, chosen: Chosen, key: str) -> 
 def device(
     now: Health, window: filters.Window, gpu_id: int, labels: Mapping[int, str], groups: Sequence[str]
 ) -> None:
-    """Draw one GPU's metrics by groups, why its clocks are not higher, and who was on it."""
+    """Draw one GPU's metrics by groups, why its clocks are not higher, and its processes."""
     at, start, end = _when(now, window)
-    look = drawings.look()
+    seen = appearance()
     drawn: list[str] = []
     notes: list[str] = []
     keys = {
@@ -87,22 +119,31 @@ def device(
         if str(group) in groups
     }
     if keys:
-        text, empty = drawings.device(at, gpu_id, tuple(keys.items()), start, end, POINTS, look)
-        if empty:
+        text, is_empty = _device(at, gpu_id, tuple(keys.items()), start, end, seen.dark)
+        if is_empty:
             notes.append("This GPU has no samples in this time range: choose a longer one.")
         else:
             drawn.append(text)
-    text, empty = drawings.throttling(at, gpu_id, start, end, look)
-    if not empty:
+    text, is_empty = _throttling(at, gpu_id, start, end, seen)
+    if not is_empty:
         drawn.append(text)
-    chosen = Chosen((gpu_id,), labels, (), "process", True)
-    _who(chosen, at, start, end, look, drawn, notes)
+    _add_processes(Chosen((gpu_id,), labels, (), "process", True), at, start, end, seen, drawn, notes)
     alt = _alt(list(keys), [labels[gpu_id]], window)
     _show(drawn, notes, window, end, "device", alt, f"{gpu_id} {groups}")
 
 
+def life(at: data.Tick, process_id: int, first: int, last: int, name: str) -> bool:
+    """Draw a process from when it was first seen to when it was last seen, where something of it is stored;
+    whether the points are means of hours."""
+    text, by_hour = _life(at, process_id, first, last, chrome.is_dark())
+    if text is not None:
+        alt = f"Memory and utilization of {name} over its life"
+        plot.show([text], key="life", alt=alt, view=str(process_id))
+    return by_hour
+
+
 def _when(now: Health, window: filters.Window) -> tuple[data.Tick, int, int]:
-    """What a drawing is good for, and from when to when it is."""
+    """What a figure depends on, and from when to when it is."""
     assert now.latest is not None
     start, end = window.span(now.latest)
     # What lies in the past is the same for a minute, however many samples come.
@@ -110,24 +151,24 @@ def _when(now: Health, window: filters.Window) -> tuple[data.Tick, int, int]:
     return (data.tick(now) if recent else data.minute(now)), start, end
 
 
-def _who(
-    chosen: Chosen, at: data.Tick, start: int, end: int, look: drawings.Look, drawn: list[str], notes: list[str]
+def _add_processes(
+    chosen: Chosen, at: data.Tick, start: int, end: int, seen: Appearance, drawn: list[str], notes: list[str]
 ) -> None:
-    """Add who was there, and what the reader should know of it."""
-    labels = tuple(chosen.labels.items())
+    """Add the processes, and what the reader should know about them."""
     if chosen.lanes:
-        text, shown, of = drawings.lanes(at, chosen.gpu_ids, labels, start, end, chosen.lanes, look)
+        labels = tuple(chosen.labels.items())
+        text, shown, found = _lanes(at, chosen.gpu_ids, labels, start, end, chosen.lanes, seen)
         what = "processes" if chosen.lanes == "process" else "model sessions"
-        if of == 0:
+        if found == 0:
             notes.append(f"No {what} in this time range.")
         else:
             drawn.append(text)
-        if shown < of:
-            notes.append(f"The {shown:,} largest of {of:,} {what} are drawn.")
+        if shown < found:
+            notes.append(f"The {shown:,} largest of {found:,} {what} are drawn.")
     if chosen.memory_by_process:
         if end - start > LONGEST_STACK_S:
             notes.append("Memory by process is drawn for a month at most; the Usage page has more.")
-        elif (areas := drawings.memory(at, chosen.gpu_ids, start, end, POINTS, look)) is not None:
+        elif (areas := _memory(at, chosen.gpu_ids, start, end, seen.dark)) is not None:
             drawn.append(areas)
 
 
@@ -150,3 +191,114 @@ def _show(
 
 def _alt(what: Sequence[str], names: Sequence[str], window: filters.Window) -> str:
     return f"{', '.join(what) or 'Processes'} of {', '.join(names)} over {window.says()}"
+
+
+@data.shared(max_entries=24)
+def _history(
+    at: data.Tick,
+    gpu_ids: tuple[int, ...],
+    labels: Labels,
+    metrics: tuple[str, ...],
+    start: int,
+    end: int,
+    points: int,
+    dark: bool,
+) -> tuple[str, bool]:
+    """figures.history, and whether it is empty."""
+    frame = metrics_history(data.engine(at), gpu_ids, metrics, start, end, points)
+    figure = figures.history(frame, dict(labels), metrics, start, end, dark, _totals(at, gpu_ids))
+    return figures.as_json(figure), frame.empty
+
+
+@data.shared(max_entries=24)
+def _device(
+    at: data.Tick,
+    gpu_id: int,
+    groups: tuple[tuple[str, tuple[str, ...]], ...],
+    start: int,
+    end: int,
+    dark: bool,
+) -> tuple[str, bool]:
+    """figures.device, and whether it is empty."""
+    keys = tuple(key for _, group in groups for key in group)
+    frame = metrics_history(data.engine(at), (gpu_id,), keys, start, end, POINTS)
+    figure = figures.device(frame, gpu_id, dict(groups), start, end, dark, _totals(at, (gpu_id,)))
+    return figures.as_json(figure), not figure["data"]
+
+
+def _totals(at: data.Tick, gpu_ids: tuple[int, ...]) -> dict[str, float]:
+    """By metric, what 100 % of it is, where that is the same for all of these GPUs."""
+    gpus = data.ask(at, frames.gpu_table)
+    gpus = gpus[gpus["id"].isin(gpu_ids)]
+    found = {}
+    for metric in GPU_METRICS_BY_KEY.values():
+        if metric.share_of is not None:
+            totals = gpus[metric.share_of].dropna().unique()
+            if len(totals) == 1:
+                found[metric.key] = float(totals[0])
+    return found
+
+
+@data.shared(max_entries=24)
+def _lanes(
+    at: data.Tick, gpu_ids: tuple[int, ...], labels: Labels, start: int, end: int, of: Lanes, seen: Appearance
+) -> tuple[str, int, int]:
+    """figures.lanes, how many bars are drawn, and how many there are."""
+    frame = occupancy.lanes(data.engine(at), gpu_ids, start, end, of, MOST_LANES)
+    packed = pack(frame, start, end)
+    # All workloads that were ever seen, so that each keeps its colour.
+    colors = figures.colors_of(data.ask(at, processes.workloads), seen.dark)
+    colors[UNKNOWN] = figures.GREYS[seen.dark][0]
+    heading = "Processes" if of == "process" else "Models"
+    figure = figures.lanes(packed, dict(labels), colors, start, end, seen.zone, seen.dark, heading)
+    return figures.as_json(figure), len(packed), 0 if frame.empty else int(frame["found"].iloc[0])
+
+
+@data.shared(max_entries=24)
+def _memory(at: data.Tick, gpu_ids: tuple[int, ...], start: int, end: int, dark: bool) -> str | None:
+    """figures.stacked of occupancy.memory_by_process, in GiB; None where no process held any."""
+    engine = data.engine(at)
+    frame = occupancy.memory_by_process(engine, gpu_ids, start, end, POINTS // 2, MOST_AREAS)
+    if len(frame.columns) < 2:
+        return None
+    ids = [column for column in frame.columns if column not in ("timestamp_epoch", occupancy.OTHERS)]
+    names: dict[Any, str] = usage.labels(engine, "process", ids) if ids else {}
+    names[occupancy.OTHERS] = "Others"
+    wide = frame.rename(columns=names)
+    # Nothing here distinguishes two processes of one name and number: they are drawn as one.
+    wide = wide.T.groupby(level=0, sort=False).sum().T
+    parts = [name for name in wide.columns if name != "timestamp_epoch"]
+    # As in the lanes above it, where each workload has its colour.
+    rows = processes.process_history(engine, ProcessFilter(process_ids=tuple(map(int, ids))))
+    workloads = dict(zip(rows["process_id"].map(names), rows["workload"], strict=True))
+    known = figures.colors_of(data.ask(at, processes.workloads), dark)
+    colors = figures.shades({part: workloads.get(part) for part in parts}, known, dark)
+    wide[parts] /= fmt.MIB_PER_GIB
+    step = int(frame["timestamp_epoch"].diff().iloc[1]) if len(frame) > 1 else 1
+    heading = "Memory by process (GiB)"
+    figure = figures.stacked(wide, colors, "GiB", dark, step, within=(start, end), height=280, heading=heading)
+    return figures.as_json(figure)
+
+
+@data.shared(max_entries=24)
+def _throttling(at: data.Tick, gpu_id: int, start: int, end: int, seen: Appearance) -> tuple[str, bool]:
+    """figures.reasons, and whether it is empty."""
+    frame = occupancy.throttling(data.engine(at), gpu_id, start, end)
+    warning, calm = ("#f0b429", "#4a535e") if seen.dark else ("#d08700", "#b6bfc8")
+    names = {reason.label: warning if reason.throttles else calm for reason in CLOCKS_EVENT_REASONS}
+    names["Power cap"] = figures.color(0, seen.dark)
+    figure = figures.reasons(frame, names, start, end, seen.zone, seen.dark, "Why clocks are not higher")
+    return figures.as_json(figure), frame.empty
+
+
+@data.shared(max_entries=24)
+def _life(at: data.Tick, process_id: int, first: int, last: int, dark: bool) -> tuple[str | None, bool]:
+    """figures.life, None where nothing is stored of it; and whether its points are means of hours."""
+    frame, by_hour = process_life.steps(data.engine(at), process_id, POINTS)
+    if frame.empty:
+        return None, by_hour
+    labels = data.ask(at, usage.labels, "gpu", ())
+    # Its first hour may have begun before it came.
+    frame["timestamp_epoch"] = frame["timestamp_epoch"].clip(first, max(first, last))
+    figure = figures.life(frame, labels, first, max(last, first + 1), dark)
+    return figures.as_json(figure), by_hour

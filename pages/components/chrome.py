@@ -16,10 +16,10 @@ from sqlalchemy.exc import DBAPIError
 from gpumon_core import format as fmt
 from gpumon_core.recording import runtime
 from gpumon_core.recording.health import Health
-from gpumon_core.recording.recorder import State
+from gpumon_core.recording.state import State
 from gpumon_core.safety.masking import hide
 from gpumon_core.telemetry import remedies
-from pages.components import assets, data, links, rhythm
+from pages.components import data, links, rhythm
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +64,9 @@ def ready() -> Health | None:
     return found
 
 
-def live(title: str, body: Callable[[Health], None], refresh_s: float | None = None, charts: bool = True) -> None:
+def live(title: str, body: Callable[[Health], None], refresh_s: float | None = None) -> None:
     """A page: its title, the rhythm beside it, the banners, and `body`, which is drawn again with every new sample
-    (or every `refresh_s` seconds) and gets what is known of the recording then. `charts` says that it has some."""
+    (or every `refresh_s` seconds) and gets what is known of the recording then."""
     shown = _situation(data.health())
 
     @st.fragment
@@ -79,12 +79,8 @@ def live(title: str, body: Callable[[Health], None], refresh_s: float | None = N
         with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
             st.title(title, anchor=False, width="content")
             with st.container(width="content"):
-                rhythm.show(
-                    found.age_s if found else None,
-                    sampled_every,
-                    max(refresh_s or 0, sampled_every),
-                    assets.PLOTLY_URL if charts else None,
-                )
+                age_s = found.age_s if found else None
+                rhythm.show(age_s, sampled_every, max(refresh_s or 0, sampled_every))
         banners(found)
         links.show()
         if found is None or found.newest is None:
@@ -140,12 +136,8 @@ def banners(found: Health | None) -> None:
             f"{fmt.plain(_sentence(state.notice.reason))} {fmt.plain(state.notice.remedy)}",
             icon=":material/healing:",
         )
-    for problem in (state.recording, state.reader):
-        if problem:
-            st.warning(
-                f"{fmt.plain(_sentence(problem.reason))} {fmt.plain(problem.remedy)}",
-                icon=":material/info:",
-            )
+    for problem in state.problems:
+        st.warning(f"{fmt.plain(_sentence(problem.reason))} {fmt.plain(problem.remedy)}", icon=":material/info:")
 
 
 def stale_warning(found: Health) -> None:

@@ -11,6 +11,7 @@ import pandas as pd
 import streamlit as st
 
 from gpumon_core import figures
+from gpumon_core.store.queries import processes
 from gpumon_core.store.queries.frames import gpu_labels
 from pages.components import chrome, data, links, plot
 
@@ -195,7 +196,7 @@ def gpu_filter(gpus: pd.DataFrame) -> list[str]:
 
 def user_filter(at: data.Tick) -> list[str]:
     """The chosen users; none chosen means all of them."""
-    return choices("Users", data.usernames(at), "user")
+    return choices("Users", data.ask(at, processes.usernames), "user")
 
 
 def choices(label: str, options: Sequence[str], key: str) -> list[str]:
@@ -214,5 +215,8 @@ def choices(label: str, options: Sequence[str], key: str) -> list[str]:
 
 def program_filters(at: data.Tick, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """For each of some columns of `programs`, the chosen values; those of which none is chosen are missing."""
-    chosen = {name: choices(f"{name.capitalize()}s", data.program_values(at, name), name) for name in names}
+    chosen = {
+        name: choices(f"{name.capitalize()}s", data.ask(at, processes.program_values, name), name)
+        for name in names
+    }
     return {name: tuple(values) for name, values in chosen.items() if values}

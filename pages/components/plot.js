@@ -11,8 +11,7 @@ let loading
 function plotly() {
   loading ??= new Promise((resolve, reject) => {
     if (window.Plotly) return resolve(window.Plotly)
-    // The page's rhythm, which comes first, has begun to load it.
-    const script = document.querySelector(`script[src="${LIBRARY}"]`) ?? document.createElement("script")
+    const script = document.createElement("script")
     script.src = LIBRARY
     script.onload = () => resolve(window.Plotly)
     script.onerror = () => {
@@ -21,7 +20,7 @@ function plotly() {
       script.remove()
       reject(new Error(`${LIBRARY} cannot be loaded`))
     }
-    if (!script.isConnected) document.head.append(script)
+    document.head.append(script)
   })
   return loading
 }

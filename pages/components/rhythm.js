@@ -92,27 +92,16 @@ class Rhythm {
   }
 }
 
-// Charts come last, and their library is large: it is loaded while the server still computes them.
-function load(library) {
-  if (!library || window.Plotly || document.querySelector(`script[src="${library}"]`)) return
-  const script = document.createElement("script")
-  script.src = library
-  script.onerror = () => script.remove()
-  document.head.append(script)
-}
-
-// On a phone the menu lies over the page: it has done its work once it has led to another one.
+// On a phone the menu lies over the page. It closes once it has led to another page; rhythm.py puts in CLOSE_MENU.
 let last = location.pathname
-function leaveMenu() {
+function closeMenu() {
   if (location.pathname === last) return
   last = location.pathname
-  if (!matchMedia("(max-width: 767px)").matches) return
-  document.querySelector("[data-testid=stSidebar][data-collapsed=false] [data-testid=stSidebarCollapseButton] button")?.click()
+  if (matchMedia("(max-width: 767px)").matches) document.querySelector(CLOSE_MENU)?.click()
 }
 
 export default function ({ data, parentElement, setTriggerValue }) {
-  load(data.library)
-  leaveMenu()
+  closeMenu()
   let rhythm = rhythms.get(parentElement)
   if (!rhythm) rhythms.set(parentElement, (rhythm = new Rhythm(parentElement)))
   rhythm.take(data, () => setTriggerValue("beat", Date.now()))

@@ -1,4 +1,4 @@
-"""The story of one process: who it is, what it ran, which models it had, and what it used over its life."""
+"""The story of one process: its identity, what it ran, its models, and what it used over its life."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import pandas as pd
 import streamlit as st
 
 from gpumon_core import format as fmt
-from pages.components import chrome, data, drawings, filters, plot, tables
+from gpumon_core.store.queries import frames, model_sessions, processes
+from gpumon_core.store.queries.process_filter import ProcessFilter
+from pages.components import charts, chrome, data, filters, tables
 
-# What is known of a process beside its name: title -> column of processes.process_history.
+# The identity of a process beside its name: title -> column of processes.process_history.
 IDENTITY = {
     "PID": "pid",
     "User": "username",
@@ -35,13 +37,13 @@ IDENTITY = {
 }
 
 
-# A story begins below its table, where a reader would not see that it has come. It comes in pieces, and only with
-# them there is room to scroll: it is brought into sight until it has settled, or the reader goes elsewhere.
+# A story appears below its table, where a reader might not see it. It comes in pieces, and before them there is no
+# room to scroll: so the page scrolls to it until its size is final, or the reader moves.
 _reveal = st.components.v2.component(
     "gpumon_reveal",
     js="""
-const SETTLED_MS = 2000
-const ELSEWHERE = ["wheel", "touchstart", "pointerdown", "keydown"]
+const FINAL_MS = 2000
+const READER_MOVES = ["wheel", "touchstart", "pointerdown", "keydown"]
 let revealed
 function bring(element) {
   const behavior = matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth"
@@ -49,11 +51,11 @@ function bring(element) {
   const end = () => {
     sizes.disconnect()
     clearTimeout(timer)
-    for (const kind of ELSEWHERE) removeEventListener(kind, end)
+    for (const kind of READER_MOVES) removeEventListener(kind, end)
   }
-  const timer = setTimeout(end, SETTLED_MS)
-  for (const kind of ELSEWHERE) addEventListener(kind, end, { passive: true })
-  sizes.observe(element.closest("[data-testid=stMainBlockContainer]"))
+  const timer = setTimeout(end, FINAL_MS)
+  for (const kind of READER_MOVES) addEventListener(kind, end, { passive: true })
+  sizes.observe(element.closest(".st-key-story"))
   return end
 }
 export default function ({ data, parentElement }) {
@@ -72,9 +74,9 @@ export default function ({ data, parentElement }) {
 
 def show(at: data.Tick, process_id: int) -> None:
     """Draw it."""
-    frame = data.one_process(at, process_id)
+    frame = data.ask(at, processes.process_history, ProcessFilter(process_ids=(process_id,)))
     if frame.empty:
-        st.info("This process is not in the ledger any more.")
+        st.info("This process is older than the retention, so it was deleted. Choose another row.")
         return
     process = frame.astype("object").where(frame.notna(), None).iloc[0]
     name = process["name"] or f"PID {process['pid']}"
@@ -99,18 +101,9 @@ def show(at: data.Tick, process_id: int) -> None:
     st.html(chrome.facts_html(used))
     if process["command"]:
         st.code(process["command"], language=None, wrap_lines=True)
-    look = drawings.look()
     first, last = int(process["first_seen"]), int(process["last_seen"])
-    text, by_hour = drawings.life(at, process_id, first, last, look)
-    if text is not None:
-        plot.show(
-            [text],
-            key="life",
-            alt=f"Memory and utilization of {name} over its life",
-            view=str(process_id),
-        )
-    notes = ["Means of the hours."] if by_hour else []
-    sessions = data.sessions_of(at, process_id)
+    notes = ["Means of the hours."] if charts.life(at, process_id, first, last, name) else []
+    sessions = data.ask(at, model_sessions.of_process, process_id)
     if len(sessions):
         st.markdown("**Model sessions**")
         tables.show(tables.sessions(sessions, zone), "story_sessions", "Models that it had loaded")
@@ -126,7 +119,7 @@ def show(at: data.Tick, process_id: int) -> None:
 
 
 def _gpu_names(at: data.Tick, host: str, gpus: str) -> list[str]:
-    named = filters.named_gpus(data.gpu_table(at))
+    named = filters.named_gpus(data.ask(at, frames.gpu_table))
     labels = str(gpus).split(", ")
     wanted = {f"GPU {label}" for label in labels} | {f"{host} GPU {label}" for label in labels}
     return [name for name in named if name in wanted]

@@ -12,7 +12,6 @@ import pandas as pd
 import pyarrow as pa
 import streamlit as st
 from pyarrow import compute
-from streamlit.elements.lib.column_types import ColumnConfig
 
 from gpumon_core import format as fmt
 from gpumon_core.format import JOULES_PER_KWH, MIB_PER_GIB, MISSING, sortable_duration
@@ -209,8 +208,8 @@ def sessions(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
     return shown
 
 
-def download(what: str, content: Callable[[], bytes], empty: bool, zone: ZoneInfo, key: str) -> None:
-    """A button that downloads a table as CSV."""
+def download(what: str, content: Callable[[], bytes], zone: ZoneInfo, key: str) -> None:
+    """A button that downloads as CSV a table that no route has."""
     st.download_button(
         "Download CSV",
         data=lambda: turns.made(content),
@@ -218,7 +217,6 @@ def download(what: str, content: Callable[[], bytes], empty: bool, zone: ZoneInf
         mime="text/csv",
         icon=":material/download:",
         on_click="ignore",
-        disabled=empty,
         key=key,
     )
 
@@ -234,12 +232,14 @@ def show(
     on_select: Callable[[], None] | None = None,
     chosen_rows: Sequence[int] = (),
     largest_gib: float | None = None,
+    edition: int = 0,
 ) -> None:
     """Draw a table whose sorting, widths and scroll position survive a refresh under its `key`.
 
     `order` names the columns that are shown if they have something to show, `asked` those of them that are shown
     anyhow. `on_select` is called when the reader has chosen a row; `chosen_rows` are so from the beginning. Where
-    `largest_gib` is given, the most memory is a bar that is full there.
+    `largest_gib` is given, the most memory is a bar that is full there. Another `edition` is a new table in the
+    browser.
     """
     names = shown.column_names if isinstance(shown, pa.Table) else shown.columns.tolist()
     order = _with_values(shown, order or names, asked, key)
@@ -259,7 +259,7 @@ def show(
             selecting["selection_default"] = {"selection": {"rows": list(chosen_rows)}}
     st.dataframe(
         shown,
-        key=key,
+        key=f"{key}_{edition}",
         hide_index=True,
         height=height,
         column_config=config,
@@ -318,7 +318,7 @@ def _with_values(
 
 
 @lru_cache(maxsize=2)
-def columns(currency: str) -> dict[str, ColumnConfig]:
+def columns(currency: str) -> dict[str, Any]:
     """The configuration of every column that one of the tables may have."""
     gib = "%.1f GiB"
     number, text, moment = (

@@ -95,14 +95,14 @@ class Visitors:
 
     def _open(self, page: str, patience_s: float) -> bytes:
         """What the server sends to a browser that opens a page, until its script has ended."""
-        from streamlit.proto.BackMsg_pb2 import BackMsg
-        from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
         from websockets.exceptions import WebSocketException
         from websockets.sync.client import connect
 
+        from pages.components.streamlit_private import STREAM, BackMsg, ForwardMsg
+
         wanted = BackMsg()
         wanted.rerun_script.page_name = page
-        url = f"ws://127.0.0.1:{self._server.port}/_stcore/stream"
+        url = f"ws://127.0.0.1:{self._server.port}{STREAM}"
         parts: list[bytes] = []
         try:
             with connect(url, subprotocols=["streamlit"], max_size=None, open_timeout=patience_s) as socket_:  # type: ignore[list-item]

@@ -1,4 +1,4 @@
-"""From the ledger's sums to what its page shows: steps of time, shares, prices. DataFrames in, DataFrames out."""
+"""From the sums of the ledger to what pages show: steps of time, shares, costs. DataFrames in, DataFrames out."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HOURLY_UP_TO_S = 3 * DAY_S
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What energy and busy GPUs cost; None where the user has not said."""
+    """What energy and busy GPUs cost; None where no price is set."""
 
     per_kwh: float | None
     per_gpu_hour: float | None
@@ -57,7 +57,7 @@ def measure(frame: pd.DataFrame, name: str, prices: Prices) -> pd.Series:
 
 
 def called(ranking: pd.DataFrame, names: Mapping[Any, str]) -> pd.Series:
-    """What each row of a ranking is called."""
+    """The name of each row of a ranking."""
     own = ranking["kind"] != "part"
     known = ranking["key"].map(lambda key: _label(key, names), na_action=None)
     return known.where(~own, ranking["kind"].map(OWN)).fillna(UNKNOWN)
@@ -68,13 +68,13 @@ def _label(key: Any, names: Mapping[Any, str]) -> str | None:
 
 
 def shares(ranking: pd.DataFrame) -> pd.Series:
-    """Of the energy of all rows of a ranking together, in percent."""
+    """Each row's share of the energy of all rows of a ranking, in percent."""
     energy = ranking["energy_j"].sum()
     return 100 * ranking["energy_j"] / (energy or 1.0)
 
 
 def ranked(ranking: pd.DataFrame, names: Mapping[Any, str], by: str, prices: Prices) -> pd.DataFrame:
-    """A ranking as people are shown it: `by` (who), Processes, GPU-hours, On GPU (s), Held idle (s), Memory-hours,
+    """A ranking as people see it: `by` (the name), Processes, GPU-hours, On GPU (s), Held idle (s), Memory-hours,
     Energy, Share (percent of all energy), Cost where there are prices, and Estimate. Files: export.usage."""
     table = pd.DataFrame(
         {
@@ -99,13 +99,13 @@ def steps(epochs: pd.Series, span_s: int, zone: ZoneInfo) -> pd.Series:
         shown = local.dt.tz_localize(None).astype("datetime64[s]").astype("int64")
         return epochs - shown % span_s
     midnight = local.dt.tz_localize(None).dt.normalize()
-    # A night in which the clock is set has its midnight once or twice, or not at all.
+    # In a night in which the clock is set, midnight may come once, twice, or not at all.
     aware = midnight.dt.tz_localize(zone, ambiguous=True, nonexistent="shift_forward").dt.tz_convert("UTC")
     return aware.dt.tz_localize(None).astype("datetime64[s]").astype("int64")
 
 
 def fits(zone: ZoneInfo, moment: float) -> bool:
-    """Whether the hours of a zone are made of the ledger's half hours at a moment (UTC seconds): not in Nepal."""
+    """Whether the hours of a zone consist of half hours of the ledger at a moment (UTC seconds): not in Nepal."""
     offset = datetime.fromtimestamp(moment, zone).utcoffset() or timedelta()
     return offset.total_seconds() % STEP_S == 0
 
@@ -121,8 +121,8 @@ def over_time(
     span_s: int,
 ) -> pd.DataFrame:
     """A measure step by step: timestamp_epoch and a column for each of the `top` keys, for the others, and, of
-    energy and cost, for what the idle GPUs took. `own` is usage.gpu_hours. From the first step to the last none
-    is missing: a step in which nobody was there is 0, where a drawing would carry on with the one before."""
+    energy and cost, for what the idle GPUs took. `own` is usage.gpu_hours. No step between the first and the last
+    is missing: one without processes is 0, because a figure would draw the value before it again."""
     parts = trend.assign(step=steps(trend["timestamp_epoch"], span_s, zone), value=measure(trend, name, prices))
     first = list(dict.fromkeys(_label(key, names) or OTHERS for key in top))
     parts["part"] = parts["key"].map(lambda key: _label(key, names) or OTHERS, na_action=None)
@@ -146,20 +146,20 @@ def over_time(
     return wide[order].fillna(0.0).rename_axis("timestamp_epoch").reset_index()
 
 
-def by_week(used: pd.DataFrame, whole: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
+def by_week(used: pd.DataFrame, recorded: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
     """How busy the GPUs were at each hour of the week: weekday, hour, share (percent).
 
-    used: timestamp_epoch, busy_s; whole: timestamp_epoch, seconds and unknown_s (of all GPUs together). Time in
-    which the driver did not say counts for nothing.
+    used: timestamp_epoch, busy_s; recorded: timestamp_epoch, seconds and unknown_s (of all GPUs together). Time in
+    which the driver reported no utilization does not count.
     """
     busy = used.groupby("timestamp_epoch")["busy_s"].sum()
-    local = pd.to_datetime(whole["timestamp_epoch"], unit="s", utc=True).dt.tz_convert(zone)
+    local = pd.to_datetime(recorded["timestamp_epoch"], unit="s", utc=True).dt.tz_convert(zone)
     frame = pd.DataFrame(
         {
             "weekday": local.dt.day_of_week,
             "hour": local.dt.hour,
-            "seconds": whole["seconds"] - whole["unknown_s"],
-            "busy_s": whole["timestamp_epoch"].map(busy).fillna(0.0),
+            "seconds": recorded["seconds"] - recorded["unknown_s"],
+            "busy_s": recorded["timestamp_epoch"].map(busy).fillna(0.0),
         }
     )
     sums = frame.groupby(["weekday", "hour"])[["busy_s", "seconds"]].sum()

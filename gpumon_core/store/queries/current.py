@@ -1,7 +1,7 @@
 """What is now: the newest tick of every host, as plain rows.
 
-Pages ask for it with every tick. A frame of a few rows and many columns takes pandas five times as long as the
-query takes, so that who needs none gets none; `frames` has the same as frames.
+Pages ask for it with every tick. For a few rows with many columns pandas needs five times as long as the query, so
+these are no frames; `frames` has the same as frames.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from gpumon_core.store.schema import (
     programs,
 )
 
-# A row by the names of its columns; what is not known is None.
+# The values of a row by the names of its columns; what is not known is None.
 Row = dict[str, Any]
 
 CHANGE_KEYS = [metric.key for metric in CHANGE_METRICS]
-# What was on a GPU that does not answer now is not known to be there still.
+# Whether a GPU answers now. It is not known whether a process still runs on one that does not.
 ANSWERS = schema.gpus.c.last_seen == schema.hosts.c.last_seen
 
-# Put together once.
+# These queries are built once.
 _HOSTS = sa.select(schema.hosts).order_by(schema.hosts.c.name)
 _GPUS_NOW = (
     sa.select(
@@ -53,7 +53,7 @@ _GPUS_NOW = (
 )
 _GPUS_LISTED = _GPUS_NOW.where(schema.gpus.c.state != "gone")
 _KEYS = sa.union_all(*(sa.select(sa.literal(metric.key).label("metric")) for metric in CHANGE_METRICS)).subquery()
-# A look into the index for each: what has changed in years need not be read.
+# One look into the index for each metric: the changes of years need not be read.
 _CHANGES_NOW = sa.select(
     schema.gpus.c.id,
     _KEYS.c.metric,
@@ -109,7 +109,7 @@ PROCESS_NUMBERS = (*PROCESS_KEYS, "max_memory", "avg_memory", "memory_total_mib"
 
 HOST_COLUMNS = tuple(_HOSTS.selected_columns.keys())
 GPU_COLUMNS = (*_GPUS_NOW.selected_columns.keys(), *CHANGE_KEYS)
-# The last is ours: until when the row is up to date.
+# Without the last, which is only used here: until when the row is up to date.
 PROCESS_COLUMNS = tuple(_PROCESSES_NOW.selected_columns.keys())[:-1]
 
 
@@ -120,8 +120,8 @@ def hosts(engine: Engine) -> list[Row]:
 
 
 def gpus(engine: Engine, gone: bool = False) -> list[Row]:
-    """One row per GPU, in the driver's order, those that are gone only on demand: the columns of `gpus`, `host`,
-    `host_last_seen`, `host_interval_s`, and the catalogue's metrics as they are now. Raises
+    """One row per GPU, in the driver's order; with `gone` also those that are gone. The columns of `gpus`, `host`,
+    `host_last_seen`, `host_interval_s`, and the present values of the catalogue's metrics. Raises
     sqlalchemy.exc.DBAPIError."""
     with engine.connect() as connection:
         rows = _rows(connection, _GPUS_NOW if gone else _GPUS_LISTED)
@@ -160,7 +160,7 @@ def _rows(connection: Connection, query: sa.Select[Any]) -> list[Row]:
 
 
 def _newest_snapshots(connection: Connection, rows: Sequence[Row]) -> dict[tuple[int, int], tuple[Any, ...]]:
-    """What has changed since the processes' rows were last brought up to date, by process and GPU."""
+    """What has changed since the processes' rows were last updated, by process and GPU."""
     if not rows:
         return {}
     chosen = {"since": min(row["settled"] for row in rows), "gpu_ids": list({row["gpu_id"] for row in rows})}

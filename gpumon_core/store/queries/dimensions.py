@@ -1,4 +1,4 @@
-"""By what use can be added up. Apart from its reading, which needs pandas: help texts and descriptions do not."""
+"""The dimensions by which use can be added up. In a module without pandas, for help texts and descriptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which GPU somebody means: the one place that knows how GPUs are spelled, on the command line and in queries."""
+"""Which GPU is meant: the one place that knows how people write GPUs, on the command line and in queries."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from sqlalchemy.engine import Engine
 from gpumon_core.format import gpu_label
 from gpumon_core.store.schema import gpus, hosts
 
-# What a number alone is.
+# What a number alone means.
 Number = Literal["index", "id"]
-# So many GPUs are listed in a sentence, and so much of what somebody wrote.
+# The most GPUs that a sentence lists, and the most characters of what was written that it repeats.
 MOST_LISTED = 8
 LONGEST_SHOWN = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What a GPU can be called by. `here`: whether it is not gone from its host."""
+    """The names of a GPU. `here`: whether it is not gone from its host."""
 
     id: int
     host: str
@@ -33,7 +33,7 @@ class Named:
 
     @property
     def label(self) -> str:
-        """Its index, of a MIG instance with its own: "3:1"."""
+        """Its index, for a MIG instance with that of the instance: "3:1"."""
         return gpu_label(self.index, self.mig_index)
 
     def __str__(self) -> str:
@@ -41,11 +41,11 @@ class Named:
 
 
 class UnknownGpu(Exception):
-    """No GPU is called that; `str()` says which there are, up to the full stop."""
+    """No GPU has that name; `str()` says which there are, without a full stop."""
 
 
 class AmbiguousGpu(Exception):
-    """Several GPUs are called that; `str()` says which, up to the full stop."""
+    """Several GPUs have that name; `str()` says which, without a full stop."""
 
 
 def known(engine: Engine) -> list[Named]:
@@ -65,9 +65,9 @@ def known(engine: Engine) -> list[Named]:
 
 
 def find(text: str, named: Sequence[Named], number: Number) -> Named:
-    """The GPU that is called that, in any case: by index ("3", "index:3", of a MIG instance "3:1"), by UUID or the
-    beginning of one, both with the host before them ("rack1/3"), or by id ("id:7"). `number` says what a number
-    alone is. Of several that stood in one place, one after the other, the newest has the index.
+    """The GPU of that name, in upper or lower case: by index ("3", "index:3", for a MIG instance "3:1"), by UUID
+    or the beginning of one, both also after the host ("rack1/3"), or by id ("id:7"). `number` says what a number
+    alone means. Of several GPUs that were in one place one after the other, the newest has the index.
 
     Raises UnknownGpu, AmbiguousGpu.
     """
@@ -76,7 +76,9 @@ def find(text: str, named: Sequence[Named], number: Number) -> Named:
         wanted = f"{number}:{wanted}"
     found = (
         [gpu for gpu in named if wanted in (f"id:{gpu.id}", *_with_host(gpu, gpu.uuid))]
-        or [gpu for gpu in _standing(named) if wanted in (f"index:{gpu.label}", *_with_host(gpu, gpu.label))]
+        or [
+            gpu for gpu in _newest_in_place(named) if wanted in (f"index:{gpu.label}", *_with_host(gpu, gpu.label))
+        ]
         or [gpu for gpu in named if _begins(gpu, wanted)]
     )
     shown = text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "…"
@@ -99,8 +101,8 @@ def _begins(gpu: Named, wanted: str) -> bool:
     return bool(rest) and gpu.uuid.lower().startswith(rest)
 
 
-def _standing(named: Iterable[Named]) -> list[Named]:
-    """The GPU in each place of a host: the one that is there, or was there last."""
+def _newest_in_place(named: Iterable[Named]) -> list[Named]:
+    """The GPU in each place of a host: the one that is there now, or was there last."""
     places: dict[tuple[str, str], Named] = {}
     for gpu in sorted(named, key=lambda gpu: (gpu.here, gpu.id)):
         places[gpu.host, gpu.label] = gpu

@@ -1,4 +1,4 @@
-"""Who was on the GPUs when: bars and areas under the charts of the same stretch of time, as pandas DataFrames."""
+"""Processes and models on the GPUs over time, for the lanes and areas under charts, as pandas DataFrames."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from gpumon_core.metrics import CLOCKS_EVENT_REASONS, PROCESS_METRICS
+from gpumon_core.metrics import CLOCKS_EVENT_REASONS
 from gpumon_core.store.queries.current import ANSWERS
-from gpumon_core.store.queries.frames import LOOK_BACK_S, fetch, process_life
-from gpumon_core.store.queries.history import GAP_STEPS
+from gpumon_core.store.queries.frames import fetch
+from gpumon_core.store.queries.history import GAP_STEPS, LABEL_S
 from gpumon_core.store.schema import (
     gpu_changes,
     gpu_metrics,
@@ -28,31 +28,29 @@ from gpumon_core.store.schema import (
 )
 
 HOUR_S = 3600
-# A stretch no longer than this is read from the ticks, a longer one from the hours.
+# A range no longer than this is read from the ticks, a longer one from the hours.
 FROM_TICKS_S = HOUR_S
-# A life no longer than this is read from the ticks, a longer one from the hours.
-LIFE_FROM_TICKS_S = 6 * HOUR_S
-# In a stretch no longer than this, who was there is found by the hours.
+# In a range no longer than this, processes are found by the hours of the ledger.
 LONGEST_BY_HOURS_S = 8 * 24 * HOUR_S
 OTHERS = -1
-# Times of ticks are whole seconds: two ticks may seem to lie further apart by so much.
-LABEL_MS = 1500
+# Every process's state is written at least this often, with some room for a late tick: accounting.HEARTBEAT_S.
+LOOK_BACK_S = 900
 
 
 def lanes(
     engine: Engine, gpu_ids: Sequence[int], start: int, end: int, of: Literal["process", "model"], most: int
 ) -> pd.DataFrame:
     """The processes, or the models that servers had loaded, on some GPUs between `start` and `end` (UTC seconds):
-    those that held most memory for longest, at most `most` of them.
+    at most `most`, those that held most memory for longest.
 
     One row per process (or session) and GPU, the GPUs in the order given, then by time. Columns: gpu_id,
     process_id, first, last (UTC seconds), running, pid, name, username, workload, model, memory (MiB, its
-    average), max_memory, share (of the GPU's memory, 0 to 1; NaN where not known), found (how many there were in
+    average), max_memory, share (of the GPU's memory, 0 to 1; NaN where not known), found (how many there are in
     all).
     """
     table = process_gpus if of == "process" else model_sessions
     running, last = _running(table), _last_seen(table)
-    # What is drawn: from when to when within the stretch, and how much.
+    # What is drawn: from when to when within the range, and how much memory.
     begins = sa.case((table.c.first_seen > start, table.c.first_seen), else_=start)
     ends = sa.case((last < end, last), else_=end)
     weight = sa.func.coalesce(table.c.avg_memory, table.c.max_memory, 0) * (ends - begins + 1)
@@ -60,7 +58,7 @@ def lanes(
     where: sa.FromClause = table
     if of == "process" and end - start <= LONGEST_BY_HOURS_S:
         where = _about(start, end)
-        # The sum keeps SQLite from going through all that ever was on these GPUs.
+        # With the sum SQLite does not read everything that ever was on these GPUs.
         same = sa.and_(table.c.process_id == where.c.process_id, table.c.gpu_id + 0 == where.c.gpu_id)
         place = where.join(table, same)
     largest = (
@@ -80,7 +78,7 @@ def lanes(
         .join(gpus, gpus.c.id == where.c.gpu_id)
         .join(hosts, hosts.c.id == gpus.c.host_id)
         .where(where.c.gpu_id.in_(list(gpu_ids)), table.c.first_seen <= end, last >= start)
-        # Of equals always the same, or bars would come and go with every drawing.
+        # Equals have one order, or bars would come and go with every drawing.
         .order_by(weight.desc(), table.c.first_seen, table.c.process_id, table.c.gpu_id)
         .limit(most)
         .subquery()
@@ -108,57 +106,57 @@ def lanes(
 
 
 def _about(start: int, end: int) -> sa.Subquery:
-    """The processes and GPUs that run, or have an hour about then. No index tells who was last seen when, but the
-    hours are in the order of time, and are kept as long as the processes."""
+    """The processes and GPUs that run now, or have an hour of the ledger in the range. There is no index by
+    last_seen, but the hours are in the order of time, and are stored as long as the processes."""
     hours = process_hours.c
-    # What an hour's first tick charges belongs to the hour before.
+    # The first tick of an hour is about the hour before, too.
     within = sa.and_(hours.timestamp_epoch > start - 2 * HOUR_S, hours.timestamp_epoch <= end)
     running = sa.select(process_gpus.c.process_id, process_gpus.c.gpu_id).where(process_gpus.c.active == 1)
     return running.union(sa.select(hours.process_id, hours.gpu_id).where(within)).subquery()
 
 
 def _running(table: sa.Table) -> sa.ColumnElement[bool]:
-    """Whether a row of process_gpus or model_sessions is of now: what was on a GPU that does not answer any more
-    is not known to be there still."""
+    """Whether a row of process_gpus or model_sessions is of now. On a GPU that does not answer it is not known
+    whether anything still runs."""
     return sa.and_(table.c.active == 1, ANSWERS)
 
 
 def _last_seen(table: sa.Table) -> sa.ColumnElement[int]:
-    """When it was last there. Rows of what goes on are brought up to date now and then: it was seen just now."""
+    """When it was last seen. A row of what still runs is updated now and then only: it was seen just now."""
     return sa.case((_running(table), hosts.c.last_seen), else_=table.c.last_seen)
 
 
 def memory_by_process(
     engine: Engine, gpu_ids: Sequence[int], start: int, end: int, points: int, most: int
 ) -> pd.DataFrame:
-    """How much GPU memory each process held between `start` and `end`, summed over some GPUs, step by step.
+    """The GPU memory of each process between `start` and `end`, summed over some GPUs, step by step.
 
-    Columns: timestamp_epoch (the beginning of a step; the steps are of equal length), and one for each of the
-    `most` largest processes, by its id, the largest first, and OTHERS where there are more; MiB as float64. A
-    step tells what was held at its beginning. Within an hour, and where the ticks are kept, the values are those
-    of the ticks, and while nobody recorded there are none; else they are the means of the hours, between a
-    process's first and last tick.
+    Columns: timestamp_epoch (the beginning of a step; all steps are of equal length), and one for each of the
+    `most` largest processes, by its id, the largest first, and OTHERS where there are more; MiB as float64. A step
+    has the memory that was held at its beginning. Within an hour, and where the ticks are still stored, the values
+    are those of the ticks, and there are none where nothing was recorded. Otherwise they are the means of the
+    hours, between the first and the last tick of a process.
     """
     step = max(1, -(-(end - start) // max(1, points)))
     count = max(1, -(-(end - start) // step))
-    by_tick = end - start <= FROM_TICKS_S and _ticks_are_kept(engine, start - LOOK_BACK_S)
+    by_tick = end - start <= FROM_TICKS_S and ticks_are_stored(engine, start - LOOK_BACK_S)
     pieces = (_from_ticks if by_tick else _from_hours)(engine, gpu_ids, start, end)
     if not len(pieces):
         return pd.DataFrame({"timestamp_epoch": pd.Series(dtype="int64")})
     first = np.clip(np.ceil((pieces["from"].to_numpy() - start) / step), 0, count).astype("int64")
     last = np.clip(np.ceil((pieces["to"].to_numpy() - start) / step), 0, count).astype("int64")
     ids, columns = np.unique(pieces["process_id"].to_numpy("int64"), return_inverse=True)
-    # Who came and went between two steps is in the step that it began in, with the most that it held there.
+    # A process that came and went between two steps is in the step in which it began, with its maximum.
     unseen = np.bincount(columns, weights=last - first)[columns] == 0
     brief = pieces[unseen].groupby(["process_id", "gpu_id"])["memory"].idxmax().to_numpy()
     first[brief] = np.clip(first[brief] - 1, 0, count - 1)
     last[brief] = first[brief] + 1
     memory = pieces["memory"].to_numpy()
     order = np.argsort(-np.bincount(columns, weights=memory * (last - first)), kind="stable")
-    # All that are not among the largest share one column, the last.
+    # All others share one column, the last.
     place = np.empty(len(ids), dtype="int64")
     place[order] = np.arange(len(ids)).clip(max=most)
-    # What begins and what ends at each step; the sum of both so far is what is there.
+    # What begins and what ends at each step: the sum up to a step is what is held in it.
     grid = np.zeros((count + 1, most + 1))
     np.add.at(grid, (first, place[columns]), memory)
     np.add.at(grid, (last, place[columns]), -memory)
@@ -168,15 +166,15 @@ def memory_by_process(
     return pd.DataFrame(table | {name: held[:, at] for at, name in enumerate(names) if held[:, at].any()})
 
 
-def _ticks_are_kept(engine: Engine, since: int) -> bool:
-    """Whether every tick of processes from `since` on (UTC seconds) is there, rather than only their hours."""
+def ticks_are_stored(engine: Engine, since: int) -> bool:
+    """Whether every tick of processes from `since` on (UTC seconds) is still stored, and not only their hours."""
     oldest = sa.select(
         sa.select(sa.func.min(process_snapshots.c.timestamp_epoch)).scalar_subquery().label("tick"),
         sa.select(sa.func.min(gpu_processes.c.first_seen)).scalar_subquery().label("ever"),
     )
     with engine.connect() as connection:
         tick, ever = connection.execute(oldest).one()
-    # The ledger outlives the ticks: where both begin together, nothing has been forgotten.
+    # The ledger is stored longer than the ticks: where both begin together, nothing was deleted.
     return tick is not None and (tick <= since or ever is None or tick <= ever)
 
 
@@ -198,10 +196,10 @@ def _from_ticks(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) ->
     )
     frame = _numbers(engine, query, ("process_id", "gpu_id", "from", "memory", "present"))
     frame = frame.sort_values(["process_id", "gpu_id", "from"], kind="stable")
-    # A row holds until its process's next one on that GPU.
+    # A row holds until the next one of its process on that GPU.
     frame["to"] = frame.groupby(["process_id", "gpu_id"], sort=False)["from"].shift(-1).fillna(np.inf)
     frame = frame[(frame["present"] == 1) & frame["memory"].notna()]
-    # And only while the GPU had ticks: in a gap nothing is known.
+    # It also ends where the GPU has no ticks: in a gap nothing is known.
     frame = frame.merge(_ticked(engine, gpu_ids, start, end), on="gpu_id")
     frame["from"] = frame[["from", "since"]].max(axis=1)
     frame["to"] = frame[["to", "until"]].min(axis=1)
@@ -209,7 +207,7 @@ def _from_ticks(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) ->
 
 
 def _ticked(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) -> pd.DataFrame:
-    """When GPUs were sampled without a gap: gpu_id, since, until (the second after the last tick)."""
+    """When GPUs were recorded without a gap: gpu_id, since, until (the second after the last tick)."""
     time = gpu_metrics.c.timestamp_epoch
     usual_ms = 1000 * GAP_STEPS * hosts.c.interval_s
     gpu: dict[str, Any] = {"partition_by": gpu_metrics.c.gpu_id, "order_by": time}
@@ -225,11 +223,11 @@ def _ticked(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) -> pd.
         .where(gpu_metrics.c.gpu_id.in_(list(gpu_ids)), time >= start - LOOK_BACK_S, time <= end)
         .subquery()
     )
-    # A tick says of how much time before it it speaks; of one that does not, the present interval has to say.
+    # A tick says how much time before it it covers; where it does not, the present interval is taken.
     begins, ends = (
         sa.case(
             (ticks.c[side].is_(None), 1),
-            (1000 * ticks.c[side] > sa.func.coalesce(ticks.c[f"{side}_ms"] + LABEL_MS, usual_ms), 1),
+            (1000 * ticks.c[side] > sa.func.coalesce(ticks.c[f"{side}_ms"] + 1000 * LABEL_S, usual_ms), 1),
             else_=0,
         )
         for side in ("before", "after")
@@ -258,7 +256,7 @@ def _from_hours(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) ->
     hours = process_hours.c
     query = (
         sa.select(
-            *(hours.process_id, hours.gpu_id, _hour(hours.timestamp_epoch), hours.memory_mib_s, hours.seconds),
+            *(hours.process_id, hours.gpu_id, hour_of(hours.timestamp_epoch), hours.memory_mib_s, hours.seconds),
             *(process_gpus.c.first_seen, _last_seen(process_gpus)),
         )
         .join(
@@ -275,7 +273,7 @@ def _from_hours(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) ->
     )
     names = ("process_id", "gpu_id", "hour", "memory_mib_s", "seconds", "first_seen", "last_seen")
     frame = _numbers(engine, query, names)
-    # The ledger has two rows an hour, and one more where it began to run another program.
+    # The ledger has two rows an hour, and one more where the process began to run another program.
     same = ["process_id", "gpu_id", "hour"]
     if frame.duplicated(same).any():
         first = dict.fromkeys(("first_seen", "last_seen"), "first")
@@ -287,97 +285,16 @@ def _from_hours(engine: Engine, gpu_ids: Sequence[int], start: int, end: int) ->
     return frame[there & frame["memory"].notna()].reset_index(drop=True)
 
 
-def _hour(moment: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
-    """The hour's first second: PostgreSQL groups by it only where it has no parameter."""
+def hour_of(moment: sa.ColumnElement[int]) -> sa.ColumnElement[int]:
+    """The first second of the hour. Without a parameter, or PostgreSQL could not group by it."""
     return moment - moment % sa.literal_column(str(HOUR_S), sa.BigInteger)
 
 
-def life(engine: Engine, process_id: int, points: int) -> tuple[pd.DataFrame, bool]:
-    """One process over its life, in about `points` steps per GPU, and whether these are means of the hours.
-
-    Columns: gpu_id, timestamp_epoch, and of each process metric its mean, `<metric>_min` and `<metric>_max`, as
-    float64; the SM utilization of an hour is the busy time that was its part of the GPU's. Ticks are read where
-    they are kept for all of it. While it was not there, or nobody recorded, is one row of NaN.
-    """
-    with engine.connect() as connection:
-        span = connection.execute(
-            sa.select(gpu_processes.c.first_seen, gpu_processes.c.last_seen).where(
-                gpu_processes.c.id == process_id
-            )
-        ).first()
-    if span is None:
-        return _life_by_hours(engine, process_id, 0, 0), True
-    long = span.last_seen - span.first_seen > LIFE_FROM_TICKS_S
-    if long or not _ticks_are_kept(engine, span.first_seen):
-        return _life_by_hours(engine, process_id, span.first_seen, span.last_seen), True
-    ticks = process_life(engine, process_id, recorded=True)
-    if ticks.empty:
-        return _life_by_hours(engine, process_id, span.first_seen, span.last_seen), True
-    step = max(1, (span.last_seen - span.first_seen) // max(1, points))
-    bucket = ticks["timestamp_epoch"] - ticks["timestamp_epoch"] % step
-    grouped = ticks.drop(columns="timestamp_epoch").groupby([ticks["gpu_id"], bucket.rename("timestamp_epoch")])
-    keys = [metric.key for metric in PROCESS_METRICS]
-    parts = {key: grouped[key].mean() for key in keys}
-    parts |= {f"{key}_min": grouped[key].min() for key in keys} | {
-        f"{key}_max": grouped[key].max() for key in keys
-    }
-    parts["recorded_s"] = grouped["recorded_ms"].max() / 1000
-    return _with_gaps(pd.DataFrame(parts).reset_index(), step=step), False
-
-
-def _with_gaps(frame: pd.DataFrame, longest: float | None = None, step: float = 0.0) -> pd.DataFrame:
-    """Add a row of NaN between the rows of a GPU that are further apart than `longest` seconds, so that no line
-    leads across. By default that is what a row speaks of (recorded_s) and a step, or where that is not known a few
-    times what is usual in the frame."""
-    apart = frame.groupby("gpu_id")["timestamp_epoch"].diff()
-    allowed: Any = longest
-    if longest is None:
-        own = frame.pop("recorded_s") + step + LABEL_MS / 1000
-        allowed = own.fillna(GAP_STEPS * apart.median())
-    wide = apart > allowed
-    gaps = frame.loc[wide, ["gpu_id", "timestamp_epoch"]]
-    gaps["timestamp_epoch"] -= (apart[wide] / 2).astype("int64")
-    joined: pd.DataFrame = pd.concat([frame, gaps])
-    return joined.sort_values(["gpu_id", "timestamp_epoch"], ignore_index=True)
-
-
-def _life_by_hours(engine: Engine, process_id: int, first_seen: int, last_seen: int) -> pd.DataFrame:
-    hours = process_hours.c
-    query = (
-        sa.select(
-            hours.gpu_id,
-            _hour(hours.timestamp_epoch).label("timestamp_epoch"),
-            *(sa.func.sum(hours[name]).label(name) for name in ("seconds", "busy_s", "memory_mib_s")),
-            sa.func.max(hours.max_memory).label("memory_max"),
-        )
-        # The table is ordered by time: without it all of it would be read.
-        .where(
-            hours.process_id == process_id,
-            hours.timestamp_epoch > first_seen - HOUR_S,
-            hours.timestamp_epoch <= last_seen,
-        )
-        .group_by(hours.gpu_id, _hour(hours.timestamp_epoch))
-        .order_by(hours.gpu_id, _hour(hours.timestamp_epoch))
-    )
-    frame = fetch(engine, query).astype({"gpu_id": "int64", "timestamp_epoch": "int64"})
-    seconds = frame["seconds"].astype("float64").where(lambda length: length > 0)
-    frame["memory"] = frame.pop("memory_mib_s") / seconds
-    frame["sm_utilization"] = 100 * frame.pop("busy_s") / seconds
-    frame["memory_max"] = frame["memory_max"].astype("float64")
-    # Where no memory was told, none was held for no time: it is not 0.
-    frame["memory"] = frame["memory"].where(frame["memory_max"].notna())
-    for metric in PROCESS_METRICS:
-        for name in (metric.key, f"{metric.key}_min", f"{metric.key}_max"):
-            if name not in frame:
-                frame[name] = frame.get(metric.key, np.nan)
-    return _with_gaps(frame.drop(columns="seconds"), HOUR_S)
-
-
 def throttling(engine: Engine, gpu_id: int, start: int, end: int) -> pd.DataFrame:
-    """Why a GPU's clocks were held down between `start` and `end`: one row per reason and stretch of time.
+    """Why a GPU's clocks were not higher between `start` and `end`: one row per reason and period.
 
-    Columns: reason (of metrics.CLOCKS_EVENT_REASONS), first, last (UTC seconds). Nothing is said of the time after
-    the GPU's newest tick.
+    Columns: reason (of metrics.CLOCKS_EVENT_REASONS), first, last (UTC seconds). There are no rows for the time
+    after the GPU's newest tick.
     """
     at, chosen = (
         gpu_changes.c.timestamp_epoch,
@@ -392,7 +309,7 @@ def throttling(engine: Engine, gpu_id: int, start: int, end: int) -> pd.DataFram
     changes = fetch(engine, query).to_numpy("float64")
     with engine.connect() as connection:
         ticks = sa.select(sa.func.max(gpu_metrics.c.timestamp_epoch)).where(gpu_metrics.c.gpu_id == gpu_id)
-        # Of a GPU that has been gone for long the ticks are forgotten.
+        # The ticks of a GPU that has been gone for long are deleted.
         known = sa.func.coalesce(ticks.scalar_subquery(), gpus.c.last_seen)
         newest = connection.execute(sa.select(known).where(gpus.c.id == gpu_id)).scalar()
     until = min(end, start if newest is None else int(newest))

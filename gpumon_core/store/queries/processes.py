@@ -8,26 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from gpumon_core.format import gpu_label
-from gpumon_core.store.queries.current import ANSWERS
+from gpumon_core.store.queries.process_filter import CONTAINER, EVERYTHING, ProcessFilter, running
 from gpumon_core.store.schema import PROGRAM_COLUMNS, gpu_processes, gpus, hosts, process_gpus, programs
 
-Kind = Literal["C", "G", "M"]
-State = Literal["running", "ended"]
 # Where a row stands in the ledger's order: its first_seen and process_id.
 Position = tuple[int, int]
 
 PAGE_ROWS = 5000
 # So many processes are named one by one; more, by the question that found them. SQLite takes 32,766 names.
 NAMED = 5000
-LARGEST_PID = 2**31 - 1
-PID_DIGITS = len(str(LARGEST_PID))
 # What is read of `gpu_processes` itself.
 OWN = (
     *("id", "pid", "name", "username", "program_id", "start_time", "first_seen", "last_seen"),
@@ -49,101 +45,6 @@ DTYPES = {
     "estimated": "bool",
     **dict.fromkeys(PROGRAM_COLUMNS, "object"),
 }
-# Containers are called as pages call them: by pod, name, or the beginning of the id.
-CONTAINER = sa.func.coalesce(
-    programs.c.pod, programs.c.container_name, sa.func.substr(programs.c.container_id, 1, 12)
-)
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessFilter:
-    """Which processes are meant. None and empty filters leave everything in; the others hold together.
-
-    start, end: UTC seconds; the process was seen between them. gpu_ids, users: any of them. containers: by pod,
-    name, or the first 12 digits of the id. programs_with: (column of `programs`, values) pairs, any of the
-    values. kinds: it was a process of one of these kinds on some GPU. min_memory_mib: of the most that it held at
-    once over its GPUs. min_lifetime_s: from first to last seen. text: part of the name or the command line in
-    any case, or the PID. process_ids: these rows.
-    """
-
-    start: int | None = None
-    end: int | None = None
-    gpu_ids: tuple[int, ...] = ()
-    users: tuple[str, ...] = ()
-    containers: tuple[str, ...] = ()
-    programs_with: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    kinds: tuple[Kind, ...] = ()
-    states: tuple[State, ...] = ()
-    min_memory_mib: int | None = None
-    min_lifetime_s: int | None = None
-    text: str = ""
-    process_ids: tuple[int, ...] = ()
-
-    def conditions(self, dialect: str) -> list[sa.ColumnElement[bool]]:
-        """What holds for the rows of `gpu_processes`, in a database of that dialect.
-
-        Raises KeyError for a column that `programs` lacks.
-        """
-        text = self.text.strip()
-        return [*self._when(), *self._who(), *self._what(), *([_matches(text, dialect)] if text else [])]
-
-    def _when(self) -> list[sa.ColumnElement[bool]]:
-        # Rows of processes that go on are brought up to date now and then: they were seen just now.
-        this = gpu_processes.c
-        found: list[sa.ColumnElement[bool]] = []
-        if self.start is not None:
-            still = running().where(hosts.c.last_seen >= self.start)
-            found.append(sa.or_(this.last_seen >= self.start, this.id.in_(still)))
-        if self.end is not None:
-            found.append(this.first_seen <= self.end)
-        if self.min_lifetime_s is not None:
-            began = gpu_processes.alias()
-            still = running().join(began, began.c.id == process_gpus.c.process_id)
-            still = still.where(hosts.c.last_seen - began.c.first_seen >= self.min_lifetime_s)
-            lived = this.last_seen - this.first_seen >= self.min_lifetime_s
-            found.append(sa.or_(lived, this.id.in_(still)))
-        if len(set(self.states)) == 1:
-            on = this.id.in_(running())
-            found.append(on if self.states[0] == "running" else sa.not_(on))
-        return found
-
-    def _who(self) -> list[sa.ColumnElement[bool]]:
-        found: list[sa.ColumnElement[bool]] = []
-        if self.users:
-            found.append(gpu_processes.c.username.in_(self.users))
-        chosen = [(programs.c[column], values) for column, values in self.programs_with]
-        for column, values in [*chosen, (CONTAINER, self.containers)]:
-            if values:
-                found.append(gpu_processes.c.program_id.in_(sa.select(programs.c.id).where(column.in_(values))))
-        return found
-
-    def _what(self) -> list[sa.ColumnElement[bool]]:
-        found: list[sa.ColumnElement[bool]] = []
-        if self.process_ids:
-            found.append(gpu_processes.c.id.in_(self.process_ids))
-        used = sa.select(process_gpus.c.process_id)
-        if self.gpu_ids:
-            found.append(gpu_processes.c.id.in_(used.where(process_gpus.c.gpu_id.in_(self.gpu_ids))))
-        if self.kinds:
-            # A kind may be a sum, such as C+G.
-            letters = sa.or_(*(process_gpus.c.kind.contains(kind, autoescape=True) for kind in self.kinds))
-            found.append(gpu_processes.c.id.in_(used.where(letters)))
-        if self.min_memory_mib is not None:
-            found.append(gpu_processes.c.max_memory >= self.min_memory_mib)
-        return found
-
-
-EVERYTHING = ProcessFilter()
-
-
-def running() -> sa.Select[tuple[int]]:
-    """The ids of the processes that are on a GPU at their host's newest tick."""
-    return (
-        sa.select(process_gpus.c.process_id)
-        .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
-        .join(hosts, hosts.c.id == gpus.c.host_id)
-        .where(process_gpus.c.active == 1, ANSWERS)
-    )
 
 
 def count(engine: Engine, wanted: ProcessFilter = EVERYTHING) -> int:
@@ -367,35 +268,3 @@ def _programs(connection: Connection, ids: set[int]) -> dict[int | None, tuple[s
 def _join_kinds(kinds: Iterable[str]) -> str:
     letters = {letter for kind in kinds for letter in kind.split("+")}
     return "+".join(letter for letter in "MCG" if letter in letters)
-
-
-def _matches(text: str, dialect: str) -> sa.ColumnElement[bool]:
-    """Whether a text is in a process's name or command line, or is its PID."""
-    this = gpu_processes.c
-    commanded = sa.select(programs.c.id).where(_contains(programs.c.command, text, dialect))
-    found = [
-        sa.select(this.id).where(this.name.in_(_names_with(text, dialect))),
-        sa.select(this.id).where(this.program_id.in_(commanded)),
-    ]
-    # Of thousands of digits Python makes no number.
-    if text.isdecimal() and len(text) <= PID_DIGITS and int(text) <= LARGEST_PID:
-        # The key of processes begins with the host.
-        found.append(sa.select(this.id).where(this.host_id.in_(sa.select(hosts.c.id)), this.pid == int(text)))
-    # As one list of ids: of conditions joined by OR, SQLite would ask the inner questions twice.
-    return this.id.in_(sa.union(*found))
-
-
-def _names_with(text: str, dialect: str) -> sa.Select[tuple[object]]:
-    """The names that contain a text. There are few names, however many processes: the index is asked
-    for one after the other, instead of every process for its own."""
-    name = gpu_processes.c.name
-    names = sa.select(sa.func.min(name).label("name")).cte("names", recursive=True)
-    after = sa.select(sa.func.min(name)).where(name > names.c.name).scalar_subquery()
-    names = names.union_all(sa.select(after).where(names.c.name.is_not(None)))
-    return sa.select(names.c.name).where(_contains(names.c.name, text, dialect))
-
-
-def _contains(value: sa.ColumnElement[Any], text: str, dialect: str) -> sa.ColumnElement[bool]:
-    # SQLite's LIKE is blind to case by itself; to call lower() besides takes it twice as long.
-    contains = value.contains if dialect == "sqlite" else value.icontains
-    return contains(text, autoescape=True)

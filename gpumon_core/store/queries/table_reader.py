@@ -1,7 +1,7 @@
-"""Reads whole tables, however long, page by page in the order of their key: one page is in memory at a time.
+"""Reads tables of any length, page by page in the order of their key: one page is in memory at a time.
 
-Each page is read for itself, so that a slow reader holds neither a connection nor the database's log, and no row
-comes twice. Rows are the driver's own tuples: many times faster than rows of SQLAlchemy's.
+Each page is a query of its own, so that a slow reader holds neither a connection nor the database's log, and no
+row comes twice. Rows are the driver's own tuples: many times faster than rows of SQLAlchemy's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gpumon_core.store.queries.frames import gpu_ids
 from gpumon_core.store.schema import gpu_processes, gpus, process_gpus
 
 PAGE_ROWS = 10_000
-# From when to when a row is about, by the columns that tell; a table goes by the first of these that it has.
+# The columns with the beginning and the end of what a row is about; of a table, the first pair that it has.
 TIMES = (
     ("timestamp_epoch", "timestamp_epoch"),
     ("first_seen", "last_seen"),
@@ -28,15 +28,15 @@ Row = tuple[Any, ...]
 
 
 class NotThere(Exception):
-    """A table cannot be asked for that; `str()` says why."""
+    """A table lacks what rows are chosen by; `str()` says what."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some rows of a table, in the order of its key. None leaves everything in.
+    """Some rows of a table, in the order of its key. None means all.
 
-    start, end: UTC seconds; rows of that time, or of what was seen in it. gpu_ids: rows about one of these GPUs,
-    or about a process that was on one.
+    start, end: UTC seconds; rows of that time, or about what was seen in it. gpu_ids: rows about one of these
+    GPUs, or about a process that was on one of them.
     """
 
     table: sa.Table
@@ -45,7 +45,7 @@ class Part:
     gpu_ids: tuple[int, ...] | None = None
 
     def conditions(self) -> list[sa.ColumnElement[bool]]:
-        """What holds for the rows. Raises NotThere."""
+        """The conditions for the rows. Raises NotThere."""
         return [*self._when(), *self._where()]
 
     def _when(self) -> list[sa.ColumnElement[bool]]:
@@ -88,7 +88,7 @@ def pages(
     key = list(part.table.primary_key.columns)
     query = sa.select(*columns, *key).select_from(_joined(part.table)).where(*part.conditions())
     if key[0].name == "gpu_id":
-        # One GPU after the other: behind it in the key is the time, which is looked up then.
+        # One GPU after the other: the time comes after it in the key, and is found by the index then.
         for gpu_id in part.gpu_ids if part.gpu_ids is not None else gpu_ids(engine):
             yield from _walk(engine, query.where(key[0] == gpu_id), key[1:], len(columns), size)
     else:
@@ -113,7 +113,7 @@ def _walk(
 
 
 def _joined(table: sa.Table) -> sa.FromClause:
-    # An outer join: the table itself is walked, whatever the database thinks of the other's size.
+    # An outer join, so that the database reads this table in order, whatever size it assumes for the other.
     if "process_id" not in table.c:
         return table
     return table.outerjoin(gpu_processes, gpu_processes.c.id == table.c.process_id)

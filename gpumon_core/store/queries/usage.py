@@ -1,12 +1,12 @@
-"""Reads the ledger: who used how much of the GPUs, as pandas DataFrames.
+"""Reads the ledger: how much of the GPUs each user, workload, model, ... used, as pandas DataFrames.
 
 The ledger counts by the half hour. A range from `start` up to, not including, `end` means every half hour that it
-touches, so that the parts of a GPU's time and energy always add up to the whole.
+touches, so that the parts of a GPU's time and energy always add up to the total.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,23 +17,22 @@ from sqlalchemy.engine import Engine
 from gpumon_core.store.accounting import HOUR_S, step_of
 from gpumon_core.store.queries.dimensions import Dimension
 from gpumon_core.store.queries.frames import fetch, gpu_labels, with_programs
-from gpumon_core.store.queries.processes import CONTAINER, PAGE_ROWS, Position, walk
+from gpumon_core.store.queries.process_filter import CONTAINER
 from gpumon_core.store.schema import (
     gpu_processes,
     gpu_usage,
     gpus,
     hosts,
     imports,
-    model_sessions,
     process_gpus,
     process_hours,
     programs,
 )
 
-# What is added up: the busy time that was its part of a GPU's, the time it was there, the time in which it
-# held memory and did nothing, memory held, and energy.
+# What is added up: the process's part of a GPU's busy time, the time it was on the GPU, the time in which it held
+# memory and did nothing, memory held, and energy.
 SUMS = ("busy_s", "seconds", "idle_s", "memory_mib_s", "energy_j")
-# A GPU's own rows beside its processes', and what they are called.
+# A GPU's own rows beside those of its processes, and their names.
 OWN = {
     "unattributed": "No known process",
     "unsettled": "Not added up yet",
@@ -41,14 +40,14 @@ OWN = {
     "unknown": "Use not known",
     "unrecorded": "While not recording",
 }
-# The rows of many processes are brought up to date in turn (writer.SETTLED_PER_TICK): what is missing of the
-# GPUs' busy time and energy is a row of its own where it is more than this part of the whole.
+# The rows of many processes are updated in turn (writer.SETTLED_PER_TICK): what is missing of the GPUs' busy time
+# and energy is a row of its own where it is more than this part of the total.
 UNSETTLED_FROM = 0.005
-# The key of all processes that a trend is not asked about; ids begin with 1.
+# The key of all processes for which a trend is not asked; ids begin with 1.
 ALL_OTHERS = 0
-# So many processes are named by one query.
+# The most processes whose names one query reads.
 PIECE = 1000
-# A process of which one of these is not 0 is at work.
+# A process is at work where one of these is not 0.
 AT_WORK = ("sm_utilization", "encoder_utilization", "decoder_utilization")
 KEYS: Mapping[str, Any] = {
     "user": gpu_processes.c.username,
@@ -82,7 +81,7 @@ class Scope:
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """What two scopes have in common that mean the same time and processes."""
+        """Equal for two scopes that mean the same time and processes."""
         return (
             *(self.first_step, self.end - self.end % 60, self.gpu_ids, self.users),
             tuple((name, tuple(values)) for name, values in self.programs_with.items()),
@@ -90,18 +89,24 @@ class Scope:
 
     @property
     def chooses(self) -> bool:
-        """Whether some processes are left out, so that the GPUs' own rows say nothing."""
+        """Whether some processes are left out, so that the GPUs' own rows mean nothing."""
         return bool(self.users or any(self.programs_with.values()))
 
+    def query(self) -> list[tuple[str, Any]]:
+        """The scope as pairs of a query string, for /api/v1/usage and /api/v1/models."""
+        named = (("gpu", self.gpu_ids), ("user", self.users), *self.programs_with.items())
+        chosen = [(name, value) for name, values in named for value in values or ()]
+        return [("from", self.start), ("to", self.end), *chosen]
+
     def hours(self, table: sa.Table) -> list[Any]:
-        """The conditions that hold for a table of the ledger."""
+        """The conditions for the rows of a table of the ledger."""
         found = [table.c.timestamp_epoch >= self.first_step, table.c.timestamp_epoch < self.end]
         if self.gpu_ids is not None:
             found.append(table.c.gpu_id.in_(list(self.gpu_ids)))
         return found
 
     def processes(self) -> list[Any]:
-        """The conditions that hold for processes and what they run."""
+        """The conditions for processes and what they run."""
         found = [gpu_processes.c.username.in_(list(self.users))] if self.users else []
         return found + [
             programs.c[name].in_(list(values)) for name, values in self.programs_with.items() if values
@@ -139,7 +144,7 @@ def ranking(engine: Engine, by: Dimension, scope: Scope) -> pd.DataFrame:
 
 
 def _joined(by: Dimension, scope: Scope) -> Any:
-    """The hours, joined with what the question needs: a join costs as much as the sum."""
+    """The hours, joined only with the tables that the query needs: a join costs as much as the sum."""
     place: Any = process_hours
     if by == "user" or scope.users:
         place = place.join(gpu_processes, gpu_processes.c.id == process_hours.c.process_id)
@@ -149,7 +154,7 @@ def _joined(by: Dimension, scope: Scope) -> Any:
 
 
 def _own(totals: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the GPUs themselves: what is no process's, or not yet."""
+    """The GPUs' own rows: what belongs to no process, or not yet."""
     sums = totals[list(TOTALS)].sum()
     late_s = sums["busy_s"] - sums["unattributed_s"] - parts["busy_s"].sum()
     late_j = sums["energy_j"] - sums[["unattributed_j", "idle_j", "unrecorded_j"]].sum() - parts["energy_j"].sum()
@@ -175,8 +180,8 @@ def _own(totals: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame:
 
 
 def trend(engine: Engine, by: Dimension, scope: Scope, keys: Sequence[Any] | None = None) -> pd.DataFrame:
-    """The same by the half hour, without the GPUs' own rows. Where `keys` are given (ids of processes or GPUs),
-    all others are one: ALL_OTHERS.
+    """The sums of `ranking` by the half hour, without the GPUs' own rows. Where `keys` are given (ids of processes
+    or GPUs), all others are one: ALL_OTHERS.
 
     Columns: timestamp_epoch (the half hour's first second; rows of older versions are of a whole hour), key, and
     the sums as float64.
@@ -204,9 +209,9 @@ TOTALS = tuple(column.name for column in gpu_usage.columns if column.name not in
 
 
 def gpu_totals(engine: Engine, scope: Scope) -> pd.DataFrame:
-    """What each GPU did: one row per GPU that was recorded, in the order of hosts and indices.
+    """The use of each GPU: one row per GPU that was recorded, in the order of hosts and indices.
 
-    Columns: gpu_id, host, gpu_index, mig_index, name, first_seen (of the GPU, be it imported), and the sums of
+    Columns: gpu_id, host, gpu_index, mig_index, name, first_seen (of the GPU, also in an import), and the sums of
     `gpu_usage` as float64: seconds recorded = busy_s + held_s + free_s + unknown_s.
     """
     began = sa.select(sa.func.min(imports.c.first)).where(imports.c.gpu_id == gpus.c.id).scalar_subquery()
@@ -253,7 +258,7 @@ def gpu_hours(engine: Engine, scope: Scope) -> pd.DataFrame:
 
 
 def idle_holders(engine: Engine, scope: Scope, idle_s: float) -> pd.DataFrame:
-    """Processes that kept memory and did nothing for at least `idle_s` seconds of the range, the longest first.
+    """Processes that held memory and did nothing for at least `idle_s` seconds of the range, the longest first.
 
     One row per process and GPU; graphics alone (a desktop) holds no GPU. Columns: process_id, gpu_id, host,
     gpu_index, mig_index, pid, name, username, kind, memory (MiB: now, or its average where it has ended),
@@ -301,7 +306,7 @@ def idle_holders(engine: Engine, scope: Scope, idle_s: float) -> pd.DataFrame:
     at_work = (frame[list(AT_WORK)].fillna(0) > 0).any(axis=1)
     for_now = (frame["now"] - frame["last_busy"]).where(frame["running"] & ~at_work)
     frame["idle_since"] = frame["last_busy"].where(for_now >= idle_s)
-    # What is going on has not been added up yet where it is younger than the setting.
+    # Idle time that is shorter than the setting so far is not added up in the ledger yet.
     in_range = (frame["now"] - frame["last_busy"].clip(lower=scope.first_step)).where(frame["idle_since"].notna())
     frame["idle_s"] = frame["idle_s"].fillna(0).clip(lower=in_range.fillna(0))
     frame = frame[frame["idle_s"] >= idle_s]
@@ -313,111 +318,14 @@ def idle_holders(engine: Engine, scope: Scope, idle_s: float) -> pd.DataFrame:
     return with_programs(engine, frame.drop(columns=dropped).reset_index(drop=True))
 
 
-def sessions(
-    engine: Engine, scope: Scope, limit: int | None = None, after: Position | None = None
-) -> pd.DataFrame:
-    """Which models were loaded at any time between `start` and `end`, the newest first; or those that follow a
-    position in this order.
-
-    Columns: session_id, model, process_id, gpu_id, host, gpu_index, mig_index, pid, name, username, workload,
-    first_seen, last_seen (UTC seconds), lifetime_s, max_memory, avg_memory (MiB, the process's while it had the
-    model), running.
-    """
-    conditions = _session_filters(scope)
-    if after is not None:
-        place = sa.tuple_(model_sessions.c.first_seen, model_sessions.c.id)
-        conditions.append(place < sa.tuple_(*after))
-    return _sessions(engine, conditions, limit)
-
-
-def session_position(frame: pd.DataFrame) -> Position:
-    """Where the last row of `sessions` stands. Raises IndexError for an empty frame."""
-    return int(frame["first_seen"].iloc[-1]), int(frame["session_id"].iloc[-1])
-
-
-def session_pages(engine: Engine, scope: Scope, size: int = PAGE_ROWS) -> Iterator[pd.DataFrame]:
-    """`sessions` in pieces of at most `size` rows, of which one is in memory at a time."""
-    return walk(lambda after: sessions(engine, scope, size, after), session_position, size)
-
-
-def session_count(engine: Engine, scope: Scope) -> int:
-    """How many rows `sessions` has."""
-    query = _joined_sessions(sa.select(sa.func.count())).where(*_session_filters(scope))
-    with engine.connect() as connection:
-        return int(connection.execute(query).scalar_one())
-
-
-def sessions_of(engine: Engine, process_id: int) -> pd.DataFrame:
-    """Which models one process had loaded, the newest first: the columns of `sessions`."""
-    return _sessions(engine, [model_sessions.c.process_id == process_id], None)
-
-
-def _is_loaded() -> Any:
-    return sa.and_(model_sessions.c.active == 1, gpus.c.last_seen == hosts.c.last_seen)
-
-
-def _last_seen() -> Any:
-    return sa.case((_is_loaded(), hosts.c.last_seen), else_=model_sessions.c.last_seen)
-
-
-def _sessions(engine: Engine, conditions: Sequence[Any], limit: int | None) -> pd.DataFrame:
-    running, last_seen = _is_loaded(), _last_seen()
-    query: sa.Select[Any] = sa.select(
-        model_sessions.c.id.label("session_id"),
-        *(model_sessions.c[name] for name in ("model", "process_id", "gpu_id")),
-        hosts.c.name.label("host"),
-        *(gpus.c[name] for name in ("gpu_index", "mig_index")),
-        *(gpu_processes.c[name] for name in ("pid", "name", "username")),
-        programs.c.workload,
-        model_sessions.c.first_seen,
-        last_seen.label("last_seen"),
-        (last_seen - model_sessions.c.first_seen).label("lifetime_s"),
-        *(model_sessions.c[name] for name in ("max_memory", "avg_memory")),
-        sa.case((running, 1), else_=0).label("running"),
-    )
-    query = (
-        _joined_sessions(query)
-        .where(*conditions)
-        .order_by(model_sessions.c.first_seen.desc(), model_sessions.c.id.desc())
-    )
-    frame = fetch(engine, query if limit is None else query.limit(limit))
-    frame["running"] = frame["running"] == 1
-    numbers = ["max_memory", "avg_memory", "mig_index"]
-    frame[numbers] = frame[numbers].astype("float64")
-    return frame
-
-
-def _joined_sessions(query: sa.Select[Any]) -> sa.Select[Any]:
-    return (
-        query.select_from(model_sessions)
-        .join(gpu_processes, gpu_processes.c.id == model_sessions.c.process_id)
-        .join(gpus, gpus.c.id == model_sessions.c.gpu_id)
-        .join(hosts, hosts.c.id == gpus.c.host_id)
-        .outerjoin(programs, programs.c.id == gpu_processes.c.program_id)
-    )
-
-
-def _session_filters(scope: Scope) -> list[Any]:
-    found: list[Any] = [model_sessions.c.first_seen <= scope.end, _last_seen() >= scope.start]
-    if scope.users:
-        found.append(gpu_processes.c.username.in_(list(scope.users)))
-    # The model is the session's own: the process may serve another by now.
-    for name, values in scope.programs_with.items():
-        if values:
-            found.append((model_sessions.c.model if name == "model" else programs.c[name]).in_(list(values)))
-    if scope.gpu_ids is not None:
-        found.append(model_sessions.c.gpu_id.in_(list(scope.gpu_ids)))
-    return found
-
-
 def labels(engine: Engine, by: Dimension, keys: Sequence[Any]) -> dict[Any, str]:
-    """What the keys of a ranking are called: the processes "train.py (4711)", the GPUs "rack1 GPU 0"; others are
-    names themselves."""
+    """The names of a ranking's keys: of processes "train.py (4711)", of GPUs "rack1 GPU 0"; other keys are names
+    themselves."""
     if by == "process":
         query = sa.select(gpu_processes.c.id, gpu_processes.c.name, gpu_processes.c.pid)
         ids = [int(key) for key in keys]
         names_of: dict[Any, str] = {}
-        # Databases take so many values in a query, and a year has more processes.
+        # A database takes a limited number of values in a query, and a year has more processes.
         for first in range(0, len(ids), PIECE):
             found = fetch(engine, query.where(gpu_processes.c.id.in_(ids[first : first + PIECE])))
             called = found["name"].fillna("PID") + " (" + found["pid"].astype(str) + ")"

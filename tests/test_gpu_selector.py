@@ -1,4 +1,4 @@
-"""A GPU is found by whatever people call it, and what could be another one is never guessed."""
+"""A GPU is found by each of its names, and an ambiguous name is never guessed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_gpu_is_found_by_each_of_its_names(text: str, number: Literal["index",
 @pytest.mark.parametrize(
     "text", ["", " ", "9", "id:9", "box", "box/", "rack/0", "index:", "0:2", "٠", "aa11", "x" * 5000]
 )
-def test_what_no_gpu_is_called_is_told_with_those_that_there_are(text: str) -> None:
+def test_an_unknown_name_is_answered_with_the_gpus_that_there_are(text: str) -> None:
     with pytest.raises(gpu_selector.UnknownGpu) as caught:
         gpu_selector.find(text, THERE, "index")
     said = str(caught.value)
@@ -59,7 +59,7 @@ def test_what_no_gpu_is_called_is_told_with_those_that_there_are(text: str) -> N
     assert len(said) < 500
 
 
-def test_what_several_gpus_are_called_is_told_with_them() -> None:
+def test_an_ambiguous_name_is_answered_with_its_gpus() -> None:
     other = Named(6, "rack", 0, None, "GPU-ac")
     for text, both in (("0", "Box/0 (A100, GPU-aa22), rack/0 ("), ("GPU-aa11", "Box/0 ("), ("gpu-a", "Box/0 (")):
         with pytest.raises(gpu_selector.AmbiguousGpu, match="means several: name one of ") as caught:

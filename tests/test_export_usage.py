@@ -1,4 +1,4 @@
-"""The usage page's figures and files: what is drawn is what was measured, and outside text stays text."""
+"""The files of the Usage page: they have what the tables have, with units, and no cell is a formula."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from zoneinfo import ZoneInfo
 
 import pandas as pd
 import pytest
-from drawn import drawn
 
-from gpumon_core import figures
-from gpumon_core.export.csv import PROGRAM, TIME_UNITS, idle_csv, plain_csv
-from gpumon_core.export.usage import SESSIONS, named, ranking_table
-from gpumon_core.figures.usage import DAYS
+from gpumon_core.export.formats import Type
+from gpumon_core.export.processes import PROGRAM
+from gpumon_core.export.tables import Table, plain
+from gpumon_core.export.usage import IDLE, SESSIONS, named, ranking_table, time_split
 from gpumon_core.store.queries import costs
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -28,85 +27,22 @@ def read(content: bytes) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(content.decode(), newline="")))
 
 
-# ---- Figures -----------------------------------------------------------------------------------------
-
-
-def test_areas_stand_on_each_other_to_the_end_of_the_last_step() -> None:
-    frame = pd.DataFrame(
-        {"timestamp_epoch": [NOON, NOON + HOUR], "ada": [1.0, 0.5], "Others": [0.25, 0.0], "unused": [9.0, 9.0]}
-    )
-    colors = {"ada": "#112233", "Others": "#445566"}
-    figure = drawn(figures.stacked(frame, colors, "h", dark=False, span_s=HOUR))
-    assert [(area.name, area.fillcolor) for area in figure.data] == list(colors.items())
-    assert len({area.stackgroup for area in figure.data}) == 1
-    assert figure.data[0].stackgroup
-    for area in figure.data:
-        assert list(area.y[:2]) == frame[area.name].tolist()
-        times = [pd.Timestamp(moment, unit="ms", tz=BERLIN).strftime("%d %H:%M") for moment in area.x]
-        assert (times[0], times[-1]) == ("23 12:00", "23 14:00"), "on the viewer's clock"
-        assert area.hovertemplate.endswith(" h")
-
-
-@pytest.mark.parametrize("dark", [True, False])
-def test_the_week_has_every_hour_and_what_was_never_recorded_is_empty(dark: bool) -> None:
-    frame = pd.DataFrame({"weekday": [0, 6], "hour": [9, 23], "share": [25.0, 100.0]})
-    figure = drawn(figures.week(frame, dark))
-    [fields] = figure.data
-    shares = zip(fields.base, fields.x, fields.marker.color, strict=True)
-    assert sorted(shares) == [(0, 9, 25.0), (6, 23, 100.0)]
-    assert list(fields.customdata) == ["Mon 09:00", "Sun 23:00"]
-    assert (fields.marker.cmin, fields.marker.cmax) == (0, 100)
-    days, hours = figure.layout.yaxis, figure.layout.xaxis
-    assert (round(days.range[0]), round(days.range[1])) == (7, 0), "all seven days, Monday on top"
-    assert hours.range == (-0.5, 23.5)
-    for day, name in zip(days.tickvals, days.ticktext, strict=True):
-        assert DAYS[int(day)] == name
-
-
-def test_a_gpus_bar_is_its_whole_time_and_parts_are_told_by_more_than_colour() -> None:
-    frame = pd.DataFrame(
-        {"busy_s": [3600.0, 0.0], "held_s": [1800.0, 0.0], "free_s": [900.0, 0.0], "unrecorded_s": [900.0, 0.0]}
-    )
-    bars = drawn(figures.time_split(frame, ["GPU 0", "GPU 1"], dark=False)).data
-    assert {bar.name: bar.x[0] for bar in bars} == {
-        "busy": 50.0,
-        "held idle": 25.0,
-        "free": 12.5,
-        "not recorded": 12.5,
-    }
-    assert [bar.x[1] for bar in bars] == [0.0] * 4, "no time at all is no division by nothing"
-    assert all(list(bar.y) == ["GPU 0", "GPU 1"] for bar in bars)
-    looks = {(bar.marker.color, bar.marker.pattern.shape) for bar in bars}
-    assert len(looks) == 4
-    assert bars[1].marker.pattern.shape
-
-
-def test_unknown_time_is_drawn_where_there_is_some() -> None:
-    whole = {"busy_s": [900.0], "held_s": [0.0], "free_s": [900.0], "unrecorded_s": [0.0]}
-    bars = drawn(figures.time_split(pd.DataFrame({**whole, "unknown_s": [1800.0]}), ["GPU 0"], dark=True)).data
-    assert {bar.name: bar.x[0] for bar in bars} == {
-        **{"busy": 25.0, "held idle": 0.0, "free": 25.0},
-        **{"unknown": 50.0, "not recorded": 0.0},
-    }
-    assert len({(bar.marker.color, bar.marker.pattern.shape) for bar in bars}) == len(bars)
-    bars = drawn(figures.time_split(pd.DataFrame({**whole, "unknown_s": [0.0]}), ["GPU 0"], dark=True)).data
-    assert "unknown" not in {bar.name for bar in bars}
-
-
-# ---- Files -------------------------------------------------------------------------------------------
+def as_csv(frame: pd.DataFrame) -> bytes:
+    """A frame of users, and what they cost."""
+    types = {"User": Type.TEXT, "Cost": Type.NUMBER}
+    return Table([plain(name, name, types[name]) for name in frame.columns]).csv(frame, BERLIN)
 
 
 @pytest.mark.parametrize("evil", STARTS)
 def test_no_cell_of_any_table_is_a_formula(evil: str) -> None:
-    table = pd.DataFrame({"User": [evil], "Cost": [-1.5]})
-    [row] = read(plain_csv(table, {}))
+    [row] = read(as_csv(pd.DataFrame({"User": [evil], "Cost": [-1.5]})))
     assert row["User"] == "'" + evil
     assert row["Cost"] == "-1.5", "a negative number is a number"
 
 
 @pytest.mark.parametrize("name", ["a\r=1+1", "a\n=1+1", "a\r\n=1+1", 'a",=1+1', "a,=1+1"])
 def test_no_text_breaks_out_of_its_cell(name: str) -> None:
-    content = plain_csv(pd.DataFrame({"User": [name, "ada"]}), {})
+    content = as_csv(pd.DataFrame({"User": [name, "ada"]}))
     assert content.endswith(b"\r\nada\r\n")
     assert [row["User"] for row in read(content)] == [name, "ada"]
 
@@ -158,7 +94,7 @@ def test_where_the_time_went_is_in_hours() -> None:
     table = pd.DataFrame(
         {"GPU": ["GPU 0"], "Busy": [1.5], "Held idle": [2.0], "Free": [0.0], "Not recorded": [3.0]}
     )
-    [row] = read(plain_csv(table, TIME_UNITS))
+    [row] = read(time_split(table).csv(table, BERLIN))
     assert row == {
         "GPU": "GPU 0",
         "Busy (h)": "1.5",
@@ -186,7 +122,7 @@ def test_idle_holders_have_units_offsets_and_no_formulas() -> None:
             "command": ["@SUM(A1)", "python train.py"],
         }
     )
-    one, two = read(idle_csv(frame, BERLIN))
+    one, two = read(IDLE.csv(frame, BERLIN))
     assert (one["Name"], one["Command"], one["User"]) == ("'" + FORMULA, "'@SUM(A1)", "")
     assert (two["Host"], two["User"], two["GPU"]) == ("'=box", "'-ada", "1:2")
     assert one["Idle since"] == "2026-11-23T12:00:00+01:00"

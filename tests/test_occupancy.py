@@ -1,67 +1,26 @@
-"""Who was on the GPUs when: what charts of processes are drawn from, on histories of which everything is known."""
+"""Lanes, areas of memory and throttle reasons, from histories of which everything is known."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import occupied
 import pandas as pd
 import pytest
 import sqlalchemy as sa
+from occupied import DAWN, GAP, HOUR, Attributed, Held, at, gpu_ids, held, ids
 from ticks import GPUS, HOST, runs, tick, who
 
-from gpumon_core.attribution.records import ProcessIdentity, Program
-from gpumon_core.metrics import PROCESS_METRICS
+from gpumon_core.attribution.records import Program
 from gpumon_core.store import database, retention
 from gpumon_core.store.queries import occupancy
 from gpumon_core.store.writer import Writer
-from gpumon_core.telemetry.records import GpuInfo, GpuReading, HostInfo, ProcessReading, Snapshot
+from gpumon_core.telemetry.records import GpuReading, HostInfo, Snapshot
 
-DAWN = 1_800_000_000  # The beginning of an hour.
-HOUR = 3600
-# (GPU, PID) -> MiB.
-Held = dict[tuple[int, int], int | None]
-Attributed = tuple[Snapshot, dict[int, ProcessIdentity]]
-
-
-@pytest.fixture
-def write(database_url: str) -> Callable[..., sa.Engine]:
-    """Writes ticks, as a recorder that ends then, and hands out an engine to read them."""
-    engine = database.open_for_writing(database_url)
-
-    def written(ticks: Iterable[Attributed], interval: float = 4, host: str = "here", settle: bool = True) -> Any:
-        writer = Writer(engine, host, "nvml", interval)
-        # In batches, as many ticks are settled at once as a batch has.
-        batch: list[Attributed] = []
-        for one in ticks:
-            batch.append(one)
-            if len(batch) == 200:
-                writer.write_all(batch)
-                batch = []
-        writer.write_all(batch)
-        if settle:
-            writer.settle()
-        return database.open_for_reading(database_url)
-
-    return written
-
-
-def at(
-    moment: float, held: Held, gpus: tuple[GpuInfo, ...] = GPUS, lost: frozenset[str] = frozenset()
-) -> Attributed:
-    return tick(moment, held, gpus, lost), who(*(pid for _, pid in held))
-
-
-def ids(engine: sa.Engine) -> dict[int, int]:
-    """PID -> id in the ledger."""
-    with engine.connect() as connection:
-        return {row[0]: row[1] for row in connection.exec_driver_sql("SELECT pid, id FROM gpu_processes")}
-
-
-def gpu_ids(engine: sa.Engine) -> list[int]:
-    with engine.connect() as connection:
-        return list(connection.exec_driver_sql("SELECT id FROM gpus ORDER BY host_id, gpu_index").scalars())
+# The fixtures that these tests share.
+write, ticked, hourly = occupied.write, occupied.ticked, occupied.hourly
 
 
 def bars(engine: sa.Engine, start: int, end: int, *, of: Any = "process", most: int = 100) -> pd.DataFrame:
@@ -71,7 +30,7 @@ def bars(engine: sa.Engine, start: int, end: int, *, of: Any = "process", most: 
 # ---- Lanes -----------------------------------------------------------------------------------------
 
 
-def test_a_bar_tells_who_it_was_when_and_how_much(write: Callable[..., sa.Engine]) -> None:
+def test_a_bar_has_the_process_its_times_and_its_memory(write: Callable[..., sa.Engine]) -> None:
     program = Program(workload="Training", model="vit")
     engine = write(
         [
@@ -103,14 +62,16 @@ def test_a_bar_tells_who_it_was_when_and_how_much(write: Callable[..., sa.Engine
         (0, 1000, True),
     ],
 )
-def test_who_only_touches_the_stretch_of_time_is_in_it(
+def test_a_process_that_only_touches_the_range_is_in_it(
     write: Callable[..., sa.Engine], start: int, end: int, there: bool
 ) -> None:
     engine = write([at(100, {(0, 7): 1}), at(104, {(0, 7): 1}), at(108, {(0, 7): 1}), at(112, {}), at(116, {})])
     assert (bars(engine, start, end)["pid"].tolist() == [7]) is there
 
 
-def test_who_runs_is_there_until_the_newest_tick_however_late_its_row_is(write: Callable[..., sa.Engine]) -> None:
+def test_a_running_process_lasts_until_the_newest_tick_however_late_its_row_is(
+    write: Callable[..., sa.Engine],
+) -> None:
     crowd: Held = {(0, pid): pid for pid in range(100, 180)}
     engine = database.open_for_writing(str(write([], settle=False).url.render_as_string(hide_password=False)))
     writer = Writer(engine, "here", "nvml", 4)
@@ -127,7 +88,7 @@ def test_who_runs_is_there_until_the_newest_tick_however_late_its_row_is(write: 
     assert found["running"].all()
 
 
-def test_on_a_lost_gpu_nobody_is_known_to_be_after_its_last_tick(write: Callable[..., sa.Engine]) -> None:
+def test_on_a_lost_gpu_no_process_lasts_beyond_its_last_tick(write: Callable[..., sa.Engine]) -> None:
     held: Held = {(0, 7): 100, (1, 8): 100}
     dead = frozenset({"GPU-1"})
     ticks = [at(DAWN + 4 * step, held) for step in range(3)]
@@ -138,7 +99,7 @@ def test_on_a_lost_gpu_nobody_is_known_to_be_after_its_last_tick(write: Callable
     assert bars(write([]), DAWN + 12, DAWN + 20)["pid"].tolist() == [7]
 
 
-def test_who_was_there_is_found_by_the_hours_as_by_looking_at_everybody(
+def test_processes_found_by_the_hours_are_the_same_as_those_found_among_all(
     write: Callable[..., sa.Engine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def held(moment: int) -> Held:
@@ -158,7 +119,9 @@ def test_who_was_there_is_found_by_the_hours_as_by_looking_at_everybody(
     assert sum(len(found) for found in by_hours) > 1000
 
 
-def test_of_too_many_the_largest_are_there_and_all_are_counted(write: Callable[..., sa.Engine]) -> None:
+def test_of_too_many_processes_the_largest_are_returned_and_all_are_counted(
+    write: Callable[..., sa.Engine],
+) -> None:
     def held(step: int) -> dict[tuple[int, int], int]:
         # Much for a moment, and less for long.
         return {(0, 7): 900} | ({(0, 8): 5000} if step == 0 else {}) | {(1, pid): pid for pid in range(100, 120)}
@@ -172,7 +135,7 @@ def test_of_too_many_the_largest_are_there_and_all_are_counted(write: Callable[.
     assert sorted(bars(engine, DAWN, DAWN, most=2)["pid"]) == [7, 8]
 
 
-def test_of_equals_those_that_came_first_are_there(write: Callable[..., sa.Engine]) -> None:
+def test_of_equal_processes_the_first_are_returned(write: Callable[..., sa.Engine]) -> None:
     # On one GPU after the other, and not GPU by GPU.
     engine = write(at(DAWN + 4 * step, {(2 - pid % 3, pid): 64 for pid in range(100, 140)}) for step in range(3))
     number = ids(engine)
@@ -199,7 +162,7 @@ def test_the_share_is_of_the_gpus_memory_and_unknown_where_either_is(write: Call
     assert found["memory"].isna().to_dict() == {7: False, 8: True, 9: False, 10: False}
 
 
-def test_models_are_there_from_being_loaded_to_being_dropped(write: Callable[..., sa.Engine]) -> None:
+def test_a_model_lasts_from_when_it_is_loaded_to_when_it_is_dropped(write: Callable[..., sa.Engine]) -> None:
     server = Program(workload="vLLM", category="inference", model="a:7b")
     ticks: list[Attributed] = []
     for step in range(20):
@@ -214,7 +177,7 @@ def test_models_are_there_from_being_loaded_to_being_dropped(write: Callable[...
     assert bars(write([]), DAWN, DAWN + 100, of="model")["model"].tolist() == ["a:7b"]
 
 
-def test_where_nobody_was_there_are_no_bars(write: Callable[..., sa.Engine]) -> None:
+def test_without_processes_there_are_no_bars(write: Callable[..., sa.Engine]) -> None:
     engine = write([at(DAWN, {(0, 7): 1}), at(DAWN + 4, {})])
     some, none = bars(engine, DAWN, DAWN), bars(engine, DAWN + 100, DAWN + 200)
     assert none.empty
@@ -233,28 +196,6 @@ def test_each_host_has_its_own_newest_tick(write: Callable[..., sa.Engine]) -> N
 
 
 # ---- Memory by process -----------------------------------------------------------------------------
-
-
-TICKS = 600
-GAP = range(520, 561)
-
-
-def held(step: int) -> Held:
-    """Who holds what at a tick of forty minutes."""
-    found: Held = {(2, 11): 50, (2, 10): None}
-    if not 300 <= step < 330:
-        # So many changes that there are several in every step of the chart.
-        found[0, 7] = 1000 + 10 * (step % 7)
-    if 100 <= step < 500:
-        found |= {(0, 8): 500, (1, 8): 700}
-    if 205 <= step < 208:
-        found |= {(0, 9): 4000 + step, (1, 9): 300}
-    return found
-
-
-@pytest.fixture
-def ticked(write: Callable[..., sa.Engine]) -> sa.Engine:
-    return write(at(DAWN + 4 * step, held(step)) for step in range(TICKS) if step not in GAP)
 
 
 def memory(engine: sa.Engine, start: int, end: int, points: int, most: int = 10, on: Any = None) -> pd.DataFrame:
@@ -287,7 +228,7 @@ def test_memory_is_what_the_tick_at_each_step_says(
         assert 10 not in row
 
 
-def test_who_came_and_went_between_two_steps_is_not_lost(ticked: sa.Engine) -> None:
+def test_a_process_between_two_steps_is_not_lost(ticked: sa.Engine) -> None:
     frame = memory(ticked, DAWN, DAWN + 2400, 30)
     brief = frame.set_index("timestamp_epoch")[ids(ticked)[9]]
     # The most that it held, on both GPUs, once.
@@ -305,7 +246,7 @@ def test_the_largest_have_columns_of_their_own_and_the_others_share_one(ticked: 
     assert occupancy.OTHERS not in memory(ticked, DAWN, DAWN + 2400, 30, 4)
 
 
-def test_where_nobody_held_any_there_is_no_column(ticked: sa.Engine) -> None:
+def test_without_memory_there_is_no_column(ticked: sa.Engine) -> None:
     for frame in (
         memory(ticked, DAWN - 9000, DAWN - 8000, 10),
         memory(ticked, DAWN - 90000, DAWN - 8000, 10),
@@ -325,48 +266,20 @@ def test_on_a_lost_gpu_nothing_is_held_until_it_answers_again(write: Callable[..
     assert shown[shown > 0].index.tolist() == [DAWN + 4 * step for step in range(59) if not 20 <= step < 40]
 
 
-SERVER = Program(workload="vLLM", category="inference", model="a")
-
-
-def by_the_hour(minute: int) -> Held:
-    """Who holds what in a minute of eight hours."""
-    hour = minute // 60
-    found: Held = {(0, 7): 1000}
-    if hour in (1, 5):
-        found[1, 8] = 1000 if minute % 60 < 30 else 3000
-    if minute >= 150:
-        found |= {(0, 11): 64, (1, 11): 32}
-    if 376 <= minute < 379:
-        found[2, 9] = 7000
-    return found
-
-
-@pytest.fixture
-def hourly(write: Callable[..., sa.Engine]) -> sa.Engine:
-    ticks = []
-    for minute in range(480):
-        # A tick speaks of the minute before it.
-        snapshot, known = at(DAWN + 60 * (minute + 1), by_the_hour(minute))
-        # In the middle of an hour it begins to serve another model.
-        known |= runs(7, SERVER if minute < 210 else replace(SERVER, model="b"))
-        ticks.append((snapshot, known))
-    return write(ticks, interval=60)
-
-
-def test_of_a_long_stretch_memory_is_the_mean_of_each_hour(hourly: sa.Engine) -> None:
+def test_in_a_long_range_memory_is_the_mean_of_each_hour(hourly: sa.Engine) -> None:
     start, end = DAWN, DAWN + 479 * 60
     frame, number = memory(hourly, start, end, 96), ids(hourly)
-    told = {pid: dict(zip(frame["timestamp_epoch"], frame[number[pid]], strict=True)) for pid in (7, 8, 9, 11)}
-    assert {mib for at, mib in told[7].items() if at > DAWN} == {1000}, "once, whatever it ran"
+    by_pid = {pid: dict(zip(frame["timestamp_epoch"], frame[number[pid]], strict=True)) for pid in (7, 8, 9, 11)}
+    assert {mib for at, mib in by_pid[7].items() if at > DAWN} == {1000}, "once, whatever it ran"
     # It left for three hours and returned; it was seen first with the first minute's tick.
     first = DAWN + HOUR + 60
-    assert told[8] == {at: 2000 * ((at - DAWN) // HOUR in (1, 5) and at >= first) for at in told[8]}
-    assert told[11] == {at: 96 * (at > DAWN + 9000) for at in told[11]}
+    assert by_pid[8] == {at: 2000 * ((at - DAWN) // HOUR in (1, 5) and at >= first) for at in by_pid[8]}
+    assert by_pid[11] == {at: 96 * (at > DAWN + 9000) for at in by_pid[11]}
     # Between two steps, and not lost.
-    assert [(at, mib) for at, mib in told[9].items() if mib] == [(DAWN + 22500, 7000)]
+    assert [(at, mib) for at, mib in by_pid[9].items() if mib] == [(DAWN + 22500, 7000)]
 
 
-def test_a_part_of_a_long_stretch_shows_the_same(hourly: sa.Engine) -> None:
+def test_a_part_of_a_long_range_has_the_same_values(hourly: sa.Engine) -> None:
     whole = memory(hourly, DAWN, DAWN + 8 * HOUR, 96)
     part = memory(hourly, DAWN + 2 * HOUR, DAWN + 6 * HOUR, 48)
     inside = whole[whole["timestamp_epoch"].isin(part["timestamp_epoch"])]
@@ -374,117 +287,28 @@ def test_a_part_of_a_long_stretch_shows_the_same(hourly: sa.Engine) -> None:
     assert {name: part[name].tolist() for name in part} == {name: inside[name].tolist() for name in part}
 
 
-def test_who_runs_holds_until_the_newest_tick_and_not_beyond(hourly: sa.Engine) -> None:
+def test_a_running_process_holds_memory_until_the_newest_tick_and_not_beyond(hourly: sa.Engine) -> None:
     frame, number = memory(hourly, DAWN + 4 * HOUR, DAWN + 12 * HOUR, 480), ids(hourly)
     there = frame.loc[frame[number[7]] > 0, "timestamp_epoch"]
     assert (there.min(), there.max()) == (DAWN + 4 * HOUR, DAWN + 479 * 60)
 
 
-def test_where_the_ticks_are_forgotten_the_hours_tell(hourly: sa.Engine, database_url: str) -> None:
+def test_where_the_ticks_are_deleted_the_hours_are_read(hourly: sa.Engine, database_url: str) -> None:
     keep = retention.Keep(raw_days=2 / 24, minute_days=30, hour_days=730)
     retention.forget(database.open_for_writing(database_url), keep, now=DAWN + 8 * HOUR, pause_s=0)
     number = ids(hourly)
     old = memory(hourly, DAWN + HOUR, DAWN + 2 * HOUR, 60)
     assert (old[number[7]] == 1000).all()
     assert (old.loc[1:, number[8]] == 2000).all()
-    kept = memory(hourly, DAWN + 7 * HOUR, DAWN + 8 * HOUR, 60)
-    assert (kept[number[7]] == 1000).all()
-
-
-# ---- A process's life ------------------------------------------------------------------------------
-
-
-def test_a_short_life_is_told_by_the_ticks(ticked: sa.Engine) -> None:
-    frame, by_hour = occupancy.life(ticked, ids(ticked)[7], 60)
-    assert not by_hour
-    assert set(frame["gpu_id"]) == {1}
-    told = frame.dropna(subset="memory")
-    assert 45 <= len(told) <= 70
-    step = (TICKS - 1) * 4 // 60
-    for row in told.to_dict("records"):
-        begins = row["timestamp_epoch"]
-        inside = [n for n in range(TICKS) if begins <= DAWN + 4 * n < begins + step and n not in GAP]
-        due = [held(n)[0, 7] or 0 for n in inside if (0, 7) in held(n)]
-        assert (row["memory_min"], row["memory_max"]) == (min(due), max(due))
-        assert row["memory"] == pytest.approx(sum(due) / len(due))
-    # It was away once, and once nobody recorded.
-    breaks = frame.loc[frame["memory"].isna(), "timestamp_epoch"]
-    assert [(moment - DAWN) // 4 in away for moment, away in zip(breaks, (range(300, 330), GAP), strict=True)] == [
-        True
-    ] * 2
-
-
-def test_every_metric_of_a_life_has_its_extremes(write: Callable[..., sa.Engine]) -> None:
-    ticks = []
-    for step in range(100):
-        row = ProcessReading("GPU-0", 7, "C", 100, step, 2, None, 1)
-        readings = (GpuReading("GPU-0", {"utilization": float(step)}),)
-        ticks.append((Snapshot(DAWN + 4 * step, HOST, GPUS[:1], readings, (row,)), who(7)))
-    frame, _ = occupancy.life(write(ticks), 1, 4)
-    columns = {metric.key + part for metric in PROCESS_METRICS for part in ("", "_min", "_max")}
-    assert set(frame.columns) == {"gpu_id", "timestamp_epoch"} | columns
-    assert (frame[sorted(columns)].dtypes == "float64").all()
-    assert (frame["sm_utilization_min"].min(), frame["sm_utilization_max"].max()) == (0, 99)
-    assert (frame["sm_utilization_min"] < frame["sm_utilization"]).all()
-    assert frame["encoder_utilization"].isna().all()
-
-
-def test_a_long_life_is_told_by_the_hours(hourly: sa.Engine) -> None:
-    frame, by_hour = occupancy.life(hourly, ids(hourly)[7], 600)
-    assert by_hour
-    assert frame["timestamp_epoch"].tolist() == [DAWN + HOUR * hour for hour in range(8)]
-    assert (frame["memory"] == 1000).all()
-    assert frame["memory_max"].tolist() == [1000] * 8
-    columns = {metric.key + part for metric in PROCESS_METRICS for part in ("", "_min", "_max")}
-    assert set(frame.columns) == {"gpu_id", "timestamp_epoch"} | columns
-
-
-def test_the_sm_utilization_of_an_hour_is_its_part_of_the_gpus_time(write: Callable[..., sa.Engine]) -> None:
-    ticks = []
-    for minute in range(480):
-        rows = tuple(ProcessReading("GPU-0", pid, "C", 100, 30 if pid == 7 else 10) for pid in (7, 8))
-        readings = (GpuReading("GPU-0", {"utilization": 80.0}),)
-        ticks.append((Snapshot(DAWN + 60 * (minute + 1), HOST, GPUS[:1], readings, rows), who(7, 8)))
-    engine = write(ticks, interval=60)
-    frame, by_hour = occupancy.life(engine, ids(engine)[7], 600)
-    assert by_hour
-    assert frame["sm_utilization"].tolist() == pytest.approx([60.0] * 8)
-
-
-def test_hours_in_which_it_was_away_break_its_line(write: Callable[..., sa.Engine]) -> None:
-    minutes = range(480)
-    engine = write((at(DAWN + 60 * (m + 1), {(0, 7): 10} if m // 60 in (0, 1, 4, 7) else {}) for m in minutes), 60)
-    frame, _ = occupancy.life(engine, ids(engine)[7], 600)
-    drawn = [
-        (row["timestamp_epoch"] - DAWN) / HOUR if row["memory"] > 0 else None for row in frame.to_dict("records")
-    ]
-    assert drawn == [0, 1, None, 4, None, 7]
-
-
-def test_a_life_whose_ticks_are_forgotten_is_told_by_the_hours(ticked: sa.Engine, database_url: str) -> None:
-    whole, _ = occupancy.life(ticked, ids(ticked)[7], 600)
-    # In its middle: half of a life is not all of it.
-    for forgotten_s in (1200, 2 * HOUR):
-        keep = retention.Keep(raw_days=1 / 24, minute_days=30, hour_days=730)
-        now = DAWN + forgotten_s + HOUR
-        retention.forget(database.open_for_writing(database_url), keep, now=now, pause_s=0)
-        frame, by_hour = occupancy.life(ticked, ids(ticked)[7], 600)
-        assert by_hour
-        assert frame["timestamp_epoch"].tolist() == [DAWN - HOUR, DAWN], "its first tick speaks of the time before"
-        assert frame["memory"].iloc[-1] == pytest.approx(whole["memory"].mean(), rel=0.02)
-
-
-def test_of_a_process_that_nobody_knows_there_is_nothing(ticked: sa.Engine) -> None:
-    frame, _ = occupancy.life(ticked, 4711, 600)
-    assert frame.empty
-    assert {"gpu_id", "timestamp_epoch", "memory", "sm_utilization", "memory_max"} <= set(frame.columns)
+    stored = memory(hourly, DAWN + 7 * HOUR, DAWN + 8 * HOUR, 60)
+    assert (stored[number[7]] == 1000).all()
 
 
 # ---- Why clocks are held down ----------------------------------------------------------------------
 
 
 def throttled(write: Callable[..., sa.Engine], *bits: int | None, lost: int = 0) -> sa.Engine:
-    """A GPU that tells these reasons, tick after tick; at the last `lost` ticks it does not answer."""
+    """A GPU that reports these reasons, tick after tick; at the last `lost` ticks it does not answer."""
     ticks: list[Attributed] = []
     for step, value in enumerate(bits):
         dead = step >= len(bits) - lost
@@ -501,7 +325,7 @@ def why(engine: sa.Engine, start: int, end: int) -> list[tuple[str, int, int]]:
     return [(str(reason), int(first), int(last)) for reason, first, last in frame.itertuples(index=False)]
 
 
-def test_reasons_are_told_apart_from_when_to_when(write: Callable[..., sa.Engine]) -> None:
+def test_each_reason_has_its_own_times(write: Callable[..., sa.Engine]) -> None:
     # Idle; power cap; power cap and thermal; thermal; nothing; power cap again until the end.
     engine = throttled(write, 0x1, 0x4, 0x24, 0x20, 0, 0x4, 0x4)
     assert why(engine, 1000, 1060) == [
@@ -512,7 +336,7 @@ def test_reasons_are_told_apart_from_when_to_when(write: Callable[..., sa.Engine
     ]
 
 
-def test_what_began_before_the_stretch_is_there_from_its_beginning(write: Callable[..., sa.Engine]) -> None:
+def test_a_reason_from_before_the_range_begins_with_it(write: Callable[..., sa.Engine]) -> None:
     engine = throttled(write, 0x4, 0x4, 0x4, 0x4, 0, 0)
     assert why(engine, 1015, 1025) == [("Power cap", 1015, 1025)]
     assert why(engine, 1035, 1050) == [("Power cap", 1035, 1040)]
@@ -520,14 +344,14 @@ def test_what_began_before_the_stretch_is_there_from_its_beginning(write: Callab
     assert why(engine, 900, 950) == []
 
 
-def test_what_the_driver_does_not_tell_is_no_reason(write: Callable[..., sa.Engine]) -> None:
+def test_what_the_driver_does_not_report_is_no_reason(write: Callable[..., sa.Engine]) -> None:
     engine = throttled(write, 0x4, None, 0x4, 0x4)
     assert why(engine, 1000, 1030) == [("Power cap", 1000, 1010), ("Power cap", 1020, 1030)]
     assert occupancy.throttling(engine, 2, 1000, 1030).empty
     assert occupancy.throttling(engine, 4711, 1000, 1030).empty
 
 
-def test_of_the_time_after_a_gpus_last_tick_nothing_is_said(write: Callable[..., sa.Engine]) -> None:
+def test_there_is_no_reason_after_the_last_tick_of_a_gpu(write: Callable[..., sa.Engine]) -> None:
     engine = throttled(write, 0x4, 0x4, 0x4, 0x4, 0x4, lost=2)
     assert why(engine, 1000, 1040) == [("Power cap", 1000, 1020)]
     assert why(engine, 1000, 9000) == [("Power cap", 1000, 1020)]

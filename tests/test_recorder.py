@@ -22,7 +22,7 @@ from conftest import PATIENCE_S, Server
 from conftest import eventually as until
 from fake_nvml import FakeNvml
 
-from gpumon_core.recording import recorder as recorder_module
+from gpumon_core.recording import roles
 from gpumon_core.recording.recorder import Recorder
 from gpumon_core.settings import load
 from gpumon_core.store import database
@@ -30,7 +30,7 @@ from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry import nvml
 
 Serve = Callable[..., Server]
-KILLS = 200
+KILLS = 80
 
 
 def ask(path: Path, query: str) -> list[tuple[Any, ...]]:
@@ -61,7 +61,7 @@ def recording(fake: FakeNvml, path: Path, **more: Any) -> Iterator[Recorder]:
 # ---- Killed --------------------------------------------------------------------------------------
 
 
-def test_killed_two_hundred_times_nothing_is_lost_and_nothing_counted_twice(tmp_path: Path) -> None:
+def test_killed_eighty_times_nothing_is_lost_and_nothing_counted_twice(tmp_path: Path) -> None:
     path = tmp_path / "gpumon.db"
     url = f"sqlite:///{path}"
     database.open_for_writing(url).dispose()
@@ -134,23 +134,23 @@ def test_killed_two_hundred_times_nothing_is_lost_and_nothing_counted_twice(tmp_
 def test_a_locked_database_costs_no_tick(fake: FakeNvml, path: Path) -> None:
     fake.add_gpu()
     with recording(fake, path) as made:
-        until(lambda: made.vitals.ticks >= 2)
+        until(lambda: made.counters.ticks >= 2)
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        began, before = int(time.time()), made.vitals.ticks
+        began, before = int(time.time()), made.counters.ticks
         # One may have been read before the lock.
-        until(lambda: made.vitals.buffered >= 5)
+        until(lambda: made.counters.buffered >= 5)
         ended = time.time()
         until(lambda: made.state.recording is not None)
-        assert made.vitals.ticks <= before + 1, "only what was written already may be counted late"
+        assert made.counters.ticks <= before + 1, "only what was written already may be counted late"
         assert made.state.recording is not None
         assert "locked" in made.state.recording.reason
         other.execute("ROLLBACK")
         other.close()
-        until(lambda: made.vitals.buffered == 0)
+        until(lambda: made.counters.buffered == 0)
         until(lambda: made.state.recording is None)
     times = [now for (now,) in ask(path, "SELECT timestamp_epoch FROM gpu_metrics")]
-    assert len(times) == made.vitals.ticks
+    assert len(times) == made.counters.ticks
     assert sum(began <= now <= ended for now in times) >= 4, "every tick is there, with its own time"
 
 
@@ -172,13 +172,13 @@ def test_a_locked_database_is_said_by_the_server(serve: Serve, fake: FakeNvml) -
 def test_a_full_disk_is_waited_for(fake: FakeNvml, path: Path) -> None:
     fake.add_gpu()
     with recording(fake, path) as made:
-        until(lambda: made.vitals.ticks >= 1)
-        assert made._session is not None
-        engine = made._session.engine
+        until(lambda: made.counters.ticks >= 1)
+        assert made.session is not None
+        engine = made.session.engine
 
         def limit(pages: int) -> None:
             # SQLite then says what it says on a full disk: SQLITE_FULL.
-            with made._session._busy, engine.connect() as connection:
+            with made.session._busy, engine.connect() as connection:
                 connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
 
         with engine.begin() as connection:
@@ -194,37 +194,37 @@ def test_a_full_disk_is_waited_for(fake: FakeNvml, path: Path) -> None:
                 raise sa.exc.OperationalError(statement, {}, sqlite3.OperationalError("database or disk is full"))
 
         sa.event.listen(engine, "before_cursor_execute", full)
-        until(lambda: made.vitals.buffered >= 3)
+        until(lambda: made.counters.buffered >= 3)
         until(lambda: made.state.recording is not None)
         assert made.state.recording is not None
         assert "full" in made.state.recording.reason
         sa.event.remove(engine, "before_cursor_execute", full)
         limit(2**30)
-        until(lambda: made.vitals.buffered == 0)
+        until(lambda: made.counters.buffered == 0)
         until(lambda: made.state.recording is None)
 
 
 def test_what_waits_is_bounded_and_the_oldest_makes_room(
     fake: FakeNvml, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder_module, "BUFFER_TICKS", 3)
+    monkeypatch.setattr(roles, "BUFFER_TICKS", 3)
     fake.add_gpu()
     with recording(fake, path) as made:
-        until(lambda: made.vitals.ticks >= 1)
+        until(lambda: made.counters.ticks >= 1)
         other = sqlite3.connect(path, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
-        until(lambda: made.vitals.dropped >= 2)
-        assert made.vitals.buffered <= 3
+        until(lambda: made.counters.dropped >= 2)
+        assert made.counters.buffered <= 3
         other.close()
-        until(lambda: made.vitals.buffered == 0)
+        until(lambda: made.counters.buffered == 0)
 
 
 def test_a_file_damaged_while_recording_is_set_aside(fake: FakeNvml, path: Path) -> None:
     fake.add_gpu()
     with recording(fake, path) as made:
-        until(lambda: made.vitals.ticks >= 2)
-        assert made._session is not None
-        with made._session._busy:
+        until(lambda: made.counters.ticks >= 2)
+        assert made.session is not None
+        with made.session._busy:
             connection = sqlite3.connect(path)
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             connection.close()
@@ -232,13 +232,13 @@ def test_a_file_damaged_while_recording_is_set_aside(fake: FakeNvml, path: Path)
             with path.open("r+b") as file:
                 file.seek(4096)
                 file.write(os.urandom(size - 4096))
-            made._session.engine.dispose()
+            made.session.engine.dispose()
         until(lambda: made.state.notice is not None)
         notice = made.state.notice
         assert notice is not None
         assert "set aside" in notice.reason
-        before = made.vitals.ticks
-        until(lambda: made.vitals.ticks >= before + 2)
+        before = made.counters.ticks
+        until(lambda: made.counters.ticks >= before + 2)
     (aside,) = path.parent.glob("gpumon.db.damaged-*[0-9]")
     assert aside.stat().st_size == size, "nothing of it is deleted"
     assert ask(path, "PRAGMA integrity_check") == [("ok",)]
@@ -250,8 +250,8 @@ def test_a_tick_that_can_never_be_written_is_dropped_and_the_next_are_not(
 ) -> None:
     fake.add_gpu()
     with recording(fake, path) as made:
-        until(lambda: made.vitals.ticks >= 1)
-        observer = made._observer
+        until(lambda: made.counters.ticks >= 1)
+        observer = made.observer
         assert observer is not None
         observe, odd = observer.observe, [True]
 
@@ -263,10 +263,10 @@ def test_a_tick_that_can_never_be_written_is_dropped_and_the_next_are_not(
             return snapshot, identities
 
         monkeypatch.setattr(observer, "observe", once)
-        until(lambda: made.vitals.failed >= 1)
-        before = made.vitals.ticks
-        until(lambda: made.vitals.ticks >= before + 2)
-        assert made.vitals.buffered == 0
+        until(lambda: made.counters.failed >= 1)
+        before = made.counters.ticks
+        until(lambda: made.counters.ticks >= before + 2)
+        assert made.counters.buffered == 0
         assert made.state.recording is None
 
 
@@ -289,17 +289,21 @@ def test_a_folder_that_cannot_be_written_is_named_and_used_once_it_can(
 # ---- The driver ----------------------------------------------------------------------------------
 
 
-def test_a_tick_that_takes_longer_than_the_interval_is_skipped_and_counted(fake: FakeNvml, path: Path) -> None:
+def test_a_tick_that_takes_longer_than_the_interval_is_skipped_and_counted(
+    fake: FakeNvml, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A call that takes long, and not one that is given up.
+    monkeypatch.setattr(nvml, "HANG_S", 10 * PATIENCE_S)
     gpu = fake.add_gpu()
     with recording(fake, path) as made:
-        until(lambda: made.vitals.ticks >= 1)
-        fake.hang("nvmlDeviceGetTemperatureV", 4.2, gpu)
-        until(lambda: made.vitals.skipped >= 4)
+        until(lambda: made.counters.ticks >= 1)
+        fake.hang("nvmlDeviceGetTemperatureV", 10 * PATIENCE_S, gpu)
+        until(lambda: made.counters.skipped >= 4)
         fake.recover()
-        began, before = time.monotonic(), made.vitals.ticks
-        until(lambda: made.vitals.ticks >= before + 4)
+        began, before = time.monotonic(), made.counters.ticks
+        until(lambda: made.counters.ticks >= before + 4)
         # The one that was under way, one that was late, and then one an interval: the skipped have not piled up.
-        assert made.vitals.ticks - before <= 3 + time.monotonic() - began
+        assert made.counters.ticks - before <= 3 + time.monotonic() - began
 
 
 def test_a_gpu_whose_driver_call_hangs_costs_the_others_nothing(
@@ -308,11 +312,11 @@ def test_a_gpu_whose_driver_call_hangs_costs_the_others_nothing(
     monkeypatch.setattr(nvml, "HANG_S", 1.0)
     first, _ = fake.add_gpu(uuid="GPU-a"), fake.add_gpu(uuid="GPU-b")
     with recording(fake, path) as made:
-        until(lambda: made.vitals.ticks >= 1)
+        until(lambda: made.counters.ticks >= 1)
         fake.hang("nvmlDeviceGetTemperatureV", 10 * PATIENCE_S, first)
         until(lambda: ask(path, "SELECT state FROM gpus ORDER BY uuid") == [("hung",), ("ok",)])
-        before = made.vitals.ticks
-        until(lambda: made.vitals.ticks >= before + 3)
+        before = made.counters.ticks
+        until(lambda: made.counters.ticks >= before + 3)
         newest = dict(
             ask(path, "SELECT uuid, max(timestamp_epoch) FROM gpu_metrics JOIN gpus ON id = gpu_id GROUP BY 1")
         )
@@ -339,7 +343,7 @@ def test_the_driver_may_go_and_come_and_gpus_with_it(
     monkeypatch.setattr(nvml, "RECOUNT_S", 0.5)
     gpu = fake.add_gpu(uuid="GPU-a")
     with recording(fake, path) as made:
-        until(lambda: made.vitals.ticks >= 1)
+        until(lambda: made.counters.ticks >= 1)
         fake.driver_loaded = False
         until(lambda: made.state.driver is not None)
         fake.driver_loaded = True
@@ -360,17 +364,17 @@ def test_the_driver_may_go_and_come_and_gpus_with_it(
 def test_every_minute_is_written_down(fake: FakeNvml, path: Path) -> None:
     fake.add_gpu()
     with recording(fake, path) as made:
-        until(lambda: made.vitals.ticks >= 3)
+        until(lambda: made.counters.ticks >= 3)
         made._every_minute()
-        ticks = made.vitals.ticks
-        until(lambda: made.vitals.ticks > ticks)
-        ticks = made.vitals.ticks
+        ticks = made.counters.ticks
+        until(lambda: made.counters.ticks > ticks)
+        ticks = made.counters.ticks
         made._every_minute()
     rows = ask(
         path, "SELECT ticks, skipped, failed, dropped, buffered, duration_ms, database_bytes FROM recorder_health"
     )
-    assert ticks <= sum(row[0] for row in rows) <= made.vitals.ticks
-    assert sum(row[1] for row in rows) <= made.vitals.skipped
+    assert ticks <= sum(row[0] for row in rows) <= made.counters.ticks
+    assert sum(row[1] for row in rows) <= made.counters.skipped
     assert all(row[2:5] == (0, 0, 0) for row in rows)
     assert rows[0][5] > 0
     assert rows[0][6] > 0
@@ -380,17 +384,17 @@ def test_every_minute_is_written_down(fake: FakeNvml, path: Path) -> None:
 def test_a_clock_that_jumps_makes_no_duplicate_and_nothing_negative(fake: FakeNvml, path: Path) -> None:
     fake.add_gpu().add_process(os.getpid(), 1 << 30, sm=50)
     with recording(fake, path) as made:
-        until(lambda: made.vitals.ticks >= 1)
-        assert made._session is not None
-        assert made._observer is not None
-        source: Any = made._observer.source
+        until(lambda: made.counters.ticks >= 1)
+        assert made.session is not None
+        assert made.observer is not None
+        source: Any = made.observer.source
         for jump in (-3600, 7200, -1, 0):
             source._clock = lambda jump=jump: time.time() + jump
-            before = made.vitals.ticks
-            until(lambda before=before: made.vitals.ticks >= before + 2)
+            before = made.counters.ticks
+            until(lambda before=before: made.counters.ticks >= before + 2)
         # Ticks go on behind those of the future.
         ticks = ask(path, "SELECT count(*) FROM gpu_metrics")[0][0]
-        made._session.roll_up(made._stopping)
+        made.session.roll_up(made._stopping)
         rolled = ask(path, "SELECT sum(samples) FROM gpu_minutes")[0][0]
         assert ticks <= rolled <= ask(path, "SELECT count(*) FROM gpu_metrics")[0][0]
     assert ask(path, "SELECT count(*) FROM gpu_processes WHERE last_seen < first_seen") == [(0,)]
@@ -398,20 +402,20 @@ def test_a_clock_that_jumps_makes_no_duplicate_and_nothing_negative(fake: FakeNv
         (0,)
     ]
     with recording(fake, path) as again:
-        until(lambda: again.vitals.ticks >= 1)
-        assert again._session is not None
+        until(lambda: again.counters.ticks >= 1)
+        assert again.session is not None
         ticks = ask(path, "SELECT count(*) FROM gpu_metrics")[0][0]
-        again._session.roll_up(again._stopping)
+        again.session.roll_up(again._stopping)
         assert ask(path, "SELECT sum(samples) FROM gpu_minutes")[0][0] >= ticks, "nor does a restart lose any"
 
 
 def test_two_recorders_of_one_file_take_turns(fake: FakeNvml, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "RETRY_S", 0.5)
+    monkeypatch.setattr(roles, "RETRY_S", 0.5)
     fake.add_gpu()
     with recording(fake, path) as first:
-        until(lambda: first.vitals.ticks >= 1)
+        until(lambda: first.counters.ticks >= 1)
         with recording(fake, path) as second:
             assert second.state.role == "standby"
             first.stop()
             until(lambda: second.state.role == "recording")
-            until(lambda: second.vitals.ticks >= 1)
+            until(lambda: second.counters.ticks >= 1)

@@ -11,9 +11,9 @@ from heapq import nlargest
 
 from gpumon_core import format as fmt
 from gpumon_core.attribution.records import ProcessIdentity, Program, is_placeholder
-from gpumon_core.recording.counters import Vitals
-from gpumon_core.recording.latest_tick import Newest, Values
-from gpumon_core.recording.recorder import State
+from gpumon_core.recording.counters import Counters
+from gpumon_core.recording.latest_tick import LatestTick, Values
+from gpumon_core.recording.state import State
 from gpumon_core.telemetry.records import GpuInfo, ProcessReading
 
 # What a label has at most, in characters: names and models are whatever a user called them.
@@ -30,22 +30,22 @@ Labels = dict[str, str]
 
 
 @dataclass(frozen=True)
-class Scene:
+class ScrapeData:
     """All that an exposition tells of: what the recorder says of itself, and its newest tick as long as that is
     fresh. `processes` is how many of them have series."""
 
     host: str
     state: State
-    vitals: Vitals | None
+    counters: Counters | None
     interval_s: float
     processes: int
-    newest: Newest | None
+    latest: LatestTick | None
     fresh: bool
 
     @property
-    def shown(self) -> Newest | None:
+    def shown(self) -> LatestTick | None:
         """The tick whose readings are still true."""
-        return self.newest if self.fresh else None
+        return self.latest if self.fresh else None
 
     @cached_property
     def gpus(self) -> tuple[GpuInfo, ...]:
