@@ -4,7 +4,7 @@
 FROM python:3.13-slim AS build
 WORKDIR /build
 COPY requirements.txt ./
-# Wheels alone: a package that has none for this processor ends the build here, where a compiler would be asked for.
+# Only wheels: a package without one for this processor ends the build here, instead of asking for a compiler.
 RUN python -m venv --without-pip /opt/gpumon \
     && python -m pip --python /opt/gpumon install --no-cache-dir --only-binary=:all: --require-hashes -r requirements.txt
 WORKDIR /app
@@ -13,7 +13,7 @@ COPY gpumon_core gpumon_core
 COPY pages pages
 COPY deploy/healthcheck.py deploy/
 COPY app.py gpumon LICENSE ./
-# Nobody writes bytecode beside a read-only tree, so it is made here, valid whatever the files' times become.
+# The tree is read-only later, so compile it now, with bytecode that does not depend on the times of the files.
 RUN python -m compileall -q --invalidation-mode unchecked-hash .
 
 FROM python:3.13-slim
@@ -24,7 +24,7 @@ RUN python -m pip uninstall --yes --quiet --root-user-action=ignore pip \
     && install -d -m 0700 -o 1000 -g 1000 /app/history /app/logs \
     && ln -s /opt/gpumon /app/.venv \
     && ln -s /app/gpumon /usr/local/bin/gpumon
-# HOME is where libraries look for caches and settings of their own: a folder that may be forgotten.
+# Libraries look for their caches and settings in HOME: a folder without anything to keep.
 ENV PATH=/opt/gpumon/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -38,7 +38,7 @@ ENV PATH=/opt/gpumon/bin:$PATH \
 WORKDIR /app
 VOLUME ["/app/history", "/app/logs"]
 EXPOSE 8081
-# The driver's devices are open to every user. A number, so that no name has to exist: another is as good.
+# Every user can open the driver's devices. A number needs no entry in /etc/passwd; any other one works too.
 USER 1000:1000
 HEALTHCHECK --interval=30s --timeout=10s --start-period=60s --retries=3 \
     CMD ["python", "-I", "deploy/healthcheck.py"]

@@ -107,13 +107,13 @@ serve() {
     exec "$VENV/bin/streamlit" run app.py "$@"
 }
 
-# have COMMAND: whether it is on the PATH, or where Debian keeps the programs of a PostgreSQL server.
+# have COMMAND: whether it is on the PATH, or in the folder where Debian installs the programs of a PostgreSQL server.
 have() {
     command -v "$1" >/dev/null || compgen -G "/usr/lib/postgresql/*/bin/$1" >/dev/null
 }
 
-# need COMMAND PACKAGE [SERVICE]: a program that the tests drive, installed where that is allowed. A service that
-# the package brings is stopped, now and for the next boot, and others that it recommends are left out.
+# need COMMAND PACKAGE [SERVICE]: install a program that the tests use, where that is allowed. A service of the package
+# is stopped, now and for the next boot, and recommended packages are left out.
 need() {
     have "$1" && return
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
@@ -128,7 +128,7 @@ need() {
     fi
 }
 
-# silence SERVICE: let it neither run nor start by itself.
+# silence SERVICE: stop it, and do not let it start by itself.
 silence() {
     if [ -d /run/systemd/system ]; then
         systemctl disable --quiet --now "$1" || true
@@ -141,7 +141,7 @@ check() {
     install requirements-dev.txt
     need chromium chromium
     need gcc gcc
-    # The tests start servers of their own, and never touch the one that Debian's package may start.
+    # The tests start servers of their own, and do not use the one that Debian's package may start.
     need initdb postgresql
     need systemd-analyze systemd
     need shellcheck shellcheck
@@ -156,14 +156,14 @@ check() {
     exec "$bin/python" -m pytest -n 4 --dist loadfile --no-loadscope-reorder "$@"
 }
 
-# need_docker: whatever is missing between here and a running engine, in one sentence.
+# need_docker: say in one sentence what is missing for a running engine.
 need_docker() {
     local version problem
     command -v docker >/dev/null ||
         fail "Docker is not installed; see https://docs.docker.com/engine/install, or use ./setup.sh run, which needs none."
     version=$(docker compose version --short 2>/dev/null) ||
         fail "Docker Compose is missing; on Debian and Ubuntu: sudo apt-get install docker-compose-plugin (docker-compose-v2 in Ubuntu's own packages)."
-    # Compose 2.24 was the first that may find no .env.
+    # Compose 2.24 is the first version that accepts a missing .env.
     version=${version#v}
     [ "$(printf '%s\n' 2.24 "$version" | sort -V | head -n 1)" = 2.24 ] ||
         fail "Docker Compose 2.24 or newer is needed, and this is $version; update the package that brought it."
@@ -177,7 +177,7 @@ need_docker() {
     fi
 }
 
-# Docker Desktop keeps NVIDIA's runtime inside its own machine, where nothing here can see it.
+# Docker Desktop has NVIDIA's runtime inside its own virtual machine, where this script cannot see it.
 need_nvidia() {
     local engine
     engine=$(docker info --format '{{.OperatingSystem}} {{json .Runtimes}}')
@@ -186,7 +186,7 @@ need_nvidia() {
         fail "the NVIDIA Container Toolkit is missing, so no container can see a GPU; install the package nvidia-container-toolkit, then: sudo nvidia-ctk runtime configure --runtime=docker && sudo systemctl restart docker"
 }
 
-# The container runs as whoever owns history/: nothing in it then belongs to root by surprise.
+# The container runs as the owner of history/, so that no file in it belongs to root by surprise.
 prepare_folders() {
     local folder
     for folder in history logs; do
@@ -195,14 +195,14 @@ prepare_folders() {
         [ -z "${SUDO_UID:-}" ] || chown "$SUDO_UID:${SUDO_GID:-$SUDO_UID}" "$folder"
     done
     if [[ $(docker info --format '{{.SecurityOptions}}') == *rootless* ]]; then
-        # A rootless engine calls the user who runs it root.
+        # In a rootless engine, root is the user who runs it.
         export PUID=0 PGID=0
     else
         export PUID=${PUID:-$(stat -c %u history)} PGID=${PGID:-$(stat -c %g history)}
     fi
 }
 
-# up [OPTION...]: make the container be what docker-compose.yml and .env say.
+# up [OPTION...]: make the container match docker-compose.yml and .env.
 up() {
     need_docker
     need_nvidia
@@ -227,7 +227,7 @@ case $verb in
     test) check "$@" ;;
     clean) rm -rf "$VENV" .pytest_cache .mypy_cache .ruff_cache tests/fake_nvml/build artifacts ;;
     start) up "$@" ;;
-    # Not Compose's own restart, which keeps the old image and the old settings.
+    # Compose's own restart would use the old image and the old settings.
     restart) up --force-recreate "$@" ;;
     stop) compose stop "$@" ;;
     status) compose ps --all "$@" ;;

@@ -32,7 +32,7 @@ PAGE = ROOT / "docs" / "api.md"
 PLACE = re.compile(r"(?<=<!-- routes -->\n).*?(?=<!-- /routes -->)", re.DOTALL)
 ANSWERS = re.compile(r"```json\n.*?\n```", re.DOTALL)
 SERVER = "http://127.0.0.1:8081"
-# An example shows so many keys of an object, and what stands in it so deep.
+# The most keys of an object, and the most levels, in an example.
 KEYS, DEEPEST = 16, 6
 MORE = "…"
 
@@ -45,7 +45,7 @@ def reference(answers: Mapping[str, Any]) -> str:
 def _route(one: Resource, answer: Any) -> str:
     lines = [f"### {one.path}", "", one.summary]
     if one.replaces:
-        lines += ["", f"Stands for the original's `{one.replaces}`."]
+        lines += ["", f"Replaces the original's `{one.replaces}`."]
     lines += ["", f"Formats: {', '.join(one.formats)}.", ""]
     if one.parameters:
         lines += ["| parameter | default | meaning |", "| --- | --- | --- |"]
@@ -85,8 +85,8 @@ def shortened(answer: Any, depth: int = 0) -> Any:
     if depth > DEEPEST and isinstance(answer, dict | list):
         return MORE
     if isinstance(answer, dict):
-        kept = {key: shortened(value, depth + 1) for key, value in list(answer.items())[:KEYS]}
-        return kept | ({MORE: MORE} if len(answer) > KEYS else {})
+        first = {key: shortened(value, depth + 1) for key, value in list(answer.items())[:KEYS]}
+        return first | ({MORE: MORE} if len(answer) > KEYS else {})
     if isinstance(answer, list):
         plain = all(not isinstance(item, dict | list) for item in answer)
         kept_items = [shortened(item, depth + 1) for item in answer[: 3 if plain else 1]]

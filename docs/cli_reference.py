@@ -19,16 +19,16 @@ PROGRAM = "./gpumon"
 PAGE = Path(__file__).with_name("cli.md")
 HEAD = f"""# The command line
 
-`{PROGRAM} VERB` does what needs no server. `--help` after a verb says what this page says, which is made from it
+`{PROGRAM} VERB` needs no server. This page is made from what `--help` after a verb prints
 (`docs/cli_reference.py`).
 
-The launcher `gpumon` can be called from any folder, and through a link such as one in `~/.local/bin`. Settings,
-`.env` and the history are those of the folder that it lies in; a FILE is relative to the folder that you call it
-from. In the image it is on the PATH: `docker exec gpumon gpumon doctor`. `.venv/bin/python -m gpumon_core VERB`
+You can call the launcher `gpumon` from any folder, also through a link such as one in `~/.local/bin`. It uses the
+settings, the `.env` and the history of its own folder; a FILE is relative to the folder that you call it from.
+In the image it is on the PATH: `docker exec gpumon gpumon doctor`. `.venv/bin/python -m gpumon_core VERB`
 does the same.
 
 In a pipe there are no colours, bars or escape sequences, and output is UTF-8 whatever the locale is; `NO_COLOR`
-takes the colours from a terminal, too. What a program says beside its output goes to stderr. Control characters in
+removes the colours on a terminal, too. Messages go to stderr. Control characters in
 names of processes and users are written as escapes such as `\\x1b`.
 
 | exit status | meaning |
@@ -37,7 +37,7 @@ names of processes and users are written as escapes such as `\\x1b`.
 
 
 def page() -> str:
-    """The whole text."""
+    """The text of the page."""
     lines = [HEAD + "\n".join(f"| {status} | {meaning} |" for status, meaning in terminal.STATUSES.items())]
     for name, one in _verbs().items():
         verb = module(name)
@@ -57,7 +57,7 @@ def _verbs() -> dict[str, argparse.ArgumentParser]:
 
 
 def _prose(text: str) -> list[str]:
-    """Paragraphs of a docstring; a part whose lines are indented stays as it is."""
+    """The paragraphs of a docstring; indented parts stay as they are."""
     found = []
     for paragraph in text.strip().split("\n\n"):
         if "\n  " in paragraph:

@@ -44,7 +44,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "id": "number of the row",
         "host_id": "`hosts.id`",
         "uuid": "the driver's; it stays when the index changes",
-        "gpu_index": "where the GPU stood last, as in nvidia-smi",
+        "gpu_index": "last index of the GPU, as in nvidia-smi",
         "mig_index": "of a MIG instance: its place on its GPU",
         "parent_id": "of a MIG instance: its GPU, `gpus.id`",
         "name": "model, as the driver calls it",
@@ -58,8 +58,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "can switch itself off; `gone`: no longer listed",
         "first_seen": "time of its first tick",
         "last_seen": "time of its newest row in `gpu_metrics`",
-        "sampling": "`interval`: utilization is the mean since the tick before; `partial`: the mean over the end "
-        "of that time, of which the driver had kept no more; `point`: it is what the driver said at the tick",
+        "sampling": "`interval`: utilization is the mean since the last tick; `partial`: the mean over the end "
+        "of that time, because the driver had no older samples; `point`: the driver's value at the tick",
         "energy_j": "J since it was first seen",
         "energy_counter_j": "the driver's counter at that time, J",
         "energy_from": "`counter`: energy is read from the driver's counter; `power`: it follows from the power",
@@ -82,7 +82,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "id": "number of the row",
         "host_id": "`hosts.id`",
         "pid": "as the driver gives it: the host's",
-        "start_key": "tells two processes with the same PID apart; NULL where its start may not be read",
+        "start_key": "different for two processes with the same PID; NULL where the start cannot be read",
         "start_time": "when it was started, UTC seconds with fractions",
         "name": "what people call it: of `python train.py` it is `train.py`",
         "username": "its owner",
@@ -96,7 +96,7 @@ MEANINGS: dict[str, dict[str, str]] = {
     },
     "programs": {
         "id": "number of the row",
-        "digest": "of the columns that follow: tells two programs apart",
+        "digest": "hash of the columns that follow, different for each program",
         "executable": "path of the program file",
         "command": "command line, secrets masked",
         "working_directory": "where it was started",
@@ -131,9 +131,9 @@ MEANINGS: dict[str, dict[str, str]] = {
         "busy_s": "its part of the GPU's busy time: a GPU at 100 % for a second is 1",
         "energy_j": "its part of the GPU's energy, J",
         "sm_percent_s": "SM utilization times seconds: divided by `sm_told_s` it is the mean in %",
-        "sm_told_s": "seconds for which the driver told it",
+        "sm_told_s": "seconds for which the driver reported it",
         "max_sm": "highest SM utilization, %",
-        "estimated": "1 where busy time and energy are split by memory: the driver does not tell whose they are",
+        "estimated": "1 where busy time and energy are split by memory: the driver reports no parts of processes",
         "last_busy": "when it last did something, or came",
     },
     "process_snapshots": {
@@ -165,7 +165,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "energy_j": "its energy, J; the three that follow are parts of it",
         "idle_j": "what it took while nothing ran",
         "unattributed_j": "what belongs to no known process",
-        "unrecorded_j": "what it took while nobody recorded",
+        "unrecorded_j": "energy of the time without a recorder",
         "unknown_s": "of the recorded seconds, those in which the driver said nothing of its utilization",
     },
     "model_sessions": {
@@ -247,13 +247,13 @@ def rows(head: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
 
 def columns_of(name: str) -> str:
     """A table's columns. Raises KeyError for one without a meaning, ValueError for a meaning without a column."""
-    table, told = metadata.tables[name], MEANINGS[name]
-    if unknown := set(told) - set(table.c.keys()):
+    table, meanings = metadata.tables[name], MEANINGS[name]
+    if unknown := set(meanings) - set(table.c.keys()):
         raise ValueError(f"{name} has no {', '.join(sorted(unknown))}")
     metrics = METRICS if table is gpu_metrics else OF_PROCESSES
     body = []
     for column in table.c:
-        text = told[column.name] if column.name in told else meaning_of(metrics[column.name], column.name)
+        text = meanings[column.name] if column.name in meanings else meaning_of(metrics[column.name], column.name)
         body.append((f"`{column.name}`", kind_of(column), text))
     return rows(("column", "type", "meaning"), body)
 
@@ -264,7 +264,7 @@ def rollup_columns() -> str:
     for metric in TICK_METRICS:
         times = f"{metric.unit} times {scale(metric)}" if scale(metric) > 1 else metric.unit
         if metric.aggregate is Aggregate.COUNTER:
-            body.append((f"`{metric.key}`", metric.unit, "as it stood at the end of the bucket"))
+            body.append((f"`{metric.key}`", metric.unit, "the value at the end of the bucket"))
         else:
             names = ", ".join(f"`{metric.key}{suffix}`" for suffix in ("", "_min", "_max"))
             meaning = "mean by time, lowest and highest"
@@ -279,7 +279,7 @@ def changes() -> str:
 
 
 def blocks() -> dict[str, str]:
-    """What stands between which marks of the page."""
+    """The text between each pair of marks on the page."""
     tables = {name: columns_of(name) for name in metadata.tables if name not in ROLLUPS}
     return tables | {"rollups": rollup_columns(), "changes": changes()}
 

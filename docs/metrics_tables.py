@@ -47,7 +47,7 @@ def _ways(metric: Metric) -> str:
 def _level(metric: Metric, value: float | None) -> str:
     if value is None:
         return NONE
-    return f"{value:g} " + ("% of its whole" if metric.share_of else metric.unit)
+    return f"{value:g} " + ("% of its limit" if metric.share_of else metric.unit)
 
 
 def _exported(metric: Metric) -> str:

@@ -47,7 +47,7 @@ def main(names: Sequence[str]) -> None:
         sys.exit("screenshots.py: Chromium is missing; on Debian and Ubuntu: sudo apt-get install chromium")
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
-        # Settings of whoever runs this must not be in the pictures.
+        # The pictures must not depend on the settings of the user who runs this.
         environ = {
             name: value for name, value in os.environ.items() if not name.startswith(("GPUMON_", "STREAMLIT_"))
         }

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 TARGET = Path(__file__).parent.parent / "gpumon_core" / "attribution" / "secrets" / "library.py"
-# Its plugins whose expressions are used; and the others, with why they are not.
+# Plugins with expressions that are used, and the others with the reason.
 USED = [
     "artifactory",
     "aws",

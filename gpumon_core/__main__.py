@@ -29,21 +29,21 @@ VERBS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
+    """A parser with errors of one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong and where help is."""
+        """Print what is wrong and where to find help."""
         terminal.say(f"{message} (see {self.prog} --help)")
         sys.exit(terminal.WRONG)
 
 
 def module(verb: str) -> Any:
-    """What does a verb: see gpumon_core.cli."""
+    """The module of a verb: see gpumon_core.cli."""
     return import_module(f"gpumon_core.cli.{VERBS[verb]}")
 
 
 def parser(verbs: Sequence[str] = tuple(VERBS)) -> Parser:
-    """What reads a command line that has one of these verbs."""
+    """A parser of command lines with one of these verbs."""
     statuses = "".join(f"  {status:>3}  {meaning}\n" for status, meaning in terminal.STATUSES.items())
     whole = Parser(
         prog=terminal.PROGRAM,
@@ -71,11 +71,11 @@ def parser(verbs: Sequence[str] = tuple(VERBS)) -> Parser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; the result is the exit status."""
+    """Run one verb. Returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         _prepare_output()
-        # The other verbs are not needed to read the arguments of one.
+        # Load only the module of the verb, not the modules of all verbs.
         chosen = parser(given[:1] if given and given[0] in VERBS else tuple(VERBS)).parse_args(given)
         status = _run(chosen)
         sys.stdout.flush()
@@ -83,11 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if str(error.name).partition(".")[0] == "gpumon_core":
             raise
-        # An installation that was broken off, or a tree that is newer than what is installed beside it.
+        # The installation was interrupted, or is older than this tree.
         terminal.say(f"the package {error.name} is not installed for {sys.executable}; ./setup.sh run installs it")
         return terminal.FAILED
     except KeyboardInterrupt:
-        # Nobody waits for the rest of the output; to write it might take until somebody reads it.
+        # Nobody reads the rest of the output, and writing it could block.
         _give_up_output()
         return terminal.INTERRUPTED
     except SystemExit as error:
@@ -104,8 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _prepare_output() -> None:
-    """Names are anybody's text: they are written as UTF-8, whatever the locale can say."""
-    # A stream that was closed before the program began is None.
+    """Write UTF-8 whatever the locale is, because names may have any characters."""
+    # A stream that was closed before the program started is None.
     sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
@@ -114,7 +114,7 @@ def _prepare_output() -> None:
 
 
 def _give_up_output() -> None:
-    """Write nowhere what is still to be written; else Python would try it once more at its end."""
+    """Send the rest of the output to /dev/null: Python would try to write it once more at its end."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

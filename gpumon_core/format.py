@@ -1,4 +1,4 @@
-"""How values are written for people: the only place that turns numbers into text."""
+"""Formats values for people: the only module that turns numbers into text."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from datetime import UTC, datetime, tzinfo
 from zoneinfo import ZoneInfo
 
 from gpumon_core.metrics import Metric
+from gpumon_core.safety.text import escaped
 
-# What is shown where the hardware offers no value.
+# Text from outside, made safe for a terminal.
+printable = escaped
+# Shown where there is no value.
 MISSING = "–"
 FIGURE_SPACE = "\u2007"
 MIB_PER_GIB = 1024
@@ -19,8 +22,8 @@ JOULES_PER_KWH = 3.6e6
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How people read a number: multiplied by `scale`, between `before` and its `unit`. `form` is a format that
-    Python and Plotly both know."""
+    """How a number is shown: multiplied by `scale`, between `before` and `unit`. `form` is a format of both Python
+    and Plotly."""
 
     scale: float
     form: str
@@ -28,8 +31,8 @@ class Reading:
     before: str = ""
 
 
-# What people read in another way than it is stored, by the catalogue's unit. A chart has the energy of one of its
-# steps, which may be seconds: watt-hours. The driver's documentation calls the performance states P0 to P15.
+# Units that are shown in another way than they are stored, by the catalogue's unit. A step of a chart may be
+# seconds, so its energy is in watt-hours. The driver's documentation calls the performance states P0 to P15.
 _READINGS = {
     "MiB": Reading(1 / MIB_PER_GIB, ".1f", "GiB"),
     "J": Reading(1000 / JOULES_PER_KWH, ",.2f", "Wh"),
@@ -44,12 +47,12 @@ def missing(value: float | None) -> bool:
 
 
 def gpu_label(index: int, mig_index: float | None) -> str:
-    """How a GPU is called where space is short: "3", or "3:1" for its MIG instance 1."""
+    """A short name for a GPU: "3", or "3:1" for its MIG instance 1."""
     return str(index) if mig_index is None or math.isnan(mig_index) else f"{index}:{int(mig_index)}"
 
 
 def container(pod: str | None, name: str | None, identifier: str | None) -> str | None:
-    """How a container is called: by its pod, its name, or as engines shorten its id; None where there is none."""
+    """The name of a container: its pod, its name, or its id as engines shorten it; None without a container."""
     return pod or name or (identifier or "")[:12] or None
 
 
@@ -57,8 +60,8 @@ def duration(seconds: float | None) -> str:
     """A length of time in its two or three largest units: "2h 5m 13s", "3d 4h 0m", "13s"."""
     if seconds is None or math.isnan(seconds):
         return MISSING
-    whole = max(0, int(seconds))
-    days, rest = divmod(whole, 86400)
+    total = max(0, int(seconds))
+    days, rest = divmod(total, 86400)
     hours, rest = divmod(rest, 3600)
     minutes, seconds = divmod(rest, 60)
     if days:
@@ -71,17 +74,17 @@ def duration(seconds: float | None) -> str:
 
 
 def is_of_this_year(epoch: float, zone: tzinfo = UTC) -> bool:
-    """Whether a time needs no year."""
+    """Whether a time is in the present year."""
     return datetime.fromtimestamp(epoch, zone).year == datetime.now(zone).year
 
 
 def date_form(earliest: float, zone: tzinfo = UTC) -> str:
-    """How dates from a time on are written, for strftime and Plotly: with the year where that one needs it."""
+    """The format of dates from a time on, for strftime and Plotly: with the year where that time needs it."""
     return "%a %d %b" if is_of_this_year(earliest, zone) else "%a %d %b %Y"
 
 
 def moment(epoch: float, zone: ZoneInfo) -> str:
-    """A time for the reader: "Tue 24 Nov 08:15:30", with its year where that is not the present one."""
+    """A time for people: "Tue 24 Nov 08:15:30", with the year where it is not the present one."""
     return datetime.fromtimestamp(epoch, zone).strftime(f"{date_form(epoch, zone)} %H:%M:%S")
 
 
@@ -95,7 +98,7 @@ def span(seconds: int) -> str:
 
 
 def sortable_duration(seconds: float | None) -> str:
-    """`duration` as a table needs it: padded, so that sorting the texts sorts the lengths of time.
+    """`duration` for a table: padded, so that sorting the texts sorts the lengths of time.
 
     A grid sorts a column of texts by their characters. A figure space is as wide as a digit and sorts
     before it, so fields of equal width bring the characters into the order of the numbers.
@@ -129,16 +132,16 @@ def energy(joules: float | None) -> str:
 
 
 def amount(number: float, digits: int) -> str:
-    """A sum that may be small, with so many decimals, and one more below 10."""
+    """A sum with `digits` decimals, and one more below 10."""
     return f"{number:,.{digits + (abs(number) < 10)}f}"
 
 
-# Amounts whose sizes differ too much for one unit, or that only grow.
+# Units with amounts that differ too much for one unit, or that only grow.
 _WRITTEN = {"MiB": memory, "J": energy}
 
 
 def reading(metric: Metric) -> Reading:
-    """How a metric is read where all of its numbers are read alike, as in a chart."""
+    """How a metric is shown where all of its numbers have one unit, as in a chart."""
     return _READINGS.get(metric.unit) or Reading(1.0, f".{metric.digits}f", metric.unit)
 
 
@@ -152,20 +155,20 @@ def value(metric: Metric, number: float | None) -> str:
     return f"{how.before}{number * how.scale:{how.form}} {how.unit}".rstrip()
 
 
-def value_of(metric: Metric, number: float | None, whole: float | None) -> tuple[str, str]:
-    """A metric's number and what follows it: ("61.2", "of 79.6 GiB"), ("97", "%"), ("–", "")."""
+def value_of(metric: Metric, number: float | None, total: float | None) -> tuple[str, str]:
+    """A metric's number, and the text after it: ("61.2", "of 79.6 GiB"), ("97", "%"), ("–", "")."""
     if number is None or math.isnan(number):
         return MISSING, ""
     unit, digits, scale = metric.unit, metric.digits, 1.0
-    has_whole = whole is not None and not math.isnan(whole)
-    if unit == "MiB" and max(number, whole if whole is not None and has_whole else 0.0) >= MIB_PER_GIB:
+    has_total = total is not None and not math.isnan(total)
+    if unit == "MiB" and max(number, total if total is not None and has_total else 0.0) >= MIB_PER_GIB:
         unit, digits, scale = "GiB", 1, 1 / MIB_PER_GIB
-    rest = f"of {whole * scale:.{digits}f} {unit}" if whole is not None and has_whole else unit
+    rest = f"of {total * scale:.{digits}f} {unit}" if total is not None and has_total else unit
     return f"{number * scale:.{digits}f}", rest
 
 
-# What Streamlit's Markdown makes something of, though a backslash stands before it: its plugins look for links,
-# addresses of mail, emoji, icons and arrows in the text after the backslashes are gone.
+# Marks with a meaning in Streamlit's Markdown even after a backslash: its plugins look for links, mail addresses,
+# emoji, icons and arrows after the backslashes are removed.
 _FOUND_LATER = re.compile(
     r":(?=//[-\w]*\.|[\w+-]+:)|(?<=www)\.|(?<=[-.\w+])@(?=[-\w]+\.[-\w])|-(?=[->])|(?<=<)-|[<>~](?==)",
     re.IGNORECASE,
@@ -174,17 +177,9 @@ _MARKS = re.compile(r"[!-/:-@\[-`{-~]")
 
 
 def plain(text: str) -> str:
-    """Text from outside, made safe to stand in Markdown as it is: in one line, every mark with a backslash before
-    it. A mark that a plugin would find all the same stands alone in an element without a colour, which splits what
-    the plugins read; see `:color[...]` in the documentation of st.markdown."""
+    """Text from outside, made safe for Markdown: in one line, with a backslash before every mark. A mark that a
+    plugin would still find is put into an element of its own without a colour, which splits the text for the
+    plugins; see `:color[...]` in the documentation of st.markdown."""
     line = printable(re.sub(r"[\t\n\v\f\r\x85\u2028\u2029]+", " ", text))
     later = {found.start() for found in _FOUND_LATER.finditer(line)}
     return _MARKS.sub(lambda mark: f":color[\\{mark[0]}]" if mark.start() in later else f"\\{mark[0]}", line)
-
-
-def printable(text: str) -> str:
-    """Text from outside, made safe for a terminal: what would move its cursor, colour it or turn the direction of
-    writing is written as an escape, such as \\x1b."""
-    if text.isprintable():
-        return text
-    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -18,39 +18,41 @@ OLDER_FILES = 3
 
 
 class _Hiding(logging.Formatter):
-    """Lines without the secrets of the settings, whoever wrote them: a library's error may quote one."""
+    """Masks the secrets of the settings in every line: an error of a library may quote one."""
 
     def format(self, record: logging.LogRecord) -> str:
         return hide(super().format(record))
 
 
 class _File(RotatingFileHandler):
-    """A log file whose troubles cost lines of the file, never the server, and are told on stderr once."""
+    """A log file. If it cannot be written, lines are missing from it, stderr says so once, and the server goes
+    on."""
 
-    told = False
+    is_reported = False
 
     def _open(self) -> TextIOWrapper:
-        # Also after each rotation.
+        # Called after each rotation too.
         file = open(self.baseFilename, self.mode, encoding=self.encoding, errors=self.errors, opener=opener)  # noqa: SIM115
         assert isinstance(file, TextIOWrapper)
         return file
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
-        """Say why the file lacks lines; stderr has them all."""
-        if not self.told:
-            self.told = True
-            print(f"gpumon: {self.baseFilename} cannot be written: {sys.exc_info()[1]}", file=sys.stderr)  # noqa: T201
+        """Say once why the file lacks lines."""
+        if not self.is_reported:
+            self.is_reported = True
+            problem = f"gpumon: {self.baseFilename} cannot be written ({sys.exc_info()[1]}): it lacks lines"
+            print(f"{problem}, which stderr has", file=sys.stderr)  # noqa: T201
 
 
 def _is_failure(record: logging.LogRecord) -> bool:
-    """Ctrl-C or SIGTERM while a connection is being closed is none, though SQLAlchemy logs it as one."""
+    """Whether a record is an error: SQLAlchemy also logs Ctrl-C and SIGTERM while it closes a connection."""
     kind = record.exc_info[0] if record.exc_info else None
     return kind is None or issubclass(kind, Exception)
 
 
 def configure(level: str, file: Path | None = None) -> None:
-    """Send gpumon's log to stderr, and to `file`, at `level`, and other libraries' only where they warn.
-    Raises SettingsError where the file cannot be written."""
+    """Send gpumon's log at `level` to stderr and to `file`, and only the warnings of libraries. Raises
+    SettingsError where the file cannot be written."""
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if file is not None:
         try:
@@ -73,7 +75,7 @@ def configure(level: str, file: Path | None = None) -> None:
         library.handlers[:] = handlers
         library.setLevel(logging.WARNING)
         library.propagate = False
-    # The scheduler warns about every late run, which would be a line per tick on a slow machine.
+    # The scheduler warns about every late run: that would be a line per tick on a slow machine.
     scheduler = logging.getLogger("apscheduler")
     scheduler.handlers[:] = handlers
     scheduler.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""The catalogue: one row per metric. Sampling, storage, charts and exports are all derived from it.
+"""The catalogue: one row per metric. Sampling, storage, charts and exports all follow from it.
 
 Adding a metric is adding a row here and, for the stored column, an Alembic revision
 (a test holds the two to each other). This module imports nothing but the standard library,
@@ -13,7 +13,7 @@ from typing import Literal
 
 
 class Aggregate(StrEnum):
-    """How many samples become one: over a bucket of time or over several GPUs."""
+    """How several samples become one: over a bucket of time or over several GPUs."""
 
     MEAN = "mean"
     MAX = "max"
@@ -22,7 +22,7 @@ class Aggregate(StrEnum):
 
 
 class Level(StrEnum):
-    """How worrying a value is. Colours, words and symbols are derived from it."""
+    """How serious a value is. Colours, words and symbols follow from it."""
 
     UNKNOWN = "unknown"
     CALM = "calm"
@@ -49,7 +49,7 @@ class NvmlCall:
 
 @dataclass(frozen=True, slots=True)
 class NvmlField:
-    """Another way: a field value (nvmlDeviceGetFieldValues), many of which one call brings.
+    """Another way: a field value (nvmlDeviceGetFieldValues). One call returns many of them.
 
     `name` is the pynvml constant of the field's id. Where `rate` is set the field is a counter, and
     the metric its growth per second.
@@ -65,7 +65,7 @@ class NvmlField:
 class NvmlGpm:
     """A third way: a GPU performance-monitoring metric (Hopper and newer), measured between two ticks.
 
-    `by_nvlink` marks what a GPU without NVLink has at 0 all the same.
+    `by_nvlink` marks a metric that is 0 on a GPU without NVLink.
     """
 
     name: str
@@ -77,7 +77,7 @@ Way = NvmlCall | NvmlField | NvmlGpm
 
 
 class Group(StrEnum):
-    """What a metric is about, in the order in which pages show them."""
+    """The groups of metrics, in the order of the pages."""
 
     COMPUTE = "Compute"
     MEMORY = "Memory"
@@ -91,18 +91,17 @@ class Group(StrEnum):
 class Metric:
     """One metric of a GPU or of a process on a GPU.
 
-    `nvml` lists the ways to ask, best first: the next is used where a driver lacks one. `samples`
-    names the kind of samples that the driver keeps of it between ticks: the tick then is their mean,
-    and `<key>_max` beside it their maximum. `every_s` is how often it is asked (0: with every tick).
-    `kept` says whether every tick is stored or only a change, `decimals` how exactly.
-    `share_of` names the fact of GpuInfo that is this metric's 100 %; `warning` and `critical`
-    then are percentages of it, otherwise they are in the metric's own unit. A value below `lowest` or above
-    `highest` (that of its unit, where it names none) is one that NVML cannot mean. `since` is the first generation
-    of GPUs that has it, as far as NVML documents.
+    `nvml` lists the ways to ask, best first: the next is used where a driver lacks one. `samples` names the kind
+    of samples that the driver buffers between ticks: the tick is then their mean, and `<key>_max` their maximum.
+    `every_s` is how often it is asked (0: at every tick). `kept` says whether every tick or only a change is
+    stored, `decimals` with how many decimals. `share_of` names the field of GpuInfo that is 100 % of this metric;
+    `warning` and `critical` are then percentages of it, otherwise they are in the metric's unit. A value below
+    `lowest` or above `highest` (by default that of its unit) is impossible. `since` is the first generation of
+    GPUs with the metric, according to the documentation of NVML.
 
-    `prometheus` is its name there, and `prometheus_too` names that it had in older versions of DCGM; the value is
-    multiplied by `prometheus_scale`. What DCGM has carries its names and units, the rest is gpumon's own, in
-    the base units of Prometheus.
+    `prometheus` is its name in Prometheus, and `prometheus_too` are its names in older versions of DCGM; the value
+    is multiplied by `prometheus_scale`. Metrics of DCGM have the names and units of DCGM. The others have names of
+    gpumon, in the base units of Prometheus.
     """
 
     key: str
@@ -132,22 +131,22 @@ class Metric:
 
     @property
     def peak(self) -> str | None:
-        """The column of the highest value within a tick, where the driver keeps samples."""
+        """The column of the highest value within a tick, where the driver buffers samples."""
         return f"{self.key}_max" if self.samples else None
 
     @property
     def range(self) -> tuple[float, float]:
-        """The lowest and the highest value that it can have, in its unit."""
+        """The lowest and the highest possible value, in its unit."""
         return self.lowest, HIGHEST[self.unit] if self.highest is None else self.highest
 
-    def level(self, value: float | None, whole: float | None = None) -> Level:
-        """Classify a value given in this metric's unit; `whole` is its 100 % where `share_of` is set."""
+    def level(self, value: float | None, total: float | None = None) -> Level:
+        """Classify a value given in this metric's unit; `total` is its 100 % where `share_of` is set."""
         if value is None:
             return Level.UNKNOWN
         if self.share_of is not None:
-            if not whole:
+            if not total:
                 return Level.CALM
-            value = 100.0 * value / whole
+            value = 100.0 * value / total
         if self.critical is not None and value >= self.critical:
             return Level.CRITICAL
         if self.warning is not None and value >= self.warning:
@@ -156,8 +155,9 @@ class Metric:
 
 
 MIB = 1 / 2**20
-# The highest number of a unit: far above what boards of today have, and below what the columns hold (32 bits, and
-# a rollup keeps it times 10^decimals). A counter's is what a floating-point number still tells apart.
+# The highest number of a unit: far above the values of present GPUs, and small enough for the columns (32 bits,
+# and a rollup stores it times 10^decimals). For counters it is the largest exact integer in a floating-point
+# number.
 HIGHEST: dict[str, float] = {
     "°C": 250.0,
     "%": 100.0,
@@ -174,17 +174,17 @@ HIGHEST: dict[str, float] = {
     "lanes": 64.0,
     "": 15.0,
 }
-# How often NVML is asked for what rarely changes.
+# How often NVML is asked for values that rarely change.
 RARELY_S = 60.0
 ALL_LINKS = 0xFFFFFFFF
-# In MiB/s: four times what 16 lanes of PCIe 7 carry.
+# In MiB/s: four times the rate of 16 lanes of PCIe 7.
 PCIE_HIGHEST = 2.0**20
-# How Prometheus's base units, at the end of a name of our own, are made from the catalogue's units.
+# The factors from the catalogue's units to the base units at the end of gpumon's own names.
 BASE_UNITS = {"_hertz": 1e6, "_ratio": 0.01, "_bytes": float(2**20)}
 
 
 def scale_of(prometheus: str) -> float:
-    """What a value is multiplied by for a name of gpumon's own; 1 for one of DCGM's."""
+    """The factor for a name of gpumon's own; 1 for a name of DCGM."""
     return next((scale for unit, scale in BASE_UNITS.items() if prometheus.endswith(unit)), 1.0)
 
 
@@ -203,7 +203,7 @@ def _clock(name: str, label: str, constant: str, prometheus: str) -> Metric:
 
 
 def _engine(name: str, label: str, function: str, prometheus: str, since: str) -> Metric:
-    """A video engine; the driver answers with the utilization and the period that it is the mean of."""
+    """A video engine. The driver answers with the utilization and the period of its mean."""
     return Metric(
         key=name,
         label=label,
@@ -265,8 +265,8 @@ def _rare(
     since: str | None = None,
     counts: bool = False,
 ) -> Metric:
-    """What is asked rarely and stored when it changes; `counts` where the value is shown as it is, yet never
-    falls."""
+    """A metric that is asked rarely and stored when it changes; `counts` marks one that is shown as it is and
+    never falls."""
     counts = counts or aggregate is Aggregate.COUNTER
     return Metric(
         key=name,
@@ -308,16 +308,16 @@ def _ecc(kind: str, lifetime: str, field: str, prometheus: str) -> Metric:
 
 def _remapped(name: str, label: str, field: str, item: int, prometheus: str, unit: str = "") -> Metric:
     ways = (NvmlField(field), NvmlCall("nvmlDeviceGetRemappedRows", field=item))
-    # Rows are counted; whether remapping is pending or has failed is 0 or 1.
+    # The numbers of rows are counters; "pending" and "failure" are 0 or 1.
     counts = unit == "rows"
     return _rare(
         f"remapped_rows_{name}", label, Group.RELIABILITY, ways, prometheus, unit, since="Ampere", counts=counts
     )
 
 
-# Units and meanings: NVML API reference, "Device Queries". Prometheus names: the default
-# counters of NVIDIA's DCGM exporter, whose units (MiB, W, MHz, %) are ours as well.
-# Utilization has no critical level on purpose: a busy GPU is what one pays for.
+# Units and meanings: NVML API reference, "Device Queries". Prometheus names: the default counters of NVIDIA's DCGM
+# exporter, with the same units (MiB, W, MHz, %). Utilization has no critical level on purpose: a GPU is meant to
+# be busy.
 GPU_METRICS: tuple[Metric, ...] = (
     Metric(
         key="temperature",
@@ -368,13 +368,13 @@ GPU_METRICS: tuple[Metric, ...] = (
         label="Power",
         unit="W",
         group=Group.THERMALS,
-        # Its mean over a tick comes from the energy counter, where there is one.
+        # Where there is an energy counter, the mean over a tick comes from it.
         nvml=(NvmlCall("nvmlDeviceGetPowerUsage", scale=1e-3),),
         samples="NVML_TOTAL_POWER_SAMPLES",
         decimals=1,
         prometheus="DCGM_FI_DEV_POWER_USAGE",
         device_class="power",
-        # Boards under load run at their limit by design; only clearly above it is worth a look.
+        # GPUs under load run at their power limit by design; only a clearly higher value is unusual.
         share_of="power_limit_w",
         warning=102,
         critical=110,
@@ -457,7 +457,7 @@ GPU_METRICS: tuple[Metric, ...] = (
     _activity(
         "dram_activity", "DRAM active", "NVML_GPM_METRIC_DRAM_BW_UTIL", "DCGM_FI_PROF_DRAM_ACTIVE", Group.MEMORY
     ),
-    # The functions below measure for 20 ms, in which the caller waits: they come last.
+    # The functions below measure for 20 ms while the caller waits: they come last.
     _rate(
         "pcie_tx",
         "PCIe sent",
@@ -500,8 +500,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         "DCGM_FI_PROF_NVLINK_RX_BYTES",
         "Pascal",
     ),
-    # What the source reads is the driver's counter, which begins anew with the driver; what is stored
-    # goes on. Joules.
+    # The driver's counter begins at 0 with the driver; the stored one goes on. Joules.
     Metric(
         key="energy",
         label="Energy",
@@ -542,7 +541,7 @@ GPU_METRICS: tuple[Metric, ...] = (
             NvmlCall("nvmlDeviceGetCurrentClocksThrottleReasons"),
         ),
         prometheus="DCGM_FI_DEV_CLOCKS_EVENT_REASONS",
-        # Its name before DCGM 3.3, which rules of that time have.
+        # Its name before DCGM 3.3, for older alert rules.
         prometheus_too=("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS",),
         aggregate=Aggregate.LAST,
         column="integer",
@@ -743,8 +742,8 @@ GPU_METRICS: tuple[Metric, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class ClocksEventReason:
-    """One bit of clocks_event_reasons: why clocks are not higher. `throttles` where work suffers from it: a GPU
-    that idles or stays within its power limit does what it is meant to do."""
+    """One bit of clocks_event_reasons: a reason why clocks are not higher. `throttles` marks reasons that slow
+    down work; an idle GPU, or one at its power limit, works as intended."""
 
     bit: int
     label: str
@@ -766,16 +765,16 @@ CLOCKS_EVENT_REASONS = (
 
 
 def throttled_by(bits: float | None) -> list[str]:
-    """The reasons in clocks_event_reasons from which work suffers."""
+    """The reasons in clocks_event_reasons that slow down work."""
     if bits is None or bits != bits:  # noqa: PLR0124 - pandas' NaN
         return []
     return [reason.label for reason in CLOCKS_EVENT_REASONS if reason.throttles and int(bits) & reason.bit]
 
 
-# What every tick stores, and what only a change does.
+# The metrics that every tick stores, and those that only a change stores.
 TICK_METRICS = tuple(metric for metric in GPU_METRICS if metric.kept == "tick")
 CHANGE_METRICS = tuple(metric for metric in GPU_METRICS if metric.kept == "change")
-# The columns of a tick: the metrics, and the highest value of those that are means over the tick.
+# The columns of a tick: the metrics, and the maximum of those that are means over the tick.
 TICK_COLUMNS = tuple(
     key for metric in TICK_METRICS for key in (metric.key, *((metric.peak,) if metric.peak else ()))
 )

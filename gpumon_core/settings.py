@@ -1,6 +1,6 @@
-"""Every knob of gpumon: read once from GPUMON_* variables and from .env, and validated.
+"""The settings of gpumon: read once from GPUMON_* variables and from .env, and validated.
 
-The descriptions below are what the table in docs/settings.md and the System page say.
+docs/settings.md and the System page show the descriptions below.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from gpumon_core.safety.masking import Secret, mask_password, remember, secrets_in
 from gpumon_core.safety.private_files import make_folder
-from gpumon_core.safety.text import clean
+from gpumon_core.safety.text import clean, escaped
 
 __all__ = ["Settings", "SettingsError", "load", "mask_password"]
 
@@ -29,11 +29,11 @@ ENV_FILE = ".env"
 
 
 class SettingsError(Exception):
-    """A setting that cannot be used; `str()` is one line naming the variable, its value and what is allowed."""
+    """A setting that cannot be used; `str()` is one line with the variable, its value and what is allowed."""
 
 
 class Settings(BaseModel):
-    """The settings in force. Construct it through `load()`, which words the errors."""
+    """The settings. Make them with `load()`, which explains errors."""
 
     # Not pydantic-settings, which takes a recorder a megabyte more for what `_environment` does.
     model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True, validate_default=True)
@@ -42,7 +42,7 @@ class Settings(BaseModel):
         Literal["auto", "nvml", "demo"],
         Field(
             description="`nvml` reads the driver; `demo` simulates GPUs; `auto` reads the driver, and simulates "
-            "GPUs under a banner until it loads"
+            "GPUs under a banner until the driver loads"
         ),
     ] = "auto"
     interval: Annotated[float, Field(ge=1, le=3600, description="seconds between two readings, 1 to 3600")] = 4
@@ -61,7 +61,7 @@ class Settings(BaseModel):
             default_factory=lambda: clean(socket.gethostname()),
             min_length=1,
             max_length=255,
-            description="name under which this machine's history is kept; by default the system's host name",
+            description="name of this machine in the history; by default the system's host name",
         ),
     ]
     record: Annotated[bool, Field(description="`true` or `false`; `false` serves the pages without recording")] = (
@@ -72,26 +72,26 @@ class Settings(BaseModel):
         Field(
             ge=0.05,
             le=3650,
-            description="days for which every tick is kept, 0.05 to 3650",
+            description="days for which every tick is stored, 0.05 to 3650",
         ),
     ] = 3
     retention_minute_days: Annotated[
         float,
-        Field(ge=0.05, le=3650, description="days for which minutes are kept, 0.05 to 3650"),
+        Field(ge=0.05, le=3650, description="days for which minutes are stored, 0.05 to 3650"),
     ] = 30
     retention_hour_days: Annotated[
         float,
         Field(
             ge=0.05,
             le=36500,
-            description="days for which hours and the list of processes are kept, 0.05 to 36500",
+            description="days for which hours and the list of processes are stored, 0.05 to 36500",
         ),
     ] = 730
     commands: Annotated[
         Literal["full", "masked", "name", "off"],
         Field(
-            description="how much of a command line is kept: `full`; `masked`, its passwords, keys and tokens "
-            "starred; `name`, without arguments; `off`, the kernel's name alone"
+            description="how much of a command line is stored: `full`; `masked`, with stars for passwords, keys "
+            "and tokens; `name`, without arguments; `off`, only the kernel's name"
         ),
     ] = "masked"
     rules: Annotated[
@@ -101,8 +101,8 @@ class Settings(BaseModel):
     ask_servers: Annotated[
         bool,
         Field(
-            description="`true` or `false`: whether local model servers (Ollama, vLLM, ...) are asked which model "
-            "they have loaded, and container engines for a container's name"
+            description="`true` or `false`: whether gpumon asks local model servers (Ollama, vLLM, ...) for their "
+            "loaded models, and container engines for the names of containers"
         ),
     ] = True
     container_socket: Annotated[
@@ -112,8 +112,8 @@ class Settings(BaseModel):
     let_sleep: Annotated[
         Literal["auto", "true", "false"],
         Field(
-            description="whether a GPU that nothing uses may switch itself off, as laptops do, and is not asked "
-            "then: `auto`, where its driver manages that; `true`, wherever the kernel may; `false`, never"
+            description="whether an unused GPU may switch itself off, as in laptops, and is not asked then: "
+            "`auto`, where its driver manages that; `true`, wherever the kernel can; `false`, never"
         ),
     ] = "auto"
     idle_minutes: Annotated[
@@ -121,14 +121,15 @@ class Settings(BaseModel):
         Field(
             ge=1,
             le=1440,
-            description="a process that does nothing for so many minutes holds its memory idle, 1 to 1440",
+            description="minutes without work after which a process holds its memory idle, 1 to 1440",
         ),
     ] = 10
     price_per_kwh: Annotated[
-        float | None, Field(ge=0, le=1e6, description="price of a kilowatt-hour; without one no cost is shown")
+        float | None, Field(ge=0, le=1e6, description="price of a kilowatt-hour; without a price no cost is shown")
     ] = None
     price_per_gpu_hour: Annotated[
-        float | None, Field(ge=0, le=1e6, description="price of an hour of a GPU that is busy, beside its energy")
+        float | None,
+        Field(ge=0, le=1e6, description="price of an hour of a busy GPU, beside its energy"),
     ] = None
     currency: Annotated[
         str,
@@ -141,8 +142,8 @@ class Settings(BaseModel):
         Field(
             ge=0,
             le=1000,
-            description="how many processes, those with the most memory, `/metrics` has series of, 0 to 1000; "
-            "0 for none",
+            description="how many processes have series in `/metrics`, those with the most memory first, 0 to "
+            "1000",
         ),
     ] = 20
     demo_gpus: Annotated[int, Field(ge=1, le=64, description="how many GPUs to simulate, 1 to 64")] = 4
@@ -152,7 +153,7 @@ class Settings(BaseModel):
             ge=0,
             le=4096,
             description="about how many processes to simulate at once over all GPUs, 0 to 4096; by default as "
-            "many as the story has",
+            "many as the simulation has",
         ),
     ] = None
     log_level: Annotated[
@@ -162,8 +163,8 @@ class Settings(BaseModel):
     log_file: Annotated[
         Path | None,
         Field(
-            description="file into which the server's log goes as well; at 10 MB it is set aside, and the last "
-            "three are kept"
+            description="file for a copy of the server's log; at 10 MB a new file begins, and the last three "
+            "files stay"
         ),
     ] = None
 
@@ -187,7 +188,7 @@ class Settings(BaseModel):
     def _known_database(cls, value: str | None) -> str | None:
         if value is None or re.match(r"sqlite:///(?!$|:memory:)", value):
             return value
-        # What other tools call a PostgreSQL URL is one here too.
+        # Other tools write the scheme of PostgreSQL in other ways.
         url, is_postgresql = re.subn(r"^postgres(ql)?(\+psycopg)?://", "postgresql+psycopg://", value)
         if not is_postgresql:
             raise ValueError("must begin with sqlite:/// and name a file, or begin with postgresql+psycopg://")
@@ -197,9 +198,9 @@ class Settings(BaseModel):
         try:
             parsed = make_url(url)
         except Exception:
-            # SQLAlchemy's own words may quote a part of the password.
+            # The message of SQLAlchemy may quote a part of the password.
             raise refusal from None
-        # What follows an @ in a password is a part of it, which errors would show as the host or the database.
+        # After an unescaped @ a part of the password would be the host or the database, which errors show.
         if "@" in f"{parsed.host} {parsed.database}":
             raise refusal
         return url
@@ -219,8 +220,8 @@ class Settings(BaseModel):
             try:
                 Mask(Rules.load(value).secrets)
             except (RulesError, ValueError) as error:
-                # A path of bytes that are no text is none that pydantic can pass on.
-                raise ValueError(_printable(str(error))) from None
+                # pydantic cannot pass on a path of bytes that are no text.
+                raise ValueError(escaped(str(error))) from None
         return value
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
@@ -229,16 +230,16 @@ class Settings(BaseModel):
 
     @property
     def real_database_url(self) -> str:
-        """Where readings of real GPUs are kept."""
+        """The URL of the database of real GPUs."""
         return self.database_url or f"sqlite:///{self.data_dir / 'gpumon.db'}"
 
     @property
     def demo_database_url(self) -> str:
-        """Where simulated readings are kept, always apart from the real ones."""
+        """The URL of the database of simulated GPUs, which is never the one of real GPUs."""
         return f"sqlite:///{self.data_dir / 'demo.db'}"
 
     def database_of(self, source: str) -> str:
-        """Where the readings of a source are kept; `auto` means real GPUs."""
+        """The URL of the database of a source; `auto` means real GPUs."""
         return self.demo_database_url if source == "demo" else self.real_database_url
 
 
@@ -272,7 +273,7 @@ def load(**overrides: Any) -> Settings:
 
 
 def _secret(field: FieldInfo) -> list[Secret]:
-    """The mark of a setting that holds a secret."""
+    """The mark of a setting that holds a secret; [] for others."""
     return [one for one in field.metadata if isinstance(one, Secret)]
 
 
@@ -283,8 +284,8 @@ def _text(value: object) -> str:
 
 
 def shown(name: str, value: object) -> str:
-    """What may be seen of a setting's value: everything, but of one that is marked as a Secret, and of a URL that
-    stands where none should."""
+    """The value of a setting without secrets: those of a setting that is marked as a Secret, and the password of a
+    URL in any other setting."""
     text = _text(value)
     for marker in _secret(Settings.model_fields[name]):
         return marker.shown(text)
@@ -297,19 +298,14 @@ def _explain(detail: Mapping[str, Any]) -> str:
     message = message[:1].lower() + message[1:]
     given, value = str(detail["input"]), shown(field, detail["input"])
     if value != given:
-        # A sentence may quote what it is about.
-        for quoted in (given, _printable(given), _printable(str(Path(given)))):
+        # The message may quote the value.
+        for quoted in (given, escaped(given), escaped(str(Path(given)))):
             message = message.replace(quoted, value) if quoted.strip(".") else message
-    return _printable(f"{variable(field)}={value}: {message} ({Settings.model_fields[field].description})")
-
-
-def _printable(text: str) -> str:
-    """The text in one line that any terminal and log can show: what cannot be printed, as Python writes it."""
-    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)
+    return escaped(f"{variable(field)}={value}: {message} ({Settings.model_fields[field].description})")
 
 
 def in_force(settings: Settings) -> list[tuple[str, str, str]]:
-    """Every setting's variable, its value with secrets masked, and its meaning."""
+    """The variable of every setting, its value without secrets, and its description."""
     rows = []
     for name, field in Settings.model_fields.items():
         rows.append((variable(name), shown(name, getattr(settings, name)), field.description or ""))
@@ -317,7 +313,7 @@ def in_force(settings: Settings) -> list[tuple[str, str, str]]:
 
 
 def markdown_table() -> str:
-    """Every setting with its default and meaning, as docs/settings.md shows it."""
+    """The table of docs/settings.md: every setting with its default and description."""
     lines = ["| setting | default | meaning |", "| --- | --- | --- |"]
     for name, field in Settings.model_fields.items():
         default = field.default
@@ -328,7 +324,7 @@ def markdown_table() -> str:
 
 
 def check_data_dir(settings: Settings) -> None:
-    """Make the data folder, and raise SettingsError where nothing can be written to it."""
+    """Make the data folder. Raises SettingsError where it cannot be written to."""
     path = settings.data_dir
     try:
         make_folder(path)

@@ -100,7 +100,7 @@ def test_a_running_process_has_name_user_and_start(attribution: LocalAttribution
 
 
 @pytest.mark.parametrize("name", ["a", "fifteen-letters", "sixteen-letters-", "a name with (brackets) and blanks"])
-def test_a_name_of_any_length_is_whole(attribution: LocalAttribution, tmp_path: Path, name: str) -> None:
+def test_a_name_of_any_length_is_complete(attribution: LocalAttribution, tmp_path: Path, name: str) -> None:
     shutil.copy(SLEEP, tmp_path / name)
     # A program that looks at its own name to know what to do (busybox) would not do for a copy.
     with running(tmp_path / name) as pid:

@@ -95,7 +95,7 @@ POD = f"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{UNDER}.s
         ("0::/system.slice/a\udcff\u2028b.service", Placement(unit="a\ufffd\ufffdb.service")),
     ],
 )  # fmt: skip
-def test_a_process_is_found_where_it_stands(text: str, found: Placement) -> None:
+def test_a_process_is_found_by_its_control_groups(text: str, found: Placement) -> None:
     assert placement(text) == found
 
 

@@ -98,7 +98,7 @@ def test_a_reader_that_goes_away_ends_it_without_a_word(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_without_a_traceback_also_where_nobody_reads(
+def test_a_signal_ends_it_without_a_traceback_also_without_a_reader(
     folder: Path, number: signal.Signals, status: int
 ) -> None:
     with subprocess.Popen(
@@ -146,7 +146,7 @@ def test_a_bar_is_drawn_on_a_terminal_and_nowhere_else(folder: Path, tmp_path: P
 # ---- usage -------------------------------------------------------------------------------------------
 
 
-def test_the_parts_of_usage_are_the_whole_in_every_format(folder: Path) -> None:
+def test_the_parts_of_usage_add_up_in_every_format(folder: Path) -> None:
     environ = settings(folder, GPUMON_PRICE_PER_KWH="0.5", GPUMON_CURRENCY="CHF")
     scope = usage.Scope(NOON - 3600, NOON + 7200)
     whole = usage.gpu_totals(database.open_for_reading(f"sqlite:///{folder / 'gpumon.db'}"), scope)

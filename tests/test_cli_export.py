@@ -208,7 +208,7 @@ def test_an_export_that_is_broken_off_leaves_no_file(folder: Path, tmp_path: Pat
     ("words", "sentence"),
     [
         (("--table", "cats"), "invalid choice"),
-        (("--table", "metrics", "--since", "soon"), "--since 'soon' is no time"),
+        (("--table", "metrics", "--since", "soon"), "--since 'soon' is not a time"),
         (("--table", "metrics", "--since", "1h", "--until", "2h"), "later than --until"),
         (("--table", "metrics", "--points", "5"), "--table history"),
         (("--table", "metrics", "--tz", "Mars/Base"), "Europe/Berlin"),

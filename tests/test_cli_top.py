@@ -168,7 +168,7 @@ def test_in_a_pipe_it_is_one_plain_table_of_what_is_recorded(folder: Path) -> No
     assert "–" in done.stdout, "UTF-8 in the C locale, too"
 
 
-def test_without_a_recorder_and_when_told_so_the_driver_is_asked(
+def test_without_a_recorder_and_with_live_the_driver_is_asked(
     folder: Path, tmp_path: Path, fake: FakeNvml
 ) -> None:
     # The kernel's name of a process is anybody's text.

@@ -51,7 +51,7 @@ def told(pid: int, commands: Commands = "masked", rules: Rules | None = None) ->
     return found.name, found.program
 
 
-def test_a_script_is_called_by_its_name_and_told_whole(tmp_path: Path) -> None:
+def test_a_script_has_its_name_and_its_whole_command_line(tmp_path: Path) -> None:
     with script(tmp_path / "jobs" / "train.py", "--epochs", "3 4", cwd=tmp_path) as pid:
         name, program = told(pid)
     assert name == "train.py"
@@ -75,7 +75,7 @@ def test_a_script_is_called_by_its_name_and_told_whole(tmp_path: Path) -> None:
         ("evaluate.py", "libtorchvision.so", None, None),
     ],
 )
-def test_a_framework_is_told_by_what_a_script_has_loaded(
+def test_a_framework_is_known_by_the_libraries_of_a_script(
     tmp_path: Path, script: str, library: str, workload: str | None, category: str | None
 ) -> None:
     path = tmp_path / "site-packages" / library
@@ -94,7 +94,7 @@ def test_a_framework_is_told_by_what_a_script_has_loaded(
     assert (program.workload, program.category) == (workload, category)
 
 
-def test_secrets_are_masked_before_anything_is_told(tmp_path: Path) -> None:
+def test_secrets_are_masked_first(tmp_path: Path) -> None:
     arguments = ("--model", "Qwen/Qwen3-8B", "--hf-token", SECRET, f"https://ada:{SECRET}@hub.example/x")
     with script(tmp_path / "train.py", *arguments) as pid:
         _, program = told(pid)
@@ -183,9 +183,7 @@ def test_a_process_is_masked_once_and_not_at_every_tick(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize(("commands", "name", "has_workload"), [("name", "train.py", True), ("off", None, False)])
-def test_less_is_kept_where_less_is_asked_for(
-    tmp_path: Path, commands: Commands, name: str | None, has_workload: bool
-) -> None:
+def test_a_setting_stores_less(tmp_path: Path, commands: Commands, name: str | None, has_workload: bool) -> None:
     environ = os.environ | {"JPY_SESSION_NAME": "/home/ada/x.ipynb", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
     with script(tmp_path / "train.py", "--lr", "0.1", env=environ) as pid:
         found, program = told(pid, commands)
@@ -196,7 +194,7 @@ def test_less_is_kept_where_less_is_asked_for(
     assert str(tmp_path) not in repr(program)
 
 
-def test_jobs_and_notebooks_are_told_by_the_environment(tmp_path: Path) -> None:
+def test_jobs_and_notebooks_are_known_by_the_environment(tmp_path: Path) -> None:
     environ = os.environ | {
         "SLURM_JOB_ID": "4711",
         "SLURM_JOB_NAME": "ablation",
@@ -231,7 +229,7 @@ def test_what_another_user_may_not_read_is_left_out(tmp_path: Path) -> None:
     assert "executable=None" in found
 
 
-def test_a_container_is_told_by_its_cgroup(tmp_path: Path) -> None:
+def test_a_container_is_known_by_its_cgroup(tmp_path: Path) -> None:
     proc = FakeProc(tmp_path / "proc")
     proc.put(7, 100, b"python", b"python\0train.py\0")
     (proc.path / "7" / "cgroup").write_text(DOCKER)
@@ -239,7 +237,7 @@ def test_a_container_is_told_by_its_cgroup(tmp_path: Path) -> None:
     assert (found.program.container_engine, found.program.container_id) == ("docker", "a1" * 32)
 
 
-def test_a_pod_is_told_by_cgroup_environment_and_account(tmp_path: Path) -> None:
+def test_a_pod_is_known_by_cgroup_environment_and_account(tmp_path: Path) -> None:
     proc = FakeProc(tmp_path / "proc")
     proc.put(7, 100, b"python", b"python\0serve.py\0")
     folder = proc.path / "7"

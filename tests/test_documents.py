@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 EACH_DOCUMENT = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text()
-ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
 
 def prose(document: Path) -> str:
@@ -180,46 +179,13 @@ def test_troubleshooting_knows_the_symptom(symptom: str) -> None:
     assert any(symptom in bold for bold in re.findall(r"\*\*([^*]+)\*\*", TROUBLESHOOTING))
 
 
-# -- the changelog, and who may import whom
+# -- the changelog, and what the recorder loads
 
 
 def test_the_changelog_knows_this_version() -> None:
     versions = re.findall(r"^## \[([^\]]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[0] == "Unreleased"
     assert gpumon_core.__version__ in versions
-
-
-def imports(path: Path) -> set[str]:
-    """The parts of gpumon that a file imports anywhere, but for typing."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("gpumon_core"):
-            parts = node.module.split(".")
-            found |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
-    return found
-
-
-RULES = re.findall(
-    r"^\| `gpumon_core/(\w+)(?:/|\.py)` \| [^|]+ \| (nothing|`[^|]+`) \|$", ARCHITECTURE, re.MULTILINE
-)
-
-
-@pytest.mark.parametrize(("part", "allowed"), RULES, ids=[part for part, _ in RULES])
-def test_a_part_imports_what_the_architecture_allows(part: str, allowed: str) -> None:
-    place = ROOT / "gpumon_core" / part
-    files = list(place.rglob("*.py")) if place.is_dir() else [place.with_suffix(".py")]
-    # Revisions are history and belong to nobody.
-    found = set().union(*(imports(path) for path in files if "migrations" not in path.parts))
-    assert found - {part} <= set(re.findall(r"`(\w+)`", allowed))
-
-
-def test_the_rules_are_found() -> None:
-    assert {"metrics", "telemetry", "attribution", "settings", "store", "figures"} <= {part for part, _ in RULES}
-
-
-def test_nothing_under_the_core_imports_streamlit() -> None:
-    for path in (ROOT / "gpumon_core").rglob("*.py"):
-        assert not re.search(r"^\s*(import|from) streamlit", path.read_text(), re.MULTILINE), path
 
 
 def test_the_recorder_alone_loads_no_library_of_the_pages() -> None:

@@ -60,7 +60,7 @@ def test_a_container_is_called_by_the_best_name_that_it_has(
     assert fmt.container(*given) == called
 
 
-def test_a_gpu_that_does_not_answer_is_told_alike_by_every_verb() -> None:
+def test_every_verb_reports_a_gpu_that_does_not_answer_alike() -> None:
     first, second = (gpu.uuid for gpu in GPUS)
     taken = replace(tick(0), readings=(), processes=(), lost=frozenset({first, second}), hung=frozenset({second}))
     assert [taken.state_of(uuid) for uuid in (first, second, "another")] == ["lost", "hung", "ok"]

@@ -290,7 +290,7 @@ def test_a_file_of_the_kernel_is_no_file_of_the_process(
 
 
 @needs_root
-def test_a_file_that_somebody_has_a_lease_on_is_not_waited_for(tmp_path: Path, begin: Begin, seen: Look) -> None:
+def test_a_file_with_a_lease_is_not_waited_for(tmp_path: Path, begin: Begin, seen: Look) -> None:
     """Whoever opens it has to wait until the lease is given back: fcntl(2), 45 seconds."""
     root, place = root_with(tmp_path)
     place.write_text("serving")
@@ -796,7 +796,7 @@ def test_no_link_leaves_the_root_of_a_process_that_may_read_everything(
     assert seen(process.pid).program.namespace is None
 
 
-def test_a_pods_file_is_looked_at_where_nobody_may_be_asked(tmp_path: Path, begin: Begin) -> None:
+def test_a_pods_file_is_read_where_no_server_may_be_asked(tmp_path: Path, begin: Begin) -> None:
     quiet = LocalAttribution(trusted=True, describer=Describer(ask=False))
     process = begin(KUBERNETES_SERVICE_HOST="10.0.0.1")
     ask = quiet.identify({process.pid}, 0)[process.pid].ask

@@ -196,7 +196,7 @@ def manifest(models: Path, name: str, digest: str) -> None:
     path.write_text(json.dumps({"schemaVersion": 2, "layers": layers}))
 
 
-def test_ollamas_runners_are_told_apart_by_their_files(
+def test_ollamas_runners_have_the_models_of_their_files(
     server: Server, attribution: LocalAttribution, ask: Inquirer, start: Callable[..., int], tmp_path: Path
 ) -> None:
     models = tmp_path / "models"
@@ -219,7 +219,7 @@ def test_ollamas_runners_are_told_apart_by_their_files(
     assert server.asked.count("/api/ps") <= 2, "runners of one server are answered together"
 
 
-def test_ollamas_runners_without_a_file_are_told_apart_by_their_memory() -> None:
+def test_ollamas_runners_without_a_file_are_matched_by_memory() -> None:
     loaded = {"models": [{"name": "big", "size_vram": 40 << 30}, {"name": "small", "size_vram": 4 << 30}]}
     assert ollama.model_of(loaded, None, "", 4500) == "small"
     assert ollama.model_of(loaded, None, "", 39000) == "big"
@@ -476,7 +476,7 @@ def test_a_server_that_answers_a_letter_at_a_time_is_given_up(monkeypatch: pytes
         ([], {"PORT": "[::1]"}, 8000),
     ],
 )
-def test_a_servers_port_stands_in_its_arguments_or_environment(
+def test_a_servers_port_is_in_its_arguments_or_environment(
     arguments: list[str], environment: dict[str, str], port: int
 ) -> None:
     endpoint = Endpoint("/", "x", port=8000, option="--port", environment="PORT")
@@ -509,7 +509,7 @@ def test_a_server_with_a_network_of_its_own_is_asked_at_its_address(tmp_path: Pa
         ("", []),
     ],
 )
-def test_ways_lead_to_what_stands_there(way: str, found: list[str]) -> None:
+def test_paths_lead_to_the_values_of_an_answer(way: str, found: list[str]) -> None:
     assert endpoints.names_at({"data": [{"id": "a"}, {"id": "b"}, {"id": ""}]}, way) == found
 
 

@@ -174,7 +174,7 @@ def test_usage_shows_how_it_was_called(tree: Path) -> None:
     assert wrong.endswith("(see ./gpumon usage --help)\n")
 
 
-def test_how_it_was_called_is_no_setting_that_somebody_mistyped(tree: Path, tmp_path: Path) -> None:
+def test_how_it_was_called_is_not_reported_as_a_mistyped_setting(tree: Path, tmp_path: Path) -> None:
     assert "is not a setting" not in call(tree / "gpumon", "doctor", cwd=tmp_path).stdout
 
 

@@ -51,9 +51,7 @@ def test_without_the_setting_there_is_no_file(tmp_path: Path, monkeypatch: pytes
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_file_is_set_aside_and_the_last_three_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_file_is_renamed_and_the_last_three_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "FILE_BYTES", 1000)
     logs.configure("INFO", tmp_path / "gpumon.log")
     for number in range(200):
@@ -64,20 +62,25 @@ def test_a_full_file_is_set_aside_and_the_last_three_are_kept(
     assert "line 199" in (tmp_path / "gpumon.log").read_text()
 
 
-def test_a_full_disk_costs_the_file_lines_and_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_costs_lines_of_the_file_and_is_reported_once(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("INFO", Path("/dev/full"))
     log.info("first")
     log.info("second")
     said = capsys.readouterr().err
     assert "first" in said
     assert "second" in said
-    assert said.count("/dev/full cannot be written: [Errno 28] No space left on device") == 1
+    assert said.count("/dev/full cannot be written ([Errno 28] No space left on device)") == 1
     assert "Traceback" not in said
 
 
-@pytest.mark.parametrize(("error", "told"), [(KeyboardInterrupt, False), (SystemExit, False), (OSError, True)])
+@pytest.mark.parametrize(
+    ("error", "is_logged"), [(KeyboardInterrupt, False), (SystemExit, False), (OSError, True)]
+)
 def test_a_ctrl_c_while_a_connection_closes_is_not_logged_as_an_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: type[BaseException], told: bool
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: type[BaseException],
+    is_logged: bool,
 ) -> None:
     logs.configure("INFO")
     engine = sa.create_engine("sqlite://", poolclass=sa.NullPool)
@@ -90,8 +93,8 @@ def test_a_ctrl_c_while_a_connection_closes_is_not_logged_as_an_error(
         with engine.connect():
             pass
     shown = capsys.readouterr().err
-    assert ("Exception closing connection" in shown) == told
-    assert ("Traceback" in shown) == told
+    assert ("Exception closing connection" in shown) == is_logged
+    assert ("Traceback" in shown) == is_logged
 
 
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -88,9 +88,7 @@ def test_whatever_the_umask_nothing_that_gpumon_makes_is_for_others(tmp_path: Pa
             server.wait(PATIENCE_S)
 
 
-def test_a_log_that_is_set_aside_and_the_one_that_follows_it_are_for_nobody_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_renamed_log_and_its_successor_are_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logs, "FILE_BYTES", 2000)
     before = os.umask(0)
     ours = logging.getLogger("gpumon_core")
@@ -113,16 +111,16 @@ def test_a_copy_of_a_database_that_everybody_reads_is_for_its_owner(wide: Path, 
     assert mode(tmp_path / "copy.db") == 0o600
 
 
-def test_doctor_tells_of_what_others_can_read_and_changes_it_only_where_it_is_asked_to(wide: Path) -> None:
+def test_doctor_names_what_others_can_read_and_changes_it_only_with_fix(wide: Path) -> None:
     before = modes(wide)
     told = gpumon(settings(wide), "doctor")
-    assert "can be looked into by other users" in told.stdout
+    assert "can be read by other users" in told.stdout
     assert "doctor --fix" in told.stdout
     assert str(wide) in told.stdout
     assert modes(wide) == before
     fixed = gpumon(settings(wide), "doctor", "--fix")
     assert fixed.stdout.count("cannot be read by other users of this machine any more") == len(before)
-    assert "can be looked into" not in fixed.stdout
+    assert "can be read by" not in fixed.stdout
     assert modes(wide) == {"": 0o700, **dict.fromkeys(set(before) - {""}, 0o600)}
     with closing(sqlite3.connect(wide / "gpumon.db")) as connection:
         assert connection.execute("SELECT count(*) FROM gpu_metrics").fetchone() == (4,)
@@ -130,7 +128,7 @@ def test_doctor_tells_of_what_others_can_read_and_changes_it_only_where_it_is_as
     assert "corrected" not in again.stdout
 
 
-def test_a_start_tells_of_it_in_the_log(wide: Path) -> None:
+def test_a_start_reports_it_in_the_log(wide: Path) -> None:
     environ = settings(wide, GPUMON_SOURCE="demo", GPUMON_LOG_LEVEL="WARNING")
     (wide / "demo.db").unlink()
     with subprocess.Popen(
@@ -138,7 +136,7 @@ def test_a_start_tells_of_it_in_the_log(wide: Path) -> None:
     ) as recorder:
         try:
             assert recorder.stderr is not None
-            assert "can be looked into by other users" in recorder.stderr.readline()
+            assert "can be read by other users" in recorder.stderr.readline()
         finally:
             recorder.send_signal(signal.SIGTERM)
             recorder.communicate(timeout=PATIENCE_S)
@@ -191,7 +189,7 @@ def test_no_folder_of_the_system_or_of_a_user_is_changed(wide: Path, what: str) 
     assert "it is a folder of the system or of a user" in fixed.stdout
 
 
-def test_what_belongs_to_somebody_else_is_named_and_left(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_another_user_are_named_and_not_changed(wide: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     found = private_files.exposed([wide / "gpumon.db", wide / "demo.db"], None)
     assert {one.obstacle for one in found} == {"it belongs to another user"}

@@ -37,7 +37,7 @@ def test_the_two_commands_come_first() -> None:
 
 def test_the_comparison_says_when_it_was_made_and_what_others_are_better_at() -> None:
     section = README.split("## How it compares\n")[1].split("\n## ")[0]
-    assert re.search(r"Looked at on \d+ \w+ \d{4}", section)
+    assert re.search(r"As of \d+ \w+ \d{4}", section)
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][2:]
     names = " ".join(row[0] for row in rows)
     for tool in ("nvidia-smi", "nvitop", "nvtop", "dcgm-exporter", "Beszel", "GPU Hot", "gpu-monitor"):

@@ -202,7 +202,7 @@ def test_time_of_commands_in_arguments_grows_with_the_length_and_not_with_its_sq
     )
 
 
-def test_of_a_command_line_only_as_much_is_masked_as_is_kept() -> None:
+def test_only_the_stored_part_of_a_command_line_is_masked() -> None:
     assert len(Mask().arguments(["x", *["y" * 10] * 50_000], longest=100)) < 20
     [shown] = Mask().arguments(["z" * 1_000_000], longest=100)
     assert len(shown) <= 400

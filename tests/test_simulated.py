@@ -1,4 +1,4 @@
-"""The simulated GPUs tell one story, whoever asks, and a believable one."""
+"""The simulated GPUs have one history, the same for every reader, and a plausible one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_same_seed_and_time_give_the_same_snapshot_in_any_order(gpus: int, p
     assert all(shuffled[time] == forwards[time] for time in forwards)
 
 
-def test_another_seed_tells_another_story_on_other_gpus() -> None:
+def test_another_seed_gives_another_history_on_other_gpus() -> None:
     one, other = (SimulatedSource(seed=seed).snapshot_at(MONDAY + 14 * HOUR) for seed in (1, 2))
     assert not {gpu.uuid for gpu in one.gpus} & {gpu.uuid for gpu in other.gpus}
     assert [r.values for r in one.readings] != [r.values for r in other.readings]
@@ -200,7 +200,7 @@ def test_an_identity_stays_the_same_while_its_process_lives() -> None:
     assert all(len(identities) == 1 for identities in by_key.values())
 
 
-def test_a_pid_that_nobody_has_has_no_identity() -> None:
+def test_an_unused_pid_has_no_identity() -> None:
     source = SimulatedSource()
     attribution = SimulatedAttribution(source)
     assert attribution.identify({1, 2_000_000}, MONDAY) == {

@@ -74,7 +74,7 @@ def test_a_directory_that_hangs_does_not_hold_up_a_tick(proc: FakeProc, monkeypa
     assert by == {"user name"}
 
 
-def test_an_id_that_nobody_knows_is_asked_for_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_id_is_looked_up_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     asked: list[float] = []
     monkeypatch.setattr(users, "time", SimpleNamespace(monotonic=lambda: now[0]))

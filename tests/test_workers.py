@@ -96,7 +96,7 @@ def test_an_engine_that_has_no_title_yet_is_known_by_the_server_above_it(proc: F
     assert (found.name, found.program.workload, found.program.model) == ("vllm", "vLLM", "Qwen/Qwen3-8B")
 
 
-def test_an_engine_in_a_script_serves_nobody(proc: FakeProc) -> None:
+def test_an_engine_in_a_script_is_no_server(proc: FakeProc) -> None:
     """vLLM's usual port is somebody else's."""
     put(proc, 7, 1, "/usr/bin/python3 offline.py --model org/mine")
     put(proc, 8, 7, "VLLM::EngineCore")
@@ -176,7 +176,7 @@ def test_which_of_the_workers_it_is_a_worker_says_itself(proc: FakeProc) -> None
     assert (found.name, found.program.workload) == ("run.py", "PyTorch training")
 
 
-def test_code_that_is_nobodys_worker_has_no_name_of_its_parents(proc: FakeProc) -> None:
+def test_code_that_is_no_worker_does_not_get_the_name_of_its_parents(proc: FakeProc) -> None:
     put(proc, 7, 1, "/usr/bin/python3 train.py")
     put(proc, 8, 7, "/usr/bin/python3 -c import\ttorch")
     found = who(proc, 8)

@@ -162,7 +162,7 @@ def test_a_command_line_is_known_for_what_it_is(command: str, workload: str | No
         ("python3 /srv/other/main.py", {"PWD": "/home/ada/ComfyUI"}, None),
     ],
 )
-def test_the_environment_tells_what_arguments_do_not(
+def test_the_environment_says_what_arguments_do_not(
     command: str, environment: dict[str, str], workload: str | None
 ) -> None:
     found = Rules.load().identify(program(command, **environment))
@@ -233,7 +233,7 @@ def test_llama_cpp_takes_its_options_from_the_environment_too(environment: dict[
         "trtllm-bench --model x throughput",
     ],
 )
-def test_a_program_that_serves_nobody_has_no_port_to_ask_at(command: str) -> None:
+def test_a_program_without_a_server_has_no_port_to_ask_at(command: str) -> None:
     found = Rules.load().identify(program(command))
     assert found is not None
     assert found.endpoint is None

@@ -1,10 +1,9 @@
-"""Copy a live SQLite database into a file that is consistent in itself, while
-the recorder goes on.
+"""Copy a live SQLite database into one consistent file, while the recorder goes
+on.
 
-The copy is the database at one moment. It is checked, and has its name only
-once it is complete: put it in the place of history/gpumon.db while gpumon does
-not run, and that is its history. Of PostgreSQL the command for pg_dump is
-told.
+The copy is the database at one moment. It is checked, and gets its name when
+it is complete. To restore it, replace history/gpumon.db with it while gpumon
+does not run. For PostgreSQL this prints the command for pg_dump.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ EXAMPLES = (
     ("", "a copy beside the database, named after the time"),
     ("--out /mnt/backup/gpumon.db --force", "each night over the copy of the night before"),
 )
-# So many pages of 4 KiB are copied between two looks at the bar.
+# The pages of 4 KiB that are copied between two updates of the bar.
 PAGES = 1000
-# What stays free on the disk, so that the recorder beside it has room.
+# The space that stays free on the disk for the recorder.
 SPARE_BYTES = 64 * 2**20
 COMPANIONS = ("", "-wal", "-shm", "-journal")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Where to."""
+    """Add the arguments for the copy."""
     parser.add_argument(
         "--out",
         metavar="FILE",
@@ -50,13 +49,13 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(settings: Settings, arguments: argparse.Namespace) -> int:
-    """Copy, check and name it."""
+    """Copy the database, check the copy and name it."""
     from gpumon_core.store import database
 
     url = stored.url_of(settings)
     source = database.file_of(url)
     if source is None:
-        raise terminal.Failure(f"PostgreSQL makes copies of itself: {dump_command(url)}")
+        raise terminal.Failure(f"gpumon copies SQLite only; PostgreSQL has a program for it: {dump_command(url)}")
     stamp = time.strftime("%Y%m%d-%H%M%S")
     path = terminal.destination(
         arguments.out or source.with_name(f"{source.stem}-{stamp}{source.suffix}"), arguments.force
@@ -84,8 +83,8 @@ def copy(engine: Engine, path: Path) -> None:
     """Make `path` a copy of a SQLite database. Raises Failure, sqlalchemy.exc.DBAPIError."""
     bar = terminal.Bar("pages")
     with engine.connect() as connection, closing(_new(path)) as copied:
-        # From here on this connection sees one moment. Without that, SQLite would begin anew with every tick that
-        # is recorded meanwhile. Source: sqlite.org/backup.html, and sqlite3_backup_step in its C interface.
+        # From now on this connection sees one moment. Otherwise SQLite would begin again with every tick that is
+        # recorded meanwhile. Source: sqlite.org/backup.html, and sqlite3_backup_step in its C interface.
         pages = int(connection.exec_driver_sql("PRAGMA page_count").scalar_one())
         connection.exec_driver_sql("SELECT count(*) FROM sqlite_schema").scalar_one()
         needed = pages * int(connection.exec_driver_sql("PRAGMA page_size").scalar_one())
@@ -97,11 +96,13 @@ def copy(engine: Engine, path: Path) -> None:
             )
         driver: Any = connection.connection.driver_connection
         try:
-            driver.backup(copied, pages=PAGES, progress=lambda _, left, whole: bar.show(whole - left, whole))
+            driver.backup(copied, pages=PAGES, progress=lambda _, left, total: bar.show(total - left, total))
             # The log of a live database is a file beside it; a copy is one file.
             copied.execute("PRAGMA journal_mode = DELETE")
         except sqlite3.Error as error:
-            raise terminal.Failure(f"{path.parent} does not take the copy: {error}") from error
+            raise terminal.Failure(
+                f"{path.parent} cannot hold the copy ({error}): check the disk, or name another folder with --out"
+            ) from error
         finally:
             bar.end()
 
@@ -112,18 +113,16 @@ def _new(path: Path) -> sqlite3.Connection:
 
 
 def check(path: Path) -> None:
-    """Whether the copy is sound, and on the disk. Raises Failure."""
+    """Check that the copy is not damaged, and write it to the disk. Raises Failure."""
     with closing(sqlite3.connect(path)) as copied:
         try:
             found = " ".join(str(copied.execute("PRAGMA quick_check(1)").fetchone()[0]).split())
         except sqlite3.Error as error:
             found = str(error)
     if found != "ok":
-        raise terminal.Failure(
-            f"the copy is not sound ({found}), and is thrown away: look at the database and the disk"
-        )
+        raise terminal.Failure(f"the copy is damaged ({found}) and was deleted: check the database and the disk")
     for place in (path, path.parent):
-        # A folder cannot be synchronised on every file system.
+        # Some file systems cannot synchronize a folder.
         with suppress(OSError):
             handle = os.open(place, os.O_RDONLY)
             try:
@@ -133,7 +132,7 @@ def check(path: Path) -> None:
 
 
 def dump_command(url: str) -> str:
-    """How pg_dump copies the database at a URL, whose password is starred."""
+    """The command of pg_dump that copies the database at a URL, with stars for the password."""
     import shlex
 
     from sqlalchemy.engine import make_url
@@ -142,9 +141,5 @@ def dump_command(url: str) -> str:
     shown = mask_password(parsed.set(drivername="postgresql").render_as_string(hide_password=False))
     name = f"gpumon-{time.strftime('%Y%m%d-%H%M%S')}.dump"
     command = f"pg_dump --format=custom --file={name} {shlex.quote(shown)}"
-    note = (
-        " (write the password in the place of ***, or leave `:***` out and set PGPASSWORD)"
-        if STARS in shown
-        else ""
-    )
+    note = " (write the password instead of ***, or leave out `:***` and set PGPASSWORD)" if STARS in shown else ""
     return command + note

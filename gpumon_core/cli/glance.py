@@ -1,4 +1,4 @@
-"""GPUs and processes at one moment, from a recorder's newest tick or from the driver, drawn as lines of text."""
+"""GPUs and processes at one moment, from a recorder's newest tick or from the driver, as lines of text."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 Values = Mapping[str, float | None]
 One = TypeVar("One")
 METRICS = ("temperature", "utilization", "memory", "power")
-# Of the columns for people, those that end at their right edge, and those that are never made narrower.
+# The columns of processes: those that are aligned right, and those that are never cut.
 TITLES = ("GPU", "PID", "Type", "Memory", "SM", "User", "Container", "Workload", "Model", "Name")
 RIGHT, FIXED = {1, 3, 4}, {0, 1, 2, 3, 4}
-# A terminal narrower than this has no room for a process's type.
+# The type of a process is shown from this width on.
 TYPE_FROM = 100
 NARROWEST_NAME, SHORTEST_BAR, LONGEST_BAR = 8, 4, 40
-# So many lines are for processes, however many GPUs there are.
+# The least lines for processes, however many GPUs there are.
 PROCESS_LINES = 4
 
 
@@ -71,19 +71,19 @@ class View:
     processes: tuple[Process, ...]
 
 
-# ---- Where it comes from -----------------------------------------------------------------------------
+# ---- Sources -----------------------------------------------------------------------------------------
 
 
 def of_snapshot(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], simulated: bool) -> View:
-    """What the driver said."""
+    """The view of a snapshot from the driver."""
     snapshot = snapshot.with_nameless()
     values = {reading.uuid: reading.values for reading in snapshot.readings}
     labels = {gpu.uuid: fmt.gpu_label(gpu.index, gpu.mig_index) for gpu in snapshot.gpus}
     shown = []
     for gpu in snapshot.gpus:
-        whole = (gpu.memory_total_mib, gpu.power_limit_w, gpu.memory_from)
+        totals = (gpu.memory_total_mib, gpu.power_limit_w, gpu.memory_from)
         shown.append(
-            Gpu(labels[gpu.uuid], _short(gpu.name), snapshot.state_of(gpu.uuid), values.get(gpu.uuid, {}), *whole)
+            Gpu(labels[gpu.uuid], _short(gpu.name), snapshot.state_of(gpu.uuid), values.get(gpu.uuid, {}), *totals)
         )
     processes = []
     for process in snapshot.processes:
@@ -98,14 +98,14 @@ def of_snapshot(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], s
             )
         )
     host = snapshot.host
-    told = "simulated GPUs" if simulated else "asked of the driver"
+    origin = "simulated GPUs" if simulated else "asked of the driver"
     return View(
-        _headline(host.name, host.driver_version, host.cuda_version, told), tuple(shown), _ranked(processes)
+        _headline(host.name, host.driver_version, host.cuda_version, origin), tuple(shown), _ranked(processes)
     )
 
 
 def of_recorder(engine: Engine, host: str, now: float, simulated: bool) -> View | None:
-    """The newest tick that a recorder wrote of this machine; None where nobody records it. Raises
+    """The view of the newest tick of this machine's recorder; None without a recorder. Raises
     sqlalchemy.exc.DBAPIError."""
     from gpumon_core.recording.health import fresh_within_s
     from gpumon_core.store.queries import current as newest
@@ -118,9 +118,9 @@ def of_recorder(engine: Engine, host: str, now: float, simulated: bool) -> View 
     for row in newest.gpus(engine):
         if row["host"] == host:
             values = {key: row[key] for key in METRICS}
-            whole = (row["memory_total_mib"], row["power_limit_w"], row["memory_from"])
+            totals = (row["memory_total_mib"], row["power_limit_w"], row["memory_from"])
             label = fmt.gpu_label(row["gpu_index"], row["mig_index"])
-            gpus.append(Gpu(label, _short(row["name"]), row["state"], values, *whole))
+            gpus.append(Gpu(label, _short(row["name"]), row["state"], values, *totals))
     for row in newest.processes(engine):
         if row["host"] == host:
             container = fmt.container(row["pod"], row["container_name"], row["container_id"])
@@ -129,14 +129,16 @@ def of_recorder(engine: Engine, host: str, now: float, simulated: bool) -> View 
             label = fmt.gpu_label(row["gpu_index"], row["mig_index"])
             processes.append(Process(label, row["pid"], row["kind"], *numbers, *(text or "" for text in texts)))
     age = max(0, round(now - machine["last_seen"]))
-    told = f"recorded {age} s ago" + (", simulated GPUs" if simulated else "")
+    origin = f"recorded {age} s ago" + (", simulated GPUs" if simulated else "")
     return View(
-        _headline(host, machine["driver_version"], machine["cuda_version"], told), tuple(gpus), _ranked(processes)
+        _headline(host, machine["driver_version"], machine["cuda_version"], origin),
+        tuple(gpus),
+        _ranked(processes),
     )
 
 
-def _headline(host: str, driver: str | None, cuda: str | None, told: str) -> str:
-    return fmt.printable(f"{host}  driver {driver or fmt.MISSING}  CUDA {cuda or fmt.MISSING}  {told}")
+def _headline(host: str, driver: str | None, cuda: str | None, origin: str) -> str:
+    return fmt.printable(f"{host}  driver {driver or fmt.MISSING}  CUDA {cuda or fmt.MISSING}  {origin}")
 
 
 def _ranked(processes: Sequence[Process]) -> tuple[Process, ...]:
@@ -144,23 +146,23 @@ def _ranked(processes: Sequence[Process]) -> tuple[Process, ...]:
 
 
 def _short(name: str | None) -> str:
-    # All of them are NVIDIA's.
+    # All names begin with NVIDIA.
     return fmt.printable(name or fmt.MISSING).removeprefix("NVIDIA ")
 
 
-# ---- How it is drawn ---------------------------------------------------------------------------------
+# ---- Lines -------------------------------------------------------------------------------------------
 
 
 def trouble(view: View) -> str:
-    """Which GPUs do not answer, and what to do about it; nothing where all do."""
+    """The GPUs that do not answer, and what to do; an empty text where all answer."""
     lost = [gpu.label for gpu in view.gpus if gpu.state == "lost"]
     return f"GPU {', '.join(lost)}: no answer. {remedies.of_lost()}" if lost else ""
 
 
 def lines(view: View, columns: int | None, rows: int | None, colours: bool, note: str = "") -> list[str]:
-    """The view as lines that fit a terminal of so many columns and rows; None is as much as it takes.
+    """The view as lines for a terminal with so many columns and rows; None means without a limit.
 
-    `note` is a problem that is told above everything else.
+    `note` is a problem to show at the top.
     """
     clock = time.strftime("%H:%M:%S")
     head = view.headline
@@ -172,7 +174,7 @@ def lines(view: View, columns: int | None, rows: int | None, colours: bool, note
         warning = _fitted(fmt.printable(note), columns)
         shown.append(painted(warning, Level.CRITICAL) if colours else warning)
     shown.append("")
-    # Titles, a blank line and what is for processes stand below the GPUs.
+    # Below the GPUs come titles, a blank line and the processes.
     room = None if rows is None else max(1, rows - len(shown) - 2 - PROCESS_LINES)
     gpus, left_out = _first(view.gpus, room)
     shown += _gpu_lines(gpus, columns, colours)
@@ -180,15 +182,15 @@ def lines(view: View, columns: int | None, rows: int | None, colours: bool, note
     shown.append("")
     room = None if rows is None else max(0, rows - len(shown) - 1)
     processes, left_out = _first(view.processes, room)
-    nobody = [_fitted("No process is using a GPU.", columns)]
-    shown += _process_lines(processes, columns) if view.processes else nobody
+    no_processes = [_fitted("No process is using a GPU.", columns)]
+    shown += _process_lines(processes, columns) if view.processes else no_processes
     shown += [_fitted(f"… and {left_out} more processes", columns)] if left_out else []
     return shown if rows is None else shown[:rows]
 
 
 def _first(all_of_them: Sequence[One], room: int | None) -> tuple[Sequence[One], int]:
-    """Those that there are lines for, and how many are left out, of which a line tells. They are never one alone,
-    which would stand in that line itself."""
+    """The first ones that fit, and how many are left out, which needs a line itself: so never only one is left
+    out."""
     if room is None or len(all_of_them) <= room:
         return all_of_them, 0
     shown = max(0, room - 1)
@@ -201,20 +203,20 @@ def _fitted(text: str, columns: int | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Cell:
-    """A text in a column, and how worrying it is."""
+    """A text in a column, and its level."""
 
     text: str
     level: Level = Level.CALM
 
 
 def _gpu_lines(gpus: Sequence[Gpu], columns: int | None, colours: bool) -> list[str]:
-    """A table of GPUs, with bars where a terminal has room for them."""
+    """The table of GPUs, with bars where the terminal is wide enough."""
     table = [[_Cell(title) for title in ("GPU", "Name", "Temp", "Power", "Memory", "Util")], *map(_cells, gpus)]
     widths = [max(width(row[place].text) for row in table) for place in range(len(table[0]))]
     bar = 0
     if columns is not None:
         rest = columns - sum(widths) - GAP * (len(widths) - 1)
-        # Long names give way to short bars.
+        # Cut long names to make room for short bars.
         least = 2 * (SHORTEST_BAR + 3)
         if rest < least:
             widths[1] = max(NARROWEST_NAME, widths[1] - (least - rest))
@@ -237,19 +239,19 @@ def _cells(gpu: Gpu) -> list[_Cell]:
         return [_Cell(gpu.label), _Cell(gpu.name), _Cell(gpu.state, level), *[_Cell("")] * 3]
     metrics = {key: GPU_METRICS_BY_KEY[key] for key in METRICS}
     values = {key: gpu.values.get(key) for key in METRICS}
-    wholes = {"memory": gpu.memory_total_mib, "power": gpu.power_limit_w}
+    total_of = {"memory": gpu.memory_total_mib, "power": gpu.power_limit_w}
     cells = [_Cell(gpu.label), _Cell(gpu.name)]
     for key in ("temperature", "power", "memory", "utilization"):
-        number, rest = fmt.value_of(metrics[key], values[key], wholes.get(key))
+        number, rest = fmt.value_of(metrics[key], values[key], total_of.get(key))
         text = f"{number} {rest}".strip().replace(" of ", "/")
         if key == "memory" and gpu_state.shares_memory(gpu.memory_from):
             text += " shared"
-        cells.append(_Cell(text, metrics[key].level(values[key], wholes.get(key))))
+        cells.append(_Cell(text, metrics[key].level(values[key], total_of.get(key))))
     return cells
 
 
 def _bar(gpu: Gpu | None, place: int, length: int) -> str:
-    """How full the memory is, or how busy the GPU; blank in the line of titles and where it is not known."""
+    """A bar for memory or utilization; blank in the line of titles and where the value is not known."""
     part = None
     if gpu is not None and gpu_state.answers(gpu.state):
         memory, busy = gpu.values.get("memory"), gpu.values.get("utilization")
@@ -264,7 +266,7 @@ def _bar(gpu: Gpu | None, place: int, length: int) -> str:
 
 
 def _line(cells: Sequence[_Cell], columns: int | None, colours: bool) -> str:
-    """The cells beside each other, as far as the terminal reaches; colours take no room."""
+    """The cells in one line, cut at the width of the terminal; colours take no width."""
     left, shown = columns, []
     for place, cell in enumerate(cells):
         text = (" " * GAP if place else "") + cell.text

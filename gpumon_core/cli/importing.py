@@ -1,9 +1,9 @@
-"""Take the history of bigsk1/gpu-monitor, the SQLite file gpu_metrics.db, into
-gpumon's: readings, processes and process snapshots, into the right GPU.
+"""Import the history of bigsk1/gpu-monitor (the original), which is the SQLite
+file gpu_metrics.db: its readings, processes and process snapshots.
 
 The file is only read. A second import of the same file, or of one that has
-grown, takes what is new. Where gpumon has recorded itself, that stands. It
-works beside a recorder, and what is broken off goes on with the next run.
+grown, takes what is new. What gpumon itself has recorded does not change. A
+recorder can run meanwhile, and the next run continues one that was interrupted.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from gpumon_core.settings import Settings
 if TYPE_CHECKING:
     from gpumon_core.legacy_import.importer import Report
 
-SUMMARY = "Take the history of the original GPU monitor (its gpu_metrics.db) into gpumon's."
+SUMMARY = "Import the history of bigsk1/gpu-monitor (its gpu_metrics.db)."
 EXAMPLES = (
     ("history/gpu_metrics.db --dry-run", "say what would be taken, and change nothing"),
     ("history/gpu_metrics.db", "take it; again later for what is new"),
     ("gpu_metrics.db --gpu 1", "a file that does not say which GPU it is about"),
     ("gpu_metrics.db --gpu 0=GPU-5f2c --gpu 1=0", "a file of several GPUs"),
 )
-STAYS = "What was taken before stays: run the same again to go on."
+STAYS = "What was taken before stays: run the same command again to go on."
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +49,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(settings: Settings, arguments: argparse.Namespace) -> int:
-    """Import, and say what came of it; 1 where it was broken off, 2 where --gpu is needed."""
+    """Import, and print what was taken; 1 where the import stopped early, 2 where --gpu is needed."""
     from gpumon_core.legacy_import import importer
     from gpumon_core.legacy_import.import_records import ImportRefused
     from gpumon_core.legacy_import.sqlite_file import SqliteFileError
@@ -66,13 +66,13 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
     except SqliteFileError as error:
         raise terminal.Failure(str(error)) from error
     except SQLAlchemyError as error:
-        what = f"the database does not take it: {getattr(error, 'orig', None) or error}. {STAYS}"
+        what = f"the database refuses it: {getattr(error, 'orig', None) or error}. {STAYS}"
         raise terminal.Failure(what) from error
     except OSError as error:
         raise terminal.Failure(f"{error.filename or arguments.file}: {error.strerror or error}.") from error
     except KeyboardInterrupt:
         bar.end()
-        terminal.say(f"broken off. {STAYS}")
+        terminal.say(f"interrupted. {STAYS}")
         return terminal.INTERRUPTED
     finally:
         bar.end()
@@ -85,11 +85,11 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
 def _lines(path: Path, report: Report, dry: bool, took_s: float) -> Iterator[str]:
     from gpumon_core.legacy_import.importer import CALLED, COUNTED, moment
 
-    held = report.contents
-    counted = ", ".join(f"{held.rows.get(table, 0):,} {CALLED[name]}" for name, table in COUNTED)
-    yield f"{path}: {counted}, from {moment(held.first)} to {moment(held.last)}"
+    contents = report.contents
+    counted = ", ".join(f"{contents.rows.get(table, 0):,} {CALLED[name]}" for name, table in COUNTED)
+    yield f"{path}: {counted}, from {moment(contents.first)} to {moment(contents.last)}"
     for index, target in sorted(report.targets.items()):
-        which = f"its GPU {index}" if held.several else "it"
+        which = f"its GPU {index}" if contents.several else "it"
         yield f"{which} is about GPU {target.index}, {target.name or 'of unknown model'}, {target.uuid}"
     new = [f"{count:,} {CALLED[name]}" for name, count in report.taken.items() if count]
     if not new:

@@ -1,4 +1,4 @@
-"""A terminal of which a program has the whole screen, and which it gives back as it was, however it ends."""
+"""Takes the whole screen of a terminal, and restores it, however the program ends."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-# Sequences of xterm, which all terminals of today know: the alternate screen, with the cursor hidden. Source:
+# Sequences of xterm, which all present terminals know: the alternate screen, with the cursor hidden. Source:
 # invisible-island.net/xterm/ctlseqs.
 ENTER, LEAVE = "\x1b[?1049h\x1b[?25l\x1b[2J", "\x1b[0m\x1b[?25h\x1b[?1049l"
-# What is between them a terminal that knows them shows at once; others ignore them.
+# A terminal that knows these shows everything between them at once; others ignore them.
 TOGETHER, SHOWN = "\x1b[?2026h", "\x1b[?2026l"
 HOME, REST_OF_LINE, REST_OF_SCREEN = "\x1b[H", "\x1b[K", "\x1b[J"
 
 
 class Screen:
-    """The screen, and the keys that are pressed. Made by `whole_screen`."""
+    """The screen and the pressed keys. `whole_screen` makes it."""
 
     def __init__(self, keys: int | None, woken: int) -> None:
         self._keys = keys
         self._woken = woken
 
     def draw(self, lines: Sequence[str]) -> None:
-        """Show these lines in the place of what was there, in one go and without wiping it first."""
+        """Replace the lines on the screen by these, at once and without clearing it first."""
         text = "\r\n".join(line + REST_OF_LINE for line in lines)
         _write(TOGETHER + HOME + text + REST_OF_SCREEN + SHOWN)
 
     def wait(self, seconds: float) -> str:
-        """The keys that are pressed within so many seconds; none where time is up or the size has changed."""
+        """The keys that are pressed within this time; none when the time is over or the size has changed."""
         watched = [self._woken] if self._keys is None else [self._woken, self._keys]
         ready, _, _ = select.select(watched, [], [], max(0.0, seconds))
         if self._woken in ready:
@@ -44,7 +44,7 @@ class Screen:
             return ""
         pressed = os.read(self._keys, 1024)
         if not pressed:
-            # The other end is closed: there will be no more keys.
+            # The other end is closed: no more keys will come.
             self._keys = None
         return pressed.decode(errors="replace")
 
@@ -56,7 +56,7 @@ def size() -> tuple[int, int]:
 
 @contextmanager
 def whole_screen() -> Iterator[Screen]:
-    """Take the screen, and give it back with the block's end, on errors and signals too."""
+    """Take the screen, and restore it at the end of the block, also after errors and signals."""
     keys = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else None
     before: list[Any] | None = None if keys is None else termios.tcgetattr(keys)
     woken, wake = os.pipe()
@@ -64,7 +64,7 @@ def whole_screen() -> Iterator[Screen]:
 
     def take() -> None:
         if keys is not None:
-            # Keys come one by one and unseen; Ctrl-C stays what it is.
+            # Read single keys without echo; Ctrl-C still works.
             tty.setcbreak(keys)
         _write(ENTER)
 
@@ -81,7 +81,7 @@ def whole_screen() -> Iterator[Screen]:
         take()
 
     def look_again(_: int, __: FrameType | None) -> None:
-        """That it is called wakes `wait`."""
+        """Being called wakes `wait`."""
 
     handlers: dict[int, Callable[[int, FrameType | None], None]] = {
         signal.SIGWINCH: look_again,

@@ -1,7 +1,7 @@
 """Read every GPU once and print it: a table for people, or everything as JSON.
 
-The driver is asked, whether a recorder runs or not: twice, a second apart, where a GPU measures something
-between two readings (Hopper and newer do).
+This asks the driver, whether a recorder runs or not; where a GPU measures between two readings (Hopper and newer),
+it asks twice, a second apart.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 from gpumon_core.cli import terminal
 from gpumon_core.settings import Settings
 
-# So long it waits for what servers and container engines say.
+# The longest wait for model servers and container engines.
 PATIENCE_S = 2.0
 SUMMARY = "Read every GPU once and print it."
 EXAMPLES = (
@@ -22,12 +22,12 @@ EXAMPLES = (
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Table or JSON."""
+    """Add the argument for JSON."""
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
 
 def run(settings: Settings, arguments: argparse.Namespace) -> int:
-    """Read and print."""
+    """Read the GPUs, and print them."""
     from gpumon_core.export import snapshot as export
     from gpumon_core.recording import collector
 

@@ -1,4 +1,4 @@
-"""What the verbs share: their errors and exit statuses, what they take from a command line, bars and colours."""
+"""What the verbs share: errors, exit statuses, types of arguments, bars and colours."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
     from gpumon_core.metrics import Level
 
-# Exit statuses, those of programs that a signal ends included: 128 and its number.
+# Exit statuses; that of a program which a signal ends is 128 and the number of the signal.
 FINE, FAILED, WRONG = 0, 1, 2
 INTERRUPTED = 128 + signal.SIGINT
 NO_READER = 128 + signal.SIGPIPE
 TERMINATED = 128 + signal.SIGTERM
 STATUSES = {
     FINE: "done",
-    FAILED: "something failed, or needs mending; one sentence on stderr says what",
+    FAILED: "something failed, or needs to be repaired; one sentence on stderr says what",
     WRONG: "wrong usage; one sentence on stderr says what is allowed",
     INTERRUPTED: "ended by Ctrl-C",
-    NO_READER: "the reader of a pipe went away, as `head` does",
+    NO_READER: "the reader of a pipe ended, as `head` does",
     TERMINATED: "ended by SIGTERM",
 }
 
-# The launcher, gpumon, works in its own tree, and passes on how and from where it was called. Neither is a setting
-# or concerns a program that is started from here.
+# The launcher, gpumon, changes to its own folder, and passes on its name and the folder that it was called from.
+# These are no settings, and programs that gpumon starts do not get them.
 PROGRAM = os.environ.pop("_GPUMON_CALLED_AS", "") or "python -m gpumon_core"
 CALLED_FROM = os.environ.pop("_GPUMON_CALLED_FROM", "")
 
@@ -46,7 +46,7 @@ REDRAW_S = 0.2
 
 
 class Failure(Exception):
-    """What a verb cannot do; `str()` says what happened and what to do."""
+    """A verb cannot go on; `str()` says what happened and what to do."""
 
 
 class Usage(Exception):
@@ -54,12 +54,12 @@ class Usage(Exception):
 
 
 def say(sentence: str) -> None:
-    """A sentence for the user, beside what is printed."""
+    """Print a sentence for the user to stderr."""
     print(f"gpumon: {hide(sentence)}", file=sys.stderr)
 
 
 def ends_with_cleanup() -> None:
-    """Let SIGTERM and a terminal that closes end the program as Ctrl-C does: with what it has begun put away."""
+    """Let SIGTERM and a closed terminal end the program as Ctrl-C does, so that it can clean up."""
 
     def end(_: int, __: FrameType | None) -> NoReturn:
         sys.exit(TERMINATED)
@@ -68,7 +68,7 @@ def ends_with_cleanup() -> None:
         signal.signal(number, end)
 
 
-# ---- What is given -----------------------------------------------------------------------------------
+# ---- Arguments ---------------------------------------------------------------------------------------
 
 
 def number(low: float, high: float, kind: type[float] | type[int]) -> Callable[[str], Any]:
@@ -94,7 +94,7 @@ def zone(text: str) -> ZoneInfo:
     try:
         return ZoneInfo(text)
     except (KeyError, ValueError, OSError):
-        # Names are files: a folder, a path that leaves the place and a name that is too long are none.
+        # Zones are files: the name of a folder, a path outside and a long name raise other errors.
         what = f"{text!r} is not the name of a time zone, such as Europe/Berlin"
         raise argparse.ArgumentTypeError(what) from None
 
@@ -134,21 +134,21 @@ def moment(text: str, option: str, zone: ZoneInfo, now: float) -> int:
         return int(MOMENT.read(text.strip(), zone))
     except ValueError:
         raise Usage(
-            f"{option} {text!r} is no time: write 3d, 12h, 30m or 90s before now, a time such as "
+            f"{option} {text!r} is not a time: write 3d, 12h, 30m or 90s before now, a time such as "
             "2026-03-29T12:00+02:00, or UTC seconds"
         ) from None
 
 
-# ---- What is shown -----------------------------------------------------------------------------------
+# ---- Output ------------------------------------------------------------------------------------------
 
 
 def colours(stream: TextIO) -> bool:
-    """Whether a stream is a terminal whose user wants colours: see no-color.org."""
+    """Whether a stream is a terminal, and the user wants colours: see no-color.org."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def columns() -> int:
-    """How wide the terminal is."""
+    """The width of the terminal."""
     return shutil.get_terminal_size().columns
 
 
@@ -159,7 +159,7 @@ def painted(text: str, level: Level) -> str:
 
 
 class Bar:
-    """A bar on a terminal, as stderr is for most; nothing where that goes elsewhere."""
+    """A progress bar on stderr; nothing where stderr is not a terminal."""
 
     def __init__(self, what: str, shown: bool = True) -> None:
         self._stream = sys.stderr
@@ -168,20 +168,20 @@ class Bar:
         self._next = 0.0
         self._drawn = False
 
-    def show(self, done: float, whole: float) -> None:
+    def show(self, done: float, total: float) -> None:
         """Draw it, a few times a second."""
         now = time.monotonic()
-        if not self.shown or (now < self._next and done < whole):
+        if not self.shown or (now < self._next and done < total):
             return
         self._next = now + REDRAW_S
         self._drawn = True
-        part = min(1.0, done / whole) if whole else 1.0
+        part = min(1.0, done / total) if total else 1.0
         full = "#" * round(BAR_WIDTH * part)
-        self._stream.write(f"\r[{full:<{BAR_WIDTH}}] {part:4.0%}  {done:,.0f} of {whole:,.0f} {self._what} ")
+        self._stream.write(f"\r[{full:<{BAR_WIDTH}}] {part:4.0%}  {done:,.0f} of {total:,.0f} {self._what} ")
         self._stream.flush()
 
     def end(self) -> None:
-        """Leave its line."""
+        """End the line of the bar."""
         if self._drawn:
             self._stream.write("\n")
             self._drawn = False
@@ -196,12 +196,14 @@ def named_file(text: str) -> Path:
 
 
 def destination(out: Path, force: bool) -> Path:
-    """Where a file is to be written, links followed. Raises Failure where that would cost another one."""
+    """The path to write a file to, with links followed. Raises Failure where that would overwrite another file."""
     path = Path(os.path.realpath(out))
     if path.exists() and not path.is_file():
         raise Failure(f"{out} is not a file")
     if path.exists() and not force:
-        raise Failure(f"{out} exists already: name another file, or write over it with --force")
+        raise Failure(
+            f"{out} exists already, and was not changed: name another file, or overwrite it with --force"
+        )
     if not path.parent.is_dir():
-        raise Failure(f"there is no folder {path.parent}: make it first")
+        raise Failure(f"there is no folder {path.parent}, and nothing was written: make it first")
     return path

@@ -1,10 +1,10 @@
 """GPUs and their processes, live: like nvidia-smi, with users, containers,
 workloads and models.
 
-Where a recorder writes this machine's history, its newest tick is shown: that
-costs the driver nothing, and is what is recorded. Without one, and with --live,
-the driver itself is asked. The first line says which. q or Ctrl-C ends it. In a
-pipe it prints one table and ends, as with --once.
+If a recorder writes this machine's history, this shows its newest tick, which
+costs the driver nothing. Without a recorder, and with --live, it asks the
+driver itself. The first line says which. q or Ctrl-C ends it. In a pipe it
+prints one table and ends, as with --once.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ EXAMPLES = (
     ("--live", "ask the driver, although a recorder runs"),
     ("--once > gpus.txt", "one table, as text"),
 )
-# So long a single table waits for what servers and container engines say.
+# The longest wait of a single table for model servers and container engines.
 PATIENCE_S = 2.0
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """How often, and of whom."""
+    """Add the arguments."""
     parser.add_argument(
         "--interval",
         metavar="SECONDS",
@@ -49,11 +49,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def run(settings: Settings, arguments: argparse.Namespace) -> int:
-    """Show it until it is enough."""
+    """Show the view until the user ends it."""
     once = arguments.once or not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb"
     looking = Looking(settings, arguments.live, once)
     try:
-        # What goes wrong at once is told as plain text.
+        # Errors of the first view are printed as plain text, not on the whole screen.
         view = looking.look()
         colours = terminal.colours(sys.stdout)
         if once:
@@ -70,7 +70,7 @@ def _follow(looking: Looking, view: glance.View, interval_s: float, colours: boo
     from gpumon_core.cli.screen import size, whole_screen
 
     if sys.stderr.isatty():
-        # A log would be written into the picture.
+        # Lines of the log would spoil the screen.
         logging.disable(logging.CRITICAL)
     due = time.monotonic() + interval_s
     note = glance.trouble(view)
@@ -89,7 +89,7 @@ def _follow(looking: Looking, view: glance.View, interval_s: float, colours: boo
 
 
 class Looking:
-    """What is to be seen now: of a recorder where one writes, otherwise of the driver."""
+    """The present view: from the recorder where one writes, otherwise from the driver."""
 
     def __init__(self, settings: Settings, live: bool, patient: bool) -> None:
         self._settings = settings
@@ -99,7 +99,7 @@ class Looking:
         self._observer: collector.Observer | None = None
 
     def look(self) -> glance.View:
-        """Raises SourceUnavailable."""
+        """The view of this moment. Raises SourceUnavailable."""
         settings = self._settings
         demo = settings.source == "demo"
         recorded = self._recorded(settings.database_of(settings.source))
@@ -133,7 +133,7 @@ class Looking:
         try:
             return glance.of_recorder(self._engines[url], self._settings.host_name, time.time(), simulated)
         except (DBAPIError, TimeoutError):
-            # Not there yet, of another version, or away: the driver is still there to be asked.
+            # The database does not exist yet, has another version or cannot be reached: ask the driver.
             return None
 
     def _rest(self) -> None:
@@ -142,7 +142,7 @@ class Looking:
             self._observer = None
 
     def close(self) -> None:
-        """Give back what is held."""
+        """Close the database and the driver."""
         self._rest()
         for engine in self._engines.values():
             engine.dispose()

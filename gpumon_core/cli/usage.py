@@ -1,10 +1,10 @@
 """Who used how much of the GPUs: the ranking of the usage page.
 
-Use is counted by the half hour: each that the range touches counts whole.
-Rows for what belongs to no process (idle GPUs, time without a recorder, ...)
-come last, so that all rows together are what the GPUs took. Where the driver
-does not tell processes apart, their GPU's use is split by the memory that they
-held, and marked as an estimate. Costs need GPUMON_PRICE_PER_KWH or
+Use is counted by the half hour: each half hour in the range counts completely.
+Rows that belong to no process (idle GPUs, time without a recorder, ...) come
+last, so that all rows add up to the use of the GPUs. Where the driver does not
+report processes one by one, the use of a GPU is split by their memory, and
+marked as an estimate. Costs need GPUMON_PRICE_PER_KWH or
 GPUMON_PRICE_PER_GPU_HOUR. CSV and JSON have the columns of /api/v1/usage.
 """
 
@@ -44,20 +44,20 @@ SHOWN = {
     "energy_share_percent": ("Share", "{:.1f} %"),
     "cost": ("Cost", "{:,.2f}"),
 }
-# Of these a sum says something.
+# The columns to add up.
 ADDED = ("gpu_hours", "memory_gib_hours", "energy_kwh", "energy_share_percent", "cost")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """By what, of when, and how."""
-    parser.add_argument("--by", choices=DIMENSIONS, default="user", help="whose use is added up (user)")
+    """Add the arguments."""
+    parser.add_argument("--by", choices=DIMENSIONS, default="user", help="what the use is added up by (user)")
     terminal.add_range(parser, "7d")
     stored.add_gpu(parser)
     parser.add_argument("--format", choices=("table", "csv", "json"), default="table", help="how (table)")
 
 
 def run(settings: Settings, arguments: argparse.Namespace) -> int:
-    """Add up and print."""
+    """Add up the use, and print it."""
     from gpumon_core.export import usage as export
     from gpumon_core.store.queries import costs, usage
 
@@ -77,26 +77,26 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
         print(table.csv(whole, arguments.tz).decode(), end="")
         return terminal.FINE
     [sums] = table.plain_rows(export.together(whole), arguments.tz)
-    told = {
+    result = {
         "by": arguments.by,
         "from": _iso(scope.first_step, arguments),
         "to": _iso(scope.end, arguments),
         "currency": prices.currency if prices.known else None,
-        # The rows as /api/v1/usage has them, and their sums, made before anything is rounded.
+        # The rows of /api/v1/usage, and their sums before rounding.
         "usage": table.plain_rows(whole, arguments.tz),
         "together": {key: sums[key] for key in ADDED},
     }
-    shown = _as_text(told) if arguments.format == "table" else json.dumps(told, indent=2, ensure_ascii=False)
+    shown = _as_text(result) if arguments.format == "table" else json.dumps(result, indent=2, ensure_ascii=False)
     print(shown)
     return terminal.FINE
 
 
-def _as_text(told: Mapping[str, Any]) -> str:
+def _as_text(result: Mapping[str, Any]) -> str:
     from gpumon_core.export.text_columns import aligned
 
-    by, currency = told["by"], told["currency"]
-    head = f"Use of the GPUs by {by}, from {told['from']} to {told['to']}, counted by the half hour"
-    if not told["usage"]:
+    by, currency = result["by"], result["currency"]
+    head = f"Use of the GPUs by {by}, from {result['from']} to {result['to']}, counted by the half hour"
+    if not result["usage"]:
         return f"{head}\n\nNothing was recorded in this time range: choose a longer one with --since."
     keys = [key for key in SHOWN if key != "cost" or currency]
     titles = [SHOWN[key][0] + (f" ({currency})" if key == "cost" else "") for key in keys]
@@ -108,14 +108,14 @@ def _as_text(told: Mapping[str, Any]) -> str:
             return fmt.MISSING
         return how.format(number) if how else fmt.duration(number)
 
-    for row in told["usage"]:
+    for row in result["usage"]:
         mark = " ~" if row["estimated"] else ""
         rows.append([row["name"] + mark, *(shown(key, row[key]) for key in keys)])
-    together = told["together"]
+    together = result["together"]
     rows.append(["Together", *(shown(key, together[key]) if key in together else "" for key in keys)])
     room = terminal.columns() if sys.stdout.isatty() else None
     lines = aligned(rows, right=range(1, len(keys) + 1), most=room, fixed=range(1, len(keys) + 1))
-    estimated = any(row["estimated"] for row in told["usage"])
+    estimated = any(row["estimated"] for row in result["usage"])
     notes = ["", "~ split by memory: an estimate"] if estimated else []
     return "\n".join([head, "", *lines, *notes])
 

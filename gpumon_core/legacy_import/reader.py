@@ -62,7 +62,7 @@ class OriginalTick:
 
 @dataclass(frozen=True, slots=True)
 class ProcessRow:
-    """A row of the original's gpu_processes. Where its process has snapshots too, the row stands for the time
+    """A row of the original's gpu_processes. Where its process has snapshots too, the row is for the time
     before them, and `since` is the time and the name of the first snapshot."""
 
     index: int

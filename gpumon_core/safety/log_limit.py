@@ -1,11 +1,12 @@
-"""No client floods the log: one line a minute of each kind, and a count of what was left out.
+"""Limits the log, so that no client can flood it: one line a minute of each kind, and a count of the lines left
+out.
 
-A kind is where a record comes from: its logger, the place in the code, and of an exception its type and the
-function that raised it. What a record says is no part of it: that often has what a client sent.
+A kind is the origin of a record: its logger, the place in the code, and for an exception its type and the function
+that raised it. The message does not count, because it often has text from a client.
 
-The limit is a filter of every logger in the process. Streamlit, uvicorn and asyncio have handlers of their
-own, so that no handler sees all records. A place of gpumon's own may log more: the recorder says the same of
-every GPU.
+The limit is a filter of every logger in the process, because no handler gets all records: Streamlit, uvicorn and
+asyncio have handlers of their own. A place in gpumon's own code may log more lines: the recorder logs the same
+line for every GPU.
 """
 
 from __future__ import annotations
@@ -19,33 +20,31 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
+from gpumon_core.safety.text import escaped
+
 log = logging.getLogger(__name__)
 
 WINDOW_S = 60.0
 OURS = "gpumon_core"
-# What a client of the server can make these say is limited like the words of a library.
-ASKED = (
+# Loggers of our own with lines that a client can cause: they get the limit of a library.
+FOR_CLIENTS = (
     "gpumon_core.api",
     "gpumon_core.export",
     "gpumon_core.prometheus",
     "gpumon_core.web",
     "gpumon_core.safety.log_limit",
 )
-# So many warnings and errors a place of gpumon's own may log in a window.
+# The most warnings and errors that a place in gpumon's own code may log in a window.
 OUR_LINES = 60
 MOST_KINDS = 1000
 LONGEST_MESSAGE, LONGEST_TRACE = 1000, 8000
-# What ends a line, moves a terminal's cursor or turns the direction of a text.
-_UNSAFE = {code: f"\\x{code:02x}" for code in (*range(9), *range(11, 32), *range(127, 160))} | {
-    code: f"\\u{code:04x}" for code in (0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-}
 
 Kind = tuple[str | int | None, ...]
 
 
 @dataclass(slots=True)
 class _Window:
-    """What a kind has logged since `since`, and what was left out."""
+    """The lines of a kind since `since`, and the lines left out."""
 
     since: float
     logger: str
@@ -56,7 +55,7 @@ class _Window:
 
 
 class Limit(logging.Filter):
-    """Lets through one record of a kind in a window, and says later how many it did not."""
+    """Passes one record of a kind in a window, and later logs how many it left out."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, window_s: float = WINDOW_S) -> None:
         super().__init__()
@@ -88,27 +87,27 @@ class Limit(logging.Filter):
                 self._count_later()
                 return False
             if window.lines > 1:
-                # The trace of the first one is enough.
+                # The traceback of the first one is enough.
                 record.exc_info = record.exc_text = record.stack_info = None
         _tidy(record, f" ({left_out:,} more like this in {over:.0f} s)" if left_out else "")
         return True
 
     def count(self, everything: bool = False) -> None:
-        """Log how many were left out of the kinds whose window is over, or of all."""
+        """Log how many lines were left out, for the kinds with a window that is over, or for all."""
         now = self._clock()
         with self._guard:
             self._timer = None
-            told = [
+            counted = [
                 (window, window.left_out, now - window.since)
                 for window in self._windows.values()
                 if window.left_out and (everything or now - window.since >= self._window_s)
             ]
-            for window, _, _ in told:
-                # The count is the line of a window of its own.
+            for window, _, _ in counted:
+                # The line with the count begins a new window.
                 window.since, window.lines, window.left_out = now, OUR_LINES, 0
             if any(window.left_out for window in self._windows.values()):
                 self._count_later()
-        for window, left_out, over in told:
+        for window, left_out, over in counted:
             logging.getLogger(window.logger).log(
                 window.level,
                 "%s more like this in %.0f s: %s",
@@ -120,10 +119,10 @@ class Limit(logging.Filter):
 
     def _count_later(self) -> None:
         if self._timer is None:
-            # A little later than the window, so that the timer finds it over.
+            # A little later than the window, so that it is over then.
             timer = threading.Timer(self._window_s * 1.01, self.count)
             timer.daemon = True
-            # Without a thread to spare the count comes with the next line of the kind.
+            # If no thread can start, the count comes with the next line of the kind.
             with suppress(RuntimeError):
                 timer.start()
                 self._timer = timer
@@ -135,16 +134,16 @@ class Limit(logging.Filter):
                 for kind, window in self._windows.items()
                 if not window.left_out and now - window.since >= self._window_s
             ]
-            # Kinds are places in code: so many at once do not exist, and if they do, they share a limit no longer.
+            # Kinds are places in code, and there are not so many. If there ever are, all windows begin again.
             for kind in over or list(self._windows):
                 del self._windows[kind]
 
 
 def _lines(record: logging.LogRecord) -> int | None:
-    """How many lines a kind may log in a window; None for any number."""
-    if record.name.startswith(ASKED) or not _is_ours(record):
+    """The most lines of a kind in a window; None without a limit."""
+    if record.name.startswith(FOR_CLIENTS) or not _is_ours(record):
         return 1
-    # What is not even a warning is said of the recorder's own steps.
+    # Messages below a warning are about the recorder's own steps.
     return OUR_LINES if record.levelno >= logging.WARNING else None
 
 
@@ -153,7 +152,7 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 
 def kind_of(record: logging.LogRecord) -> Kind:
-    """Where a record comes from."""
+    """The origin of a record."""
     return record.name, record.levelno, record.pathname, record.lineno, *raised(record)
 
 
@@ -178,25 +177,25 @@ def place_of(error: BaseException | None) -> Kind:
 
 
 def _place(record: logging.LogRecord) -> str:
-    """A kind in words: where, and what was raised."""
+    """A kind in words: the place, and what was raised."""
     named = raised(record)
     where = f"{record.module}.{record.funcName}"
     return f"{named[0]} in {named[2]}, {where}" if named else where
 
 
 def _tidy(record: logging.LogRecord, count: str) -> None:
-    """Make what a client may have written safe to read, and of a bounded length."""
+    """Make a message safe to read and limit its length: a client may have written parts of it."""
     try:
         message = record.getMessage()
     except (TypeError, ValueError, KeyError):
-        # A library's mistake, which logging itself tells.
+        # An error of a library, which logging itself reports.
         return
     if isinstance(record.exc_info, tuple) and record.exc_info[0] is not None and not record.exc_text:
         if _is_ours(record):
             trace = "".join(traceback.format_exception(*record.exc_info, limit=-10))
             record.exc_text = _safe(trace, LONGEST_TRACE)
         else:
-            # What a client sent made it, mostly: a line that says what and where is enough.
+            # Mostly a client has caused it: one line with what and where is enough.
             raised_by = traceback.extract_tb(record.exc_info[2])[-1:]
             where = "".join(f", {one.filename}:{one.lineno} in {one.name}" for one in raised_by)
             what = "".join(traceback.format_exception_only(*record.exc_info[:2])).strip()
@@ -206,14 +205,14 @@ def _tidy(record: logging.LogRecord, count: str) -> None:
 
 
 def _safe(text: str, longest: int) -> str:
-    # A second line does not pass for a line of the log.
-    shown = text.rstrip("\n").translate(_UNSAFE).replace("\n", "\n    ")
-    # What was raised stands at a trace's end.
+    # Indent further lines, so that none looks like a line of the log.
+    shown = escaped(text.rstrip("\n"), "\n\t").replace("\n", "\n    ")
+    # Show both ends: the exception is at the end of a traceback.
     return shown if len(shown) <= longest else f"{shown[: longest // 2]} … {shown[-longest // 2 :]}"
 
 
 class _Logger(logging.Logger):
-    """A logger that is limited from its first line on."""
+    """A logger with the limit from its first line on."""
 
     def __init__(self, name: str, level: int = logging.NOTSET) -> None:
         super().__init__(name, level)
@@ -224,14 +223,18 @@ LIMIT = Limit()
 
 
 def _thread_ended(ended: threading.ExceptHookArgs) -> None:
-    """Python would print it, every time."""
+    """Log it: Python itself would print it every time, without a limit."""
     if ended.exc_type is not SystemExit and ended.exc_value is not None:
         name = ended.thread.name if ended.thread is not None else "unknown"
-        log.error("the thread %s ended by an exception", name, exc_info=ended.exc_value)
+        log.error(
+            "the thread %s ended by an exception, and does not run any more: restart gpumon, and report it",
+            name,
+            exc_info=ended.exc_value,
+        )
 
 
 def install() -> None:
-    """Limit every logger there is and will be, and what Python prints of threads."""
+    """Limit every logger, also later ones, and what Python prints about threads."""
     if logging.getLoggerClass() is _Logger:
         return
     logging.setLoggerClass(_Logger)

@@ -1,4 +1,4 @@
-"""What may be seen of settings that hold secrets, and texts of other programs without them."""
+"""Masks the secrets of settings, in their values and in texts of other programs."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from urllib.parse import unquote, unquote_plus
 
 STARS = "***"
-# A secret of fewer characters is looked for as a whole word only.
+# A secret with fewer characters is masked only where it is a word of its own.
 SHORT = 4
 
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.\-]*"
 _BEGIN = re.compile(rf"\s*[\"']?({_SCHEME}):/")
-# A URL of which every part that is shown has the form of that part, so that no part of a password that should have
-# been escaped is taken for another: a password ends at the first @ behind which the rest is such a host and
-# database. Stricter than SQLAlchemy, to which the host of u:pass@word@host is word@host.
+# A URL with a strict form for every part that is shown, so that an unescaped password never counts as another
+# part: the password ends at the first @ with a valid host and database after it. SQLAlchemy is less strict: for
+# u:pass@word@host its host is word@host.
 _NAME = r"[\w.,%~+\-]*"
 _SERVER = re.compile(
     rf"(?P<scheme>{_SCHEME})://"
@@ -25,7 +25,7 @@ _SERVER = re.compile(
     re.DOTALL,
 )
 _FILE = re.compile(r"(?P<scheme>sqlite(?:\+\w+)?)://(?P<path>/[^?]*)(?:\?(?P<query>.*))?", re.DOTALL)
-# Parameters of drivers that are no secrets; any other is shown where it is a number or a switch.
+# Parameters of drivers that are no secrets. Any other one is shown only as a number or a switch.
 _HARMLESS = {
     *("host", "hostaddr", "port", "dbname", "user", "sslmode", "sslcert", "sslkey", "sslrootcert", "sslcrl"),
     *(
@@ -38,22 +38,23 @@ _HARMLESS = {
     ),
     *("service", "passfile", "load_balance_hosts", "ssl_min_protocol_version", "mode", "cache", "vfs", "uri"),
 }
-_TELLING = re.compile(r"pass|pw|secret|token|key|auth|cred|pin|salt|sign", re.IGNORECASE)
+_SECRET_WORDS = re.compile(r"pass|pw|secret|token|key|auth|cred|pin|salt|sign", re.IGNORECASE)
 _SWITCH = re.compile(r"\d{1,9}|true|false|on|off|yes|no", re.IGNORECASE)
 _PLAIN = re.compile(r"[\w./:,~\-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """Marks a setting that holds a secret. `shown` makes of its text what may be seen, `hidden` what may not."""
+    """Marks a setting that holds a secret. `shown` gives the text that may be shown, `hidden` the secrets in
+    it."""
 
     shown: Callable[[str], str] = lambda text: STARS if text else ""
     hidden: Callable[[str], Iterator[str]] = lambda text: iter((text,))
 
 
 def mask_password(url: str) -> str:
-    """A URL with stars for its password and for what its parameters keep secret. What has not the form of a URL is
-    shown up to its scheme, or not at all: any part of it may be a part of a password."""
+    """A URL with stars for its password and for secret parameters. A text without the form of a URL is shown up to
+    its scheme, or not at all, because any part of it may belong to a password."""
     if not url.strip():
         return url
     begin = _BEGIN.match(url)
@@ -83,13 +84,13 @@ def _shown_parameter(name: str, equals: str, value: str) -> str:
     if not equals or not re.fullmatch(r"[\w.\-]{1,40}", name):
         return f"{STARS}{equals}{STARS if equals else ''}"
     known = name.lower() in _HARMLESS and _PLAIN.fullmatch(unquote_plus(value))
-    switch = not _TELLING.search(name) and _SWITCH.fullmatch(value)
+    switch = not _SECRET_WORDS.search(name) and _SWITCH.fullmatch(value)
     return f"{name}={value if known or switch else STARS}"
 
 
 def secrets_in(url: str) -> Iterator[str]:
-    """The secrets of a URL, as they stand there and as they are meant. One that is also the name of its user, host
-    or database, which are shown, is none."""
+    """The secrets of a URL, as written and decoded. A secret that is also the name of its user, host or database
+    is left out, because these are shown."""
     found = _SERVER.fullmatch(url) or _FILE.fullmatch(url)
     if found is None:
         yield from re.findall(r"://[^:/@]*:(.*)@", url, re.DOTALL)
@@ -103,26 +104,26 @@ def secrets_in(url: str) -> Iterator[str]:
             values.append(value)
     for value in values:
         meant = unquote_plus(value), unquote(value)
-        # Also as libpq and Python quote it.
+        # Also in the quotes of libpq and Python.
         yield from {value, *meant, meant[1].replace("\\", r"\\").replace("'", r"\'"), repr(meant[1])[1:-1]} - seen
 
 
-# Secrets of the settings in force.
+# The secrets of the current settings.
 _known: list[str] = []
 
 
 def remember(secrets: Iterator[str]) -> None:
-    """Let `hide` know them."""
+    """Add secrets to those that `hide` masks."""
     _known.extend(secret for secret in dict.fromkeys(secrets) if secret and secret not in _known)
-    # The longest first: another may be a part of it.
+    # The longest first, because a shorter one may be a part of it.
     _known.sort(key=len, reverse=True)
 
 
 def hide(text: str) -> str:
-    """A text, such as another library's error, with stars for the secrets of the settings in force."""
+    """A text, such as an error of a library, with stars for the secrets of the current settings."""
     for secret in _known:
         if secret in text:
-            # A short one, or a word, may be a part of any word.
+            # A short secret, or a word, may be a part of any word.
             is_word = secret.isalpha() or len(secret) < SHORT
             text = re.sub(rf"\b{re.escape(secret)}\b", STARS, text) if is_word else text.replace(secret, STARS)
     return text

@@ -1,4 +1,4 @@
-"""Files and folders for their owner alone: names of jobs and people are in them, whose machine others share."""
+"""Makes files and folders private: they hold names of people and jobs, and others may share the machine."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pathlib import Path
 FOLDER, FILE = 0o700, 0o600
 FOLDER_ABOVE = 0o755
 GROUP_AND_OTHERS, OTHERS = 0o077, 0o007
-# An access list says who else may look, and then the group's bits are only its mask. Source: acl(5).
+# An access list names further users, and then the bits of the group are only its mask. Source: acl(5).
 ACCESS_LIST = "system.posix_acl_access"
 
 
-# ---- What is made ------------------------------------------------------------------------------------
+# ---- New files and folders ---------------------------------------------------------------------------
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder for its owner alone, and those above it so that its owner alone can change them, whatever the
-    umask is; one that exists stays as it is. Raises OSError."""
+    """Make a folder that only its owner can open, and the folders above it so that only their owner can change
+    them, whatever the umask is. Existing folders stay as they are. Raises OSError."""
     missing = [folder for folder in path.parents if not folder.exists()]
     for folder in reversed(missing):
         folder.mkdir(mode=FOLDER_ABOVE, exist_ok=True)
@@ -31,25 +31,25 @@ def make_folder(path: Path) -> None:
 
 
 def make_file(path: Path) -> None:
-    """Make an empty file where there is none, so that whoever opens it next writes into one that its owner alone
-    can read. SQLite takes it for a new database, and gives its rights to the files that it puts beside it. Where
-    it cannot be made, that program says why."""
+    """Make an empty file that only its owner can read, unless the file exists. SQLite uses it as a new database,
+    and gives its mode to the files beside it. If it cannot be made, nothing is raised here: the program that opens
+    it next reports why."""
     with suppress(OSError):
         os.close(os.open(os.path.realpath(path), os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, FILE))
 
 
 def opener(path: str, flags: int) -> int:
-    """For `open`: what it makes only the owner can read."""
+    """An opener for `open` that makes files which only their owner can read."""
     return os.open(path, flags, FILE)
 
 
-# ---- What is there already ---------------------------------------------------------------------------
+# ---- Existing files and folders ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Exposed:
-    """A file or folder that others on this machine may look into. `mode` is what it has, `wanted` what it should
-    have; `obstacle` says why gpumon may not change it, and is empty where it may."""
+    """A file or folder that other users of this machine can read. `mode` is its mode, `wanted` the private one;
+    `obstacle` says why gpumon must not change it, and is empty where gpumon may."""
 
     path: Path
     mode: int
@@ -62,7 +62,7 @@ class Exposed:
 
 
 def exposed(databases: Iterable[Path], log_file: Path | None) -> list[Exposed]:
-    """What of the history, its copies and the log others on this machine may look into: files, then folders."""
+    """The parts of the history, its copies and the log that other users can read: files, then folders."""
     databases = list(dict.fromkeys(path.absolute() for path in databases))
     log = None if log_file is None else log_file.absolute()
     found: list[Exposed | None] = []
@@ -77,18 +77,18 @@ def exposed(databases: Iterable[Path], log_file: Path | None) -> list[Exposed]:
         if ours:
             folders.append(_look(folder, [name for name in names if name not in ours]))
     if log is not None:
-        # Its folder may be anybody's, as /var/log.
+        # The folder of the log may be for all, as /var/log.
         found += [_look(log.parent / name) for name in sorted(_names(log.parent)) if _is_log(name, log.name)]
     return [one for one in dict.fromkeys([*found, *folders]) if one is not None]
 
 
 def mend(one: Exposed) -> str:
-    """Take from others what they may do with a file or folder; why it could not be done, or an empty text.
-    Whatever has taken its place since, nothing of another user's is changed, nor what a link leads to."""
+    """Make a file or folder private. Returns why that failed, or an empty text. If something else has taken its
+    place since, nothing of another user is changed, nor the target of a link."""
     if one.obstacle:
         return one.obstacle
     try:
-        # Opened for nothing but its place: a database that somebody uses keeps its locks.
+        # Open only its place, not its content: closing it must not release the locks of a database in use.
         descriptor = os.open(one.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
             facts = os.fstat(descriptor)
@@ -106,13 +106,13 @@ def _names(folder: Path) -> list[str]:
     try:
         return os.listdir(folder)
     except OSError:
-        # It is not there, or this user may not look into it.
+        # It does not exist, or this user cannot read it.
         return []
 
 
 def _belongs(name: str, database: str) -> bool:
-    """Whether a file is a database, what SQLite and gpumon put beside it, ticks that wait for one, or a copy that
-    `backup` made."""
+    """Whether a file is a database, a file that SQLite or gpumon put beside it, ticks that wait for it, or a copy
+    of `backup`."""
     beside = name.startswith((f"{database}-", f"{database}."))
     stem, suffix = os.path.splitext(database)
     copy = rf"\.?{re.escape(stem)}-\d{{8}}-\d{{6}}{re.escape(suffix)}(\.\d+\.part)?(-wal|-shm|-journal)?"
@@ -125,7 +125,7 @@ def _is_log(name: str, log: str) -> bool:
 
 
 def _look(path: Path, others: list[str] | None = None) -> Exposed | None:
-    """What is exposed of a file, or of a folder that has these `others` in it; None where nothing is."""
+    """How a file is exposed, or a folder with these `others` in it; None where it is not."""
     is_linked = path.is_symlink() or (others is None and path.parent.is_symlink())
     try:
         facts = path.stat()
@@ -147,12 +147,12 @@ def _has_access_list(path: Path) -> bool:
     try:
         return bool(os.getxattr(path, ACCESS_LIST))
     except OSError:
-        # There is none, or this file system knows of none.
+        # There is none, or the file system has none.
         return False
 
 
 def _obstacle(path: Path, facts: os.stat_result) -> str:
-    """Why a file or folder is not changed, whatever is in it."""
+    """Why gpumon must not change a file or folder, whatever is in it."""
     if stat.S_ISLNK(facts.st_mode):
         return "it is a link"
     if facts.st_uid != os.geteuid():
@@ -163,7 +163,7 @@ def _obstacle(path: Path, facts: os.stat_result) -> str:
 
 
 def _not_ours(path: Path, facts: os.stat_result, others: list[str]) -> str:
-    """Why a folder is not changed."""
+    """Why gpumon must not change a folder."""
     real = path.resolve()
     homes = [Path(os.environ.get("HOME") or "/").resolve()]
     with suppress(KeyError):
@@ -181,24 +181,23 @@ def _not_ours(path: Path, facts: os.stat_result, others: list[str]) -> str:
 
 
 def sentences(found: list[Exposed]) -> Iterator[tuple[str, str]]:
-    """What is the matter with what is exposed, and what to do: one sentence for what gpumon may mend, one for the
-    rest."""
+    """Pairs of a problem and its remedy: one for all that gpumon may change, and one for each of the others."""
     ours, rest = [one for one in found if not one.obstacle], [one for one in found if one.obstacle]
     if ours:
         yield (
-            f"{_listed(ours)} can be looked into by other users of this machine",
-            "Run ./gpumon doctor --fix, which ends that; docs/deployment.md says how to let somebody "
-            "look on purpose.",
+            f"{_listed(ours)} can be read by other users of this machine",
+            "Run ./gpumon doctor --fix to make them private; docs/deployment.md says how to give "
+            "other users access on purpose.",
         )
     for one in rest:
         kind = "700" if one.is_folder else "600"
         yield (
-            f"{one} can be looked into by other users of this machine, and is left as it is: {one.obstacle}",
-            f"Where nobody else needs it: chmod {kind}, or give gpumon a folder of its own (GPUMON_DATA_DIR).",
+            f"{one} can be read by other users of this machine, and gpumon does not change it: {one.obstacle}",
+            f"If no other user needs it: chmod {kind}, or give gpumon a folder of its own (GPUMON_DATA_DIR).",
         )
 
 
 def _listed(found: list[Exposed]) -> str:
-    # The folder says most: it stands last.
+    # Name the folder, which is the last one: it says most.
     more = f" and {len(found) - 1} more" if len(found) > 1 else ""
     return f"{found[-1]}{more}"

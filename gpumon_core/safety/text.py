@@ -1,8 +1,8 @@
-"""The one gate for texts from outside: what passes it can be stored, sent, printed and believed to be what it
-looks like.
+"""The one gate for texts from outside: what passes it is safe to store, to send and to print, and is what it looks
+like.
 
-Names, command lines, titles and answers are chosen by programs that gpumon does not trust. What a text must not
-have is replaced, sign by sign; nothing is raised, and a text that has passed once passes again unchanged.
+Programs that gpumon does not trust choose names, command lines, titles and answers. The gate replaces characters
+that a text must not have. It raises nothing, and does not change a text that has passed it before.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import re
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-# What stands for a sign that has no place in a text.
+# The replacement for a character that a text must not have.
 REPLACED = "\N{REPLACEMENT CHARACTER}"
 CUT = "…"
-# So many characters of a text are kept; of some kinds, by the names of their fields, fewer or more.
+# The most characters of a text, and of some fields, by their names.
 LONGEST = 256
 LONGEST_OF = {
     "command": 4096,
@@ -33,14 +33,14 @@ LONGEST_OF = {
     "namespace": 63,
 }
 
-# Signs of which nothing is seen though they count as letters, symbols or marks: fillers, the blank of Braille, and
-# what Unicode's property Default_Ignorable_Code_Point lists beside the format characters.
+# Invisible characters that count as letters, symbols or marks: fillers, the blank of Braille, and those of
+# Unicode's property Default_Ignorable_Code_Point that are not format characters.
 _UNSEEN = (
     "\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u2800\u3164\uffa0\U00016fe4\U0001d159\U000e0000-\U000e0fff"
 )
-# Invisible signs that are a part of how a sign before them is written: the joiners of Arabic, Persian, the scripts
-# of India and of emoji, and the selectors of a sign's form. They stay where they can do that; between the letters
-# of Latin, Greek and Cyrillic, or several in a row, they only make two texts look the same.
+# Invisible characters that change the form of a character before them: the joiners of Arabic, Persian, the scripts
+# of India and of emoji, and the variation selectors. They stay after characters that they can change. Between
+# Latin, Greek and Cyrillic letters, or several in a row, they only make different texts look the same.
 _JOINERS = "\u200c\u200d"
 _SELECTORS = "\ufe00-\ufe0f\U000e0100-\U000e01ef"
 _HOLDS = "\u0590-\u115e\u1161-\u17b3\u17b6-\u180a\u1810-\u1fff\u2100-\u27ff\u2801-\u2fdf\u3001-\u3163\u3165-\ud7ff"
@@ -48,7 +48,7 @@ _HOLDS += "\uf900-\ufdff\ufe10-\ufefe\uff00-\uff9f\uffa1-\uffef\U00010000-\U0001
 _HOLDS += "\U0001d15a-\U0003ffff"
 _IS_PART = re.compile(rf"(?<=[{_HOLDS}])[{_SELECTORS}]|(?<=[{_HOLDS}\ufe00-\ufe0f])[{_JOINERS}](?=[{_HOLDS}])")
 _HIDDEN = re.compile(rf"[{_UNSEEN}{_JOINERS}{_SELECTORS}]")
-# More marks on one letter than any language has: they climb over the lines around it.
+# More marks on one letter than any language has: they cover the lines above and below.
 _MARKS = "\u0300-\u034e\u0350-\u036f\u0483-\u0489\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f"
 _TOWER = re.compile(rf"([{_MARKS}]{{4}})[{_MARKS}]+")
 
@@ -56,15 +56,15 @@ Record = TypeVar("Record")
 
 
 def clean(text: str, longest: int | None = None) -> str:
-    """The text without control characters, halves of surrogate pairs, signs that turn its direction, and signs
-    that cannot be seen; line ends, tabs and odd blanks are blanks. Of one that is longer than `longest` the
-    beginning, with an ellipsis as its last sign."""
+    """The text without control characters, halves of surrogate pairs, characters that turn its direction, and
+    invisible characters. Line ends, tabs and unusual blanks become blanks. A text that is longer than `longest` is
+    cut, with an ellipsis as its last character."""
     if longest is not None and len(text) > longest:
         text = text[: longest - 1] + CUT
     if text.isprintable() and (text.isascii() or not _is_suspect(text)):
         return text
-    # By the different signs, not one by one: a text may have millions.
-    table = {ord(sign): _instead(sign) for sign in set(text) if not sign.isprintable() or _HIDDEN.match(sign)}
+    # Look at each different character once: a text may have millions of characters.
+    table = {ord(sign): _replacement(sign) for sign in set(text) if not sign.isprintable() or _HIDDEN.match(sign)}
     parts, done = [], 0
     for found in _IS_PART.finditer(text):
         parts += [text[done : found.start()].translate(table), found[0]]
@@ -72,20 +72,30 @@ def clean(text: str, longest: int | None = None) -> str:
     return _TOWER.sub(r"\1", "".join([*parts, text[done:].translate(table)]))
 
 
+def escaped(text: str, allowed: str = "") -> str:
+    """The text with every character that a terminal or a log must not get as an escape, such as \\x1b: what would
+    move a cursor, colour the text or turn its direction. `allowed` are characters that stay."""
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() or one in allowed else one.encode("unicode_escape").decode() for one in text
+    )
+
+
 def decoded(content: bytes | None, longest: int | None = None) -> str:
-    """The same of bytes that should be UTF-8."""
-    # No sign takes more than four: what is far behind the end need not be looked at.
+    """The same for bytes that should be UTF-8."""
+    # A character takes at most four bytes: the rest of a long text is not needed.
     content = (content or b"")[: None if longest is None else 4 * longest + 4]
     return clean(content.decode("utf-8", "replace"), longest)
 
 
 def field(name: str, text: str | None) -> str | None:
-    """The text of a field of that name; None where there is none, or nothing in it."""
+    """The text for a field of that name; None for None or an empty text."""
     return clean(text, LONGEST_OF.get(name, LONGEST)) if text else None
 
 
 def record(one: Record) -> Record:
-    """The same dataclass, with every text in it cleaned and cut as its field says."""
+    """The same dataclass with every text cleaned, and cut to the length for its field."""
     changed: dict[str, Any] = {}
     for about in fields(one):  # type: ignore[arg-type]
         value = getattr(one, about.name)
@@ -100,5 +110,5 @@ def _is_suspect(text: str) -> bool:
     return _HIDDEN.search(text) is not None or _TOWER.search(text) is not None
 
 
-def _instead(sign: str) -> str:
+def _replacement(sign: str) -> str:
     return " " if sign.isspace() and sign not in "\x1c\x1d\x1e\x1f\x85\u2028\u2029" else REPLACED

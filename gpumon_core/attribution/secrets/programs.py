@@ -37,9 +37,9 @@ class Positional:
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a program takes secrets. `letters` are short options, which may stand together behind one dash, `long`
-    those of a whole word; `takes` are the letters whose value is none of our business. Behind `verbs` only, where
-    there are some."""
+    """How a program takes secrets. `letters` are short options, several of which may follow one dash, `long` are
+    long options, and `takes` are letters with a value that is no secret. With `verbs`, all this is only so after a
+    verb."""
 
     letters: Mapping[str, Kind] = field(default_factory=dict)
     takes: str = ""
