@@ -1,4 +1,4 @@
-"""What the server holds on to of the memory that its threads have freed."""
+"""How much freed memory the server's threads leave unused (recording/allocator.py)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def work(together):
     for block in blocks:
         ctypes.memset(block, 1, 100_000)
     together.wait()
-    kept = libc.malloc(2_000)
+    stays = libc.malloc(2_000)
     for block in blocks:
         libc.free(block)
 
@@ -39,8 +39,8 @@ libc.fflush(None)
 
 
 def arenas(how: str) -> int:
-    told = subprocess.run([sys.executable, "-c", WORK, how], capture_output=True, text=True, check=True).stdout
-    return told.count("<heap nr=")
+    printed = subprocess.run([sys.executable, "-c", WORK, how], capture_output=True, text=True, check=True).stdout
+    return printed.count("<heap nr=")
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only the GNU C library has arenas to limit")

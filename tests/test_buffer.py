@@ -79,7 +79,7 @@ def test_after_a_reboot_nothing_is_known_of_the_time_between(
     other.write_text("another\n")
     monkeypatch.setattr(buffer, "BOOT_ID", other)
     assert buffer.saved(tmp_path, "waiting-x").ticks[0][0].elapsed is None
-    # Where nothing tells one run of the machine from another, none is the same.
+    # Without an id of the boot no two runs of the machine count as the same.
     monkeypatch.setattr(buffer, "BOOT_ID", tmp_path / "missing")
     filled(9, 2).save(tmp_path, "waiting-z")
     assert buffer.saved(tmp_path, "waiting-z").ticks[0][0].elapsed is None

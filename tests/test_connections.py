@@ -1,4 +1,4 @@
-"""A server's connections: who has waited longest makes room, who is being answered stays, a new one is told."""
+"""Connections of a server: the one that has waited longest makes room, one that is answered stays."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gpumon_core.web.connections import Connections
 
 
 class Server(asyncio.Protocol):
-    """What answers "done" to "end", holds a request from "ask" on, and counts whose end it has heard of."""
+    """What answers "done" to "end", holds a request from "ask" on, and counts the ends that it has noticed."""
 
     lost = 0
 
@@ -123,13 +123,13 @@ def test_who_has_waited_longest_makes_room() -> None:
     run_apart(run)
 
 
-def test_where_all_are_being_answered_a_new_one_is_told_so() -> None:
+def test_where_all_are_being_answered_a_new_one_gets_503() -> None:
     async def run() -> None:
         async with served(2) as opened:
             for _ in range(2):
                 assert await (await opened()).say(b"ask") == b"asked"
-            told = await (await opened()).ended()
-            head, _, body = told.partition(b"\r\n\r\n")
+            answer = await (await opened()).ended()
+            head, _, body = answer.partition(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 503 ")
             assert f"Content-Length: {len(body)}".encode() in head
 

@@ -300,15 +300,15 @@ def test_a_folder_that_is_out_of_reach_and_comes_back_loses_nothing(
     assert not list(path.parent.glob("*.removed-*"))
 
 
-@pytest.mark.parametrize("whose", ["own", "another machine's"])
+@pytest.mark.parametrize("backup_of", ["own", "another machine's"])
 def test_a_backup_that_is_restored_in_place_is_noticed_and_ticks_go_to_their_own_rows(
-    fake: FakeNvml, path: Path, tmp_path: Path, whose: str
+    fake: FakeNvml, path: Path, tmp_path: Path, backup_of: str
 ) -> None:
     fake.add_gpu()
     backup = tmp_path / "backup.db"
     with recording(fake, path) as made:
         committed(made, 2)
-        if whose == "own":
+        if backup_of == "own":
             source, copy = sqlite3.connect(path), sqlite3.connect(backup)
             source.backup(copy)
             source.close()
@@ -335,7 +335,7 @@ def test_a_backup_that_is_restored_in_place_is_noticed_and_ticks_go_to_their_own
     assert set(seconds) <= {second for (second,) in mine}
     others = connection.execute("SELECT max(last_seen) FROM hosts WHERE name <> 'here'").fetchone()[0]
     connection.close()
-    assert others == (None if whose == "own" else crash.FIRST)
+    assert others == (None if backup_of == "own" else crash.FIRST)
     assert made.counters.failed == 0
 
 

@@ -113,10 +113,10 @@ def test_a_copy_of_a_database_that_everybody_reads_is_for_its_owner(wide: Path, 
 
 def test_doctor_names_what_others_can_read_and_changes_it_only_with_fix(wide: Path) -> None:
     before = modes(wide)
-    told = gpumon(settings(wide), "doctor")
-    assert "can be read by other users" in told.stdout
-    assert "doctor --fix" in told.stdout
-    assert str(wide) in told.stdout
+    found = gpumon(settings(wide), "doctor")
+    assert "can be read by other users" in found.stdout
+    assert "doctor --fix" in found.stdout
+    assert str(wide) in found.stdout
     assert modes(wide) == before
     fixed = gpumon(settings(wide), "doctor", "--fix")
     assert fixed.stdout.count("cannot be read by other users of this machine any more") == len(before)

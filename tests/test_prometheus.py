@@ -185,9 +185,9 @@ def test_two_compute_instances_of_one_gpu_instance_are_two_series() -> None:
     assert len({str(labels) for labels, _ in found}) == 2
 
 
-def test_reserved_memory_that_a_driver_does_not_tell_apart_is_used() -> None:
-    told = replace(snapshot(), readings=(GpuReading("GPU-0", {"memory": 1559.0, "memory_reserved": None}),))
-    assert families(scrape_data(follow(None, told, {})))["DCGM_FI_DEV_FB_FREE"] == [(DCGM_LABELS, 80_000)]
+def test_reserved_memory_that_a_driver_does_not_report_counts_as_used() -> None:
+    reported = replace(snapshot(), readings=(GpuReading("GPU-0", {"memory": 1559.0, "memory_reserved": None}),))
+    assert families(scrape_data(follow(None, reported, {})))["DCGM_FI_DEV_FB_FREE"] == [(DCGM_LABELS, 80_000)]
 
 
 def test_every_metric_of_the_catalogue_is_exported_in_a_known_unit() -> None:
@@ -265,7 +265,7 @@ def test_where_another_records_the_exposition_says_so(role: str) -> None:
     assert ("gpumon_recorder_ticks_total" in found) == (role != "viewing")
 
 
-def test_a_missing_driver_and_simulated_gpus_are_told() -> None:
+def test_a_missing_driver_and_simulated_gpus_are_reported() -> None:
     found = families(
         scrape_data(follow(None, snapshot(), {}), source="demo", driver=Problem("no driver", "load it"))
     )
@@ -365,8 +365,10 @@ def test_it_is_line_for_line_what_the_client_library_writes() -> None:
     newest = replace(follow(None, snapshot((BOARD, SLICE), processes), who), energy_j={"GPU-0": 1e9 + 0.125})
     found = collect(scrape_data(newest, 1000))
     assert exposition.render(found, True) == openmetrics.generate_latest(found)
-    told = re.sub(rb"(?m)^(# TYPE DCGM_\w+) untyped$", rb"\1 counter", client_exposition.generate_latest(found))
-    assert exposition.render(found, False) == told
+    reported = re.sub(
+        rb"(?m)^(# TYPE DCGM_\w+) untyped$", rb"\1 counter", client_exposition.generate_latest(found)
+    )
+    assert exposition.render(found, False) == reported
 
 
 @NEED_PROMTOOL
@@ -379,8 +381,8 @@ def test_promtool_reads_hostile_names_and_has_nothing_to_say_of_gpumon() -> None
     newest = replace(follow(None, snapshot((BOARD, SLICE), processes), who), energy_j={"GPU-0": 5.0})
     text = exposed(scrape_data(newest, 1000))
     # NVIDIA's names are what they are: a label in camelCase, counters without _total, a type in a name.
-    told = {(line.split()[0][:5], line.split(" ", 1)[1]) for line in lint(text)}
-    assert told == {
+    reported = {(line.split()[0][:5], line.split(" ", 1)[1]) for line in lint(text)}
+    assert reported == {
         ("DCGM_", "label names should be written in 'snake_case' not 'camelCase'"),
         ("DCGM_", 'counter metrics should have "_total" suffix'),
         ("DCGM_", "metric name should not include type 'counter'"),
@@ -449,13 +451,13 @@ def test_a_scene_is_rendered_once_in_each_format(monkeypatch: pytest.MonkeyPatch
     rendered: list[bool] = []
     real = exposition.render
     monkeypatch.setattr(exposition, "render", lambda *given: rendered.append(given[1]) or real(*given))
-    kept, newest = exposition.ExpositionCache(), people(3)
+    cache, newest = exposition.ExpositionCache(), people(3)
     for _ in range(5):
         for as_openmetrics in (False, True):
-            plain = kept.body(scrape_data(newest), as_openmetrics, False)
-            assert gzip.decompress(kept.body(scrape_data(newest), as_openmetrics, True)) == plain
+            plain = cache.body(scrape_data(newest), as_openmetrics, False)
+            assert gzip.decompress(cache.body(scrape_data(newest), as_openmetrics, True)) == plain
     assert rendered == [False, True]
-    kept.body(scrape_data(people(3)), False, False)
+    cache.body(scrape_data(people(3)), False, False)
     assert rendered == [False, True, False], "another tick is another exposition"
 
 
@@ -736,8 +738,8 @@ def test_the_alert_rules_of_the_documentation_are_rules_about_series_that_exist(
     [rules] = re.findall(r"```yaml\n(groups:\n.*?)```", page, re.DOTALL)
     path = tmp_path / "rules.yml"
     path.write_text(rules)
-    told = subprocess.run(["promtool", "check", "rules", path], capture_output=True, text=True, check=False)
-    assert told.returncode == 0, told.stderr
-    assert f"SUCCESS: {rules.count('- alert:')} rules found" in told.stdout
+    reported = subprocess.run(["promtool", "check", "rules", path], capture_output=True, text=True, check=False)
+    assert reported.returncode == 0, reported.stderr
+    assert f"SUCCESS: {rules.count('- alert:')} rules found" in reported.stdout
     names = {family.name for family in FAMILIES}
     assert set(re.findall(r"\b(?:DCGM|gpumon)_\w+", rules)) <= names

@@ -1,4 +1,4 @@
-"""A recorder whose PostgreSQL server goes away, stands still, starts anew or moves on loses no tick."""
+"""A recorder whose PostgreSQL server goes away, does not answer, restarts or is migrated loses no tick."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_the_end_does_not_wait_for_a_server_that_stands_still_and_leaves_its_tic
             until(lambda: made.counters.buffered >= 2)
             began = time.monotonic()
             made.stop()
-            assert time.monotonic() - began < PATIENCE_S, "the server stands still for good"
+            assert time.monotonic() - began < PATIENCE_S, "the server never answers again"
     (left,) = tmp_path.glob("waiting-*.ticks")
     with recording(fake, tmp_path, url) as made:
         committed(made, 1)

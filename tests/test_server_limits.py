@@ -92,10 +92,10 @@ def draw(socket_: ClientConnection, message: BackMsg | None = None) -> Iterator[
         wanted.rerun_script.query_string = ""
     socket_.send(wanted.SerializeToString())
     while True:
-        told = ForwardMsg()
-        told.ParseFromString(socket_.recv(timeout=PATIENCE_S))
-        yield told
-        if told.WhichOneof("type") == "script_finished":
+        found = ForwardMsg()
+        found.ParseFromString(socket_.recv(timeout=PATIENCE_S))
+        yield found
+        if found.WhichOneof("type") == "script_finished":
             return
 
 
@@ -287,9 +287,9 @@ def test_no_file_is_taken(serve: Serve, fake: FakeNvml) -> None:
         ]
         before = resident_mb(server)
         token = "2|00000000|" + "0" * 32 + "|1"
-        for whose in (session, "00000000-0000-0000-0000-000000000000"):
+        for owner in (session, "00000000-0000-0000-0000-000000000000"):
             for method in ("PUT", "POST", "DELETE", "OPTIONS"):
-                address = f"{server.url}{UPLOADS}/{whose}/{'1' * 32}"
+                address = f"{server.url}{UPLOADS}/{owner}/{'1' * 32}"
                 for body in (b"x", b"x" * (8 << 20)):
                     headers = {
                         "Content-Type": "multipart/form-data; boundary=b",
@@ -317,9 +317,9 @@ def test_a_large_frame_is_refused_before_it_costs_memory(serve: Serve, fake: Fak
             with page(server) as large:
                 with suppress(ConnectionClosed):
                     large.send(b"\0" * size)
-                with pytest.raises(ConnectionClosed) as told:
+                with pytest.raises(ConnectionClosed) as closed:
                     large.recv(timeout=PATIENCE_S)
-                assert told.value.rcvd is None or told.value.rcvd.code == 1009
+                assert closed.value.rcvd is None or closed.value.rcvd.code == 1009
         assert resident_mb(server) - before < 32
         assert list(draw(drawn)), "others go on"
 

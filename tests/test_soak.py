@@ -1,7 +1,7 @@
 """Thirty days in simulated time, with all that happens to clocks, GPUs, counters and recorders in the field: the
 ledger says what the driver was made to do, of every user and in every hour.
 
-The account that it is held against is kept here, in plain Python and pandas, from what the fake driver did.
+The account that it is compared with is made here, in plain Python and pandas, from what the fake driver did.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ENERGY = "nvmlDeviceGetTotalEnergyConsumption"
 
 
 class Clock:
-    """Time that passes only when it is told to; the wall clock is as far from it as somebody set it."""
+    """Time that passes only when the test says so; the wall clock differs from it as the test has set it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.passed, self.offset = 1000.0, float(BEGIN)
@@ -56,7 +56,7 @@ class Clock:
 
 @dataclass
 class Board:
-    """One GPU: what it does until it is made to do something else, and how its counter stands."""
+    """One GPU: what it does until it is made to do something else, and what its counter says."""
 
     gpu: FakeGpu
     counts: bool
@@ -75,7 +75,7 @@ class Board:
             free -= self.work[pid]
         self.watts = 60 + 2 * sum(self.work.values()) + rng.randrange(30)
 
-    def tell(self, fake: FakeNvml) -> None:
+    def show_to(self, fake: FakeNvml) -> None:
         """Let the driver say so."""
         self.gpu.power_mw, self.gpu.gpu_utilization = 1000 * self.watts, sum(self.work.values())
         if self.counts:
@@ -174,7 +174,7 @@ class Field:
 
     def counter_misses_a_reading(self) -> None:
         board = self.counting()
-        # After a pause it could not be told from a counter that began anew.
+        # After a pause it looks like a counter that began at 0.
         self.hiccup = None if board.missed_j else board
 
     def reading_fails(self) -> None:
@@ -187,7 +187,7 @@ class Field:
         self.fake.clear_processes()
         for board in self.boards:
             board.counter_j += board.watts * self.seconds
-            board.tell(self.fake)
+            board.show_to(self.fake)
         if self.hiccup is not None:
             self.hiccup.gpu.energy_mj, self.hiccup = 17, None
         snapshot = replace(self.source.read(), elapsed=self.clock.passed)

@@ -122,14 +122,14 @@ def judge_readings(world: World, program: Program) -> None:
     counts = store.counts()
     for name in COUNTS:
         counts[name] = max(counts[name], sum(life.vitals.get(name) or 0 for life in program.lives))
-    told = sum(int(one["many"]) for one in LOST.finditer(log)) + len(ONE_LOST.findall(log))
+    said = sum(int(one["many"]) for one in LOST.finditer(log)) + len(ONE_LOST.findall(log))
     lost = -(-len(missing) // len(UUIDS))
     world.say(
-        f"the {program}: {len(readings)} readings, {dict(where)}; it counts {counts}, its log names {told} lost"
+        f"the {program}: {len(readings)} readings, {dict(where)}; it counts {counts}, its log names {said} lost"
     )
     # Without a driver every tick fails, and nothing of it was answered.
     unanswered = sum(ended - began + AFTER_S for slot, began, ended in world.driver_faults if slot is None)
-    named = told + counts["dropped"] + max(0, counts["failed"] - round(unanswered / INTERVAL_S))
+    named = said + counts["dropped"] + max(0, counts["failed"] - round(unanswered / INTERVAL_S))
     stretches = "".join(f"\n           {line}" for line in _stretches(world, missing))
     if missing and lost <= named:
         world.say(f"of the {program} {lost} ticks are missing, and {named} are named as lost{stretches}")
@@ -156,7 +156,7 @@ class Books:
     clock_was_set: bool
 
     def is_set_aside(self, reading: Reading) -> bool:
-        """Whether it went into a damaged file, where nobody can read it, before the damage was met and told of."""
+        """Whether it went into a damaged file, and cannot be read there, before the damage was reported."""
         return bool(SET_ASIDE.search(self.log)) and any(
             grave.why == "damaged"
             and grave.replaced_at is not None
@@ -188,7 +188,7 @@ class Books:
 
 
 def _place(world: World, books: Books, reading: Reading) -> str | None:
-    """Where a reading is, or why it is nowhere; None where nobody can tell."""
+    """Where a reading is, or why it is nowhere; None where that is not known."""
     if reading.number in books.found.numbers:
         return "in the database"
     for grave in books.program.store.graves:
@@ -246,7 +246,7 @@ def traces(lines: list[str]) -> Counter[str]:
     found: Counter[str] = Counter()
     trace: list[str] = []
     for line in [*lines, ""]:
-        # It goes on in lines that are set in, and the error is the last of them, or stands at the margin.
+        # It goes on in lines that are set in, and the error is the last of them, or begins at the margin.
         if trace and not line.startswith(" "):
             trace += [] if line[:1].isdigit() else [line]
             found["\n".join(trace)] += 1

@@ -25,7 +25,7 @@ from .stores import Store
 ROOT = Path(__file__).resolve().parents[2]
 # How long anything is waited for: only what never happens takes so long.
 PATIENCE_S = 60.0
-# So long a program may take to end when it is told to, on a machine with a core for it.
+# How long a program may take to end after a signal, on a machine with a core for it.
 END_WITHIN_S = 10.0
 
 Found = TypeVar("Found")

@@ -67,7 +67,7 @@ def replaced(world: World, program: Program) -> Iterator[None]:
     backup = store.folder / "restored.db"
     with closing(store.connect()) as source, closing(sqlite3.connect(backup)) as target:
         source.backup(target)
-    kept = store.contents(path=backup).numbers
+    restored = store.contents(path=backup).numbers
     for part in (backup.with_name(backup.name + "-wal"), backup.with_name(backup.name + "-shm")):
         part.unlink(missing_ok=True)
     wait_ticks(world, program, 2)
@@ -78,7 +78,7 @@ def replaced(world: World, program: Program) -> Iterator[None]:
     backup.rename(store.path)
     # What the backup has is not lost.
     grave.look_again()
-    grave.held.numbers -= kept
+    grave.held.numbers -= restored
     yield
 
 
@@ -226,14 +226,14 @@ def stopped(_: World, program: Program) -> Iterator[None]:
 
 
 def ended(world: World, program: Program) -> Iterator[None]:
-    """It is told to end, and started again."""
+    """It gets SIGTERM, and is started again."""
     _end(world, program)
     program.start()
     yield
 
 
 def ended_while_locked(world: World, program: Program) -> Iterator[None]:
-    """It is told to end while ticks wait for the database, and started again when that is free."""
+    """It gets SIGTERM while ticks wait for the database, and is started again when that is free."""
     with closing(sqlite3.connect(program.store.path, isolation_level=None, timeout=PATIENCE_S)) as connection:
         connection.execute("BEGIN EXCLUSIVE")
         wait_ticks(world, program, 3)

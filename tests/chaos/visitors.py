@@ -1,4 +1,4 @@
-"""Who asks the server: ordinary visitors, whose answers are looked through, and those who want to wear it out."""
+"""Clients of the server: ordinary ones, with answers that are searched for secrets, and hostile ones."""
 
 from __future__ import annotations
 
