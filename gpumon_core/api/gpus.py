@@ -18,8 +18,8 @@ from gpumon_core.safety.parameters import TZ, Parameter, words
 if TYPE_CHECKING:
     import pandas as pd
 
-GPU = Parameter("gpu", f"This GPU, {parameters.GPU_SPELLINGS}.", parameters.GPU, many=True)
-HOST = Parameter("host", "The GPUs of this machine.", words(), many=True)
+GPU = Parameter("gpu", f"This GPU, {parameters.GPU_SPELLINGS}.", parameters.GPU, is_repeatable=True)
+HOST = Parameter("host", "The GPUs of this machine.", words(), is_repeatable=True)
 
 
 def gpus(request: Request, values: Values, engine: Engine) -> Response:

@@ -41,7 +41,7 @@ METRIC = Parameter(
     f"A metric of the catalogue. Without one: {', '.join(DEFAULT)}. Of a counter, such as energy, each step "
     "has what it grew by.",
     one_of(*GPU_METRICS_BY_KEY),
-    many=True,
+    is_repeatable=True,
 )
 POINTS = Parameter(
     "points",

@@ -85,7 +85,7 @@ def _parameter(one: Parameter) -> dict[str, Any]:
         # JSON has the name of a zone.
         schema["default"] = UTC_ZONE.key if one.default is UTC_ZONE else one.default
     described = {"name": one.name, "in": "query", "description": says(one)}
-    if not one.many:
+    if not one.is_repeatable:
         return {**described, "schema": schema}
     return {
         **described,
@@ -97,5 +97,5 @@ def _parameter(one: Parameter) -> dict[str, Any]:
 
 def says(one: Parameter) -> str:
     """A parameter's description, with whether it is repeatable and which formats have it."""
-    many = " Repeatable: any of its values holds." if one.many else ""
+    many = " Repeatable: any of its values holds." if one.is_repeatable else ""
     return one.description + many + (f" In {' and '.join(one.only).upper()} alone." if one.only else "")

@@ -39,10 +39,10 @@ BY = Parameter("by", "Whose use is added up.", one_of(*DIMENSIONS), default="use
 
 def _filters(what: str) -> tuple[Parameter, ...]:
     return (
-        Parameter("gpu", f"{what} on this GPU, {parameters.GPU_SPELLINGS}.", parameters.GPU, many=True),
-        Parameter("user", f"{what} of this user.", words(), many=True),
-        Parameter("workload", f"{what} of this kind of workload, such as vLLM.", words(), many=True),
-        Parameter("model", f"{what} with this model.", words(), many=True),
+        Parameter("gpu", f"{what} on this GPU, {parameters.GPU_SPELLINGS}.", parameters.GPU, is_repeatable=True),
+        Parameter("user", f"{what} of this user.", words(), is_repeatable=True),
+        Parameter("workload", f"{what} of this kind of workload, such as vLLM.", words(), is_repeatable=True),
+        Parameter("model", f"{what} with this model.", words(), is_repeatable=True),
     )
 
 

@@ -29,11 +29,11 @@ def _now(metric: Metric) -> list[Column]:
 # For frames of frames.gpu_table with `fresh` (bool) and its host's driver_version and cuda_version.
 GPUS = Table(
     (
-        plain("host", "Host", TEXT, sure=True),
+        plain("host", "Host", TEXT, is_known=True),
         GPU,
-        plain("gpu_index", "Index", WHOLE, sure=True),
+        plain("gpu_index", "Index", WHOLE, is_known=True),
         plain("mig_index", "MIG index", WHOLE),
-        plain("uuid", "UUID", TEXT, sure=True),
+        plain("uuid", "UUID", TEXT, is_known=True),
         plain("name", "Name", TEXT),
         plain("memory_total_mib", "Memory", WHOLE, unit="MiB"),
         plain("memory_from", "Memory from", TEXT),
@@ -43,14 +43,14 @@ GPUS = Table(
         plain("compute_capability", "Compute capability", TEXT),
         plain("driver_version", "Driver", TEXT),
         plain("cuda_version", "CUDA", TEXT),
-        plain("state", "State", TEXT, sure=True),
-        plain("fresh", "Fresh", FLAG, sure=True),
+        plain("state", "State", TEXT, is_known=True),
+        plain("fresh", "Fresh", FLAG, is_known=True),
         plain("sampling", "Sampling", TEXT),
-        plain("first_seen", "First seen", MOMENT, sure=True),
-        plain("last_seen", "Last seen", MOMENT, sure=True),
-        plain("last_seen_epoch", "Last seen, UTC seconds", WHOLE, "last_seen", sure=True),
+        plain("first_seen", "First seen", MOMENT, is_known=True),
+        plain("last_seen", "Last seen", MOMENT, is_known=True),
+        plain("last_seen_epoch", "Last seen, UTC seconds", WHOLE, "last_seen", is_known=True),
         *(column for metric in GPU_METRICS for column in _now(metric)),
-        plain("gpu_id", "Id in gpumon", WHOLE, "id", sure=True),
+        plain("gpu_id", "Id in gpumon", WHOLE, "id", is_known=True),
         plain("parent_id", "Id of its GPU", WHOLE),
     )
 )
@@ -66,11 +66,11 @@ def history_table(metrics: Sequence[str]) -> Table:
     ]
     return Table(
         (
-            plain("host", "Host", TEXT, sure=True),
+            plain("host", "Host", TEXT, is_known=True),
             GPU,
-            plain("time", "Time", MOMENT, "timestamp_epoch", sure=True),
+            plain("time", "Time", MOMENT, "timestamp_epoch", is_known=True),
             *numbers,
-            plain("gpu_id", "Id of the GPU in gpumon", WHOLE, sure=True),
+            plain("gpu_id", "Id of the GPU in gpumon", WHOLE, is_known=True),
         )
     )
 

@@ -35,30 +35,34 @@ PROGRAM = {
 }
 
 COLUMNS = (
-    plain("host", "Host", TEXT, sure=True),
-    plain("gpus", "GPU", TEXT, sure=True),
-    plain("pid", "PID", WHOLE, sure=True),
+    plain("host", "Host", TEXT, is_known=True),
+    plain("gpus", "GPU", TEXT, is_known=True),
+    plain("pid", "PID", WHOLE, is_known=True),
     plain("name", "Name", TEXT),
     plain("user", "User", TEXT, "username"),
-    plain("type", "Type", TEXT, "kind", sure=True),
+    plain("type", "Type", TEXT, "kind", is_known=True),
     Column(
-        "state", "State", TEXT, lambda frame: frame["running"].map({True: "running", False: "ended"}), sure=True
+        "state",
+        "State",
+        TEXT,
+        lambda frame: frame["running"].map({True: "running", False: "ended"}),
+        is_known=True,
     ),
     plain("started", "Started", MOMENT, "start_time"),
-    plain("first_seen", "First seen", MOMENT, sure=True),
-    plain("last_seen", "Last seen", MOMENT, sure=True),
-    plain("lifetime_s", "Lifetime", WHOLE, unit="s", sure=True),
+    plain("first_seen", "First seen", MOMENT, is_known=True),
+    plain("last_seen", "Last seen", MOMENT, is_known=True),
+    plain("lifetime_s", "Lifetime", WHOLE, unit="s", is_known=True),
     plain("max_memory_mib", "Maximum memory", WHOLE, "max_memory", "MiB"),
     scaled("avg_memory_mib", "Average memory", "MiB", "avg_memory", 1, 1),
     scaled("memory_gib_hours", "Memory-hours", "GiB h", "memory_mib_s", MIB_PER_GIB * HOUR_S, 6),
     scaled("gpu_hours", "GPU-hours", "h", "busy_s", HOUR_S, 6),
     scaled("energy_kwh", "Energy", "kWh", "energy_j", JOULES_PER_KWH, 9),
-    plain("estimated", "Estimate", FLAG, sure=True),
+    plain("estimated", "Estimate", FLAG, is_known=True),
     scaled("sm_mean_percent", "SM mean", "%", "sm_mean", 1, 2),
     plain("sm_max_percent", "SM maximum", WHOLE, "max_sm", "%"),
-    plain("sample_count", "Samples", WHOLE, sure=True),
+    plain("sample_count", "Samples", WHOLE, is_known=True),
     *(plain(column, title, TEXT) for title, column in PROGRAM.items()),
-    plain("process_id", "Id in gpumon", WHOLE, sure=True),
+    plain("process_id", "Id in gpumon", WHOLE, is_known=True),
 )
 # For frames of processes.process_history.
 LEDGER = Table(COLUMNS)
@@ -69,32 +73,37 @@ def _label(frame: pd.DataFrame) -> pd.Series:
 
 
 # For frames whose rows are about one GPU each.
-GPU = Column("gpu", "GPU", TEXT, _label, sure=True)
+GPU = Column("gpu", "GPU", TEXT, _label, is_known=True)
 
 # For frames of frames.active_processes.
 ACTIVE = Table(
     (
-        plain("host", "Host", TEXT, sure=True),
+        plain("host", "Host", TEXT, is_known=True),
         GPU,
-        plain("pid", "PID", WHOLE, sure=True),
+        plain("pid", "PID", WHOLE, is_known=True),
         plain("name", "Name", TEXT),
         plain("user", "User", TEXT, "username"),
-        plain("type", "Type", TEXT, "kind", sure=True),
+        plain("type", "Type", TEXT, "kind", is_known=True),
         *(
             plain(f"{metric.key}_{SUFFIXES[metric.unit]}", metric.label, NUMBER, metric.key, metric.unit)
             for metric in PROCESS_METRICS
         ),
         plain("started", "Started", MOMENT, "start_time"),
-        plain("first_seen", "First seen", MOMENT, sure=True),
-        plain("last_seen", "Last seen", MOMENT, sure=True),
+        plain("first_seen", "First seen", MOMENT, is_known=True),
+        plain("last_seen", "Last seen", MOMENT, is_known=True),
         Column(
-            "lifetime_s", "Lifetime", WHOLE, lambda frame: frame["last_seen"] - frame["first_seen"], "s", sure=True
+            "lifetime_s",
+            "Lifetime",
+            WHOLE,
+            lambda frame: frame["last_seen"] - frame["first_seen"],
+            "s",
+            is_known=True,
         ),
         plain("max_memory_mib", "Maximum memory", NUMBER, "max_memory", "MiB"),
         scaled("avg_memory_mib", "Average memory", "MiB", "avg_memory", 1, 1),
-        plain("sample_count", "Samples", WHOLE, sure=True),
+        plain("sample_count", "Samples", WHOLE, is_known=True),
         *(plain(column, title, TEXT) for title, column in PROGRAM.items()),
-        plain("gpu_id", "Id of the GPU in gpumon", WHOLE, sure=True),
-        plain("process_id", "Id in gpumon", WHOLE, sure=True),
+        plain("gpu_id", "Id of the GPU in gpumon", WHOLE, is_known=True),
+        plain("process_id", "Id in gpumon", WHOLE, is_known=True),
     )
 )

@@ -28,7 +28,7 @@ class Column:
     """A column of a table.
 
     key: its name among plain values. of: its values in a frame: texts, numbers, or UTC seconds where the type is
-    MOMENT; None and NaN where not known. sure: whether they are always known.
+    MOMENT; None and NaN where not known. is_known: whether all of them always are.
     """
 
     key: str
@@ -36,7 +36,7 @@ class Column:
     type: Type
     of: Callable[[pd.DataFrame], pd.Series]
     unit: str | None = None
-    sure: bool = False
+    is_known: bool = False
 
     @property
     def header(self) -> str:
@@ -47,7 +47,7 @@ class Column:
     def schema(self) -> dict[str, Any]:
         """The JSON Schema of its plain values."""
         schema = _IN_JSON[self.type]
-        kind = {"type": schema["type"] if self.sure else [schema["type"], "null"]}
+        kind = {"type": schema["type"] if self.is_known else [schema["type"], "null"]}
         return {**schema, **kind, "description": self.header}
 
     def values(self, frame: pd.DataFrame) -> list[Any]:
@@ -61,9 +61,11 @@ class Column:
         return found.tolist()
 
 
-def plain(key: str, title: str, kind: Type, name: str = "", unit: str | None = None, sure: bool = False) -> Column:
+def plain(
+    key: str, title: str, kind: Type, name: str = "", unit: str | None = None, is_known: bool = False
+) -> Column:
     """A column as the frame has it, there under `name` where that is not its key."""
-    return Column(key, title, kind, lambda frame: frame[name or key], unit, sure)
+    return Column(key, title, kind, lambda frame: frame[name or key], unit, is_known)
 
 
 def scaled(key: str, title: str, unit: str, name: str, by: float, digits: int) -> Column:

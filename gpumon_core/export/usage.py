@@ -35,8 +35,8 @@ def ranking_table(prices: Prices) -> Table:
 
     return Table(
         (
-            plain("name", "Name", TEXT, "called", sure=True),
-            plain("kind", "Kind", TEXT, sure=True),
+            plain("name", "Name", TEXT, "called", is_known=True),
+            plain("kind", "Kind", TEXT, is_known=True),
             Column("key", "Key", TEXT, _key),
             plain("processes", "Processes", WHOLE),
             scaled("gpu_hours", "GPU-hours", "h", "busy_s", HOUR_S, 6),
@@ -46,7 +46,7 @@ def ranking_table(prices: Prices) -> Table:
             scaled("on_gpu_s", "On GPU", "s", "seconds", 1, 1),
             scaled("held_idle_s", "Held idle", "s", "idle_s", 1, 1),
             Column("cost", "Cost", NUMBER, cost, prices.currency),
-            Column("estimated", "Estimate", FLAG, lambda frame: frame["estimated"] > 0, sure=True),
+            Column("estimated", "Estimate", FLAG, lambda frame: frame["estimated"] > 0, is_known=True),
         )
     )
 
@@ -61,34 +61,34 @@ def _key(frame: pd.DataFrame) -> pd.Series:
 # For frames of model_sessions.loaded.
 SESSIONS = Table(
     (
-        plain("model", "Model", TEXT, sure=True),
-        plain("host", "Host", TEXT, sure=True),
+        plain("model", "Model", TEXT, is_known=True),
+        plain("host", "Host", TEXT, is_known=True),
         GPU,
-        plain("loaded", "Loaded", MOMENT, "first_seen", sure=True),
-        plain("last_seen", "Last seen", MOMENT, sure=True),
-        plain("lifetime_s", "Loaded for", WHOLE, unit="s", sure=True),
-        plain("running", "Still loaded", FLAG, sure=True),
+        plain("loaded", "Loaded", MOMENT, "first_seen", is_known=True),
+        plain("last_seen", "Last seen", MOMENT, is_known=True),
+        plain("lifetime_s", "Loaded for", WHOLE, unit="s", is_known=True),
+        plain("running", "Still loaded", FLAG, is_known=True),
         plain("max_memory_mib", "Maximum memory", WHOLE, "max_memory", "MiB"),
         scaled("avg_memory_mib", "Average memory", "MiB", "avg_memory", 1, 1),
         plain("workload", "Workload", TEXT),
         plain("name", "Name", TEXT),
-        plain("pid", "PID", WHOLE, sure=True),
+        plain("pid", "PID", WHOLE, is_known=True),
         plain("user", "User", TEXT, "username"),
-        plain("gpu_id", "Id of the GPU in gpumon", WHOLE, sure=True),
-        plain("process_id", "Id of the process in gpumon", WHOLE, sure=True),
-        plain("session_id", "Id in gpumon", WHOLE, sure=True),
+        plain("gpu_id", "Id of the GPU in gpumon", WHOLE, is_known=True),
+        plain("process_id", "Id of the process in gpumon", WHOLE, is_known=True),
+        plain("session_id", "Id in gpumon", WHOLE, is_known=True),
     )
 )
 
 # For frames of usage.idle_holders.
 IDLE = Table(
     (
-        plain("host", "Host", TEXT, sure=True),
+        plain("host", "Host", TEXT, is_known=True),
         GPU,
-        plain("pid", "PID", WHOLE, sure=True),
+        plain("pid", "PID", WHOLE, is_known=True),
         plain("name", "Name", TEXT),
         plain("user", "User", TEXT, "username"),
-        plain("running", "Running", FLAG, sure=True),
+        plain("running", "Running", FLAG, is_known=True),
         scaled("memory_mib", "Memory held", "MiB", "memory", 1, 1),
         # Exact to the second, although a frame has floats where some are not known.
         Column("idle_since", "Idle since", MOMENT, lambda frame: frame["idle_since"].astype("Int64")),

@@ -49,15 +49,15 @@ class Kind:
 class Parameter:
     """One parameter of a query.
 
-    name, description: as in the route's documentation. many: it may come several times, and any of its values
-    holds; it is read as a tuple then. default: its value where the query lacks it. only: the formats that
-    have it; empty means all.
+    name, description: as in the route's documentation. is_repeatable: it may come several times, any of its values
+    holds, and it is read as a tuple. default: its value where the query lacks it. only: the formats that have it;
+    empty means all.
     """
 
     name: str
     description: str
     kind: Kind
-    many: bool = False
+    is_repeatable: bool = False
     default: Any = None
     only: tuple[str, ...] = ()
 
@@ -196,12 +196,12 @@ def read(parameters: Sequence[Parameter], given: Iterable[tuple[str, str]]) -> d
 
 def _value(one: Parameter, texts: list[str], zone: ZoneInfo) -> Any:
     if not texts:
-        return () if one.many else one.default
-    if len(texts) > (MOST_VALUES if one.many else 1):
-        times = f"at most {MOST_VALUES} times" if one.many else "once"
+        return () if one.is_repeatable else one.default
+    if len(texts) > (MOST_VALUES if one.is_repeatable else 1):
+        times = f"at most {MOST_VALUES} times" if one.is_repeatable else "once"
         raise BadParameter(one.name, f"“{one.name}” can be given {times}.")
     try:
         found = tuple(dict.fromkeys(one.kind.read(text, zone) for text in texts))
     except ValueError as error:
         raise BadParameter(one.name, f"“{one.name}” {error}.") from error
-    return found if one.many else found[0]
+    return found if one.is_repeatable else found[0]

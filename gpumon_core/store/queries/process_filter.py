@@ -68,7 +68,7 @@ class Condition:
     def pairs(self, value: Any) -> list[tuple[str, Any]]:
         """The field's value as it is written in a query."""
         [one] = self.parameters
-        return [(one.name, each) for each in (value if one.many else (value,))]
+        return [(one.name, each) for each in (value if one.is_repeatable else (value,))]
 
 
 class OfPrograms(Condition):
@@ -214,14 +214,17 @@ class ProcessFilter:
     gpu_ids: tuple[int, ...] = _field(
         (),
         Parameter(
-            "gpu", f"Processes that were on this GPU, {parameters.GPU_SPELLINGS}.", parameters.GPU, many=True
+            "gpu",
+            f"Processes that were on this GPU, {parameters.GPU_SPELLINGS}.",
+            parameters.GPU,
+            is_repeatable=True,
         ),
         lambda ids, _: _used(process_gpus.c.gpu_id.in_(ids)),
         lambda ids, wording: f"on {_either([wording.gpus.get(one, f'GPU id:{one}') for one in ids])}",
     )
     users: tuple[str, ...] = _field(
         (),
-        Parameter("user", "Processes of this user.", words(), many=True),
+        Parameter("user", "Processes of this user.", words(), is_repeatable=True),
         lambda users, _: gpu_processes.c.username.in_(users),
         lambda users, _: f"of user {_either(users)}",
     )
@@ -231,7 +234,7 @@ class ProcessFilter:
             "container",
             "Processes in this container, by pod, name, or the first 12 digits of its id.",
             words(),
-            many=True,
+            is_repeatable=True,
         ),
         lambda containers, _: _runs(CONTAINER.in_(containers)),
         lambda containers, _: f"in container {_either(containers)}",
@@ -239,8 +242,10 @@ class ProcessFilter:
     programs_with: tuple[tuple[str, tuple[str, ...]], ...] = _field(
         (),
         (
-            Parameter("workload", "Processes of this kind of workload, such as vLLM.", words(), many=True),
-            Parameter("model", "Processes that serve this model.", words(), many=True),
+            Parameter(
+                "workload", "Processes of this kind of workload, such as vLLM.", words(), is_repeatable=True
+            ),
+            Parameter("model", "Processes that serve this model.", words(), is_repeatable=True),
         ),
         _of_programs,
         lambda chosen, _: ", ".join(f"with {column} {_either(values)}" for column, values in chosen if values),
@@ -251,7 +256,7 @@ class ProcessFilter:
             "type",
             "Processes that compute (C), draw (G), or share a GPU through MPS (M).",
             one_of("C", "G", "M"),
-            many=True,
+            is_repeatable=True,
         ),
         _of_kinds,
         lambda kinds, _: f"of type {_either(kinds)}",
@@ -259,7 +264,10 @@ class ProcessFilter:
     states: tuple[State, ...] = _field(
         (),
         Parameter(
-            "state", "Processes that are on a GPU now, or no longer.", one_of("running", "ended"), many=True
+            "state",
+            "Processes that are on a GPU now, or no longer.",
+            one_of("running", "ended"),
+            is_repeatable=True,
         ),
         _in_states,
         lambda states, _: _either(states),
