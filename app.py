@@ -1,4 +1,4 @@
-"""The server: Streamlit's pages, the recorder for as long as it runs, and the routes for machines.
+"""The server: Streamlit's pages, the recorder as long as the server runs, and the routes for machines.
 
 Start it with `streamlit run app.py`.
 """
@@ -37,21 +37,21 @@ from pages.components import assets, document, streamlit_private
 
 log = logging.getLogger("gpumon_core.server")
 
-# So long a failure of a page keeps its reference, and so many of them are kept in mind.
-TOLD_FOR_S, MOST_TOLD = 60.0, 100
-_told: dict[log_limit.Kind, tuple[str, float]] = {}
+# How long a failure of a page has the same reference, and how many failures have one.
+REFERENCE_FOR_S, MOST_REFERENCES = 60.0, 100
+_references: dict[log_limit.Kind, tuple[str, float]] = {}
 
 
 def _prepare_pages() -> None:
-    """Import what the first page needs, so that its reader does not wait for it."""
+    """Import what the first page needs, so that its viewer does not wait for it."""
     import gpumon_core.figures
     import gpumon_core.store.queries.frames
     import gpumon_core.store.queries.history  # noqa: F401
 
     assets.plotly_js()
-    # What is there by now stays: Python need not go through it in each of its full searches for garbage. What is
-    # none of it is given back before; the search after tells Python how few objects remain, from which it decides
-    # when the next full one is due.
+    # The objects that exist now stay: Python need not look at them in each full collection. The first collection
+    # frees garbage before that. The last one shows Python how few objects remain: by their number it decides when
+    # the next full collection is due.
     gc.collect()
     gc.freeze()
     gc.collect()
@@ -71,7 +71,7 @@ async def lifespan(_: st.App) -> AsyncIterator[None]:
 
 
 def healthz(_: Request) -> JSONResponse:
-    """How the recording stands; 503 where no fresh sample exists."""
+    """The state of the recording as JSON; 503 where there is no fresh sample."""
     try:
         found = runtime.check_health()
     except DBAPIError as error:
@@ -83,20 +83,20 @@ def healthz(_: Request) -> JSONResponse:
             "recorder": counts and asdict(counts),
         }
         return JSONResponse(answer, status_code=503)
-    return JSONResponse(found.as_json(), status_code=200 if found.fresh else 503)
+    return JSONResponse(found.as_json(), status_code=200 if found.is_fresh else 503)
 
 
 def show_script_error(error: Exception) -> bool:
-    """A page's failure as one sentence for its reader; the log has the rest under the same reference."""
-    # Its text may have what the reader's browser sent.
+    """A page's failure as one sentence for its viewer; the log has the rest under the same reference."""
+    # By place, not by text: that may contain what the browser sent.
     kind = log_limit.place_of(error)
-    reference, since = _told.get(kind, ("", 0.0))
-    if time.monotonic() - since > TOLD_FOR_S:
-        # A part that is drawn with every sample fails with every sample: the log hears of it now and then.
+    reference, since = _references.get(kind, ("", 0.0))
+    if time.monotonic() - since > REFERENCE_FOR_S:
+        # A part that is drawn with every sample fails with every sample: the log has it once a minute.
         reference = secrets.token_hex(4)
-        if len(_told) >= MOST_TOLD:
-            _told.clear()
-        _told[kind] = reference, time.monotonic()
+        if len(_references) >= MOST_REFERENCES:
+            _references.clear()
+        _references[kind] = reference, time.monotonic()
         log.error("page error %s", reference, exc_info=error)
     st.error(
         f"This part of the page could not be drawn. The log says why, under the reference **{reference}**.",
@@ -119,7 +119,7 @@ def _configure() -> None:
         log.warning("%s", sentence)
 
 
-# Before there are threads, each of which would get an arena of its own.
+# Before threads start: each would get an arena of its own.
 allocator.limit_arenas()
 _configure()
 descriptors.raise_limit()

@@ -4,8 +4,9 @@
     opening,changing,refresh,many,memory]
 
 Runs on simulated GPUs with a full database: 8 GPUs, about 64 processes, a year of history (made first, in three
-minutes, unless FOLDER has it already). Opening is measured beside a bare Streamlit page with one Plotly chart, in
-turns. Opening and changing are seen by Chromium; the others by viewers that draw nothing (viewers.py), so that the
+minutes, unless FOLDER has it already). Opening ends with the last chart and the last filter of the sidebar; it is
+measured in turns with a bare Streamlit page that has one Plotly chart and the same widgets in its sidebar.
+Opening and changing are measured in Chromium; the others by viewers that draw nothing (viewers.py), so that the
 figures are the server's.
 """
 
@@ -28,20 +29,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from playwright.sync_api import Browser, Page, sync_playwright
-from rig import CHROMIUM, OPTIONS, free_port, wait_for_server
+from opening import BARE, PLOT, opening
+from playwright.sync_api import Browser, sync_playwright
+from rig import CHROMIUM, OPTIONS, free_port, say, wait_for_server
 from viewers import Viewer, watch
 
 HOST = "rack1"
 TICKS_S = os.sysconf("SC_CLK_TCK")
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-BARE = """
-import plotly.graph_objects as go
-import streamlit as st
-st.title("bare")
-st.plotly_chart(go.Figure(go.Scatter(x=list(range(1000)), y=list(range(1000)))))
-"""
-# As much as the overview has on it, and nothing to find out first.
+# As much content as the overview has, without any work to get it.
 BARE_FRAGMENT = """
 import pandas as pd
 import streamlit as st
@@ -53,26 +49,13 @@ def frame():
     st.dataframe(table)
 frame()
 """
-PLOT = ".gm-plots[data-drawn]"
-# The table beside it, for screen readers, comes half a second after the drawn one.
-GRID = "[data-testid=data-grid-canvas]"
-# What is drawn last on each page.
-DRAWN = {
-    "/": f".gm-card:nth-of-type(8) .gm-spark, {GRID}",
-    "/gpu": PLOT,
-    "/history": PLOT,
-    "/processes": GRID,
-    "/usage": ", ".join(f".st-key-{key} {PLOT}" for key in ("trend", "week", "split")),
-    "/system": f"{PLOT}, {GRID}",
-    "bare": ".js-plotly-plot .scatterlayer .trace path",
-}
-# The rollups of what was not recorded lately come first.
+# After its start the server first makes the rollups of the time before.
 SETTLED_S = 20.0
-# What the recorder does once a minute must fall into every round, or what a refresh costs drowns in it.
+# Each round contains the recorder's job of every minute once; it costs more than a refresh.
 ROUND_S = 60.0
 # How often a page asks, and the recorder ticks.
 REFRESH_S = 4.0
-LIMITS = {"opening": 1.4, "changing": 0.7, "one": 40.0, "ten": 250.0, "p95": 1.0, "memory": 350.0}
+LIMITS = {"changing": 0.7, "one": 40.0, "ten": 250.0, "p95": 1.0, "memory": 350.0}
 
 
 @contextmanager
@@ -94,7 +77,7 @@ def gpumon(folder: Path, port: int, interval_s: float = REFRESH_S) -> Iterator[s
 
 @contextmanager
 def bare(folder: Path, port: int, script: str = BARE) -> Iterator[subprocess.Popen[bytes]]:
-    """A Streamlit server with nothing but one page."""
+    """A Streamlit server with one script."""
     (folder / "bare.py").write_text(script)
     options = ["--server.headless", "true", "--server.address", "127.0.0.1", "--browser.gatherUsageStats", "false"]
     command = [sys.executable, "-m", "streamlit", "run", "bare.py", "--server.port", str(port), *options]
@@ -108,7 +91,7 @@ def bare(folder: Path, port: int, script: str = BARE) -> Iterator[subprocess.Pop
 
 
 def make_history(folder: Path) -> None:
-    """A year of 8 GPUs and 64 processes, unless it is there."""
+    """Write a year of 8 GPUs and 64 processes, unless the folder has it already."""
     if (folder / "demo.db").exists():
         return
     print("writing a year of history", flush=True)
@@ -133,45 +116,6 @@ def recorder(port: int) -> dict[str, float]:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=10) as answer:
         found: dict[str, float] = json.load(answer)["recorder"]
     return found
-
-
-def say(what: str, figure: float, unit: str, limit: float, more: str = "") -> None:
-    """One line of the result."""
-    verdict = "within" if figure <= limit else "ABOVE"
-    print(f"  {what:<44} {figure:8.2f} {unit:<3} {verdict} {limit:g} {unit}{more}", flush=True)
-
-
-def drawn(page: Page, url: str, what: str) -> float:
-    """Seconds from asking for a page until it is drawn, to a frame."""
-    started = time.monotonic()
-    page.goto(url, wait_until="commit")
-    # A locator would look less and less often, in the end twice a second.
-    page.wait_for_function(
-        "selectors => selectors.every(selector => document.querySelector(selector))", arg=what.split(", ")
-    )
-    return time.monotonic() - started
-
-
-def opening(launch: Callable[[], Browser], ports: dict[str, int], runs: int) -> None:
-    """Open every page cold (a new browser) and warm (again in the same one), in turns with the bare one."""
-    print(f"opening a page, medians of {runs} visits")
-    found: dict[tuple[str, str], list[float]] = {}
-    for _ in range(runs):
-        for name, what in DRAWN.items():
-            port, path = (ports["bare"], "/") if name == "bare" else (ports["gpumon"], name)
-            url = f"http://127.0.0.1:{port}{path}"
-            browser = launch()
-            page = browser.new_page(viewport={"width": 1440, "height": 900})
-            for kind in ("cold", "warm"):
-                found.setdefault((name, kind), []).append(drawn(page, url, what))
-                page.goto("about:blank")
-            browser.close()
-    for (name, kind), seconds in found.items():
-        middle, beside = statistics.median(seconds), statistics.median(found["bare", kind])
-        if name == "bare":
-            print(f"  {name + ' page, ' + kind:<44} {middle:8.2f} s")
-        else:
-            say(f"{name}, {kind}", middle / beside, "x", LIMITS["opening"], f"  ({middle:.2f} s)")
 
 
 def changing(launch: Callable[[], Browser], port: int, runs: int) -> None:
@@ -232,34 +176,35 @@ def changing(launch: Callable[[], Browser], port: int, runs: int) -> None:
 
 
 class Spent:
-    """CPU seconds of a server: of the threads that it has when nobody watches, and of the others with the first,
-    which talks to browsers. The recorder's work varies by more than a refresh takes."""
+    """CPU seconds of a server in two parts. The background is the threads that it has when nobody watches, but for
+    the main thread, which talks to browsers; it and all other threads work for viewers. They are separate because
+    the recorder's work varies by more than a refresh takes."""
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        # What each has taken so far; one that has ended keeps what it took.
+        # What each thread has taken so far, those that have ended included.
         self._background: dict[int, float] = {}
         self.nobody_watches()
 
     def nobody_watches(self) -> None:
-        """Whatever thread is there now is none of a viewer's."""
+        """All threads that exist now belong to the background."""
         threads = self._threads()
         self._background |= {thread: threads[thread] for thread in threads.keys() - {self._pid}}
 
     def _threads(self) -> dict[int, float]:
         found = {}
         for thread in Path(f"/proc/{self._pid}/task").iterdir():
-            # One may end meanwhile.
+            # A thread may end meanwhile.
             with suppress(OSError):
                 found[int(thread.name)] = int((thread / "schedstat").read_text().split()[0]) / 1e9
         return found
 
     def now(self) -> tuple[float, float]:
         """For viewers, and in the background."""
-        whole, threads = cpu_s(self._pid), self._threads()
+        total, threads = cpu_s(self._pid), self._threads()
         self._background |= {thread: threads[thread] for thread in self._background.keys() & threads.keys()}
         background = sum(self._background.values())
-        return whole - background, background
+        return total - background, background
 
 
 def follow(
@@ -280,8 +225,8 @@ def _since(before: tuple[float, float], spent: Spent) -> tuple[float, float]:
 
 
 def refresh(servers: dict[str, tuple[int, int]], seconds: float, runs: int) -> None:
-    """The CPU time of one automatic refresh of the overview, and of a bare page with as much on it: what nobody's
-    watching costs, measured before and after, is taken off. `servers` has their ports and process ids."""
+    """The CPU time of one automatic refresh of the overview, and of a bare page with as much on it. What a
+    server takes when nobody watches, measured before and after, is subtracted. `servers` has ports and PIDs."""
     print(f"one automatic refresh of the overview, medians of {runs} times {seconds:.0f} s")
     rounds = (("gpumon", 1), ("gpumon", 10), ("bare", 1))
     found: dict[tuple[str, int], list[float]] = {round_: [] for round_ in rounds}
@@ -289,7 +234,7 @@ def refresh(servers: dict[str, tuple[int, int]], seconds: float, runs: int) -> N
     ticks: dict[int, list[float]] = {0: [], 1: [], 10: []}
 
     def alone() -> dict[str, float]:
-        # What viewers leave behind comes first.
+        # The server first ends the work that the viewers before have caused.
         time.sleep(SETTLED_S)
         began, before = time.monotonic(), {name: of.now() for name, of in spent.items()}
         time.sleep(seconds)
@@ -300,7 +245,7 @@ def refresh(servers: dict[str, tuple[int, int]], seconds: float, runs: int) -> N
         ticks[0].append(taken["gpumon"][1] / lasted)
         return {name: used / lasted for name, (used, _) in taken.items()}
 
-    # The first viewer pays for what all later ones find ready.
+    # The first viewer fills the caches for all later ones.
     for name, (port, _) in servers.items():
         follow(port, spent[name], [""], 10, REFRESH_S)
     before = alone()

@@ -1,4 +1,5 @@
-"""What the measuring scripts and the picture script share: ports, servers, Chromium, and a machine with GPUs."""
+"""What the measuring scripts and the picture script share: ports, servers, Chromium, lines of results, and a
+machine with GPUs."""
 
 from __future__ import annotations
 
@@ -110,3 +111,9 @@ def resident_mb(pid: int) -> float:
         if line.startswith("VmRSS:"):
             return int(line.split()[1]) * 1024 / 1e6
     raise RuntimeError(f"no VmRSS for {pid}")
+
+
+def say(what: str, figure: float, unit: str, limit: float, more: str = "") -> None:
+    """One line of the result."""
+    verdict = "within" if figure <= limit else "ABOVE"
+    print(f"  {what:<44} {figure:8.2f} {unit:<3} {verdict} {limit:g} {unit}{more}", flush=True)

@@ -161,12 +161,12 @@ def anew_ms(fake: FakeNvml, processes: int) -> float:
     figures = []
     with loaded(fake):
         observer = Observer(NvmlSource("bench"), LocalAttribution())
-        newest = None
+        latest = None
         for number in range(100):
-            newest = follow(newest, *observer.observe())
-            scene = ScrapeData("bench", state, Counters(number), 1.0, processes, newest, fresh=True)
+            latest = follow(latest, *observer.observe())
+            data = ScrapeData("bench", state, Counters(number), 1.0, processes, latest, is_fresh=True)
             before = time.process_time_ns()
-            exposition.kept.body(scene, as_openmetrics=True, zipped=True)
+            exposition.cache.body(data, as_openmetrics=True, zipped=True)
             figures.append((time.process_time_ns() - before) / 1e6)
         observer.close()
     return statistics.median(figures)

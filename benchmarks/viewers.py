@@ -1,8 +1,7 @@
-"""Viewers without a browser: they open a page and follow its rhythm by Streamlit's own protocol.
+"""Viewers without a browser: they open a page and refresh it as rhythm.js does, by Streamlit's own protocol.
 
-A browser's drawing costs the viewer's machine, not the server; on a machine that has to play both parts, 25 of
-them would measure themselves. These take in what the server sends, and ask again with every sample, as rhythm.js
-does.
+A browser draws on the viewer's machine, not on the server. Where one machine is both, 25 browsers would measure
+themselves. These viewers only receive what the server sends.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ import websockets
 
 from pages.components.streamlit_private import STREAM, BackMsg, ForwardMsg
 
-LATE_S = 0.3
+DELAY_S = 0.3
 LARGEST = 64 << 20
 
 
 @dataclass
 class Viewer:
-    """One open page. `waits_s` has the time from each question to its whole answer, `failures` what went wrong."""
+    """One open page. `waits_s` has the time from each request to the end of its answer, `failures` what failed."""
 
     port: int
     page: str
@@ -33,7 +32,7 @@ class Viewer:
     received: int = 0
 
     async def watch(self, seconds: float, opened: asyncio.Barrier) -> None:
-        """Open the page, wait for the others to have theirs, and follow it for so long."""
+        """Open the page, wait until the other viewers have opened theirs, and follow it for `seconds`."""
         url = f"ws://127.0.0.1:{self.port}{STREAM}"
         async with websockets.connect(url, subprotocols=["streamlit"], max_size=LARGEST) as socket:
             fragment = await self._ask(socket, "")
@@ -42,13 +41,13 @@ class Viewer:
             await opened.wait()
             until = time.monotonic() + seconds
             while (now := time.monotonic()) < until:
-                await asyncio.sleep(max(0.0, self.refresh_s - time.time() % self.refresh_s) + LATE_S)
+                await asyncio.sleep(max(0.0, self.refresh_s - time.time() % self.refresh_s) + DELAY_S)
                 if time.monotonic() - now > 4 * self.refresh_s:
                     self.failures.append("this machine is too busy to ask in time")
                 await self._ask(socket, fragment)
 
     async def _ask(self, socket: websockets.ClientConnection, fragment: str) -> str:
-        """Run the page, or its fragment, and wait for all of it; the fragment that it has."""
+        """Run the page, or its fragment, and wait for the end; returns the id of the page's fragment."""
         message = BackMsg()
         message.rerun_script.page_name = self.page
         message.rerun_script.fragment_id = fragment
@@ -72,16 +71,15 @@ class Viewer:
 
 
 async def watch(viewers: list[Viewer], seconds: float, begun: Callable[[], None] = lambda: None) -> None:
-    """Let all of them open their pages, one after the other, and watch for so long together from when `begun` is
-    called."""
+    """All viewers open their pages, one after the other; then `begun` is called, and they watch for `seconds`."""
     opened = asyncio.Barrier(len(viewers) + 1)
 
-    async def come(viewer: Viewer, after: float) -> None:
-        await asyncio.sleep(after)
+    async def open_page(viewer: Viewer, after_s: float) -> None:
+        await asyncio.sleep(after_s)
         await viewer.watch(seconds, opened)
 
-    async def tell() -> None:
+    async def all_opened() -> None:
         await opened.wait()
         begun()
 
-    await asyncio.gather(tell(), *(come(viewer, 0.2 * number) for number, viewer in enumerate(viewers)))
+    await asyncio.gather(all_opened(), *(open_page(viewer, 0.2 * number) for number, viewer in enumerate(viewers)))

@@ -1,4 +1,4 @@
-"""What stands between this machine and a good recording, and what to do about each thing."""
+"""Looks for what keeps this machine from being recorded well, and says what to do about each finding."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 FREE_BYTES = 512 * 2**20
 
 SECOND_LOOK_S = 1.2
-# So long findings are shown before the machine is examined anew, and so long a driver may take to answer.
+# How long findings are shown before the machine is examined again, and how long a driver may take to answer.
 EXAMINED_FOR_S = 600.0
 PATIENCE_S = 20.0
 DEVICES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia0")
@@ -63,7 +63,7 @@ def _examine(settings: Settings) -> Iterator[Finding]:
     has_driver = yield from _driver(settings)
     yield from _devices()
     yield _pid_namespace()
-    # As the recorder does it.
+    # As the recorder chooses it.
     simulates = settings.source == "demo" or (settings.source == "auto" and not has_driver)
     yield from _database(settings, simulates)
     for reason, remedy in private_files.sentences(_exposed(settings)):
@@ -75,7 +75,7 @@ def _user() -> str:
 
 
 def _driver(settings: Settings) -> Generator[Finding, None, bool]:
-    """Returns whether there is one to record from."""
+    """Returns whether there is a driver to record from."""
     if settings.source == "demo":
         yield Finding("ok", "source", "demo: GPUs are simulated, the driver is not asked")
         return False
@@ -85,7 +85,7 @@ def _driver(settings: Settings) -> Generator[Finding, None, bool]:
     sleep = Sleep(settings.let_sleep)
     asleep = sleep.all_asleep()
     if asleep:
-        # To begin a session would wake them; and the System page is looked at often.
+        # A session would wake them, and the System page asks often.
         yield Finding(
             "ok", "GPUs", f"{asleep} switched off while nothing uses them: not asked, which would wake them"
         )
@@ -105,13 +105,15 @@ def _driver(settings: Settings) -> Generator[Finding, None, bool]:
             f"CUDA {host.cuda_version or 'unknown'}",
         )
         first = source.read()
-        # Only a second look tells whether the driver keeps samples between two of them.
+        # Only a second reading shows whether the driver has samples of the time in between.
         time.sleep(SECOND_LOOK_S)
         snapshot = source.read().completed_by(first)
         if not snapshot.gpus and not snapshot.nameless:
             yield Finding("problem", "GPUs", "the driver lists none", "Compare with nvidia-smi -L and lspci.")
         for index in sorted(snapshot.nameless):
-            yield Finding("problem", f"GPU {index}", "does not even say which it is", remedies.of_lost())
+            yield Finding(
+                "problem", f"GPU {index}", "answers no question, not even for its UUID", remedies.of_lost()
+            )
         offers = {offer[0].uuid: offer[1:] for offer in source.offers()}
         for gpu in snapshot.gpus:
             name = f"GPU {gpu.index}" + ("" if gpu.mig_index is None else f" MIG {gpu.mig_index}")
@@ -122,15 +124,15 @@ def _driver(settings: Settings) -> Generator[Finding, None, bool]:
                 yield Finding("ok", name, f"{gpu.name or 'unknown model'}, switched off to save power: not asked")
                 continue
             by_interval, counts_energy, lacking = offers[gpu.uuid]
-            sampling = "interval (the driver's own samples)" if by_interval else "point (one look per tick)"
+            sampling = "interval (the driver's own samples)" if by_interval else "point (one reading per tick)"
             energy = "counted by the driver" if counts_energy else "follows from the power"
-            whole = memory(gpu.memory_total_mib)
+            size = memory(gpu.memory_total_mib)
             shared = f" {gpu_state.SHARED}" if gpu_state.shares_memory(gpu.memory_from) else ""
             without = f"; does not offer {', '.join(lacking)}" if lacking else ""
             yield Finding(
                 "ok",
                 name,
-                f"{gpu.name or 'unknown model'}, {whole}{shared}; sampling: {sampling}; energy: {energy}{without}",
+                f"{gpu.name or 'unknown model'}, {size}{shared}; sampling: {sampling}; energy: {energy}{without}",
             )
         yield Finding("ok", "processes", f"{len(snapshot.processes)} on the GPUs now")
     except SourceUnavailable as error:
@@ -155,11 +157,15 @@ def _pid_namespace() -> Finding:
     if sees_host_processes():
         return Finding("ok", "PID namespace", "the host's: processes can be named")
     if is_wsl():
-        return Finding("ok", "PID namespace", "WSL's own: Windows' driver names few processes or none, in any")
+        return Finding(
+            "ok",
+            "PID namespace",
+            "WSL's own: the Windows driver names few processes or none, and no setting changes it",
+        )
     return Finding(
         "warning",
         "PID namespace",
-        "a container's own: the driver tells of no process outside it, and none can be named",
+        "a container's own: the driver reports no process outside it, and none can be named",
         "Start the container with --pid=host.",
     )
 
@@ -194,7 +200,7 @@ def _database(settings: Settings, simulates: bool) -> Iterator[Finding]:
     try:
         damage = database_file.damage(engine) if path is not None and path.exists() else None
         if damage:
-            remedy = "The recorder sets it aside at its next start, and begins a new one; nothing is deleted."
+            remedy = "The recorder sets it aside at its next start, and makes a new one; nothing is deleted."
             yield Finding("problem", "database", f"{path} is damaged: {damage}", remedy)
             return
         if not database.exists(url):
@@ -216,7 +222,7 @@ def _database(settings: Settings, simulates: bool) -> Iterator[Finding]:
     size = f", {memory(path.stat().st_size / 2**20)}" if path is not None else ""
     if revision is not None and revision > database.head():
         what = f"{mask_password(url)} was written by a newer gpumon: it has schema {revision}"
-        yield Finding("problem", "database", what, "Start the newer one again: an older one does not touch it.")
+        yield Finding("problem", "database", what, "Start the newer one again: this one does not change it.")
         return
     yield Finding("ok", "database", f"{mask_password(url)}{size}, schema {revision}")
     yield _recording(path, settings, found)
@@ -227,8 +233,8 @@ def _recording(path: Path | None, settings: Settings, found: health.Health) -> F
     if found.newest is not None:
         newest = f"the newest sample is {duration(found.age_s)} old"
         if found.age_s is None:
-            newest = "the newest sample lies in the future: this clock, or the one that it was taken by, is wrong"
-    if found.fresh:
+            newest = "the newest sample is of a time in the future: this clock, or that of the recorder, is wrong"
+    if found.is_fresh:
         return Finding("ok", "recording", newest)
     lock = RecorderLock(path, settings.host_name) if path is not None else None
     who = f"{lock.holder()} records, but " if lock is not None and not lock.is_free() else "nobody records, and "
@@ -240,17 +246,17 @@ def _exposed(settings: Settings) -> list[private_files.Exposed]:
 
 
 def fix(settings: Settings) -> Iterator[Finding]:
-    """Mend what can be mended without asking: let nobody else look into the history. Says what it has done."""
+    """Correct what can be corrected without asking: take the history from other users. Yields what was done."""
     for one in _exposed(settings):
         if one.obstacle:
             # The examination names it.
             continue
         if why := private_files.mend(one):
             yield Finding(
-                "problem", "privacy", f"{one} could not be kept from others: {why}", "Look at the folder."
+                "problem", "privacy", f"{one} can still be read by other users: {why}", "Look at the folder."
             )
         else:
-            yield Finding("ok", "mended", f"{one} is kept from other users of this machine now")
+            yield Finding("ok", "corrected", f"{one} cannot be read by other users of this machine any more")
 
 
 def render(finding: Finding) -> str:

@@ -1,6 +1,6 @@
 """What a GPU is doing, in one word: the one place that decides it.
 
-What is not known is neither idle nor free: where the driver reports no utilization, as of MIG instances, the word
+What is not known is neither idle nor free: where the driver reports no utilization, as for MIG instances, the word
 is Unknown, and the sentence says why.
 """
 
@@ -13,21 +13,21 @@ from typing import Literal
 from gpumon_core.format import memory as memory_text
 from gpumon_core.metrics import throttled_by
 
-# A GPU counts as busy from this utilization on, and as held when idle with this share of memory used; of a GPU
-# whose memory is not known as a whole, with this much.
+# From this utilization on a GPU counts as busy. An idle GPU counts as held if this share of its memory is used, or
+# this much where the size of its memory is not known.
 BUSY_PERCENT = 5.0
 HELD_PERCENT = 10.0
 HELD_MIB = 1024.0
 
-# Of gpus.state: a GPU that does not answer although it should, and one that is left alone.
+# States in gpus.state: a GPU does not answer although it should, or gpumon leaves it alone.
 NOT_ANSWERING = frozenset({"lost", "hung"})
 LEFT_ALONE = frozenset({"asleep", "quiet"})
 
-# What stands beside the memory of a GPU that has none of its own.
+# Shown beside the memory of a GPU that has none of its own.
 SHARED = "shared with the system"
 
 Css = Literal["busy", "held", "idle", "unknown", "throttled", "asleep", "lost"]
-# What a GPU is to the driver: whole, split into MIG instances, or one of these.
+# A GPU may be one device, be split into MIG instances, or be such an instance.
 Part = Literal["whole", "split", "instance"]
 UNREPORTED: dict[Part, str] = {
     "whole": "The driver does not report its utilization",
@@ -50,7 +50,7 @@ class Facts:
     """What is known of a GPU at a tick; None is not known.
 
     state: that of `gpus.state`. utilization: %. memory_mib, total_mib: MiB. holders: the memory in MiB that each
-    of its processes holds, None where it is not known who is there. instances: the conditions of its MIG
+    of its processes holds, None where the processes are not known. instances: the conditions of its MIG
     instances.
     """
 
@@ -65,12 +65,12 @@ class Facts:
 
 
 def answers(state: str) -> bool:
-    """Whether a GPU in this state says what it does."""
+    """Whether a GPU in this state has readings."""
     return state == "ok"
 
 
 def is_lost(state: str) -> bool:
-    """Whether a GPU in this state is a trouble: it should answer, and does not."""
+    """Whether a GPU in this state is a problem: it should answer, and does not."""
     return state in NOT_ANSWERING
 
 
@@ -80,7 +80,7 @@ def shares_memory(memory_from: object) -> bool:
 
 
 def of(facts: Facts, lasting: str = "a while") -> Condition:
-    """What a GPU is doing. `lasting` says how long it has been in its state, where it does not answer."""
+    """What a GPU is doing. `lasting`: how long it has not answered, in words."""
     if not answers(facts.state):
         return _silent(facts.state, lasting)
     if reasons := throttled_by(facts.clocks_event_reasons):
@@ -93,7 +93,7 @@ def of(facts: Facts, lasting: str = "a while") -> Condition:
     return IDLE[held]
 
 
-# By whether memory is held, of a GPU that computes nothing.
+# A GPU that computes nothing: by whether its memory is held.
 IDLE: dict[bool | None, Condition] = {
     None: Condition("Unknown", "unknown", "Nothing is computed; how much memory is held is not known"),
     True: Condition("Held idle", "held", "Memory is held, and nothing is computed"),
@@ -102,7 +102,7 @@ IDLE: dict[bool | None, Condition] = {
 
 
 def _silent(state: str, lasting: str) -> Condition:
-    """Of a GPU without a reading."""
+    """The condition of a GPU without a reading."""
     conditions = {
         "hung": Condition(
             "Hung",
@@ -137,18 +137,18 @@ def _held(facts: Facts) -> bool | None:
     known = [mib for mib in facts.holders or () if mib is not None]
     by_processes = sum(known)
     used = facts.memory_mib
-    # What processes hold is a part of what is used, so that no use can be less.
+    # What processes hold is a part of what is used: the use cannot be less.
     least = max(used or 0.0, by_processes)
     if least >= (facts.total_mib * HELD_PERCENT / 100 if facts.total_mib else HELD_MIB):
         return True
     if used is not None and (facts.total_mib or used):
         return False
-    # Without the driver's own figure, the processes' memory is all there is, where each of them says it.
+    # Without the driver's own figure only the processes' memory is known, if that of each is.
     return False if facts.holders is not None and len(known) == len(facts.holders) else None
 
 
 def _unreported(facts: Facts, held: bool | None) -> Condition:
-    """Of a GPU whose utilization is not known."""
+    """The condition of a GPU with an unknown utilization."""
     words = {instance.word for instance in facts.instances}
     if words:
         if "Busy" in words:

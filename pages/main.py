@@ -1,4 +1,4 @@
-"""The pages and what they have in common."""
+"""The pages, and what happens before each of them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ page = st.navigation(
             title="Overview",
             icon=":material/dashboard:",
             default=True,
-            help="What every GPU does now, and which processes are on it.",
+            help="What every GPU does now, and which processes use it.",
         ),
         st.Page(
             "gpu.py",
             title="GPU",
             icon=":material/memory_alt:",
             url_path="gpu",
-            help="One GPU in depth: every metric it has, why it throttles, and who was on it.",
+            help="One GPU in depth: every metric that it reports, why it throttles, and its processes.",
         ),
         st.Page(
             "history.py",
@@ -54,7 +54,7 @@ page = st.navigation(
             title="System",
             icon=":material/monitor_heart:",
             url_path="system",
-            help="The state of the recorder, the size of its history, and the settings in force.",
+            help="The state of the recorder, the size of its history, and the settings in use.",
         ),
     ],
     position="top",
@@ -63,5 +63,5 @@ links.arrive(page.url_path)
 try:
     page.run()
 except DBAPIError as error:
-    # Of what stands around the page's own fragment, which deals with its errors itself.
+    # From outside the page's fragment, which handles its errors itself.
     chrome.unreachable(error)

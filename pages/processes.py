@@ -15,9 +15,9 @@ from gpumon_core.store.queries import frames, processes
 from gpumon_core.store.queries.process_filter import ProcessFilter, Wording
 from pages.components import chrome, data, download, filters, links, story, tables
 
-# A table this long gets a height of its own; a shorter one takes what it needs.
+# A table of more rows than FEW is this many pixels high; a shorter one takes what it needs.
 FEW, TALL = 10, 560
-# So many rows are shown; a download has them all.
+# The most rows that the page shows; a download has all.
 MOST = 5000
 RANGES = [*filters.RANGES, filters.ALL]
 KINDS = {"Compute": "C", "Graphics": "G", "MPS": "M"}
@@ -29,8 +29,8 @@ PROCESS_ID = re.compile(r"[0-9]{1,9}")
 
 
 def _read_address(at: data.Tick) -> None:
-    """Choose the process that the address names. A run of the whole page follows the address: it is of a link, or
-    of the way back. A refresh does not, for the browser may send it before it has heard of a row just chosen."""
+    """Choose the process that the address names. A run of the page follows the address: a link or the way back has
+    caused it. A refresh does not: the browser may send it before it knows of a row that was just chosen."""
 
     def known(text: str) -> bool:
         if not PROCESS_ID.fullmatch(text):
@@ -41,7 +41,7 @@ def _read_address(at: data.Tick) -> None:
     text = st.query_params.get("process", "")
     process_id = int(text) if known(text) else None
     if process_id != st.session_state.get("process"):
-        # Whatever was chosen before, and under which filters, does not matter.
+        # Forget the row that was chosen before, and its filters.
         for name in ("shown_of", "shown_ids"):
             st.session_state.pop(name, None)
         st.session_state["mark_anew"] = True
@@ -105,7 +105,7 @@ zone = chrome.zone()
 
 
 def wanted(newest: int) -> ProcessFilter:
-    """What the sidebar chooses."""
+    """The filter that the sidebar shows."""
     ids = filters.named_gpus(gpus)
     start, end = window.span(newest)
     return ProcessFilter(
@@ -124,19 +124,19 @@ def wanted(newest: int) -> ProcessFilter:
 
 
 def body(now: Health) -> None:
-    """The table, and what the chosen row has to tell."""
+    """The table, and the story of the chosen row."""
     assert now.latest is not None
-    # What is younger than this page's rhythm need not be asked for anew.
+    # The same filter for REFRESH_S, so that its result is cached.
     chosen = wanted(now.latest - now.latest % int(REFRESH_S))
     _follow_filters(data.tick(now), chosen)
     total = data.ask(data.tick(now), processes.count, chosen)
     st.markdown(f"**{total:,}** processes, newest first", width="content")
     if total == 0:
         names = {gpu_id: name for name, gpu_id in filters.named_gpus(gpus).items()}
-        asked = fmt.plain(chosen.describe(Wording(zone, names)))
+        asked = chosen.describe(Wording(zone, names)) or "all time"
         st.info(
-            f"No process matches these filters{asked and f': {asked}'}. Choose a longer time range, or clear a "
-            "filter in the sidebar."
+            f"No process matches these filters: {fmt.plain(asked)}. Choose a longer time range, or clear a filter "
+            "in the sidebar."
         )
         if "rows_changed" in st.session_state:
             _open(None)
@@ -151,7 +151,7 @@ def body(now: Health) -> None:
 
 
 def table(now: Health, chosen: ProcessFilter, total: int) -> None:
-    """The rows, in which that of the process is marked, and their downloads."""
+    """The rows, with the chosen process marked, and their downloads."""
     frame = _rows(data.tick(now), chosen, total)
     ids = frame["process_id"].tolist()
     places = _keep_if_among(ids)
@@ -175,8 +175,7 @@ def table(now: Health, chosen: ProcessFilter, total: int) -> None:
 
 
 def _rows(at: data.Tick, chosen: ProcessFilter, total: int) -> pd.DataFrame:
-    """The rows of the table. They stay where they are while one of them is chosen: a newer process would push them
-    down."""
+    """The rows of the table. They stay the same while one is chosen: a newer process would move them down."""
     state = st.session_state
     if state.get("process") is not None and "shown_ids" in state:
         shown = ProcessFilter(process_ids=tuple(state["shown_ids"]))
@@ -188,7 +187,7 @@ def _rows(at: data.Tick, chosen: ProcessFilter, total: int) -> pd.DataFrame:
 
 
 def _follow_filters(at: data.Tick, chosen: ProcessFilter) -> None:
-    """Under other filters the rows are others, too."""
+    """Forget the rows when the filters have changed."""
     state = st.session_state
     meant = (at[0], replace(chosen, start=None) if window.follows else chosen, window.name)
     if state.setdefault("shown_of", meant) != meant:
@@ -198,8 +197,8 @@ def _follow_filters(at: data.Tick, chosen: ProcessFilter) -> None:
 
 
 def _keep_if_among(ids: list[int]) -> list[int]:
-    """The row of the chosen process. Where other filters have brought these rows, the mark goes with it, and it is
-    not chosen any more where it has none."""
+    """The row of the chosen process. After a change of filters the mark moves to its new row; where it has none,
+    it is no longer chosen."""
     state = st.session_state
     process_id = state.get("process")
     places = [place for place, shown in enumerate(ids) if shown == process_id]
@@ -216,7 +215,7 @@ def _keep_if_among(ids: list[int]) -> list[int]:
 
 
 def _choose(edition: int) -> None:
-    """Note which process the chosen row is, whatever row it will be later."""
+    """Remember the process of the chosen row: its row may change."""
     if edition != st.session_state.get("edition", 0):
         return
     rows = st.session_state[f"process_history_{edition}"].selection.rows
@@ -226,7 +225,7 @@ def _choose(edition: int) -> None:
 
 
 def _largest_gib() -> float:
-    """What a full bar of memory stands for."""
+    """The memory at which a bar is full, in GiB."""
     largest = pd.to_numeric(gpus["memory_total_mib"]).max()
     return 1.0 if pd.isna(largest) else float(largest) / fmt.MIB_PER_GIB
 

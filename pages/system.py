@@ -140,23 +140,23 @@ def originals() -> None:
         return
     st.subheader("History of the original GPU monitor", anchor=False)
     for file in found:
-        held, standing = file.contents, file.standing
+        held, imported = file.contents, file.state
         counted = ", ".join(
             f"{held.rows[table]:,} {importer.CALLED[name]}"
             for name, table in importer.COUNTED
             if table in held.rows
         )
         state = "not imported"
-        if standing.until is not None:
-            state = "imported" if standing.is_complete else f"imported up to {_moment(standing.until)}"
+        if imported.until is not None:
+            state = "imported" if imported.is_complete else f"imported up to {_moment(imported.until)}"
         st.markdown(
             f"**{fmt.plain(file.path.name)}**: {counted}, {_moment(held.first)} to {_moment(held.last)}. "
             f"{state.capitalize()}."
         )
-        if not standing.is_complete:
+        if not imported.is_complete:
             command = [sys.executable, "-m", "gpumon_core", "import", str(file.path)]
             st.code(shlex.join(command), language="bash", wrap_lines=True)
-    if not all(file.standing.is_complete for file in found):
+    if not all(file.state.is_complete for file in found):
         st.caption(
             "The command imports what is new, while gpumon records or not, and only reads the file. With "
             "--dry-run it only says what it would import. Run it where gpumon runs: for a container, after "

@@ -112,11 +112,10 @@ def used(at: data.Tick, chosen: Scope, totals: pd.DataFrame) -> str:
 def ranked(at: data.Tick, chosen: Scope, title: str) -> None:
     """How much of the GPUs each user, container, ... had."""
     by = TITLES[title]
-    ranking = data.ask(at, usage.ranking, by, chosen)
     shown = usage_views.ranked(at, by, title, chosen)
     tables.show(shown, f"usage_{by}", f"Use of the GPUs by {by}", currency=prices.currency)
 
-    if not ranking.empty:
+    if not shown.empty:
         download.show("api/v1/usage", [("by", by), *chosen.query()], zone)
     since = fmt.plain(f"{fmt.moment(chosen.first_step, zone)} ({chrome.zone_label()})")
     notes = [f"Counted by the half hour, from {since}."]
@@ -216,11 +215,11 @@ def idle(at: data.Tick, chosen: Scope, newest: int) -> None:
 def models(at: data.Tick, chosen: Scope) -> None:
     """Which models were loaded."""
     st.subheader("Model sessions", anchor=False)
-    frame, shown = usage_views.sessions(at, chosen, zone.key)
-    if frame.empty:
+    shown = usage_views.sessions(at, chosen, zone.key)
+    if shown.empty:
         st.caption("No model server had a model loaded in this time range, or gpumon could not ask any.")
         return
-    tables.show(shown, "sessions", "Models and when they were loaded", height=420 if len(frame) > 10 else "auto")
+    tables.show(shown, "sessions", "Models and when they were loaded", height=420 if len(shown) > 10 else "auto")
     download.show("api/v1/models", chosen.query(), zone)
 
 

@@ -1,4 +1,4 @@
-"""The pages as a person meets them: a real server, a real Chromium, and what it shows."""
+"""The pages as a person uses them: a real server, a real Chromium, and what it shows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_overview_shows_what_the_driver_says(page: Page, stage: Stage) -> No
     expect(tile(page, 0, "memory_clock")).to_contain_text("405 MHz")
 
 
-def test_levels_are_told_by_colour_sign_and_word(page: Page, stage: Stage) -> None:
+def test_levels_have_a_colour_a_sign_and_a_word(page: Page, stage: Stage) -> None:
     page.goto(stage.url)
     hot = tile(page, 1, "temperature")
     expect(hot).to_have_class(re.compile("gm-critical"))
@@ -151,7 +151,7 @@ def test_the_history_draws_every_gpu_and_metric_in_local_time(page: Page, own_st
     assert {trace["axis"] for trace in drawn} == {"y", "y2", "y3", "y4"}
     stored = own_stage.ask("SELECT timestamp_epoch, utilization FROM gpu_metrics WHERE gpu_id = 1 ORDER BY 1")
     first = datetime.fromtimestamp(int(str(stored[0][0])), BERLIN)
-    # What stands on the axis, not what was sent.
+    # The labels of the axis, not what was sent.
     shown = chart(page).evaluate("plot => plot._fullLayout.xaxis.c2d(plot.calcdata[0][0].x)")
     assert shown[:19] == first.strftime("%Y-%m-%d %H:%M:%S")[: len(shown[:19])]
     assert drawn[0]["y"][:3] == [row[1] for row in stored[:3]]
@@ -159,7 +159,7 @@ def test_the_history_draws_every_gpu_and_metric_in_local_time(page: Page, own_st
         expect(page.locator(".gm-heading").get_by_text(text, exact=True)).to_be_visible()
 
 
-def test_range_gpus_and_metrics_can_be_chosen_and_live_in_the_address(page: Page, stage: Stage) -> None:
+def test_range_gpus_and_metrics_can_be_chosen_and_are_in_the_address(page: Page, stage: Stage) -> None:
     page.goto(stage.url + "/history")
     assert len(traces(page)) == 8
     page.get_by_role("radio", name="6h").click()
@@ -219,7 +219,7 @@ def test_the_csv_holds_exactly_what_the_filters_show(page: Page, own_stage: Stag
     assert page.url.endswith(f"q={own_stage.processes[0].pid}"), "the filters are in the address"
 
 
-def test_process_history_filters_by_gpu_and_keeps_the_ended(page: Page, own_stage: Stage) -> None:
+def test_process_history_filters_by_gpu_and_has_ended_processes(page: Page, own_stage: Stage) -> None:
     gone = own_stage.processes[2].pid
     own_stage.fake.remove_process(gone)
     page.goto(own_stage.url + "/processes?gpu=GPU+1")
@@ -273,9 +273,9 @@ def test_an_error_in_a_page_is_a_sentence_with_a_reference_that_the_log_repeats(
     connection.execute("ALTER TABLE gpus RENAME COLUMN pci_bus_id TO mislaid")
     connection.commit()
     connection.close()
-    told = page.get_by_text("could not be drawn")
-    expect(told.first).to_be_visible()
-    reference = re.search(r"reference (\w+)", told.first.inner_text())
+    failure = page.get_by_text("could not be drawn")
+    expect(failure.first).to_be_visible()
+    reference = re.search(r"reference (\w+)", failure.first.inner_text())
     assert reference is not None
     assert reference.group(1) in own_stage.server.log.read_text()
     expect(page.get_by_text("Traceback")).to_have_count(0)
@@ -330,7 +330,7 @@ def test_every_page_works_on_postgresql(
     assert "Traceback" not in server.log.read_text()
 
 
-def test_the_system_page_shows_how_the_recorder_fares(page: Page, stage: Stage) -> None:
+def test_the_system_page_shows_the_state_of_the_recorder(page: Page, stage: Stage) -> None:
     page.goto(stage.url + "/system")
     ticks = page.get_by_test_id("stMetric").filter(has_text="Ticks")
     expect(ticks.get_by_test_id("stMetricValue")).not_to_have_text("0")
@@ -344,12 +344,12 @@ def test_the_system_page_shows_how_the_recorder_fares(page: Page, stage: Stage) 
     eventually(lambda: skipped.inner_text() == str(stage.server.health()[1]["recorder"]["skipped"]))
 
     def is_counted() -> bool:
-        # A counter that stands still is not believed, and on a busy machine it is asked less often.
+        # A counter that does not move is not believed, and on a busy machine it is asked less often.
         for gpu in stage.gpus:
             gpu.energy_mj += 1000
         return column(page, "Energy") == ["counted by the driver"] * 2
 
     eventually(is_counted)
-    assert column(page, "Utilization") == ["point: as it was at the moment of the tick"] * 2
+    assert column(page, "Utilization") == ["point: the value at the moment of the tick"] * 2
     assert column(page, "Resolution", 1)[:2] == ["every tick", "20 seconds"]
     assert "GPUMON_RETENTION_HOUR_DAYS" in column(page, "Setting", 3)

@@ -53,7 +53,7 @@ QUERIES = (
 
 
 def identity(pid: int, text: str) -> ProcessIdentity:
-    """A process of which everything that it can choose is one text."""
+    """A process that has one text for everything that it can choose."""
     program = Program(**{field.name: text for field in fields(Program) if field.name not in ("category",)})
     return ProcessIdentity(pid, f"b:{pid}", time.time() - 60, text, text, program)
 
@@ -84,7 +84,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def outside(page: Page, server: Server) -> list[str]:
-    """What on a page leads, or was loaded from, elsewhere; and pictures and markup that texts have become."""
+    """What on a page links to, or was loaded from, elsewhere; and texts that have become pictures or markup."""
     found: list[str] = page.evaluate(
         """() => [...document.querySelectorAll('a[href], area[href], form[action], img, iframe, object, embed')]
             .map(part => part.href?.baseVal ?? part.href ?? part.src ?? part.action ?? part.outerHTML)"""
@@ -100,7 +100,7 @@ def outside(page: Page, server: Server) -> list[str]:
 
 
 def asked_elsewhere(context: BrowserContext, server: Server) -> list[str]:
-    """What a browser asks of others than this server: filled as it does."""
+    """What a browser requests from others than this server, as it does so."""
     asked: list[str] = []
     ours = urlsplit(server.url).netloc
 
@@ -134,7 +134,7 @@ def test_what_an_address_asks_for_is_quoted_as_it_was_typed(page: Page, hostile:
             texts = [text + "?" for text in MARKUP[first : first + 3]]
             asks = [(name, text) for name in QUERIES for text in texts]
             page.goto(f"{hostile.url}/{title}?{urlencode(asks)}")
-            alert = page.get_by_text("This link asks for what is not here")
+            alert = page.get_by_text("This link asks for something that does not exist")
             for text in texts:
                 expect(alert).to_contain_text(f"“{text}”")
             assert outside(page, hostile) == [], (title, texts)
@@ -143,7 +143,7 @@ def test_what_an_address_asks_for_is_quoted_as_it_was_typed(page: Page, hostile:
 
 
 def bare(text: str) -> str:
-    """A text without what may be taken from it, or added, on its way into a file."""
+    """A text without the characters that may be removed or added on its way into a file."""
     return re.sub(r"[\s']", "", text)
 
 

@@ -33,7 +33,7 @@ PAGES |= {"usage": "/usage", "system": "/system"}
 
 @pytest.fixture(params=[(screen, theme) for screen in SCREENS for theme in ("light", "dark")], ids="-".join)
 def viewer(request: pytest.FixtureRequest, browser: Browser) -> Iterator[tuple[str, BrowserContext]]:
-    """A viewer's screen and theme by name, and a browser like his."""
+    """A viewer's screen and theme by name, and a browser that has them."""
     screen, theme = request.param
     width, height = SCREENS[screen]
     context = browser.new_context(
@@ -65,7 +65,7 @@ def sideways(page: Page) -> int:
 
 
 def covered(page: Page) -> list[str]:
-    """What stands beneath the tools that tables always show where nothing hovers."""
+    """The texts below the tools that tables always show where nothing hovers."""
     found: list[str] = page.evaluate(
         """() => [...document.querySelectorAll('[data-testid=stElementToolbar]')]
             .filter(tools => matchMedia('(hover: none)').matches)
@@ -149,7 +149,7 @@ def drag(page: Page, plot: Locator, begin: float, end: float) -> None:
 
 
 def address(page: Page) -> str:
-    """Where the page is now. page.url only learns of it while something else is asked of the browser."""
+    """The address of the page now. page.url only changes while something else is asked of the browser."""
     found: str = page.evaluate("location.href")
     return found
 
@@ -163,7 +163,7 @@ def shown_range(page: Page, place: int = 0) -> tuple[datetime, datetime]:
     return begin, end
 
 
-def test_the_first_and_the_last_time_of_an_axis_are_whole_and_stand_clear(page: Page, demo: Server) -> None:
+def test_the_first_and_the_last_time_of_an_axis_are_complete_and_overlap_nothing(page: Page, demo: Server) -> None:
     end = datetime.now(ZoneInfo("Europe/Berlin")).replace(second=0, microsecond=0)
     edges = [f"{moment:%Y-%m-%dT%H:%M}" for moment in (end - timedelta(minutes=4), end)]
     page.goto(f"{demo.url}/history?range=Custom&from={edges[0]}&to={edges[1]}")
@@ -180,12 +180,12 @@ def test_the_first_and_the_last_time_of_an_axis_are_whole_and_stand_clear(page: 
     )
     last = max(times, key=lambda box: box["x"])
     assert last["x"] + last["width"] <= figure["x"] + figure["width"]
-    assert last["x"] > figure["x"] + figure["width"] - 80, "one stands at the very end"
+    assert last["x"] > figure["x"] + figure["width"] - 80, "one label is at the very end"
     # A line of text is so much higher than its digits.
     assert max(box["y"] + box["height"] for box in values) <= min(box["y"] for box in times) + 5
 
 
-def test_a_zoom_in_one_chart_is_that_of_all_with_finer_data_and_stands_in_the_address(
+def test_a_zoom_in_one_chart_is_that_of_all_with_finer_data_and_is_in_the_address(
     page: Page, demo: Server, browser: Browser
 ) -> None:
     page.goto(demo.url + "/history?range=6h")
@@ -228,11 +228,11 @@ def test_a_hover_shows_every_series_under_one_line_through_all_charts(page: Page
     page.mouse.move(box["x"] + 600, box["y"] + 140)
     label = chart(page).locator(".hoverlayer .legendtext, .hoverlayer text")
     label.first.wait_for()
-    told = " ".join(label.all_text_contents())
+    texts = " ".join(label.all_text_contents())
     for trace in lines:
-        assert trace["name"] in told
+        assert trace["name"] in texts
     for unit in ("Utilization", "Memory used", "Temperature", "Power"):
-        assert unit in told
+        assert unit in texts
     line = page.locator(".gm-line")
     expect(line).to_be_visible()
     drawn_line, frame = line.bounding_box(), page.locator(".gm-plots").bounding_box()
@@ -294,13 +294,13 @@ def test_a_long_legend_has_room_on_a_phone(page: Page, demo: Server) -> None:
         assert above["x"] + above["width"] <= frame["x"] + frame["width"]
 
 
-def test_processes_stand_under_the_charts_on_the_same_axis(page: Page, demo: Server) -> None:
+def test_processes_are_below_the_charts_on_the_same_axis(page: Page, demo: Server) -> None:
     page.goto(demo.url + "/history?range=1h")
     edges = {
         tuple(plot.evaluate("plot => [plot._fullLayout._size.l, plot._fullLayout._size.w]"))
         for plot in (chart(page, place) for place in range(3))
     }
-    assert len(edges) == 1, "the axes stand above each other"
+    assert len(edges) == 1, "the axes are above each other"
     bars = chart(page, 1).evaluate(
         "plot => plot._fullData.flatMap(t => [...t.base].map((b, i) => [t.name, b, b + t.x[i], t.customdata[i]]))"
     )
@@ -330,7 +330,7 @@ def test_the_name_of_a_bar_ends_where_the_bar_does(page: Page, demo: Server, wid
     assert all(written <= bar for _, written, bar in names)
 
 
-def test_a_paused_page_stands_still_until_it_is_resumed(page: Page, stage: Stage) -> None:
+def test_a_paused_page_does_not_change_until_it_is_resumed(page: Page, stage: Stage) -> None:
     page.goto(stage.url)
     expect(tile(page, 0, "utilization")).to_contain_text("42 %")
     page.get_by_role("button", name="Pause").click()
@@ -378,7 +378,7 @@ def marked(page: Page) -> list[str]:
     return column(page, "PID", rows="tr[aria-selected=true]")
 
 
-def test_a_row_tells_its_story_and_stays_chosen(page: Page, stage: Stage) -> None:
+def test_a_row_shows_its_story_and_stays_chosen(page: Page, stage: Stage) -> None:
     page.goto(stage.url + "/processes")
     eventually(lambda: len(column(page, "PID")) == 3)
     wanted = column(page, "PID")[1]
@@ -397,7 +397,7 @@ def test_a_row_tells_its_story_and_stays_chosen(page: Page, stage: Stage) -> Non
     assert {trace["name"] for trace in traces(page)} <= {"GPU 0", "GPU 1"}
 
 
-def test_the_chosen_process_stands_in_the_address(page: Page, stage: Stage, browser: Browser) -> None:
+def test_the_chosen_process_is_in_the_address(page: Page, stage: Stage, browser: Browser) -> None:
     heard = Heard(page)
     page.goto(stage.url + "/processes?lifetime=Any")
     eventually(lambda: len(column(page, "PID")) == 3)
@@ -429,7 +429,7 @@ def test_the_chosen_process_stands_in_the_address(page: Page, stage: Stage, brow
     expect(colleague.get_by_role("heading", name="History")).to_be_visible()
     eventually(lambda: "process=" not in address(colleague))
     colleague.goto(stage.url + "/processes?process=999999999")
-    expect(colleague.get_by_text("not any more: process “999999999”")).to_be_visible()
+    expect(colleague.get_by_text("or no longer: process “999999999”")).to_be_visible()
     context.close()
     # It outlasts refreshes, and other filters that it matches.
     heard.more()
@@ -481,7 +481,7 @@ class Delayed:
         self._browser = browser
 
     def finished_runs(self) -> int:
-        """How many runs of the script have ended of which the browser does not know."""
+        """How many runs of the script have ended without the browser's knowledge."""
         self._page.wait_for_timeout(50)
         messages = [ForwardMsg.FromString(message) for message in self._held if isinstance(message, bytes)]
         return sum(message.WhichOneof("type") == "script_finished" for message in messages)
@@ -519,7 +519,7 @@ def test_a_row_that_the_browser_still_marks_is_not_chosen_again(page: Page, stag
     expect(page.get_by_role("heading", name="sleep")).to_have_count(0)
 
 
-def test_a_story_comes_into_sight(page: Page, stage: Stage) -> None:
+def test_a_story_scrolls_into_view(page: Page, stage: Stage) -> None:
     page.set_viewport_size({"width": 1440, "height": 500})
     heard = Heard(page)
     page.goto(stage.url + "/processes")
@@ -533,7 +533,7 @@ def test_a_story_comes_into_sight(page: Page, stage: Stage) -> None:
     while (now := page.get_by_test_id("stMain").evaluate(top)) != before or now <= 0:
         before = now
         page.wait_for_timeout(500)
-    # The reader may go back to the list: no refresh takes him away.
+    # The reader may go back to the list: no refresh scrolls away from it.
     page.get_by_role("heading", name="Processes").scroll_into_view_if_needed()
     heard.more()
     expect(page.get_by_role("heading", name="Processes")).to_be_in_viewport()
@@ -554,7 +554,7 @@ def test_the_way_back_leads_out_of_a_zoom(page: Page, demo: Server) -> None:
     eventually(lambda: shown_range(page)[1] - shown_range(page)[0] == timedelta(hours=6))
 
 
-def test_a_stretch_of_ones_own_is_in_the_address_as_soon_as_it_is_shown(page: Page, stage: Stage) -> None:
+def test_a_custom_time_range_is_in_the_address_as_soon_as_it_is_shown(page: Page, stage: Stage) -> None:
     page.goto(stage.url + "/processes")
     eventually(lambda: len(column(page, "PID")) == 3)
     page.get_by_role("radio", name="Custom").click()
@@ -574,18 +574,18 @@ def test_a_stretch_of_ones_own_is_in_the_address_as_soon_as_it_is_shown(page: Pa
 
 def test_a_link_that_cannot_be_followed_says_so_until_the_reader_chooses(page: Page, stage: Stage) -> None:
     page.goto(stage.url + "/gpu?gpu=GPU%2099&range=6H")
-    told = page.get_by_text("This link asks for what is not here, or not any more")
-    expect(told).to_have_text(
-        "This link asks for what is not here, or not any more: GPU “GPU 99”. Shown instead: GPU 0."
+    warning = page.get_by_text("This link asks for something that does not exist, or no longer")
+    expect(warning).to_have_text(
+        "This link asks for something that does not exist, or no longer: GPU “GPU 99”. Shown instead: GPU 0."
     )
     eventually(lambda: "range=6h" in address(page) and "gpu=" not in address(page))
     drawn(page)
-    # The same sentence stands there through every refresh: the mark that this puts on it stays.
-    told.evaluate("sentence => { sentence.dataset.seen = 'yes' }")
+    # The same element is there through every refresh: the mark that this puts on it stays.
+    warning.evaluate("sentence => { sentence.dataset.seen = 'yes' }")
     stage.tick(4)
-    expect(told).to_have_attribute("data-seen", "yes")
+    expect(warning).to_have_attribute("data-seen", "yes")
     page.get_by_role("radio", name="12h").click()
-    expect(told).to_have_count(0)
+    expect(warning).to_have_count(0)
     eventually(lambda: "range=12h" in address(page))
     # A beginning and an end are enough for a stretch; the address says what it is.
     since, until = (datetime.now(UTC) + timedelta(hours=ahead) for ahead in (-2, 1))

@@ -1,4 +1,4 @@
-"""The usage page as a person meets it: a history that was written beforehand, a real server, a real Chromium."""
+"""The usage page as a person uses it: a history that was written before, a real server, a real Chromium."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def table_of(page: Page, name: str) -> int:
 
     def places() -> list[int]:
         tables = page.locator("[role=grid]").evaluate_all(heads)
-        # One that is not there yet may come to stand before another.
+        # A table that is not there yet may come before another.
         if len(tables) < page.get_by_test_id("stDataFrame").count() or page.get_by_test_id("stSkeleton").count():
             return []
         return [number for number, titles in enumerate(tables) if name in titles]
@@ -205,7 +205,7 @@ def test_the_page_says_what_the_database_says_of_everybody(
     assert "Cost" not in page.locator("[role=grid]").first.inner_text()
 
 
-def test_what_is_asked_for_lives_in_the_address(page: Page, history: History, view: Callable[..., Server]) -> None:
+def test_every_choice_is_in_the_address(page: Page, history: History, view: Callable[..., Server]) -> None:
     server = view()
     page.goto(server.url + "/usage?range=6h")
     for title, key, expected in (
@@ -320,7 +320,7 @@ def test_who_holds_memory_for_nothing_is_listed(
     minutes = page.get_by_label("Idle for at least (minutes)")
     minutes.fill("1000")
     minutes.press("Enter")
-    expect(page.get_by_text("No process has kept GPU memory in this time range")).to_be_visible()
+    expect(page.get_by_text("No process has held GPU memory for this long")).to_be_visible()
     eventually(lambda: "idle=1000" in page.url)
 
 
@@ -366,9 +366,7 @@ def test_the_charts_draw_what_the_tables_say(page: Page, history: History, view:
         assert float(split[1]["x"][gpu]) == pytest.approx(100 * held_s / seconds, abs=0.02)
 
 
-def test_a_time_without_any_record_is_said_in_words(
-    page: Page, view_of: Callable[..., Server], tmp_path: Path
-) -> None:
+def test_a_time_range_without_records_says_so(page: Page, view_of: Callable[..., Server], tmp_path: Path) -> None:
     (tmp_path / "history").mkdir()
     writer = Writer(
         database.open_for_writing(f"sqlite:///{tmp_path / 'history' / 'gpumon.db'}"), "testhost", "nvml", 4

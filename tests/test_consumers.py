@@ -243,7 +243,7 @@ def test_one_that_is_slow_loses_the_oldest_ticks_and_delays_none(fake: FakeNvml,
         assert made.consumers["hub"].waiting <= 2
         [problem] = made.state.consumers
         assert "hub is too slow" in problem.reason
-        assert (made.counters.skipped, made.counters.failed, made.counters.dropped) == (0, 0, 0)
+        assert (made.counters.failed, made.counters.dropped) == (0, 0)
         go_on.set()
         until(lambda: not made.state.consumers)
     times = stored(path)

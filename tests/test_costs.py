@@ -1,4 +1,4 @@
-"""From the ledger's sums to what its page shows: prices, steps of time, names. No database is needed."""
+"""From the sums of the ledger to what pages show: costs, steps of time, names. No database is needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from gpumon_core.store.queries import costs
 from gpumon_core.store.queries.costs import OTHERS, UNKNOWN, Prices
-from gpumon_core.store.queries.usage import ALL_OTHERS, OWN
+from gpumon_core.store.queries.usage import ALL_OTHERS, GPU_ROWS
 
 BERLIN = ZoneInfo("Europe/Berlin")
 KOLKATA = ZoneInfo("Asia/Kolkata")
@@ -63,11 +63,11 @@ def test_every_measure_is_in_the_unit_that_it_is_shown_with() -> None:
 # ---- Rankings ----------------------------------------------------------------------------------------
 
 
-def test_a_ranking_names_everybody_and_the_gpus_own_rows() -> None:
+def test_a_ranking_names_each_key_and_the_gpus_own_rows() -> None:
     frame = ranking(
         ("ada", "part", 7200.0, 3 * KWH),
         (None, "part", 3600.0, 0.5 * KWH),
-        (OWN["idle"], "idle", 0.0, 0.5 * KWH),
+        (GPU_ROWS["idle"], "idle", 0.0, 0.5 * KWH),
     )
     table = costs.ranked(frame, {"ada": "ada"}, "User", Prices(0.25, None, "EUR"))
     assert table["User"].tolist() == ["ada", UNKNOWN, "Idle GPUs"]
@@ -128,25 +128,25 @@ def test_the_largest_are_drawn_apart_and_the_rest_together() -> None:
         (0, 1, 3600.0, 0.0), (0, 2, 1800.0, 0.0), (0, 3, 900.0, 0.0), (0, ALL_OTHERS, 900.0, 0.0), columns=TREND
     )
     names = {1: "one (1)", 2: "two (2)", 3: "three (3)"}
-    frame = costs.over_time(trend, pd.DataFrame(), [2, 1], names, "GPU-hours", FREE, BERLIN, HOUR)
+    frame = costs.by_step(trend, pd.DataFrame(), [2, 1], names, "GPU-hours", FREE, BERLIN, HOUR)
     assert list(frame) == ["timestamp_epoch", "two (2)", "one (1)", OTHERS]
     assert frame["one (1)"].tolist() == [1.0]
     assert frame[OTHERS].tolist() == [0.5]
     assert frame.drop(columns="timestamp_epoch").sum().sum() == pytest.approx(2.0)
 
 
-def test_an_hour_in_which_nobody_was_there_is_nothing_and_not_the_hour_before() -> None:
+def test_an_hour_without_processes_is_zero_and_not_the_hour_before() -> None:
     trend = sums((0, "ada", 3600.0, 0.0), (4 * HOUR, "ada", 1800.0, 0.0), columns=TREND)
-    frame = costs.over_time(trend, pd.DataFrame(), ["ada"], {"ada": "ada"}, "GPU-hours", FREE, BERLIN, HOUR)
+    frame = costs.by_step(trend, pd.DataFrame(), ["ada"], {"ada": "ada"}, "GPU-hours", FREE, BERLIN, HOUR)
     assert frame["timestamp_epoch"].tolist() == [HOUR * number for number in range(5)]
     assert frame["ada"].tolist() == [1.0, 0.0, 0.0, 0.0, 0.5]
 
 
 @pytest.mark.parametrize("zone", [BERLIN, KOLKATA])
-def test_days_without_anybody_are_nothing_across_a_night_in_which_the_clock_is_set(zone: ZoneInfo) -> None:
+def test_days_without_processes_are_zero_across_a_night_in_which_the_clock_is_set(zone: ZoneInfo) -> None:
     first, last = epoch("2026-03-27T12:00", zone), epoch("2026-03-31T12:00", zone)
     trend = sums((first, "ada", 3600.0, 0.0), (last, "ada", 3600.0, 0.0), columns=TREND)
-    frame = costs.over_time(trend, pd.DataFrame(), ["ada"], {"ada": "ada"}, "GPU-hours", FREE, zone, DAY)
+    frame = costs.by_step(trend, pd.DataFrame(), ["ada"], {"ada": "ada"}, "GPU-hours", FREE, zone, DAY)
     assert frame["timestamp_epoch"].tolist() == [epoch(f"2026-03-{day}T00:00", zone) for day in range(27, 32)]
     assert frame["ada"].tolist() == [1.0, 0.0, 0.0, 0.0, 1.0]
 
@@ -155,24 +155,28 @@ def test_energy_and_cost_have_what_the_idle_gpus_took() -> None:
     trend = sums((HOUR, "ada", 3600.0, KWH), columns=TREND)
     own = sums((0, KWH, 0.0, 0.0, 0.0), (HOUR, KWH, 0.5 * KWH, 0.5 * KWH, 1800.0), columns=OWN_HOURS)
     prices = Prices(0.5, 1.0, "EUR")
-    energy = costs.over_time(trend, own, ["ada"], {"ada": "ada"}, "Energy", prices, BERLIN, HOUR)
-    assert energy.to_dict("list") == {"timestamp_epoch": [0, HOUR], "ada": [0.0, 1.0], OWN["idle"]: [1.0, 2.0]}
-    cost = costs.over_time(trend, own, ["ada"], {"ada": "ada"}, "Cost", prices, BERLIN, HOUR)
+    energy = costs.by_step(trend, own, ["ada"], {"ada": "ada"}, "Energy", prices, BERLIN, HOUR)
+    assert energy.to_dict("list") == {
+        "timestamp_epoch": [0, HOUR],
+        "ada": [0.0, 1.0],
+        GPU_ROWS["idle"]: [1.0, 2.0],
+    }
+    cost = costs.by_step(trend, own, ["ada"], {"ada": "ada"}, "Cost", prices, BERLIN, HOUR)
     assert cost["ada"].tolist() == [0.0, 1.5]
-    assert cost[OWN["idle"]].tolist() == [0.5, 1.5]
-    hours = costs.over_time(trend, own, ["ada"], {"ada": "ada"}, "GPU-hours", prices, BERLIN, HOUR)
-    assert OWN["idle"] not in hours
+    assert cost[GPU_ROWS["idle"]].tolist() == [0.5, 1.5]
+    hours = costs.by_step(trend, own, ["ada"], {"ada": "ada"}, "GPU-hours", prices, BERLIN, HOUR)
+    assert GPU_ROWS["idle"] not in hours
 
 
-def test_what_nobody_knows_is_drawn_as_unknown() -> None:
+def test_a_key_that_is_not_known_is_drawn_as_unknown() -> None:
     trend = sums((0, None, 3600.0, 0.0), (0, "ada", 3600.0, 0.0), columns=TREND)
-    frame = costs.over_time(trend, pd.DataFrame(), ["ada", None], {"ada": "ada"}, "GPU-hours", FREE, BERLIN, HOUR)
+    frame = costs.by_step(trend, pd.DataFrame(), ["ada", None], {"ada": "ada"}, "GPU-hours", FREE, BERLIN, HOUR)
     assert frame[UNKNOWN].tolist() == [1.0]
 
 
 def test_nothing_over_time_is_an_empty_frame() -> None:
     trend = sums(columns=TREND)
-    frame = costs.over_time(trend, pd.DataFrame(), [], {}, "GPU-hours", FREE, BERLIN, HOUR)
+    frame = costs.by_step(trend, pd.DataFrame(), [], {}, "GPU-hours", FREE, BERLIN, HOUR)
     assert list(frame) == ["timestamp_epoch"]
     assert frame.empty
 
@@ -191,7 +195,7 @@ def test_the_hours_of_the_week_are_the_viewers() -> None:
     assert row == {"weekday": 0, "hour": 9, "share": 25.0}
 
 
-def test_time_of_which_the_driver_did_not_say_counts_for_nothing() -> None:
+def test_time_of_unknown_utilization_does_not_count() -> None:
     nine, ten = epoch("2026-06-15T09:00"), epoch("2026-06-15T10:00")
     whole = sums((nine, HOUR, HOUR / 2), (ten, HOUR, HOUR), columns="timestamp_epoch seconds unknown_s")
     used = sums((nine, 900.0), columns="timestamp_epoch busy_s")

@@ -1,4 +1,4 @@
-"""What is a gap is judged by the interval of its time: charts of a range in which the interval was changed."""
+"""A gap is judged by the interval of its time: charts of a range in which the interval was changed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def engine(database_url: str) -> Iterator[sa.Engine]:
 
 
 @pytest.mark.parametrize("points", [300, 40])
-def test_history_breaks_where_nobody_recorded_and_nowhere_else(engine: sa.Engine, points: int) -> None:
+def test_history_breaks_where_nothing_was_recorded_and_nowhere_else(engine: sa.Engine, points: int) -> None:
     frame = metrics_history(engine, [1], ["power"], BEGIN, BEGIN + 2700, points)
     [gap] = frame.loc[frame["power"].isna(), "timestamp_epoch"]
     assert 1800 < gap - BEGIN < 2110

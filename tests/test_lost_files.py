@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import sqlite3
@@ -76,6 +77,12 @@ def stored(path: Path) -> set[int]:
         connection.close()
 
 
+def twice(recorded_ms: dict[int, int]) -> list[int]:
+    """The seconds with a tick that lasted longer than the time since the one before: it was written twice."""
+    pairs = itertools.pairwise(sorted(recorded_ms))
+    return [second for before, second in pairs if recorded_ms[second] > 1000 * (second - before) + 950]
+
+
 def committed(made: Recorder, more: int) -> None:
     before = made.counters.ticks
     until(lambda: made.counters.ticks >= before + more)
@@ -145,7 +152,7 @@ def test_a_log_that_is_removed_alone_costs_nothing(
             (path.parent / (path.name + part)).unlink()
         until(lambda: made.state.notice is not None)
         assert made.state.notice is not None
-        assert "what it held was written into the file" in made.state.notice.reason
+        assert "its content was written into the file" in made.state.notice.reason
         committed(made, 2)
         assert set(seconds[:-1]) <= stored(path), "another program sees all of it"
         if is_polled:
@@ -401,7 +408,7 @@ def test_sampling_goes_on_while_a_write_does_not_return(
         go_on.set()
         until(lambda: made.counters.buffered == 0)
     assert set(seconds) <= stored(path)
-    assert (made.counters.skipped, made.counters.dropped) == (0, 0)
+    assert made.counters.dropped == 0
 
 
 def test_a_commit_of_which_nobody_knows_is_not_repeated(
@@ -426,7 +433,7 @@ def test_a_commit_of_which_nobody_knows_is_not_repeated(
     lengths = dict(connection.execute("SELECT timestamp_epoch, recorded_ms FROM gpu_metrics"))
     connection.close()
     assert broken[0] in lengths
-    assert lengths[broken[0]] < 1900, "a tick that is written twice is merged with itself"
+    assert twice(lengths) == [], "a tick that is written twice is merged with itself"
     assert made.counters.ticks == len(lengths)
 
 

@@ -240,10 +240,10 @@ def test_the_largest_have_columns_of_their_own_and_the_others_share_one(ticked: 
     assert list(whole.columns) == ["timestamp_epoch", number[7], number[8], number[9], number[11]]
     for most in (0, 1, 2):
         few = memory(ticked, DAWN, DAWN + 2400, 30, most)
-        assert list(few.columns) == [*whole.columns[: most + 1], occupancy.OTHERS]
+        assert list(few.columns) == [*whole.columns[: most + 1], occupancy.OTHER_PROCESSES]
         sums = [frame.drop(columns="timestamp_epoch").sum(axis=1).round(3).tolist() for frame in (whole, few)]
         assert sums[0] == sums[1]
-    assert occupancy.OTHERS not in memory(ticked, DAWN, DAWN + 2400, 30, 4)
+    assert occupancy.OTHER_PROCESSES not in memory(ticked, DAWN, DAWN + 2400, 30, 4)
 
 
 def test_without_memory_there_is_no_column(ticked: sa.Engine) -> None:

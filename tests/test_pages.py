@@ -23,6 +23,7 @@ from ticks import GPUS, runs, tick, who
 from gpumon_core.attribution import local
 from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.recording import runtime
+from gpumon_core.recording.state import Problem
 from gpumon_core.store import database
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuInfo, GpuReading, ProcessReading, Snapshot
@@ -219,6 +220,21 @@ def test_a_container_without_the_hosts_pids_says_why_there_are_no_processes(
     assert ("No process is using a GPU right now." in said) != hinted
 
 
+def cards_html(app: AppTest) -> str:
+    [html] = [str(element.value) for element in app.html if "gm-cards" in str(element.value)]
+    return html
+
+
+def test_a_consumer_that_fails_is_named_on_every_page(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer.write(tick(time.time()), {})
+    failing = Problem("mqtt failed to take a tick: no such host; everything is recorded", "Look at the log.")
+    state = replace(runtime.state(), role="recording", consumers=(failing,))
+    monkeypatch.setattr(runtime, "state", lambda: state)
+    [shown] = [element.value for element in open_page().warning]
+    assert "mqtt failed to take a tick" in shown
+    assert "Look at the log" in shown
+
+
 def test_hostile_names_stay_text(writer: Writer) -> None:
     evil = "<img src=x onerror=alert(1)>\"'&"
     info = GpuInfo(0, "GPU-0", evil, 24576, 300.0)
@@ -226,7 +242,7 @@ def test_hostile_names_stay_text(writer: Writer) -> None:
     plain = tick(time.time())
     snapshot = Snapshot(time.time(), plain.host, (info,), (reading,), (ProcessReading("GPU-0", 7, "C", 100),))
     writer.write(snapshot, who(7))
-    [html] = [element.value for element in open_page().html]
+    html = cards_html(open_page())
     assert "<img" not in html
     assert "&lt;img" in html
 
@@ -433,7 +449,7 @@ def test_sixteen_gpus_and_a_mig_parent_are_drawn(writer: Writer) -> None:
     gpus = tuple(GpuInfo(index, f"GPU-{index}", "Board", 24576, 300.0) for index in range(16))
     instance = GpuInfo(0, "MIG-1", "Board MIG 1g", 9856, parent_uuid="GPU-0", mig_index=1)
     writer.write(tick(time.time(), gpus=(*gpus, instance)), {})
-    [html] = [element.value for element in open_page().html]
+    html = cards_html(open_page())
     assert html.count('role="listitem"') == 16
     assert "<b>MIG 1</b>" in html.split('role="listitem"')[1]
 
@@ -500,7 +516,7 @@ def test_a_machine_that_has_fallen_silent_is_stale_beside_one_that_has_not(write
     other = Writer(database.open_for_writing(url), "there", "nvml", 4)
     other.write(tick(now - 500), {})
     writer.write(tick(now), {})
-    [html] = [element.value for element in open_page().html]
+    html = cards_html(open_page())
     cards = html.split('role="listitem"')[1:]
     stale = [card for card in cards if ">Stale</span>" in card]
     assert len(stale) == 3
@@ -515,7 +531,7 @@ def test_a_viewer_without_a_recorder_follows_whoever_records(
     writer.write(tick(now - 500), {})
     other = Writer(database.open_for_writing(url), "there", "nvml", 4)
     other.write(tick(now), {})
-    assert runtime.check_health().fresh
+    assert runtime.check_health().is_fresh
     assert runtime.check_health().latest == now
     assert "Sampling has stopped." not in texts(open_page())
 

@@ -119,13 +119,13 @@ def test_doctor_names_what_others_can_read_and_changes_it_only_with_fix(wide: Pa
     assert str(wide) in told.stdout
     assert modes(wide) == before
     fixed = gpumon(settings(wide), "doctor", "--fix")
-    assert fixed.stdout.count("is kept from other users of this machine now") == len(before)
+    assert fixed.stdout.count("cannot be read by other users of this machine any more") == len(before)
     assert "can be read by" not in fixed.stdout
     assert modes(wide) == {"": 0o700, **dict.fromkeys(set(before) - {""}, 0o600)}
     with closing(sqlite3.connect(wide / "gpumon.db")) as connection:
         assert connection.execute("SELECT count(*) FROM gpu_metrics").fetchone() == (4,)
     again = gpumon(settings(wide), "doctor", "--fix")
-    assert "mended" not in again.stdout
+    assert "corrected" not in again.stdout
 
 
 def test_a_start_reports_it_in_the_log(wide: Path) -> None:

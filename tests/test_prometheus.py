@@ -64,7 +64,7 @@ def snapshot(
     )
 
 
-def scene(
+def scrape_data(
     newest: LatestTick | None = None, processes: int = 20, role: str = "recording", **more: Any
 ) -> ScrapeData:
     state = State(role, more.pop("source", "nvml"), "sqlite:///x", **more)  # type: ignore[arg-type]
@@ -152,14 +152,14 @@ DCGM_LABELS = {
 
 @pytest.mark.parametrize("name", DCGM_COUNTERS)
 def test_a_counter_of_dcgm_has_its_name_type_unit_and_labels(name: str) -> None:
-    text = exposed(scene(follow(None, snapshot(), {})))
+    text = exposed(scrape_data(follow(None, snapshot(), {})))
     kind, value = DCGM_COUNTERS[name]
     assert f"\n# TYPE {name} {kind}\n" in text
-    assert families(scene(follow(None, snapshot(), {})))[name] == [(DCGM_LABELS, value)]
+    assert families(scrape_data(follow(None, snapshot(), {})))[name] == [(DCGM_LABELS, value)]
 
 
 def test_a_mig_instance_has_its_gpus_labels_and_its_own_number() -> None:
-    found = families(scene(follow(None, snapshot((BOARD, SLICE)), {})))["DCGM_FI_DEV_FB_USED"]
+    found = families(scrape_data(follow(None, snapshot((BOARD, SLICE)), {})))["DCGM_FI_DEV_FB_USED"]
     instance = DCGM_LABELS | {"GPU_I_ID": "9", "GPU_I_PROFILE": "1g.10gb", "GPU_I_UUID": "MIG-a"}
     assert sorted((labels for labels, _ in found), key=len) == [DCGM_LABELS, instance]
 
@@ -173,24 +173,26 @@ def test_a_mig_instance_has_its_gpus_labels_and_its_own_number() -> None:
 )
 def test_a_mig_instance_has_its_profile_whatever_is_added_to_it_or_left_out(profile: str) -> None:
     board = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
-    found = families(scene(follow(None, snapshot((BOARD, replace(SLICE, name=f"{board} MIG {profile}"))), {})))
+    found = families(
+        scrape_data(follow(None, snapshot((BOARD, replace(SLICE, name=f"{board} MIG {profile}"))), {}))
+    )
     assert profile in [labels.get("GPU_I_PROFILE") for labels, _ in found["DCGM_FI_DEV_FB_USED"]]
 
 
 def test_two_compute_instances_of_one_gpu_instance_are_two_series() -> None:
     other = replace(SLICE, uuid="MIG-b", mig_index=1)
-    found = families(scene(follow(None, snapshot((SLICE, other)), {})))["DCGM_FI_DEV_FB_USED"]
+    found = families(scrape_data(follow(None, snapshot((SLICE, other)), {})))["DCGM_FI_DEV_FB_USED"]
     assert len({str(labels) for labels, _ in found}) == 2
 
 
 def test_reserved_memory_that_a_driver_does_not_tell_apart_is_used() -> None:
     told = replace(snapshot(), readings=(GpuReading("GPU-0", {"memory": 1559.0, "memory_reserved": None}),))
-    assert families(scene(follow(None, told, {})))["DCGM_FI_DEV_FB_FREE"] == [(DCGM_LABELS, 80_000)]
+    assert families(scrape_data(follow(None, told, {})))["DCGM_FI_DEV_FB_FREE"] == [(DCGM_LABELS, 80_000)]
 
 
 def test_every_metric_of_the_catalogue_is_exported_in_a_known_unit() -> None:
     process = ProcessReading("GPU-0", 7, "C", 1024, 50, 50, 50, 50)
-    found = families(scene(follow(None, snapshot(processes=(process,)), {})))
+    found = families(scrape_data(follow(None, snapshot(processes=(process,)), {})))
     for metric in (*GPU_METRICS, *PROCESS_METRICS):
         assert {metric.prometheus, *metric.prometheus_too} <= found.keys()
         assert unit_of(metric) or metric.prometheus_scale == 1
@@ -206,7 +208,7 @@ def test_every_metric_of_the_catalogue_is_exported_in_a_known_unit() -> None:
 def test_what_the_hardware_does_not_offer_is_absent_and_never_zero() -> None:
     bare = replace(BOARD, memory_total_mib=None)
     nothing = replace(snapshot((bare,)), readings=(GpuReading("GPU-0", dict.fromkeys(EVERYTHING)),))
-    found = families(scene(follow(None, nothing, {})))
+    found = families(scrape_data(follow(None, nothing, {})))
     assert not [name for name in found if name.startswith("DCGM_")]
     assert {name for name in found if name.startswith("gpumon_gpu_")} == {
         *("gpumon_gpu_up", "gpumon_gpu_info", "gpumon_gpu_processes")
@@ -217,7 +219,7 @@ def test_what_is_asked_rarely_is_there_at_every_tick() -> None:
     rarely = {"power_limit": 700.0, "temperature": 60.0}
     first = follow(None, replace(snapshot(), readings=(GpuReading("GPU-0", rarely),)), {})
     second = follow(first, replace(snapshot(), readings=(GpuReading("GPU-0", {"temperature": None}),)), {})
-    found = families(scene(second))
+    found = families(scrape_data(second))
     assert found["DCGM_FI_DEV_ENFORCED_POWER_LIMIT"] == [(DCGM_LABELS, 700.0)]
     assert "DCGM_FI_DEV_GPU_TEMP" not in found
 
@@ -225,7 +227,7 @@ def test_what_is_asked_rarely_is_there_at_every_tick() -> None:
 @pytest.mark.parametrize("state", ["asleep", "quiet"])
 def test_a_gpu_that_is_left_alone_is_no_alert_and_has_no_values(state: str) -> None:
     left = snapshot(readings=(), **{state: frozenset({"GPU-0"})})
-    found = families(scene(follow(follow(None, snapshot(), {}), left, {})))
+    found = families(scrape_data(follow(follow(None, snapshot(), {}), left, {})))
     assert not [name for name in found if name.startswith("DCGM_")]
     assert [value for _, value in found["gpumon_gpu_up"]] == [1]
     assert [value for _, value in found.get("gpumon_gpu_asleep", [])] == ([1] if state == "asleep" else [])
@@ -233,7 +235,7 @@ def test_a_gpu_that_is_left_alone_is_no_alert_and_has_no_values(state: str) -> N
 
 def test_of_memory_that_is_shared_with_the_machine_none_is_said_to_be_free() -> None:
     shared = snapshot((replace(BOARD, memory_from="unified"),))
-    found = families(scene(follow(None, shared, {})))
+    found = families(scrape_data(follow(None, shared, {})))
     assert "DCGM_FI_DEV_FB_USED" in found
     assert "DCGM_FI_DEV_FB_TOTAL" in found
     assert "DCGM_FI_DEV_FB_FREE" not in found
@@ -241,13 +243,13 @@ def test_of_memory_that_is_shared_with_the_machine_none_is_said_to_be_free() -> 
 
 def test_a_lost_gpus_series_vanish_and_a_nameless_one_is_down() -> None:
     lost = snapshot(lost=frozenset({"GPU-0"}), readings=(), nameless=frozenset({3}))
-    found = families(scene(follow(follow(None, snapshot(), {}), lost, {})))
+    found = families(scrape_data(follow(follow(None, snapshot(), {}), lost, {})))
     assert not [name for name in found if name.startswith("DCGM_")]
     assert sorted((labels["gpu"], value) for labels, value in found["gpumon_gpu_up"]) == [("0", 0.0), ("3", 0.0)]
 
 
 def test_without_a_fresh_tick_the_recorder_is_down_and_no_reading_is_shown() -> None:
-    stale = replace(scene(follow(None, snapshot(), {})), fresh=False)
+    stale = replace(scrape_data(follow(None, snapshot(), {})), is_fresh=False)
     found = families(stale)
     assert found["gpumon_recorder_up"][0][1] == 0
     assert found["gpumon_recorder_newest_tick_timestamp_seconds"][0][1] == 1_800_000_000.25
@@ -256,7 +258,7 @@ def test_without_a_fresh_tick_the_recorder_is_down_and_no_reading_is_shown() -> 
 
 @pytest.mark.parametrize("role", ["viewing", "standby", "stopped"])
 def test_where_another_records_the_exposition_says_so(role: str) -> None:
-    found = families(scene(None, role=role))
+    found = families(scrape_data(None, role=role))
     assert found["gpumon_recorder_up"][0][1] == 0
     assert found["gpumon_recorder_info"][0][0]["role"] == role
     assert "gpumon_driver_up" not in found, "nobody has asked for it"
@@ -264,9 +266,11 @@ def test_where_another_records_the_exposition_says_so(role: str) -> None:
 
 
 def test_a_missing_driver_and_simulated_gpus_are_told() -> None:
-    found = families(scene(follow(None, snapshot(), {}), source="demo", driver=Problem("no driver", "load it")))
+    found = families(
+        scrape_data(follow(None, snapshot(), {}), source="demo", driver=Problem("no driver", "load it"))
+    )
     assert (found["gpumon_driver_up"][0][1], found["gpumon_simulated"][0][1]) == (0, 1)
-    found = families(scene(follow(None, snapshot(), {})))
+    found = families(scrape_data(follow(None, snapshot(), {})))
     assert (found["gpumon_driver_up"][0][1], found["gpumon_simulated"][0][1]) == (1, 0)
 
 
@@ -283,7 +287,7 @@ def people(count: int) -> LatestTick:
 
 @pytest.mark.parametrize("most", [0, 1, 3, 1000])
 def test_the_processes_with_the_most_memory_have_series(most: int) -> None:
-    found = families(scene(people(30), most))
+    found = families(scrape_data(people(30), most))
     shown = {int(labels["pid"]) for labels, _ in found.get("gpumon_process_memory_bytes", [])}
     assert shown == set(range(30, 30 - min(most, 30), -1))
     assert found["gpumon_processes_left_out"][0][1] == 30 - len(shown)
@@ -295,7 +299,7 @@ def test_workloads_and_models_are_sums_over_all_processes() -> None:
     # A process on two GPUs is one, with the memory of both.
     two = (*newest.snapshot.processes, ProcessReading("GPU-1", 3, "C", 100))
     board = replace(BOARD, index=1, uuid="GPU-1")
-    found = families(scene(follow(None, snapshot((BOARD, board), two), newest.identities), 0))
+    found = families(scrape_data(follow(None, snapshot((BOARD, board), two), newest.identities), 0))
     by_workload = {labels["workload"]: value / 2**20 for labels, value in found["gpumon_workload_memory_bytes"]}
     assert by_workload == {"vLLM": 103, "PyTorch": 5, "unknown": 7}
     counts = {labels["workload"]: value for labels, value in found["gpumon_workload_processes"]}
@@ -306,7 +310,7 @@ def test_workloads_and_models_are_sums_over_all_processes() -> None:
 def test_models_are_bounded_too() -> None:
     processes = tuple(ProcessReading("GPU-0", pid, "C", pid) for pid in range(1, 301))
     who = {pid: ProcessIdentity(pid, program=Program(model=f"m{pid}")) for pid in range(1, 301)}
-    found = families(scene(follow(None, snapshot(processes=processes), who)))
+    found = families(scrape_data(follow(None, snapshot(processes=processes), who)))
     assert len(found["gpumon_model_processes"]) == MOST_MODELS
     assert {"model": "m300", "Hostname": "here"} in [labels for labels, _ in found["gpumon_model_processes"]]
 
@@ -338,10 +342,10 @@ def test_hostile_names_are_labels_and_nothing_else(text: str) -> None:
     )
     gpu = replace(BOARD, name=text)
     newest = follow(None, snapshot((gpu,), (ProcessReading("GPU-0", 7, "C", 1),)), {7: who})
-    shown = replace(scene(newest), host=text)
+    shown = replace(scrape_data(newest), host=text)
     found = families(shown)
     plain = families(
-        scene(follow(None, snapshot((gpu,), (ProcessReading("GPU-0", 7, "C", 1),)), {7: ProcessIdentity(7)}))
+        scrape_data(follow(None, snapshot((gpu,), (ProcessReading("GPU-0", 7, "C", 1),)), {7: ProcessIdentity(7)}))
     )
     assert found.keys() - plain.keys() == {"gpumon_model_memory_bytes", "gpumon_model_processes"}
     [(labels, _)] = found["gpumon_process_memory_bytes"]
@@ -359,7 +363,7 @@ def test_it_is_line_for_line_what_the_client_library_writes() -> None:
     }
     processes = tuple(ProcessReading("GPU-0", pid, "C", pid, 1) for pid in who)
     newest = replace(follow(None, snapshot((BOARD, SLICE), processes), who), energy_j={"GPU-0": 1e9 + 0.125})
-    found = collect(scene(newest, 1000))
+    found = collect(scrape_data(newest, 1000))
     assert exposition.render(found, True) == openmetrics.generate_latest(found)
     told = re.sub(rb"(?m)^(# TYPE DCGM_\w+) untyped$", rb"\1 counter", client_exposition.generate_latest(found))
     assert exposition.render(found, False) == told
@@ -373,7 +377,7 @@ def test_promtool_reads_hostile_names_and_has_nothing_to_say_of_gpumon() -> None
     }
     processes = tuple(ProcessReading("GPU-0", pid, "C", pid, 1, 1, 1, 1) for pid in who)
     newest = replace(follow(None, snapshot((BOARD, SLICE), processes), who), energy_j={"GPU-0": 5.0})
-    text = exposed(scene(newest, 1000))
+    text = exposed(scrape_data(newest, 1000))
     # NVIDIA's names are what they are: a label in camelCase, counters without _total, a type in a name.
     told = {(line.split()[0][:5], line.split(" ", 1)[1]) for line in lint(text)}
     assert told == {
@@ -381,7 +385,7 @@ def test_promtool_reads_hostile_names_and_has_nothing_to_say_of_gpumon() -> None
         ("DCGM_", 'counter metrics should have "_total" suffix'),
         ("DCGM_", "metric name should not include type 'counter'"),
     }
-    own = collect(scene(newest, 1000))
+    own = collect(scrape_data(newest, 1000))
     names = frozenset(family.name for family in FAMILIES if not family.name.startswith("DCGM_"))
     assert lint(exposition.render(own.named(names), False).decode()) == []
     shown = {family.samples[0].name for family in own.named(names).collect()}
@@ -445,13 +449,13 @@ def test_a_scene_is_rendered_once_in_each_format(monkeypatch: pytest.MonkeyPatch
     rendered: list[bool] = []
     real = exposition.render
     monkeypatch.setattr(exposition, "render", lambda *given: rendered.append(given[1]) or real(*given))
-    kept, newest = exposition.Kept(), people(3)
+    kept, newest = exposition.ExpositionCache(), people(3)
     for _ in range(5):
         for as_openmetrics in (False, True):
-            plain = kept.body(scene(newest), as_openmetrics, False)
-            assert gzip.decompress(kept.body(scene(newest), as_openmetrics, True)) == plain
+            plain = kept.body(scrape_data(newest), as_openmetrics, False)
+            assert gzip.decompress(kept.body(scrape_data(newest), as_openmetrics, True)) == plain
     assert rendered == [False, True]
-    kept.body(scene(people(3)), False, False)
+    kept.body(scrape_data(people(3)), False, False)
     assert rendered == [False, True, False], "another tick is another exposition"
 
 
@@ -720,7 +724,7 @@ def test_every_label_that_a_sample_has_is_documented() -> None:
         7, "k", 5.5, "x", "me", Program(container_name="c", pod="p", namespace="n", workload="w", model="m")
     )
     newest = follow(None, snapshot((BOARD, SLICE), (ProcessReading("MIG-a", 7, "C", 1, 1, 1, 1, 1),)), {7: who})
-    shown = scene(newest)
+    shown = scrape_data(newest)
     for family in FAMILIES:
         for labels, _ in family.samples(shown):
             assert labels.keys() <= set(LABELS[family.labels]), family.name

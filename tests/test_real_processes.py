@@ -247,7 +247,7 @@ def test_one_process_on_two_gpus_is_one_row_with_two_usages(
     assert here.ask("SELECT gpu_id, busy_s FROM process_hours ORDER BY 1") == [(1, 12.0), (2, 4.0)]
 
 
-def kept(here: Machine) -> dict[str, int]:
+def in_memory(here: Machine) -> dict[str, int]:
     """How much the parts of a tick keep in mind."""
     writer, attribution = here.writer, here.attribution
     found = {
@@ -263,7 +263,7 @@ def kept(here: Machine) -> dict[str, int]:
 
 @needs_root
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
-def test_a_thousand_short_processes_an_hour_are_a_thousand_rows_and_nothing_stays_in_mind(
+def test_a_thousand_short_processes_an_hour_are_a_thousand_rows_and_nothing_stays_in_memory(
     fake: FakeNvml, machine: Callable[..., Machine]
 ) -> None:
     """One that stays, beside a thousand that live for a tick, every other under the PID of the one before."""
@@ -300,7 +300,7 @@ def test_a_thousand_short_processes_an_hour_are_a_thousand_rows_and_nothing_stay
             entry.remove()
             if number in (200, 600, 999):
                 gc.collect()
-                sizes.append(kept(here))
+                sizes.append(in_memory(here))
                 memory.append(sys.getallocatedblocks())
     finally:
         end(steady)
@@ -412,7 +412,7 @@ class AsNobody:
 
 
 @needs_root
-def test_of_another_users_process_everything_that_the_driver_gives_is_kept(
+def test_of_another_users_process_everything_that_the_driver_reports_is_stored(
     fake: FakeNvml, machine: Callable[..., Machine]
 ) -> None:
     gpu = fake.add_gpu(gpu_utilization=30)
@@ -431,7 +431,7 @@ def test_of_another_users_process_everything_that_the_driver_gives_is_kept(
     assert here.ask("SELECT kind, memory, sm_utilization, busy_s FROM process_gpus") == [("C", 700, 30, 2.4)]
 
 
-def test_without_the_hosts_pids_everything_that_the_driver_gives_is_kept(
+def test_without_the_hosts_pids_everything_that_the_driver_reports_is_stored(
     fake: FakeNvml, machine: Callable[..., Machine]
 ) -> None:
     gpu = fake.add_gpu(gpu_utilization=30)
@@ -449,7 +449,7 @@ def test_without_the_hosts_pids_everything_that_the_driver_gives_is_kept(
 
 
 class Endpoint:
-    """A small server that answers as Ollama or vLLM do; it may be told to be silent."""
+    """A small server that answers as Ollama or vLLM do; it can be made silent."""
 
     def __init__(self) -> None:
         self.answers: dict[str, Any] = {}
@@ -512,7 +512,7 @@ def until(here: Machine, condition: Callable[[], bool]) -> None:
     eventually(lambda: condition() or here.tick(), every_s=0.02)
 
 
-def test_models_that_are_loaded_swapped_and_dropped_leave_their_spans(
+def test_each_model_that_is_loaded_swapped_and_dropped_has_its_span(
     fake: FakeNvml, machine: Callable[..., Machine], endpoint: Endpoint, tmp_path: Path
 ) -> None:
     gpu = fake.add_gpu()

@@ -1,4 +1,4 @@
-"""What the ledger answers: who used how much of which GPU, on a load of which everything is known."""
+"""What the ledger answers about use of the GPUs, with a load of which everything is known."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gpumon_core.attribution.records import ProcessIdentity, Program
 from gpumon_core.store import database
 from gpumon_core.store.queries import costs, model_sessions, usage
 from gpumon_core.store.queries.dimensions import Dimension
-from gpumon_core.store.queries.usage import OWN, Scope
+from gpumon_core.store.queries.usage import GPU_ROWS, Scope
 from gpumon_core.store.schema import gpu_usage
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, ProcessReading, Snapshot
@@ -66,7 +66,7 @@ def there(hour: int) -> list[tuple[int, int, str, int, int]]:
 
 
 def utilization(hour: int, gpu: int) -> int:
-    """Of a GPU in an hour. In the first, somebody uses the second GPU who is no known process."""
+    """Of a GPU in an hour. In the first hour something that is no known process uses the second GPU."""
     return 40 if (hour, gpu) == (0, 1) else sum(row[4] for row in there(hour) if row[0] == gpu)
 
 
@@ -196,7 +196,7 @@ def test_the_busiest_is_first_and_the_gpus_own_rows_are_last(engine: sa.Engine) 
     busy = frame.loc[frame["kind"] == "part", "busy_s"]
     assert busy.is_monotonic_decreasing
     assert frame["kind"].tolist()[-2:] == ["unattributed", "idle"]
-    assert frame["key"].tolist()[-2:] == [OWN["unattributed"], OWN["idle"]]
+    assert frame["key"].tolist()[-2:] == [GPU_ROWS["unattributed"], GPU_ROWS["idle"]]
     assert frame["estimated"].fillna(0).sum() == 0
 
 
@@ -219,7 +219,7 @@ def test_of_a_single_gpu_the_parts_add_up_too(engine: sa.Engine) -> None:
         assert frame["energy_j"].sum() == pytest.approx(whole_j(range(HOURS), (gpu,)), rel=0.001)
 
 
-def test_use_by_nobody_that_is_known_is_a_row_of_its_own(engine: sa.Engine) -> None:
+def test_use_by_no_known_process_is_a_row_of_its_own(engine: sa.Engine) -> None:
     frame = usage.ranking(engine, "user", scope(0, 0)).set_index("kind")
     assert frame.loc["unattributed", "busy_s"] == pytest.approx(HOUR * 0.4, rel=0.001)
     assert frame.loc["unattributed", "energy_j"] == pytest.approx((HOUR - STEP) * watts(0, 1) * 0.4, rel=0.001)
@@ -237,7 +237,7 @@ def test_use_by_nobody_that_is_known_is_a_row_of_its_own(engine: sa.Engine) -> N
         ({"users": ["nobody"]}, set()),
     ],
 )
-def test_what_is_filtered_is_without_the_gpus_own_rows(
+def test_with_a_filter_there_are_no_own_rows_of_the_gpus(
     engine: sa.Engine, filters: dict[str, Any], pids: set[int]
 ) -> None:
     names = ids(engine)
@@ -246,7 +246,7 @@ def test_what_is_filtered_is_without_the_gpus_own_rows(
     assert set(frame["kind"]) <= {"part"}
 
 
-def test_filters_of_gpus_and_of_none_leave_in_what_they_say(engine: sa.Engine) -> None:
+def test_a_filter_of_gpus_leaves_in_their_rows_and_an_empty_one_all(engine: sa.Engine) -> None:
     names = ids(engine)
     frame = usage.ranking(engine, "process", scope(gpu_ids=[2]))
     assert {names[key] for key in frame.loc[frame["kind"] == "part", "key"]} == {8, 9, 10}
@@ -256,7 +256,7 @@ def test_filters_of_gpus_and_of_none_leave_in_what_they_say(engine: sa.Engine) -
     )
 
 
-def test_where_the_driver_does_not_tell_the_row_says_that_it_is_an_estimate(database_url: str) -> None:
+def test_without_use_by_process_the_row_is_an_estimate(database_url: str) -> None:
     writer = Writer(database.open_for_writing(database_url), "here", "nvml", 4)
     for step in range(20):
         reading = GpuReading("GPU-0", {"utilization": 50.0, "power": 100.0})
@@ -317,7 +317,7 @@ def test_a_half_hour_has_what_was_used_in_it(engine: sa.Engine) -> None:
     assert frame["busy_s"].tolist() == pytest.approx([HALF * 0.8] * 6)
 
 
-def test_of_some_processes_the_others_are_one(engine: sa.Engine) -> None:
+def test_the_processes_that_are_not_asked_for_are_one(engine: sa.Engine) -> None:
     """A chart of the largest few reads no more than those; what the others used is still part of the whole."""
     chosen = [key for key, pid in ids(engine).items() if pid in (7, 8)]
     frame = usage.trend(engine, "process", scope(), chosen)
@@ -371,10 +371,10 @@ def test_where_the_hour_begins_at_half_past_a_day_has_its_own_energy(
     assert sum(days.lengths) == hours * HOUR
     used, whole = usage.trend(days.engine, "user", days.scope()), usage.gpu_hours(days.engine, days.scope())
     free = costs.Prices(None, None, "EUR")
-    drawn = costs.over_time(used, whole, ["ada"], {"ada": "ada"}, "Energy", free, days.zone, costs.DAY_S)
+    drawn = costs.by_step(used, whole, ["ada"], {"ada": "ada"}, "Energy", free, days.zone, costs.DAY_S)
     assert drawn["timestamp_epoch"].tolist() == days.midnights[:3]
     expected = [0.1 * number * length / HOUR for number, length in enumerate(days.lengths, 1)]
-    assert (drawn["ada"] + drawn[OWN["idle"]]).tolist() == pytest.approx(expected)
+    assert (drawn["ada"] + drawn[GPU_ROWS["idle"]]).tolist() == pytest.approx(expected)
     assert drawn["ada"].tolist() == pytest.approx([0.8, 1.6, 2.4])
     week = costs.by_week(used, whole, days.zone)
     assert len(week) == 3 * 24
@@ -405,7 +405,7 @@ def test_days_one_by_one_are_all_of_them_at_once(database_url: str) -> None:
         pytest.param(HOUR + 600, {HALF: 600, HOUR: 600}, id="it begins on the hour"),
     ],
 )
-def test_a_long_tick_is_in_the_half_hours_that_it_speaks_of(
+def test_a_long_tick_is_in_the_half_hours_that_it_covers(
     database_url: str, last: int, expected: dict[int, int]
 ) -> None:
     writer = Writer(database.open_for_writing(database_url), "here", "nvml", 600)
@@ -432,7 +432,7 @@ def test_a_gpus_time_is_busy_held_or_free(engine: sa.Engine) -> None:
     assert frame["seconds"].tolist() == [HOURS * HOUR] * 3
     busy = [sum(HOUR * utilization(hour, gpu) / 100 for hour in range(HOURS)) for gpu in range(3)]
     assert frame["busy_s"].tolist() == pytest.approx(busy, rel=0.001)
-    # A desktop leaves its GPU free; who computes holds it.
+    # A desktop leaves its GPU free; a process that computes holds it.
     held = [HOURS * HOUR - busy[0], HOURS * HOUR - busy[1], 0]
     assert frame["held_s"].tolist() == pytest.approx(held, rel=0.001, abs=1)
     assert (frame["busy_s"] + frame["held_s"] + frame["free_s"]).tolist() == pytest.approx([HOURS * HOUR] * 3)
@@ -472,7 +472,7 @@ def test_time_of_unknown_utilization_is_neither_free_nor_idle(database_url: str)
     [totals] = usage.gpu_totals(engine, scope()).to_dict("records")
     assert (totals["unknown_s"], totals["free_s"]) == (2400, 300)
     rows = usage.ranking(engine, "user", scope()).set_index("kind")
-    assert rows.loc["unknown", "key"] == OWN["unknown"]
+    assert rows.loc["unknown", "key"] == GPU_ROWS["unknown"]
     assert rows.loc["unknown", "seconds"] == 2400
     assert rows.loc["unknown", ["busy_s", "energy_j"]].tolist() == [0, 0]
 
@@ -501,7 +501,7 @@ def test_all_gpus_together_by_the_half_hour(engine: sa.Engine) -> None:
 # ---- Memory that is held for nothing -----------------------------------------------------------------
 
 
-def test_who_holds_memory_for_nothing_is_named_with_what_is_lost(engine: sa.Engine) -> None:
+def test_an_idle_holder_is_listed_with_what_it_wastes(engine: sa.Engine) -> None:
     [row] = usage.idle_holders(engine, scope(), 600).to_dict("records")
     assert (row["pid"], row["username"], row["name"], row["workload"]) == (9, "ada", "ipykernel", "Jupyter")
     assert (row["gpu_index"], row["memory"], row["running"]) == (1, 6000, True)
@@ -510,7 +510,7 @@ def test_who_holds_memory_for_nothing_is_named_with_what_is_lost(engine: sa.Engi
     assert row["wasted_mib_s"] == pytest.approx(6000 * row["idle_s"])
 
 
-def test_within_a_part_of_the_time_only_that_part_is_lost(engine: sa.Engine) -> None:
+def test_within_a_part_of_the_time_only_that_part_is_wasted(engine: sa.Engine) -> None:
     [row] = usage.idle_holders(engine, scope(4), 600).to_dict("records")
     assert row["idle_s"] == pytest.approx(2 * HOUR, abs=STEP)
     assert row["idle_since"] == DAWN + STEP, "since when, whatever the range"
@@ -535,7 +535,7 @@ def idle_story(url: str, *loads: tuple[int, dict[int, int]]) -> sa.Engine:
     return database.open_for_reading(url)
 
 
-def test_who_works_again_or_has_ended_is_still_listed_for_the_time_it_wasted(database_url: str) -> None:
+def test_an_idle_holder_that_works_again_or_has_ended_is_still_listed(database_url: str) -> None:
     engine = idle_story(database_url, (40, {7: 50, 9: 50}), (1200, {7: 0, 9: 0}), (40, {7: 50}))
     frame = usage.idle_holders(engine, scope(), 600).set_index("pid")
     assert frame["running"].to_dict() == {7: True, 9: False}
@@ -544,7 +544,7 @@ def test_who_works_again_or_has_ended_is_still_listed_for_the_time_it_wasted(dat
     assert frame.loc[9, "memory"] == pytest.approx(1000), "of one that has ended, its average"
 
 
-def test_who_has_just_begun_to_idle_is_listed_by_a_shorter_time(database_url: str) -> None:
+def test_a_new_idle_holder_is_listed_by_a_shorter_time(database_url: str) -> None:
     engine = idle_story(database_url, (40, {7: 50}), (120, {7: 0}))
     assert usage.idle_holders(engine, scope(), 600).empty
     [row] = usage.idle_holders(engine, scope(), 60).to_dict("records")
@@ -584,7 +584,7 @@ def test_sessions_are_those_of_the_time_and_the_filters(
     assert model_sessions.loaded(engine, scope(**filters))["model"].tolist() == models
 
 
-def test_at_any_moment_it_is_known_which_model_was_loaded(engine: sa.Engine) -> None:
+def test_a_range_of_one_moment_has_the_model_that_was_loaded(engine: sa.Engine) -> None:
     at = DAWN + HOUR + 1234
     assert model_sessions.loaded(engine, Scope(at, at))["model"].tolist() == ["a:7b"]
     assert model_sessions.loaded(engine, scope(), limit=1)["model"].tolist() == ["b:70b"]
@@ -593,7 +593,7 @@ def test_at_any_moment_it_is_known_which_model_was_loaded(engine: sa.Engine) -> 
 # ---- Names -------------------------------------------------------------------------------------------
 
 
-def test_keys_are_called_as_people_call_them(
+def test_keys_have_the_names_that_people_use(
     engine: sa.Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Of more keys than a query may name there are pieces.
@@ -619,7 +619,7 @@ def test_scopes_that_mean_the_same_half_hours_are_the_same() -> None:
     assert scope().identity != replace(scope(), programs_with={"model": ("a",)}).identity
 
 
-def test_of_an_empty_ledger_there_is_nothing_and_no_error(database_url: str) -> None:
+def test_an_empty_ledger_has_no_rows_and_is_no_error(database_url: str) -> None:
     database.open_for_writing(database_url).dispose()
     engine = database.open_for_reading(database_url)
     for by in (*CALLED, "process", "gpu"):

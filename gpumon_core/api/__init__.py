@@ -1,6 +1,6 @@
 """The routes for machines: /api/v1, as JSON or as files of any length, and what describes them.
 
-All that is served, described and documented follows from RESOURCES.
+The routes, their description and their documentation follow from RESOURCES.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ PATHS = {one.path for one in RESOURCES}
 
 
 class _Elsewhere:
-    """Whatever else is asked for below /api/v1. An ASGI app: a function would be asked with GET alone."""
+    """Every other path below /api/v1. An ASGI app, because Starlette calls a function for GET alone."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await _elsewhere(Request(scope))(scope, receive, send)
 
 
 def _elsewhere(request: Request) -> Response:
-    """That there is no such route, or not with this method."""
+    """The answer that there is no such route, or none with this method."""
     if f"/api/v1/{request.path_params.get('rest')}" in PATHS:
         detail = "Nothing can be changed here: ask with GET or HEAD."
         return problem(HTTPStatus.METHOD_NOT_ALLOWED, detail, headers={**HEADERS, "Allow": "GET, HEAD"})

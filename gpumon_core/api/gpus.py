@@ -23,7 +23,7 @@ HOST = Parameter("host", "The GPUs of this machine.", words(), many=True)
 
 
 def gpus(request: Request, values: Values, engine: Engine) -> Response:
-    """Every GPU that is not gone, in the driver's order."""
+    """Every GPU that is present, in the driver's order."""
     from gpumon_core.export.gpus import GPUS
     from gpumon_core.store.queries import frames
 
@@ -37,7 +37,8 @@ def gpus(request: Request, values: Values, engine: Engine) -> Response:
 
 def chosen(values: Values, engine: Engine, gone: bool = False) -> pd.DataFrame:
     """frames.gpu_table of the GPUs that the query means, with `fresh`: whether one answers, and its newest sample
-    is as new as the interval promises. What one said last that does not answer is not what it does now."""
+    is as new as the interval promises. The metrics of a GPU that does not answer are None: its last ones are not
+    what it does now."""
     from gpumon_core.export.gpus import METRIC_KEYS
     from gpumon_core.store.queries import frames
 

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 DEFAULT = ("utilization", "memory", "temperature", "power")
 DEFAULT_RANGE = "1h"
 MOST_POINTS = 10_000
-# A cell is a metric of a GPU at a step. A GPU's are read at once; and who asks for JSON has all GPUs in memory.
+# A cell is a metric of a GPU at a step. All cells of a GPU are read at once; for JSON, those of all GPUs.
 MOST_CELLS = 400_000
-# So many of them are written at a time: as text they need many times the memory of the frame.
+# The number of cells that are written at once: as text they need many times the memory of the frame.
 PIECE_CELLS = 50_000
 METRIC = Parameter(
     "metric",
@@ -45,7 +45,7 @@ METRIC = Parameter(
 )
 POINTS = Parameter(
     "points",
-    "About how many steps a GPU has at most, as fine as they are kept.",
+    "About how many steps a GPU has at most, as fine as they are stored.",
     whole(1, MOST_POINTS),
     default=600,
 )
@@ -58,7 +58,7 @@ def history(request: Request, values: Values, engine: Engine) -> Response:
 
     start, end = ranges.span(values, engine, DEFAULT_RANGE)
     metrics = values["metric"] or DEFAULT
-    # One that is gone is told of where it is asked for.
+    # A GPU that is no longer there is shown where the query names it.
     gpus = chosen(values, engine, gone=bool(values["gpu"]))
     _check_size(values, len(gpus), len(metrics), end - start)
     parts = _parts(engine, gpus, metrics, start, end, values["points"])
@@ -67,8 +67,8 @@ def history(request: Request, values: Values, engine: Engine) -> Response:
         frames = (piece for _, frame in parts for piece in in_pieces(frame, rows))
         return file(request, values, history_table(metrics), frames, "history", None)
     units = {key: GPU_METRICS_BY_KEY[key].unit for key in metrics if GPU_METRICS_BY_KEY[key].unit}
-    told = {**ranges.moments(start, end, values["tz"]), "units": units}
-    return listed("gpus", told, (_written(gpu, frame, metrics, values) for gpu, frame in parts))
+    head = {**ranges.moments(start, end, values["tz"]), "units": units}
+    return listed("gpus", head, (_written(gpu, frame, metrics, values) for gpu, frame in parts))
 
 
 def _check_size(values: Values, gpus: int, metrics: int, range_s: int) -> None:
@@ -96,7 +96,7 @@ def _parts(
     facts = gpus[["id", "host", "gpu_index", "mig_index", "uuid", "name"]]
     for gpu in facts.to_dict("records"):
         frame = metrics_history(engine, [gpu["id"]], metrics, start, end, points)
-        # A frame of many metrics is in many pieces, and pandas would warn of a further one.
+        # Pandas stores a frame of many metrics in many blocks, and would warn about one more.
         yield gpu, frame.copy().assign(**{name: gpu[name] for name in ("host", "gpu_index", "mig_index")})
 
 
@@ -106,7 +106,7 @@ def _written(gpu: dict[Any, Any], frame: pd.DataFrame, metrics: tuple[str, ...],
     from gpumon_core.export.csv import iso
     from gpumon_core.export.gpus import AGGREGATES, numbers
 
-    told = {
+    facts = {
         "gpu_id": gpu["id"],
         "host": gpu["host"],
         "gpu": gpu_label(gpu["gpu_index"], gpu["mig_index"]),
@@ -115,7 +115,7 @@ def _written(gpu: dict[Any, Any], frame: pd.DataFrame, metrics: tuple[str, ...],
         "times": iso(frame["timestamp_epoch"], values["tz"]).tolist(),
         "epochs": frame["timestamp_epoch"].tolist(),
     }
-    yield f'{written(told)[:-1]},"metrics":{{'
+    yield f'{written(facts)[:-1]},"metrics":{{'
     for number, key in enumerate(metrics):
         columns = {name: numbers(frame[key + suffix]) for suffix, name in AGGREGATES.items()}
         yield f"{',' if number else ''}{written(key)}:{written(columns)}"

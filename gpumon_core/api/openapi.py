@@ -1,4 +1,4 @@
-"""The description of the routes, as OpenAPI 3.1: all of it follows from their tables."""
+"""The description of the routes, as OpenAPI 3.1. It follows from their tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DESCRIPTION = (
     "What gpumon has recorded: GPUs, processes, history, use and models. Times are ISO 8601 in `tz`; what is not "
     "known is null. docs/api.md has examples."
 )
-# What stands in the way of an answer.
+# Why a route does not answer, by status.
 PROBLEMS = {
     "400": "A parameter of the query is wrong: `parameter` names it, `detail` says what it must be.",
     "404": "There is no such GPU.",
@@ -64,12 +64,12 @@ def _operation(resource: Resource) -> dict[str, Any]:
 
 
 def name(path: str) -> str:
-    """What a route is called in programs: processes_history."""
+    """The name of a route for programs: processes_history."""
     return path.removeprefix("/api/v1/").replace("/", "_").replace(".", "_")
 
 
 def _names_gpus(resource: Resource) -> bool:
-    """Whether its query can name a GPU that there is not."""
+    """Whether its query can name a GPU that does not exist."""
     return any(one.name == "gpu" for one in resource.parameters)
 
 
@@ -82,13 +82,13 @@ def _schema(resource: Resource, kind: str) -> Mapping[str, Any]:
 def _parameter(one: Parameter) -> dict[str, Any]:
     schema: dict[str, Any] = dict(one.kind.schema)
     if one.default is not None:
-        # A zone is told by its name.
+        # JSON has the name of a zone.
         schema["default"] = UTC_ZONE.key if one.default is UTC_ZONE else one.default
-    told = {"name": one.name, "in": "query", "description": says(one)}
+    described = {"name": one.name, "in": "query", "description": says(one)}
     if not one.many:
-        return {**told, "schema": schema}
+        return {**described, "schema": schema}
     return {
-        **told,
+        **described,
         "schema": {"type": "array", "items": schema, "maxItems": MOST_VALUES},
         "style": "form",
         "explode": True,
@@ -96,6 +96,6 @@ def _parameter(one: Parameter) -> dict[str, Any]:
 
 
 def says(one: Parameter) -> str:
-    """A parameter's description with what holds for it besides."""
+    """A parameter's description, with whether it is repeatable and which formats have it."""
     many = " Repeatable: any of its values holds." if one.many else ""
     return one.description + many + (f" In {' and '.join(one.only).upper()} alone." if one.only else "")

@@ -1,7 +1,7 @@
-"""What the shell script that gpumon grew out of wrote into files, under its keys, types and units.
+"""The files of bigsk1/gpu-monitor, from which gpumon grew, under its keys, types and units.
 
-It knew one GPU, and had 0 where the hardware offers nothing. Its times are to the second and name no offset. The
-keys are those of its newest version; what reads an older one finds all of its keys among them.
+The original monitors one GPU, and writes 0 where the hardware offers nothing. Its times are to the second, without
+an offset. The keys are those of its newest version, which has all keys of older ones.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ SHAPE = Parameter(
 )
 # key -> metric of the catalogue.
 METRICS = {key: key for key in ("temperature", "utilization", "memory", "power")}
-# The same in versions without processes, whose times had no year.
+# The same in versions without processes. Their times had no year.
 COLUMNS = {"temperatures": "temperature", "utilizations": "utilization", "memory": "memory", "power": "power"}
 TIME, TIME_OF_COLUMNS = "%Y-%m-%d %H:%M:%S", "%m-%d %H:%M:%S"
-KEPT_S = 3 * 86400
+RANGE_S = 3 * 86400
 MOST_PROCESSES = 100
-# Read in pieces of whole buckets of the coarsest rollup, so that no bucket is in two of them. So many points of
-# a piece are all of its ticks.
+# A piece is a multiple of the coarsest rollup's bucket, so that no bucket is in two pieces. A history of this many
+# points has every tick of a piece.
 PIECE_S = 14400
 
 
@@ -62,14 +62,14 @@ def current(_: Request, values: Values, engine: Engine) -> Response:
     return as_json(
         {
             "timestamp": _texts([gpu["last_seen"]], values["tz"])[0],
-            # Whole but for the power, as nvidia-smi says them.
+            # Integers except the power, as nvidia-smi prints them.
             **{key: round(_number(gpu[metric])) for key, metric in METRICS.items()},
             "power": round(_number(gpu["power"]), 2),
             "memory_total": round(_number(gpu["memory_total_mib"])),
             "memory_percent": _percent(gpu["memory"], gpu["memory_total_mib"]),
             "current_processes": [
-                {**told, **more}
-                for told, more in zip(
+                {**row, **more}
+                for row, more in zip(
                     _processes(processes, values["tz"]), _now(processes, values["tz"]), strict=True
                 )
             ],
@@ -93,13 +93,13 @@ def processes(_: Request, values: Values, engine: Engine) -> Response:
     from gpumon_core.store.queries.process_filter import ProcessFilter
 
     gpu = _gpu(values, engine)
-    wanted = ProcessFilter(start=ranges.newest(engine) - KEPT_S, gpu_ids=(gpu["id"],))
+    wanted = ProcessFilter(start=ranges.newest(engine) - RANGE_S, gpu_ids=(gpu["id"],))
     frame = ledger.seen_last(engine, wanted, MOST_PROCESSES)
     totals = ledger.memory_totals(engine, frame["process_id"].tolist())
     found = _processes(frame, values["tz"])
-    for told, process_id in zip(found, _newest_first(frame)["process_id"].tolist(), strict=True):
+    for row, process_id in zip(found, _newest_first(frame)["process_id"].tolist(), strict=True):
         for name in ("avg_memory", "max_memory"):
-            told[f"{name}_percent"] = _percent(told[name], totals.get(process_id))
+            row[f"{name}_percent"] = _percent(row[name], totals.get(process_id))
     return as_json(found)
 
 
@@ -120,7 +120,7 @@ def _gpu(values: Values, engine: Engine) -> dict[Any, Any]:
 def _ticks(engine: Engine, gpu_id: int, newest: int) -> Iterator[pd.DataFrame]:
     from gpumon_core.store.queries.history import metrics_history
 
-    start = newest - KEPT_S
+    start = newest - RANGE_S
     while start <= newest:
         end = min(newest, start - start % PIECE_S + PIECE_S - 1)
         frame = metrics_history(engine, [gpu_id], list(METRICS.values()), start, end, PIECE_S)
@@ -175,7 +175,7 @@ def _processes(frame: pd.DataFrame, zone: ZoneInfo) -> list[dict[str, Any]]:
 
 
 def _now(frame: pd.DataFrame, zone: ZoneInfo) -> list[dict[str, Any]]:
-    """What is told of running processes beside the above: what they hold, and how long they have been running."""
+    """What running processes have besides: the memory that they hold, and how long they have been running."""
     found = []
     for row in _newest_first(frame).to_dict("records"):
         started = row["start_time"]
@@ -203,9 +203,9 @@ def _lifetime(seconds: int) -> str:
     return f"{minutes}m {seconds % 60}s" if minutes else f"{seconds}s"
 
 
-def _percent(part: Any, whole: Any) -> float:
-    """To two places; 0 where it is not known."""
-    known = _number(whole)
+def _percent(part: Any, total: Any) -> float:
+    """With two decimals; 0 where not known."""
+    known = _number(total)
     return round(100 * _number(part) / known, 2) if known else 0.0
 
 

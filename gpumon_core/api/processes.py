@@ -1,4 +1,4 @@
-"""Who is on the GPUs, and who ever was."""
+"""The processes that are on the GPUs now, and all that ever were."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from gpumon_core.store.queries.process_filter import EVERYTHING, PARAMETERS, fro
 if TYPE_CHECKING:
     import pandas as pd
 
-# Those of the processes that are on a GPU now.
+# The parameters that choose among the processes on a GPU now.
 NOW_FILTERS = tuple(one for one in PARAMETERS if one.name not in ("from", "to", "state"))
 
 
 def process_history(request: Request, values: Values, engine: Engine) -> Response:
-    """The ledger's rows that the filters leave, newest first."""
-    # What reads the database needs pandas, which the server loads once it has answered its first visitor.
+    """The recorded processes that meet the filters, newest first."""
+    # These import pandas, which the server loads after its first answer.
     from gpumon_core.export.processes import LEDGER
     from gpumon_core.store.queries import processes
 
@@ -44,7 +44,7 @@ def process_history(request: Request, values: Values, engine: Engine) -> Respons
         return file(request, values, LEDGER, processes.pages(engine, wanted), "processes", total)
     at, limit = after(values), values["limit"]
     total = processes.count(engine, wanted)
-    # One more than asked for tells whether there is more.
+    # One row more than asked for: where it exists, there is a next page.
     frame = processes.page(engine, wanted, limit + 1, at)
     shown = frame.head(limit)
     following = cursor(processes.position(shown)) if len(frame) > limit else None

@@ -1,4 +1,4 @@
-"""The time range of a query: from, to and range, as they stand on every route that needs an end to both sides."""
+"""The time range of a query: from, to and range, for routes that need a beginning and an end."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def newest(engine: Engine) -> int:
 
 
 def moments(start: int, end: int, zone: ZoneInfo) -> dict[str, Any]:
-    """A range as an answer tells it."""
+    """A range as an answer has it."""
     import pandas as pd
 
     from gpumon_core.export.csv import iso

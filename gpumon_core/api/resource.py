@@ -1,8 +1,8 @@
-"""What the routes for machines have in common: reading a query, choosing a format, telling what is wrong.
+"""What all routes share: they read a query, choose a format, and answer with a problem where something is wrong.
 
-An endpoint is a plain function, which Starlette runs in a thread, and a long answer is an iterator that it asks
-there for one piece after the other: pages are served meanwhile. What a query takes is a table (safety.parameters);
-what is wrong with one is told as application/problem+json (RFC 9457).
+An endpoint is a plain function that Starlette runs in a thread. A long answer is an iterator, and Starlette takes
+its pieces in a thread, too, so that the server serves pages meanwhile. A table lists the parameters of a query
+(safety.parameters). A problem is application/problem+json (RFC 9457).
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ PAGING = (
 class Resource:
     """A route: what it is for, what it takes, and what answers it.
 
-    schema: what its JSON is, as JSON Schema. example: a query to show. replaces: the file of the original that it
-    stands for. reads: whether it reads the database; where it does not, it is not given one. takes_turns: whether
-    its answer may be long, so that it waits for its turn (export.turns).
+    schema: what its JSON is, as JSON Schema. example: a query to show. replaces: the file of the original with
+    the same content. reads: whether it reads the database; otherwise it gets None. takes_turns: whether its answer
+    may be long, so that it waits for its turn (web.turns).
     """
 
     path: str
@@ -77,11 +77,11 @@ class Resource:
 
     @property
     def formats(self) -> tuple[str, ...]:
-        """The formats that it has."""
+        """The names of its formats."""
         return tuple(MEDIA_TYPES) if FORMAT in self.parameters else ("json",)
 
     def endpoint(self, request: Request) -> Response:
-        """The answer, or what is in its way."""
+        """The answer, or a problem."""
         try:
             values = read(self.parameters, request.query_params.multi_items())
             if FORMAT in self.parameters:
@@ -98,7 +98,7 @@ class Resource:
         except NoDatabase as error:
             return problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
         except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
-            # The driver's own words have the reason, and neither the query nor the password.
+            # The driver's message has the reason, but neither the query nor the password.
             why = hide(" ".join(str(getattr(error, "orig", None) or error).split()))
             log.warning("%s cannot be answered: the database says %s", self.path, why)
             detail = f"The database cannot be read ({why}). Try again, or look at the System page."
@@ -112,7 +112,7 @@ class Resource:
 
 
 class NoDatabase(Exception):
-    """There is no database to be read yet."""
+    """The database does not exist yet."""
 
 
 class NotThere(Exception):
@@ -126,7 +126,7 @@ class NotThere(Exception):
 def _engine() -> Engine:
     engine = runtime.engine()
     path = database.file_of(str(engine.url))
-    # To connect to a file that does not exist makes an empty one.
+    # SQLite would create a missing file.
     if path is not None and not path.is_file():
         raise NoDatabase("Nothing has been recorded yet: the database comes with the first sample.")
     return engine
@@ -149,7 +149,7 @@ def _gpu_ids(engine: Engine, given: str | tuple[str, ...]) -> int | tuple[int, .
 def problem(
     status: HTTPStatus, detail: str, parameter: str | None = None, headers: Mapping[str, str] = HEADERS
 ) -> Response:
-    """What is wrong, as RFC 9457 has it, with the parameter that is to blame."""
+    """An answer that says what is wrong, as RFC 9457 has it, and which parameter causes it."""
     answer = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
     return JSONResponse(
         answer if parameter is None else {**answer, "parameter": parameter}, status.value, headers, PROBLEM
@@ -203,8 +203,8 @@ def written(value: Any) -> str:
 
 
 def streamed(chunks: Iterator[bytes], headers: Mapping[str, str], media_type: str) -> Response:
-    """Bytes as they come. The first two pieces are read before the answer begins: what fails at once is told as a
-    problem, not as an answer that breaks off."""
+    """Bytes as they come. The first two pieces are read before the answer begins: what fails at once becomes a
+    problem, and not an answer that breaks off."""
     begun = list(itertools.islice(chunks, 2))
     return StreamingResponse(itertools.chain(begun, chunks), headers=headers, media_type=media_type)
 
@@ -213,7 +213,7 @@ def file(
     request: Request, values: Values, table: Table, pieces: Iterable[pd.DataFrame], name: str, total: int | None
 ) -> Response:
     """A table as a file in the format of the query, with all rows. `total` is how many there are,
-    where that is known before."""
+    where known beforehand."""
     kind, zone = FORMATS[values["format"]], values["tz"]
     chunks = iter(()) if request.method == "HEAD" else table.write(kind.name, pieces, zone)
     named = f"gpumon-{name}-{datetime.now(zone):%Y%m%d-%H%M%S}{kind.suffixes[0]}"
@@ -224,7 +224,7 @@ def file(
 
 
 def cursor(at: Position) -> str:
-    """A position as clients hand it back, without a meaning to them."""
+    """A position as a text for clients, which return it unread."""
     return base64.urlsafe_b64encode(f"{at[0]}.{at[1]}".encode()).decode().rstrip("=")
 
 
@@ -236,19 +236,19 @@ def position(text: str) -> Position:
     except ValueError:
         found = None
     at = (int(found[1]), int(found[2])) if found else (0, 0)
-    # base64 is read with much that does not belong into it.
+    # Python's base64 ignores characters that do not belong into it.
     if at[0] > LAST_MOMENT or at[1] > LARGEST or cursor(at) != text:
         raise BadParameter("cursor", "“cursor” must be the `next` of an answer.")
     return at
 
 
 def after(values: Values) -> Position | None:
-    """Where the query wants to go on; None from the beginning. Raises BadParameter."""
+    """The position after which the query continues; None for the beginning. Raises BadParameter."""
     return None if values["cursor"] is None else position(values["cursor"])
 
 
 def page_schema(name: str, row: Schema, more: Mapping[str, Schema] | None = None) -> Schema:
-    """What a page of rows is, as JSON Schema."""
+    """The JSON Schema of a page of rows."""
     return object_schema(
         {
             **(more or {}),
@@ -260,7 +260,7 @@ def page_schema(name: str, row: Schema, more: Mapping[str, Schema] | None = None
 
 
 def object_schema(properties: Mapping[str, Schema]) -> Schema:
-    """What an object with exactly these properties is, as JSON Schema."""
+    """The JSON Schema of an object with exactly these properties."""
     return {
         "type": "object",
         "properties": dict(properties),

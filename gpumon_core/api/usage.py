@@ -1,4 +1,4 @@
-"""Who used how much of the GPUs, and which models were loaded."""
+"""How much of the GPUs each user, model, ... used, and which models were loaded."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _filters(what: str) -> tuple[Parameter, ...]:
 
 
 def _scope(values: Values, engine: Engine) -> Scope:
-    """What the query's range and filters mean. Raises BadParameter."""
+    """The scope of the query's range and filters. Raises BadParameter."""
     from gpumon_core.store.queries.usage import Scope
 
     start, end = ranges.span(values, engine, DEFAULT_RANGE)
@@ -77,7 +77,7 @@ def ranking(request: Request, values: Values, engine: Engine) -> Response:
     if values["format"] != "json":
         pieces = _named(engine, values["by"], in_pieces(ranked))
         return file(request, values, table, pieces, f"usage-{values['by']}", len(ranked))
-    # A ranking has no order but that of its sums: what goes on is counted.
+    # A ranking is ordered by its sums alone: the cursor is the number of rows so far.
     first = 0 if at is None else at[1]
     pieces = _named(engine, values["by"], [ranked.iloc[first : first + limit]])
     rows = [row for piece in pieces for row in table.plain_rows(piece, values["tz"])]
@@ -95,7 +95,7 @@ def ranking(request: Request, values: Values, engine: Engine) -> Response:
 
 
 def _named(engine: Engine, by: Dimension, pieces: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-    """Pieces of a ranking with what each row is called."""
+    """Pieces of a ranking with the name of each row."""
     from gpumon_core.store.queries import costs, usage
 
     for piece in pieces:

@@ -55,7 +55,7 @@ POINTS, MOST_POINTS = 1000, 10_000
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """What, of when, and where to."""
+    """The table, the time range and the file."""
     parser.add_argument(
         "--table", required=True, choices=TABLES, metavar="TABLE", help=f"one of {', '.join(TABLES)}"
     )
@@ -109,7 +109,7 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def write(engine: Engine, arguments: argparse.Namespace, chosen: str, file: BinaryIO) -> int:
-    """Write what the arguments say in a format; how many rows it has. Raises terminal.Usage."""
+    """Write the rows that the arguments choose, and return how many there are. Raises terminal.Usage."""
     from gpumon_core.store.queries.table_reader import NotThere
 
     try:
@@ -117,7 +117,7 @@ def write(engine: Engine, arguments: argparse.Namespace, chosen: str, file: Bina
     except NotThere as error:
         raise terminal.Usage(str(error)) from error
     bar = terminal.Bar("rows", shown=arguments.out is not None or not sys.stdout.isatty())
-    # Rows are counted for the bar alone: of a very long table a server might not say in time.
+    # Only the bar needs the number of rows: a server may take long to count a very long table.
     about = source.about() if bar.shown else 0
     done = 0
 
@@ -142,7 +142,10 @@ def write(engine: Engine, arguments: argparse.Namespace, chosen: str, file: Bina
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a file is made of: columns, about how many rows, their pages, and what makes a piece of a page."""
+    """The content of a file.
+
+    about: returns about how many rows there are. piece: makes of one of the pages a piece of the file.
+    """
 
     columns: Sequence[Described]
     about: Callable[[], int]
@@ -157,7 +160,7 @@ def _table(engine: Engine, arguments: argparse.Namespace) -> Source:
     table = gpu_metrics if arguments.table == "metrics" else metadata.tables[arguments.table]
     start, end = terminal.span(arguments, time.time())
     part = table_reader.Part(table, start, end, stored.gpu_ids(engine, arguments.gpu))
-    # What it cannot be asked for is said before a file is begun.
+    # Raises what is wrong before a file is begun.
     part.conditions()
     shown = rows.columns(table)
     read = table_reader.pages(engine, part, [one.source for one in shown])
@@ -178,17 +181,17 @@ def _history(engine: Engine, arguments: argparse.Namespace) -> Source:
     ids = frames.gpu_ids(engine) if wanted is None else wanted
     if start is None:
         first = frames.resolutions(engine)["first"].min(skipna=True)
-        # Nothing may be left of what was recorded.
+        # Everything may have been deleted.
         start = int(first) if first == first else 0  # noqa: PLR0124
     until = int(time.time()) if end is None else end
     points = arguments.points or POINTS
 
     def pages() -> Iterator[list[Row]]:
-        # One GPU after the other: the points of all at once might be more than a machine has memory for.
+        # One GPU after the other: the points of all GPUs may not fit into memory.
         for gpu_id in ids:
             frame = metrics_history(engine, [gpu_id], metrics, start, until, points)
             values = frame.columns[2:]
-            # A row of nothing stands for a gap in the recording, which a file tells by having no row.
+            # An empty row marks a gap in the recording; a file has no row there.
             frame = frame.dropna(subset=values, how="all")
             known = frame[values].astype(object).where(frame[values].notna(), None)
             keys = (frame["timestamp_epoch"].tolist(), *[frame["gpu_id"].tolist()] * 2)

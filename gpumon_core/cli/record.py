@@ -1,7 +1,7 @@
 """Record without a server, until SIGTERM or Ctrl-C.
 
-One recorder writes a database: a second one says who does, and takes over when
-that ends.
+One recorder writes a database: a second one names it, and takes over when the
+first ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def add(_: argparse.ArgumentParser) -> None:
 
 
 def run(settings: Settings, _: argparse.Namespace) -> int:
-    """Record; 0 once it was told to end."""
+    """Record; 0 when a signal has ended it."""
     from gpumon_core.recording import allocator
     from gpumon_core.recording.recorder import run_until
     from gpumon_core.safety import log_limit

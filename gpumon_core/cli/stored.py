@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def url_of(settings: Settings) -> str:
-    """The database that is meant. Raises Failure where nothing has been recorded."""
+    """The URL of the database that the settings mean. Raises Failure where nothing has been recorded."""
     url, demo = settings.database_of(settings.source), settings.demo_database_url
     path = database.file_of(url)
     if path is not None and not path.is_file():
@@ -68,7 +68,7 @@ def _named(url: str) -> str:
     return str(database.file_of(url) or mask_password(url))
 
 
-# How a GPU is told on a command line: see store.naming.
+# How a command line names a GPU: see store.queries.gpu_selector.
 SPELLINGS = (
     "its index (3 or index:3), its UUID or the beginning of one, either with its host before it where that is "
     "needed (rack1/3), or gpumon's id of it (id:7)"

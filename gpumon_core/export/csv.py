@@ -11,17 +11,17 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 
-# A spreadsheet takes text that begins like this for a formula, and process names are anybody's text. Where East
-# Asian scripts are written the wide forms of these signs mean the same.
+# A spreadsheet runs text that begins like this as a formula, and every user chooses the names of
+# processes. In East Asian scripts the wide forms of these signs mean the same.
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "﹦", "﹢", "﹣", "﹫")
-# Blanks and signs without a width before it are no protection. Where a comma is the decimal sign, the cells of a
-# CSV end at semicolons, and quotes within one mean nothing: a formula may begin behind each.
+# Spreadsheets skip blanks and signs without a width before it. Where a comma is the decimal sign, the cells of a
+# CSV end at semicolons, and quotes within one mean nothing: a formula may begin after each semicolon.
 _BLANK = r"[\s\x00-\x1f\u00ad\u200b-\u200f\u2060-\u2064\ufeff]*"
 _FORMULA = re.compile(rf"(?:^|(?<=;))(?={_BLANK}[=+\-@＝＋－＠﹦﹢﹣﹫])|^(?=[\t\r\n])")
 
 
 def harmless(text: object) -> object:
-    """Text that no spreadsheet runs as a formula: an apostrophe precedes what it would take for one."""
+    """Text that no spreadsheet runs as a formula: an apostrophe precedes what it would run."""
     return _FORMULA.sub("'", text) if isinstance(text, str) and _FORMULA.search(text) else text
 
 

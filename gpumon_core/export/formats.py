@@ -116,7 +116,7 @@ def _parquet(columns: Sequence[Described], pieces: Iterable[Piece], _: ZoneInfo)
     with pq.ParquetWriter(sink, schema, compression="zstd", use_dictionary=texts) as writer:
         yield sink.take()
         for piece in pieces:
-            writer.write_table(as_arrow(columns, schema, piece))
+            writer.write_table(_as_arrow(columns, schema, piece))
             yield sink.take()
     yield sink.take()
 
@@ -171,17 +171,24 @@ def arrow_schema(columns: Sequence[Described]) -> pa.Schema:
     )
 
 
-def as_arrow(columns: Sequence[Described], schema: pa.Schema, piece: Piece) -> pa.Table:
+def _as_arrow(columns: Sequence[Described], schema: pa.Schema, piece: Piece) -> pa.Table:
     """A piece as a table of arrow_schema."""
     import pyarrow as pa
 
     arrays = [
-        pa.array([None if value is None else round(value * 1000) for value in values], pa.int64()).cast(field.type)
-        if one.type == Type.MOMENT
-        else pa.array(values, field.type)
+        _moments(values, field.type) if one.type == Type.MOMENT else pa.array(values, field.type)
         for one, field, values in zip(columns, schema, piece, strict=True)
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
+
+
+def _moments(values: Sequence[int | float | None], kind: pa.DataType) -> pa.Array:
+    import pyarrow as pa
+    from pyarrow import compute
+
+    # Numbers of one type: the library converts all of them at once.
+    ms = compute.multiply(pa.array(values, pa.float64()), 1000.0)
+    return compute.round(ms).cast(pa.int64()).cast(kind)
 
 
 class _Sink(io.RawIOBase):

@@ -12,7 +12,7 @@ from gpumon_core.metrics import GPU_METRICS, GPU_METRICS_BY_KEY, Metric
 
 # More digits than any sensor has.
 DIGITS = 3
-# Of each step of a history: what ends the column's name in a frame -> what it is called.
+# The values of each step of a history: the end of the column's name in a frame -> the name of the value.
 AGGREGATES = {"": "mean", "_min": "min", "_max": "max"}
 
 
@@ -21,12 +21,12 @@ def _number(key: str, title: str, metric: Metric) -> Column:
 
 
 def _now(metric: Metric) -> list[Column]:
-    """The value of the newest tick, and the highest within it where the driver keeps samples."""
+    """The value of the newest tick, and the highest within it where the driver stores samples."""
     found = [_number(metric.key, metric.label, metric)]
     return found + ([_number(metric.peak, f"{metric.label}, highest", metric)] if metric.peak else [])
 
 
-# Of frames.gpu_table with `fresh` (bool) and its host's driver_version and cuda_version.
+# For frames of frames.gpu_table with `fresh` (bool) and its host's driver_version and cuda_version.
 GPUS = Table(
     (
         plain("host", "Host", TEXT, sure=True),
@@ -58,7 +58,7 @@ METRIC_KEYS = [column.key for metric in GPU_METRICS for column in _now(metric)]
 
 
 def history_table(metrics: Sequence[str]) -> Table:
-    """Of metrics_history of these metrics with host, gpu_index and mig_index."""
+    """For frames of metrics_history of these metrics with host, gpu_index and mig_index."""
     numbers = [
         _number(key + suffix, f"{GPU_METRICS_BY_KEY[key].label}, {name}", GPU_METRICS_BY_KEY[key])
         for key in metrics

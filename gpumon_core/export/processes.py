@@ -1,7 +1,4 @@
-"""Processes in other programs' formats: the ledger, and who is on the GPUs now.
-
-Pages of `store.processes.pages` are pieces of the ledger's table.
-"""
+"""The columns of processes in files and answers: all recorded processes, and those on the GPUs now."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from gpumon_core.metrics import PROCESS_METRICS
 from gpumon_core.store.queries.frames import gpu_labels
 
 HOUR_S = 3600
-# What ends the name of a number in that unit.
+# Unit -> the end of the name of a number in it.
 SUFFIXES = {"MiB": "mib", "%": "percent"}
 
 # What a process runs: title -> column of `programs`.
@@ -63,7 +60,7 @@ COLUMNS = (
     *(plain(column, title, TEXT) for title, column in PROGRAM.items()),
     plain("process_id", "Id in gpumon", WHOLE, sure=True),
 )
-# Of frames of process_history.
+# For frames of processes.process_history.
 LEDGER = Table(COLUMNS)
 
 
@@ -71,10 +68,10 @@ def _label(frame: pd.DataFrame) -> pd.Series:
     return gpu_labels(frame["gpu_index"], frame["mig_index"])
 
 
-# Where a row of a frame is about one GPU.
+# For frames whose rows are about one GPU each.
 GPU = Column("gpu", "GPU", TEXT, _label, sure=True)
 
-# Of frames of active_processes.
+# For frames of frames.active_processes.
 ACTIVE = Table(
     (
         plain("host", "Host", TEXT, sure=True),

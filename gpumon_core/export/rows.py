@@ -1,8 +1,6 @@
-"""Every table of the database in other programs' formats: CSV, newline-delimited JSON and Parquet.
+"""The columns of every table of the database in a file.
 
-What a table's columns are called, and in which unit they are, follows from the schema and the catalogue: a table
-that is new is exported without a line here. Rows of `store.pages` go in, bytes come out as they are ready: of a
-file of any length, one page is in memory.
+Their titles and units follow from the schema and the catalogue: a new table needs no line here.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ MOMENTS = {
     *("first", "last", "until", "imported_at"),
 }
 FLAGS = {"active", "present", "estimated"}
-# What the end of a column's name says of its unit; the longest that fits.
+# The end of a column's name -> its unit; the longest end comes first.
 SUFFIXES = {"_mib_s": "MiB s", "_mib": "MiB", "_ms": "ms", "_s": "s", "_j": "J", "_w": "W", "_bytes": "bytes"}
 # Columns whose titles and units do not follow from their names.
 TITLES: Mapping[str, tuple[str, str | None]] = {
@@ -77,7 +75,7 @@ class Names:
 
 
 def read_names(engine: Engine) -> Names:
-    """Those of a database. Raises sqlalchemy.exc.DBAPIError."""
+    """The names in a database. Raises sqlalchemy.exc.DBAPIError."""
     query = sa.select(gpus.c.id, gpus.c.gpu_index, gpus.c.mig_index, hosts.c.name).join(
         hosts, hosts.c.id == gpus.c.host_id
     )
@@ -92,8 +90,7 @@ def read_names(engine: Engine) -> Names:
 class StoredColumn:
     """A column of a file.
 
-    key: its name in JSON. source: what is selected of the database. named: where the value is the name that
-    belongs to an id, whose.
+    key: its name in JSON. source: what a query selects. named: for an id, the names that replace it.
     """
 
     key: str
@@ -110,11 +107,11 @@ class StoredColumn:
 
 
 def columns(table: sa.Table) -> list[StoredColumn]:
-    """The columns of a file of a table: when, where and who first, ids last."""
+    """The columns of a file of a table: time, host and GPU first, ids last."""
     found = []
     for column in table.columns:
         found += [*_instead(table, column), _column(table, column)]
-    # Sorting keeps the order of those that are alike.
+    # Python's sort is stable: the others stay in their order.
     return sorted(found, key=lambda one: FIRST.index(one.key) if one.key in FIRST else 9 + (one.key in LAST))
 
 
@@ -131,7 +128,7 @@ def history_columns(metrics: Sequence[str]) -> list[StoredColumn]:
 
 
 def _instead(table: sa.Table, column: sa.Column[Any]) -> list[StoredColumn]:
-    """What people know by name, where the table has an id."""
+    """For an id in the table, the columns that name the same."""
     if column.name == "gpu_id":
         return [
             StoredColumn("host", "Host", Type.TEXT, column, named=lambda names: names.gpu_hosts),
@@ -167,9 +164,9 @@ def _type(column: sa.Column[Any]) -> Type:
 
 
 def _metric(table: sa.Table, name: str) -> tuple[Metric | None, str]:
-    """The metric whose column it is, and which of its values."""
+    """The metric of a column, and which of the metric's values it is."""
     catalogue = PROCESS_METRICS_BY_KEY if "process_id" in table.c else GPU_METRICS_BY_KEY
-    # An energy_j, or a memory of a whole life, is none: those keys have no column of their own there.
+    # energy_j, or the memory over a process's life, is no metric: the table has no column of that key.
     for suffix in EXTREMES:
         key = name.removesuffix(suffix) if suffix else name
         if name.endswith(suffix) and key in catalogue and key in table.c:

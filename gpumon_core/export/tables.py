@@ -53,13 +53,12 @@ class Column:
     def values(self, frame: pd.DataFrame) -> list[Any]:
         """Its values in a frame, as formats.Type has them."""
         found = self.of(frame)
-        known = found.notna()
-        if self.type == WHOLE:
-            found = found.astype("Int64")
-        values = found.tolist()
-        if known.all():
-            return values
-        return [value if is_known else None for value, is_known in zip(values, known.tolist(), strict=True)]
+        if self.type == WHOLE and found.dtype.kind == "f":
+            # A frame has floats where some are not known.
+            return [None if value != value else int(value) for value in found.tolist()]  # noqa: PLR0124 - NaN
+        if found.hasnans:
+            return list(found.astype(object).where(found.notna(), None))
+        return found.tolist()
 
 
 def plain(key: str, title: str, kind: Type, name: str = "", unit: str | None = None, sure: bool = False) -> Column:
@@ -102,7 +101,7 @@ class Table:
         return FORMATS[name].write(self.columns, map(self.piece, frames), zone)
 
     def csv(self, frame: pd.DataFrame, zone: ZoneInfo) -> bytes:
-        """One frame as a whole CSV."""
+        """One frame as a CSV file."""
         return b"".join(self.write("csv", [frame], zone))
 
     def plain_rows(self, frame: pd.DataFrame, zone: ZoneInfo) -> list[dict[str, Any]]:

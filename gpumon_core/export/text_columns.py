@@ -10,7 +10,7 @@ from gpumon_core.format import printable
 
 GAP = 2
 CUT = "…"
-# A column is made no narrower than this where a terminal is.
+# On a narrow terminal a column is at least this wide.
 NARROWEST = 5
 
 
@@ -28,7 +28,7 @@ def _cells(character: str) -> int:
 
 
 def cut(text: str, cells: int) -> str:
-    """The text, or its beginning and an ellipsis where it is wider than so many cells."""
+    """The text, or its beginning and an ellipsis where it is wider than this number of cells."""
     if width(text) <= cells:
         return text
     taken, room = "", cells - 1
@@ -55,7 +55,8 @@ def aligned(
 ) -> list[str]:
     """Rows of cells as lines, each column as wide as its widest cell; those in `right` end at their right edge.
 
-    Where all together are wider than `most`, the widest columns give way, but for those in `fixed`. A row may have
+    Where all together are wider than `most`, the widest columns become narrower, but not those in
+    `fixed`. A row may have
     fewer cells than others.
     """
     shown = [[printable(cell) for cell in row] for row in rows]

@@ -1,4 +1,4 @@
-"""Who used the GPUs, and which models were loaded, in other programs' formats."""
+"""The columns of usage, idle processes and model sessions in files and answers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from gpumon_core.store.queries.costs import Prices, called, shares
 
 
 def named(ranking: pd.DataFrame, names: Mapping[Any, str]) -> pd.DataFrame:
-    """The whole of a usage.ranking as ranking_table takes it."""
+    """A usage.ranking with all of its rows, as ranking_table needs it."""
     return ranking.assign(called=called(ranking, names), share=shares(ranking))
 
 
-def together(whole: pd.DataFrame) -> pd.DataFrame:
-    """One row with the sums of all rows that ranking_table takes."""
-    return whole.sum(numeric_only=True).to_frame().T.assign(called="", kind="", key=None)
+def together(named_ranking: pd.DataFrame) -> pd.DataFrame:
+    """One row with the sums of all rows of `named`."""
+    return named_ranking.sum(numeric_only=True).to_frame().T.assign(called="", kind="", key=None)
 
 
 def ranking_table(prices: Prices) -> Table:
-    """Of frames of usage.ranking with `called` (ledger.called) and `share` (ledger.shares).
+    """For frames of usage.ranking with `called` (costs.called) and `share` (costs.shares).
 
     It has the same columns whatever has a price: `cost` is None where nothing has.
     """
@@ -52,13 +52,13 @@ def ranking_table(prices: Prices) -> Table:
 
 
 def _key(frame: pd.DataFrame) -> pd.Series:
-    """What tells a part from the others, as text: None where it is not known, and of the GPUs' own rows."""
+    """The key of each part, as text: None where not known, and for the GPUs' own rows."""
     pairs = zip(frame["kind"], frame["key"], strict=True)
     texts = [str(key) if kind == "part" and pd.notna(key) else None for kind, key in pairs]
     return pd.Series(texts, index=frame.index, dtype="object")
 
 
-# Of frames of model_sessions.loaded.
+# For frames of model_sessions.loaded.
 SESSIONS = Table(
     (
         plain("model", "Model", TEXT, sure=True),
@@ -80,7 +80,7 @@ SESSIONS = Table(
     )
 )
 
-# Of frames of usage.idle_holders.
+# For frames of usage.idle_holders.
 IDLE = Table(
     (
         plain("host", "Host", TEXT, sure=True),
@@ -100,7 +100,7 @@ IDLE = Table(
 
 
 def time_split(shown: pd.DataFrame) -> Table:
-    """Of a frame of each GPU's time: its name in the column GPU, and hours in the others."""
+    """For a frame of each GPU's time: its name in the column GPU, and hours in the others."""
     return Table(
         tuple(plain(name, name, *((TEXT,) if name == "GPU" else (NUMBER, "", "h"))) for name in shown.columns)
     )

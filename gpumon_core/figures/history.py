@@ -81,7 +81,7 @@ def history(
             if gpu_id in there
         ]
         charts.append(Chart(_heading(_called(metric, frame), metric), lines))
-    return over_time(frame, charts, start, end, dark, totals)
+    return stack(frame, charts, start, end, dark, totals)
 
 
 def device(
@@ -106,7 +106,7 @@ def device(
             name = metrics[0].label if len(metrics) == 1 else group
             lines = [Line(gpu_id, metric, metric.label, place) for place, metric in enumerate(metrics)]
             charts.append(Chart(_heading(name, metrics[0]), lines, own_legend=True))
-    return over_time(frame, charts, start, end, dark, totals)
+    return stack(frame, charts, start, end, dark, totals)
 
 
 def life(frame: pd.DataFrame, labels: Mapping[int, str], start: int, end: int, dark: bool) -> Figure:
@@ -120,7 +120,7 @@ def life(frame: pd.DataFrame, labels: Mapping[int, str], start: int, end: int, d
                 for place, gpu_id in enumerate(frame["gpu_id"].unique())
             ]
             charts.append(Chart(_heading(metric.label, metric), lines))
-    return over_time(frame, charts, start, end, dark)
+    return stack(frame, charts, start, end, dark)
 
 
 def _is_worth_a_chart(frame: pd.DataFrame, metric: Metric) -> bool:
@@ -133,7 +133,7 @@ def _is_worth_a_chart(frame: pd.DataFrame, metric: Metric) -> bool:
     return len(values) > 0 and (metric.kept == "tick" or values.nunique() > 1)
 
 
-def over_time(
+def stack(
     frame: pd.DataFrame,
     charts: Sequence[Chart],
     start: int,

@@ -33,8 +33,8 @@ def render(families: Families, as_openmetrics: bool) -> bytes:
 
     Line for line it is what the client library writes (a test holds it to that), in a fraction of the time: a
     GPU's labels are written out once, not once for each of its sixty series. Only DCGM's counters differ. The
-    library calls every counter ..._total, and DCGM's exporter none: they are families without a type, and the text
-    format says what they are. OpenMetrics allows no counter without _total, so there they stay without a type.
+    library calls every counter ..._total, and DCGM's exporter none: to the library they are families without a
+    type. The text format then says counter. OpenMetrics allows no counter without _total: there they have no type.
     """
     texts: dict[int, str] = {}
     lines: list[str] = []
@@ -56,15 +56,15 @@ def render(families: Families, as_openmetrics: bool) -> bytes:
 
 
 def _written(labels: Mapping[str, str]) -> str:
-    """Labels as they stand behind a name."""
+    """Labels in the text format, behind the name of a series."""
     pairs = (f'{name}="{text.translate(_ESCAPES)}"' for name, text in sorted(labels.items()))
     return f"{{{','.join(pairs)}}}"
 
 
-def scene() -> ScrapeData:
-    """What is to be told now, from memory."""
+def scrape_data() -> ScrapeData:
+    """What a scrape reports now, from memory."""
     settings, latest = runtime.settings(), runtime.latest_tick()
-    fresh = latest is not None and time.monotonic() - latest.at <= fresh_within_s(settings.interval)
+    is_fresh = latest is not None and time.monotonic() - latest.at <= fresh_within_s(settings.interval)
     return ScrapeData(
         host=settings.host_name,
         state=runtime.state(),
@@ -72,27 +72,27 @@ def scene() -> ScrapeData:
         interval_s=settings.interval,
         processes=settings.metrics_processes,
         latest=latest,
-        fresh=fresh,
+        is_fresh=is_fresh,
     )
 
 
-class Kept:
-    """The exposition of one scene in each format, made when it is first asked for and kept until another scene."""
+class ExpositionCache:
+    """The exposition in each format: rendered when it is first asked for, and again when there is other data."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._scene: ScrapeData | None = None
+        self._data: ScrapeData | None = None
         self._families = Families(())
         self._bodies: dict[tuple[bool, bool], bytes] = {}
 
     def families(self, now: ScrapeData) -> Families:
-        """The families of a scene."""
+        """The families that have samples."""
         with self._guard:
             return self._of(now)
 
     def body(self, now: ScrapeData, as_openmetrics: bool, zipped: bool) -> bytes:
-        """The exposition of a scene, as it is or compressed."""
-        # Those who come together wait for the one who renders.
+        """The exposition, as it is or compressed."""
+        # Scrapes that come together wait for the one that renders.
         with self._guard:
             families = self._of(now)
             for packed in (False, True) if zipped else (False,):
@@ -106,8 +106,8 @@ class Kept:
             return self._bodies[as_openmetrics, zipped]
 
     def _of(self, now: ScrapeData) -> Families:
-        if self._scene != now:
-            self._scene, self._families, self._bodies = now, collect(now), {}
+        if self._data != now:
+            self._data, self._families, self._bodies = now, collect(now), {}
         return self._families
 
 
@@ -116,7 +116,7 @@ def compress(body: bytes) -> bytes:
     return gzip.compress(body, compresslevel=1, mtime=0)
 
 
-kept = Kept()
+cache = ExpositionCache()
 
 
 def wants_openmetrics(headers: Iterable[str]) -> bool:
@@ -134,12 +134,12 @@ def metrics(request: Request) -> Response:
     as_openmetrics = wants_openmetrics(request.headers.getlist("accept"))
     zipped = wants_gzip(request.headers.getlist("accept-encoding"))
     names = frozenset(request.query_params.getlist("name[]"))
-    now = scene()
+    now = scrape_data()
     if names:
-        body = render(kept.families(now).named(names), as_openmetrics)
+        body = render(cache.families(now).named(names), as_openmetrics)
         body = compress(body) if zipped else body
     else:
-        body = kept.body(now, as_openmetrics, zipped)
+        body = cache.body(now, as_openmetrics, zipped)
     headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Vary": "Accept, Accept-Encoding"}
     if zipped:
         headers["Content-Encoding"] = "gzip"

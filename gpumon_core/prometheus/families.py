@@ -1,4 +1,4 @@
-"""The metric families of /metrics: what the catalogue has under DCGM's names, and what DCGM does not know.
+"""The metric families of /metrics: the catalogue's metrics under DCGM's names, and gpumon's own.
 
 Names, types, units and labels of DCGM_*: the counters in etc/*.csv of NVIDIA's dcgm-exporter, its
 internal/pkg/rendermetrics, and dcgm_fields.h.
@@ -42,8 +42,8 @@ MIB = float(2**20)
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One metric family: its name as Prometheus has it, its type, what it is with its unit, which of LABELS its
-    samples have, and where they come from."""
+    """One metric family: its name in Prometheus, its type, what it is with its unit, the row of LABELS that its
+    samples have, and the function that makes them."""
 
     name: str
     type: Literal["gauge", "counter"]
@@ -52,12 +52,12 @@ class Family:
     samples: Callable[[ScrapeData], Samples]
 
     def collect(self, data: ScrapeData) -> ClientFamily | None:
-        """It as the client library wants it; None where nobody has a value."""
+        """The family as an object of the client library; None where it has no sample."""
         samples = [Sample(self.name, labels, value) for labels, value in self.samples(data)]
         if not samples:
             return None
         kind: str = self.type
-        # The client library has no counter without _total, as DCGM's are: exposition.render says what they are.
+        # The client library has no counter without _total, as DCGM's are: exposition.render writes their type.
         if kind == "counter" and self.name.startswith(DCGM):
             kind = "unknown"
         family = ClientFamily(self.name.removesuffix("_total"), self.help, kind)
@@ -208,7 +208,7 @@ FAMILIES: tuple[Family, ...] = (
         "gauge",
         "Whether this server records, and its newest tick is fresh.",
         "host",
-        one_number(lambda data: data.fresh),
+        one_number(lambda data: data.is_fresh),
     ),
     Family(
         "gpumon_recorder_info",
@@ -257,7 +257,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "gpumon_recorder_skipped_ticks_total",
         "counter",
-        "Ticks that fell out because the one before was not done.",
+        "Ticks that were skipped because the one before was not done.",
         "host",
         counter_of_recorder("skipped"),
     ),
@@ -271,7 +271,7 @@ FAMILIES: tuple[Family, ...] = (
     Family(
         "gpumon_recorder_dropped_ticks_total",
         "counter",
-        "Ticks that had to make room while the database was away.",
+        "Ticks that were dropped because too many waited for the database.",
         "host",
         counter_of_recorder("dropped"),
     ),
@@ -288,7 +288,7 @@ FAMILIES: tuple[Family, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Families:
-    """What the client library asks for its families."""
+    """The families that have samples, as the client library asks for them."""
 
     collected: Sequence[ClientFamily]
 
@@ -297,7 +297,7 @@ class Families:
         return self.collected
 
     def named(self, names: frozenset[str]) -> Families:
-        """Those of which a sample has one of the names."""
+        """The families with a sample of one of these names."""
         return Families([one for one in self.collected if one.samples[0].name in names])
 
 

@@ -111,7 +111,7 @@ def gpu_processes(data: ScrapeData) -> Samples:
 def process_start(data: ScrapeData) -> Samples:
     """When a process started, in UTC seconds."""
     for process, labels in data.largest:
-        start = data.who(process.pid).start_time
+        start = data.identity(process.pid).start_time
         if start is not None:
             yield labels, start
 
@@ -130,7 +130,7 @@ def sums(kind: Literal["workload", "model"], item: int, scale: float) -> Callabl
 
 
 def one_number(value: Callable[[ScrapeData], float | bool | None]) -> Callable[[ScrapeData], Samples]:
-    """One number of the whole host; none where it is None."""
+    """One number for the host; no sample where it is None."""
 
     def samples(data: ScrapeData) -> Samples:
         found = value(data)
@@ -151,7 +151,7 @@ def counter_of_recorder(name: str, scale: float = 1.0) -> Callable[[ScrapeData],
 
 
 def driver_up(data: ScrapeData) -> bool | None:
-    """Whether the driver answers; None where nobody has asked it."""
+    """Whether the driver answers; None where it was not asked."""
     if data.state.driver is not None:
         return False
     # Simulated GPUs, or another recorder's, say nothing about a driver here.

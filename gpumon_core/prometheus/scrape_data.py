@@ -1,4 +1,4 @@
-"""What /metrics tells of, all of it from memory: the recorder's state, its newest tick, and who is who."""
+"""What a scrape of /metrics reports, all of it from memory: the recorder's state, and its latest tick."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from gpumon_core.recording.latest_tick import LatestTick, Values
 from gpumon_core.recording.state import State
 from gpumon_core.telemetry.records import GpuInfo, ProcessReading
 
-# What a label has at most, in characters: names and models are whatever a user called them.
+# The longest label, in characters: users choose the names of processes and models.
 LONGEST_LABEL = 128
-# So many models have series of their own, those with the most memory.
+# How many models have series of their own: those with the most memory.
 MOST_MODELS = 100
 UNKNOWN = "unknown"
-# Line breaks are escaped; other control characters and halves of surrogate pairs have no place in text.
+# Line breaks are escaped; other control characters and halves of surrogate pairs are replaced.
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
-# "1g.24gb", with what a profile has more or less after it: "+me", "+gfx", "-me", "+me.all".
+# "1g.24gb", with what may follow in a profile: "+me", "+gfx", "-me", "+me.all".
 _PROFILE = re.compile(r" MIG (\S+)$")
 
 Labels = dict[str, str]
@@ -31,8 +31,8 @@ Labels = dict[str, str]
 
 @dataclass(frozen=True)
 class ScrapeData:
-    """All that an exposition tells of: what the recorder says of itself, and its newest tick as long as that is
-    fresh. `processes` is how many of them have series."""
+    """What the recorder reports about itself, and its latest tick, which is shown as long as it is `is_fresh`.
+    `processes` is how many processes have series."""
 
     host: str
     state: State
@@ -40,12 +40,12 @@ class ScrapeData:
     interval_s: float
     processes: int
     latest: LatestTick | None
-    fresh: bool
+    is_fresh: bool
 
     @property
     def shown(self) -> LatestTick | None:
-        """The tick whose readings are still true."""
-        return self.latest if self.fresh else None
+        """The latest tick, as long as it is fresh."""
+        return self.latest if self.is_fresh else None
 
     @cached_property
     def gpus(self) -> tuple[GpuInfo, ...]:
@@ -54,19 +54,19 @@ class ScrapeData:
 
     @cached_property
     def answering(self) -> tuple[GpuInfo, ...]:
-        """The GPUs that have said something in this tick."""
+        """The GPUs with a reading in this tick."""
         if self.shown is None:
             return ()
         read = {reading.uuid for reading in self.shown.snapshot.readings}
         return tuple(gpu for gpu in self.gpus if gpu.uuid in read)
 
     def values(self, gpu: GpuInfo) -> Values:
-        """What a GPU has said, by catalogue key."""
+        """What a GPU has reported, by catalogue key."""
         return self.shown.values.get(gpu.uuid, {}) if self.shown else {}
 
     @cached_property
     def own_labels(self) -> Mapping[str, Labels]:
-        """By UUID, the labels of a GPU's gpumon_* series: DCGM's without the words."""
+        """By UUID, the labels of a GPU's gpumon_* series: DCGM's without the names of GPU and driver."""
         return {gpu.uuid: _gpu_labels(gpu, self.host) for gpu in self.gpus}
 
     @cached_property
@@ -95,8 +95,8 @@ class ScrapeData:
         known = {gpu.uuid for gpu in self.answering}
         return tuple(one for one in self.shown.snapshot.processes if one.gpu_uuid in known) if self.shown else ()
 
-    def who(self, pid: int) -> ProcessIdentity:
-        """Who a process is."""
+    def identity(self, pid: int) -> ProcessIdentity:
+        """The identity of a process."""
         found = self.shown.identities.get(pid) if self.shown else None
         return found or ProcessIdentity(pid)
 
@@ -104,19 +104,21 @@ class ScrapeData:
     def largest(self) -> Sequence[tuple[ProcessReading, Labels]]:
         """The processes that have series, each on each of its GPUs, and their labels."""
         chosen = nlargest(self.processes, self._running, key=lambda one: (one.memory_mib or 0, -one.pid))
-        return [(one, self.own_labels[one.gpu_uuid] | _process_labels(one, self.who(one.pid))) for one in chosen]
+        return [
+            (one, self.own_labels[one.gpu_uuid] | _process_labels(one, self.identity(one.pid))) for one in chosen
+        ]
 
     @cached_property
     def left_out(self) -> int:
-        """How many processes have none."""
+        """How many processes have no series."""
         return len(self._running) - len(self.largest)
 
     def by(self, key: Callable[[Program], str | None]) -> Mapping[str, tuple[int | None, int]]:
-        """The memory in MiB and the number of the processes that have the same key, those with the most first."""
+        """Memory in MiB and number of the processes with the same key, those with the most memory first."""
         memory: dict[str, int | None] = {}
         pids: dict[str, set[int]] = defaultdict(set)
         for one in self._running:
-            name = key(self.who(one.pid).program)
+            name = key(self.identity(one.pid).program)
             if name is None:
                 continue
             pids[name].add(one.pid)
@@ -127,12 +129,12 @@ class ScrapeData:
 
     @cached_property
     def workloads(self) -> Mapping[str, tuple[int | None, int]]:
-        """Memory and processes by workload; what is not known is one of them, so that the sum is all there is."""
+        """Memory and number of processes by workload; unknown is one of them, so that the sum is complete."""
         return self.by(lambda program: clean(program.workload) or UNKNOWN)
 
     @cached_property
     def models(self) -> Mapping[str, tuple[int | None, int]]:
-        """Memory and processes of the models that are known by name."""
+        """Memory and number of processes of the models with a known name."""
         return dict(list(self.by(_model).items())[:MOST_MODELS])
 
 
@@ -171,13 +173,13 @@ def _gpu_labels(gpu: GpuInfo, host: str) -> Labels:
     )
 
 
-def _process_labels(process: ProcessReading, who: ProcessIdentity) -> Labels:
-    program = who.program
+def _process_labels(process: ProcessReading, identity: ProcessIdentity) -> Labels:
+    program = identity.program
     return labels_of(
         pid=process.pid,
         type=process.kind,
-        name=who.name,
-        user=who.user,
+        name=identity.name,
+        user=identity.user,
         # Without its pod, which has a label of its own: the label is the container's, as with DCGM's exporter.
         container=fmt.container(None, program.container_name, program.container_id),
         namespace=program.namespace,

@@ -1,4 +1,4 @@
-"""Ticks between the thread that samples and the thread that writes, and on disk while nobody runs."""
+"""Ticks that wait for the database: between the thread that samples and the one that writes, and in files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gpumon_core.telemetry.records import Snapshot
 log = logging.getLogger(__name__)
 
 SUFFIX = ".ticks"
-# Of a file that is larger nothing is read: an hour of a large machine has some 50 MB.
+# A larger file is not read: an hour of a large machine has some 50 MB.
 LARGEST_FILE = 1 << 27
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -32,8 +32,8 @@ class FileFailed(Exception):
 class Buffer:
     """Ticks that wait for one database, oldest first; one thread adds, another takes.
 
-    Of more than `most` ticks the oldest make room. `committed` is the second of the newest tick that this program
-    has committed to the database, None where it has committed none.
+    Of more than `most` ticks the oldest are dropped. `committed` is the second of the newest tick that this
+    program has committed to the database, None where it has committed none.
     """
 
     def __init__(self, most: int) -> None:
@@ -48,14 +48,14 @@ class Buffer:
         return len(self._ticks) + len(self._taken)
 
     def add(self, tick: Attributed) -> int:
-        """Append a tick; how many made room for it."""
+        """Append a tick; how many were dropped for it."""
         with self._guard:
             self._ticks.append(tick)
             return self._make_room()
 
     def take(self, count: int) -> list[Attributed]:
         """The oldest ticks, to be written; `done` or `put_back` follows."""
-        # What is being written cannot make room: so it is a part of the buffer only.
+        # What is being written cannot be dropped: so it is at most half of the buffer.
         count = min(count, max(1, self.most // 2))
         with self._guard:
             while self._ticks and len(self._taken) < count:
@@ -84,7 +84,7 @@ class Buffer:
             return [self._ticks.popleft() for _ in range(min(count, len(self._ticks)))]
 
     def put_before(self, ticks: Iterable[Attributed]) -> int:
-        """Put older ticks before those that are there; how many found no room."""
+        """Put older ticks before those that are there; how many were dropped."""
         with self._guard:
             self._ticks.extendleft(reversed(list(ticks)))
             return self._make_room()
@@ -143,7 +143,7 @@ def _stored(ticks: list[Attributed], committed: int | None) -> _Stored:
         (snapshot, {pid: places.setdefault(identity, len(places)) for pid, identity in identities.items()})
         for snapshot, identities in ticks
     ]
-    # Whom to ask about a process is of no use later.
+    # Later nobody can be asked about these processes.
     identities = [replace(identity, ask=None, pending=False) for identity in places]
     return _Stored(_boot(), committed, identities, named)
 
@@ -204,7 +204,9 @@ def _read(path: Path) -> _Stored:
         try:
             path.rename(aside)
         except OSError as refused:
-            raise FileFailed(f"The ticks in {path} cannot be read: {error} ({refused.strerror})") from error
+            raise FileFailed(
+                f"The ticks in {path} cannot be read: {error}; it cannot be renamed either ({refused.strerror})"
+            ) from error
         raise FileFailed(f"The ticks in {path} cannot be read: {error}; the file is now {aside.name}") from error
     return stored
 
@@ -216,7 +218,7 @@ def _content(path: Path) -> bytes:
     with open(descriptor, "rb") as file:
         facts = os.fstat(descriptor)
         if not stat.S_ISREG(facts.st_mode) or facts.st_uid != os.geteuid():
-            raise ValueError("it is no file of this user")
+            raise ValueError("it is not a regular file of this user")
         if facts.st_size > LARGEST_FILE:
             raise ValueError(f"it is larger than {LARGEST_FILE >> 20} MiB")
         return file.read(LARGEST_FILE)
@@ -231,5 +233,5 @@ def _boot() -> str:
     try:
         return BOOT_ID.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
-        # Nothing tells one run of the machine from the next: no two files count as of the same.
+        # Without an id no two files count as written in the same run of the machine.
         return ""

@@ -1,7 +1,7 @@
 """Runs jobs at fixed intervals of the monotonic clock: setting the wall clock neither stops nor hurries them.
 
-APScheduler compares the times at which jobs are due with the wall clock. So a job's trigger says how long it is
-until the job is due by the monotonic clock, and when the wall clock is set, every job is given its time anew.
+APScheduler compares the times at which jobs are due with the wall clock. So a job's trigger computes by the
+monotonic clock how long it is until the job is due. When the wall clock is set, all times are computed again.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ class SteadyTrigger(BaseTrigger):  # type: ignore[misc]  # APScheduler 3 has no 
     def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime:
         """When it is due next, by the wall clock as it is now."""
         passed = time.monotonic() - self._first
-        # What the scheduler begins a little early is not due a second time.
+        # A job that the scheduler starts a little early is not due a second time.
         early_s = min(2 * SET_BY_S, self._interval_s / 4)
         due = max(0, floor((passed + early_s) / self._interval_s) + 1)
         return datetime.now(UTC) + timedelta(seconds=due * self._interval_s - passed)
 
 
 class _Executor(BaseExecutor):  # type: ignore[misc]  # APScheduler 3 has no types
-    """Runs its jobs one after another, on a thread that does not keep the program from ending: a job may hang in a
-    driver or a file system for good."""
+    """Runs its jobs one after another on a daemon thread: a job may hang in a driver or a file system forever, and
+    the program must still end."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class _Executor(BaseExecutor):  # type: ignore[misc]  # APScheduler 3 has no typ
         self.thread = threading.Thread(target=self._work, name=name, daemon=True)
 
     def start(self, scheduler: BackgroundScheduler, alias: str) -> None:
-        """Begin to work."""
+        """Start the thread."""
         super().start(scheduler, alias)
         self.thread.start()
 
@@ -100,12 +100,12 @@ class Clockwork:
         )
 
     def start(self) -> None:
-        """Begin."""
+        """Start the scheduler."""
         self._scheduler.start()
         self._watch.start()
 
     def stop(self, patience_s: float = 2.0) -> list[str]:
-        """Begin nothing more, and let what runs end. Returns whose jobs still run after that time."""
+        """Start no more jobs, and wait for those that run. Returns the executors with a job that still runs."""
         ends = time.monotonic() + patience_s
         self._stopping.set()
         self._watch.join()

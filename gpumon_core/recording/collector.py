@@ -1,4 +1,4 @@
-"""A source of telemetry together with the attribution that fits it: who does what, right now."""
+"""A source of telemetry and the attribution that fits it: what the GPUs do now, and for which processes."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Attributed = tuple[Snapshot, dict[int, ProcessIdentity]]
 
 
 class Attribution(Protocol):
-    """Says who the processes of a snapshot are."""
+    """Identifies the processes of a snapshot."""
 
     def identify(self, pids: set[int], timestamp: float) -> dict[int, ProcessIdentity]:
         """An identity for every PID in a snapshot of that time."""
         ...
 
     def close(self) -> None:
-        """Give back what is held of the processes."""
+        """Release what is open of the processes."""
         ...
 
 
@@ -43,11 +43,11 @@ class Observer:
         self.source = source
         self._attribution = attribution
         self._inquirer = inquirer
-        # By PID: who is nameless to the attribution, and who it is with the driver's name.
+        # By PID: a process that the attribution has no name for, and the same with the driver's name.
         self._named: dict[int, tuple[ProcessIdentity, ProcessIdentity]] = {}
 
     def observe(self) -> Attributed:
-        """One snapshot, and who its processes are. Raises SourceUnavailable."""
+        """One snapshot, and the identities of its processes. Raises SourceUnavailable."""
         snapshot = self.source.read()
         identities = self._attribution.identify(
             {process.pid for process in snapshot.processes}, snapshot.timestamp
@@ -65,8 +65,11 @@ class Observer:
         return snapshot, self._learned(snapshot, identities)
 
     def observe_once(self, patience_s: float) -> Attributed:
-        """One snapshot for somebody who looks only once: what others say of its processes is waited for, and where
-        something is measured between two readings, this is the second, with what only the first was asked."""
+        """One snapshot for a command that looks only once.
+
+        It waits for what containers and model servers answer about the processes. Where something is measured
+        between two readings, this is the second, completed with what only the first asked for.
+        """
         snapshot, identities = self.observe()
         if self.source.compares:
             time.sleep(BETWEEN_S)
@@ -74,7 +77,7 @@ class Observer:
                 second, identities = self.observe()
                 snapshot = second.completed_by(snapshot)
             except SourceUnavailable as error:
-                log.warning("%s; this is what it said a second ago", error)
+                log.warning("%s; the reading of a second ago is shown", error)
         if self._inquirer is not None:
             self._inquirer.wait(patience_s)
         return snapshot, self._learned(snapshot, identities)
@@ -97,11 +100,11 @@ class Observer:
         return [readers for readers in found if readers is not None]
 
     def past(self, start: float, end: float, step_s: float) -> Iterator[Attributed]:
-        """The snapshots of a time gone by, where the source can tell: a driver cannot."""
+        """The snapshots of a past time, where the source knows them: a driver does not."""
         return iter(())
 
     def close(self) -> None:
-        """Give back what the source and the attribution hold."""
+        """Close the source and the attribution."""
         if self._inquirer is not None:
             self._inquirer.close()
         self.source.close()
@@ -109,7 +112,7 @@ class Observer:
 
 
 class SimulatedObserver(Observer):
-    """Simulated GPUs, whose past is as good as their present."""
+    """Simulated GPUs. They have a past, too."""
 
     def __init__(self, settings: Settings) -> None:
         from gpumon_core.simulation.identities import SimulatedAttribution
@@ -142,14 +145,14 @@ def real(settings: Settings) -> Observer:
     describer = Describer(commands=settings.commands, rules=rules, ask=settings.ask_servers)
     source = NvmlSource(settings.host_name, sleep=Sleep(settings.let_sleep))
     socket = None if settings.container_socket is None else str(settings.container_socket)
-    # Where nobody may be asked, it still reads the files that the tick must not wait for.
+    # Where it may ask no server, it still reads the files that a tick must not wait for.
     inquirer = Inquirer(container_socket=socket, mask=Mask(rules.secrets))
     return Observer(source, LocalAttribution(describer=describer), inquirer)
 
 
 def chosen(settings: Settings, say: Callable[[str], None]) -> Observer:
-    """What GPUMON_SOURCE names; where `auto` finds no driver, simulated GPUs, of which `say` is told. Raises
-    SourceUnavailable."""
+    """The source that GPUMON_SOURCE names. Where `auto` finds no driver, GPUs are simulated, and `say` gets a
+    sentence about it. Raises SourceUnavailable."""
     if settings.source == "demo":
         return SimulatedObserver(settings)
     try:

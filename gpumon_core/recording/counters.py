@@ -14,9 +14,9 @@ from gpumon_core.telemetry.records import elapsed
 class Counters:
     """Counts since the start, and the newest tick's duration in milliseconds.
 
-    ticks were committed; skipped because the one before was not done; failed because nothing could be
-    read, or a tick not be written at all; dropped because the buffer was full, or another recorder has written
-    since. buffered ticks wait for the database.
+    ticks: committed. skipped: the tick before was not done. failed: nothing could be read, or the tick could not
+    be written. dropped: the buffer was full, or another recorder has written since. buffered: they wait for the
+    database.
     """
 
     ticks: int = 0
@@ -41,7 +41,7 @@ class LiveCounters:
 
     @property
     def age_s(self) -> float | None:
-        """Seconds since the newest tick in the database was read, by a clock that nobody sets."""
+        """Seconds since the newest tick in the database was read, by a clock that cannot be set."""
         return None if self._newest is None else elapsed() - self._newest
 
     @property
@@ -55,7 +55,7 @@ class LiveCounters:
         self._newest = newest if newest is not None else elapsed()
 
     def skipped(self, ticks: int) -> None:
-        """So many ticks fell out because the one before was not done."""
+        """So many ticks were skipped because the one before was not done."""
         self._add(skipped=ticks)
 
     def dropped(self, ticks: int, reason: str) -> None:
@@ -81,7 +81,7 @@ class LiveCounters:
                 self._now = replace(self._now, buffered=ticks)
 
     def minute(self) -> Minute:
-        """What has happened since this was asked before."""
+        """What has happened since the last call."""
         with self._guard:
             now, before, durations, error = self._now, self._minute_before, self._durations, self._error
             self._minute_before, self._durations, self._error = now, [], None

@@ -22,10 +22,10 @@ Status = Literal["ok", "stale", "degraded", "no_driver"]
 @dataclass(frozen=True, slots=True)
 class Health:
     """status: ok; degraded (fresh samples, but something is wrong: a lost GPU, failing ticks);
-    stale (no fresh sample); no_driver (none because NVML cannot be used). `newest` is the time of the
+    stale (no fresh sample); no_driver (no fresh sample because NVML cannot be used). `newest` is the time of the
     newest sample in UTC seconds, `age_s` its age, `interval_s` the seconds between two; `latest` is the time of
-    the newest sample of any host; `lost` counts GPUs that do not answer, `hung` those of them in whose driver call
-    a thread still waits, `by_interval` those whose utilization is a mean."""
+    the newest sample of any host; `lost` counts the GPUs that do not answer, `hung` those among them with a driver
+    call that has not returned, `by_interval` those with a utilization that is a mean."""
 
     status: Status
     state: State
@@ -41,7 +41,7 @@ class Health:
     consumers: Mapping[str, ConsumerHealth] | None = None
 
     @property
-    def fresh(self) -> bool:
+    def is_fresh(self) -> bool:
         """Whether the newest sample is as new as the interval promises."""
         return self.age_s is not None and self.age_s <= fresh_within_s(self.interval_s)
 
@@ -75,8 +75,8 @@ def fresh_within_s(interval_s: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the database says of the recording: the newest sample's time (UTC seconds) and interval, the state of
-    every GPU, how many of them have a utilization that is a mean over the interval, and the time of the newest
+    """What the database says about the recording: the newest sample's time (UTC seconds) and interval, the state
+    of every GPU, how many of them have a utilization that is a mean over the interval, and the time of the newest
     sample of any host."""
 
     newest: int | None = None
@@ -135,8 +135,8 @@ def judge(
     counters: Counters | None = None,
     age_s: float | None = None,
 ) -> Health:
-    """How the recording stands at this moment, by what was read last. `age_s`: what the recorder of this process
-    knows of the age of its newest sample, whatever the wall clock says."""
+    """The state of the recording now, from what was read last. `age_s`: the age of its newest sample as this
+    process's recorder knows it, without the wall clock."""
     interval_s = reading.interval_s or interval_s
     age = None if reading.newest is None else age_s if age_s is not None else age_of(reading.newest, interval_s)
     hung = reading.states.count("hung")

@@ -1,4 +1,4 @@
-"""What happens to a database that is damaged, or whose file is removed or replaced while it is recorded into."""
+"""What happens when the database is damaged, or its file is removed or replaced while gpumon records into it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from gpumon_core.store.database_file import OpenFile
 
 log = logging.getLogger(__name__)
 
-WORDS = {"gone": "removed", "replaced": "replaced by another file", "without log": "robbed of its log"}
+WORDS = {"gone": "removed", "replaced": "replaced by another file", "without log": "left without its log"}
 _MARKS = {"gone": "removed", "replaced": "replaced"}
 
 
 def open_database(url: str, counters: LiveCounters) -> tuple[Engine, Problem | None]:
-    """The database, and what happened to it: a damaged file is set aside, and a new one begun. Raises
+    """The database, and what happened to it: a damaged file is set aside, and a new one is made. Raises
     database.DatabaseError."""
     try:
         return database.open_for_writing(url), None
@@ -30,12 +30,13 @@ def open_database(url: str, counters: LiveCounters) -> tuple[Engine, Problem | N
 
 
 def prepare(file: OpenFile, found: database_file.Found, is_saved: bool = False) -> Problem:
-    """Make a path ready to be opened again whose file was removed or replaced; what to say about it. `is_saved`:
-    what a log held that was removed alone is in the file. Raises database.DatabaseError."""
+    """Make the path ready to be opened again after its file was removed or replaced; what to say about it.
+    `is_saved`: where the log alone was removed, its content was written into the file. Raises
+    database.DatabaseError."""
     if found == "without log":
         file.clear_way()
         file.close()
-        lost = "what it held was written into the file" if is_saved else "what was recorded last may be lost"
+        lost = "its content was written into the file" if is_saved else "what was recorded last may be lost"
         return Problem(
             f"The log of the database {file.path} was removed while it was recorded into; {lost}",
             f"Leave the files {file.path.name}{database_file.LOG} and {database_file.INDEX} alone "
@@ -52,8 +53,8 @@ def prepare(file: OpenFile, found: database_file.Found, is_saved: bool = False) 
     beside = f" The log of the file before lies beside it as {log_file.name}." if log_file else ""
     if found == "gone":
         return Problem(
-            f"The database {file.path} was removed while it was recorded into; a new one was begun",
-            f"Only a backup has what was recorded before. Stop gpumon before you put one in its place.{beside}",
+            f"The database {file.path} was removed while it was recorded into; recording goes on in a new one",
+            f"Only a backup has the history before that. Stop gpumon before you put one in its place.{beside}",
         )
     return Problem(
         f"The database {file.path} was replaced while it was recorded into; recording goes on in the file that is "
@@ -74,8 +75,8 @@ def set_aside(url: str) -> Problem:
             f"The database {path} is damaged, and could not be set aside: {reason.strerror}."
         ) from reason
     problem = Problem(
-        f"The database {path} was damaged and has been set aside as {aside.name}; a new one was begun",
-        "Nothing of it was deleted: `sqlite3 FILE .recover` may save what it holds.",
+        f"The database {path} was damaged and has been set aside as {aside.name}; recording goes on in a new one",
+        "Nothing was deleted: `sqlite3 FILE .recover` may save what is in it.",
     )
     log.error("%s. %s", problem.reason, problem.remedy)
     return problem

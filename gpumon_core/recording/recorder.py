@@ -36,8 +36,7 @@ LOOK_S = 5.0
 HOUSEKEEPING_S = 3600.0
 ROLLUP_S = 60.0
 REHEARSAL_S = 3600.0
-# How long the end waits for what is being written: 10 s at the most, with the jobs at work, the source and the
-# consumers.
+# How long the end waits for what is being written. With jobs, source and consumers it is 10 s at the most.
 WRITING_ENDS_S = 3.0
 BREAKING_OFF_S = 1.0
 
@@ -74,7 +73,7 @@ class Recorder:
 
     @property
     def age_s(self) -> float | None:
-        """How old the newest tick in the database is, in seconds by a clock that nobody sets; None where this
+        """The age of the newest tick in the database, in seconds by a clock that cannot be set; None where this
         recorder has written none."""
         return self._counters.age_s
 
@@ -106,12 +105,12 @@ class Recorder:
     def start(self, patient: bool = False) -> None:
         """Take the first tick at once and the following at the interval.
 
-        A database that cannot be opened raises database.DatabaseError, or, for the `patient`,
-        is a problem in the state that is tried again. One that is only away is waited for.
+        A database that cannot be opened raises database.DatabaseError. If `patient`, it is a problem in the state
+        instead, and tried again. A database that is only away is always waited for.
         """
         if not self._settings.record:
             log.info(
-                "recording is switched off (GPUMON_RECORD): serving %s",
+                "nothing is recorded, because GPUMON_RECORD is false; pages show %s",
                 mask_password(self._state.now.database_url),
             )
             return
@@ -125,7 +124,7 @@ class Recorder:
                 self._sampler.use(None, None)
                 raise
             self._state.fail("database", str(error))
-        # Sampling waits for nobody, and no tick waits for rollups and housekeeping.
+        # Each job has a thread of its own: a tick waits for no other job.
         self._consumers.start()
         clockwork = Clockwork(("ticks", "retries", "rollups", "housekeeping"), self._count_skipped)
         interval_s = self._settings.interval
@@ -139,7 +138,7 @@ class Recorder:
         self._writing.start()
 
     def _count_skipped(self, job: str) -> None:
-        """A tick fell due while the one before it was still at work."""
+        """A job was due while it still ran."""
         if job == "tick":
             self._counters.skipped(1)
 
@@ -148,14 +147,14 @@ class Recorder:
         if self._clockwork is not None:
             self._stopping.set()
             for name in self._clockwork.stop():
-                log.warning("a job of %s does not end, and is not waited for", name)
+                log.warning("the job of %s does not end; gpumon does not wait for it", name)
             self._clockwork = None
             self._ending.set()
             self._due.set()
             if self._writing is not None:
                 self._writing.join(WRITING_ENDS_S)
                 if self._writing.is_alive():
-                    log.warning("the database does not answer, and is not waited for")
+                    log.warning("the database does not answer; gpumon does not wait for it")
                     if self.session is not None:
                         database.break_off(self.session.engine)
                         self._writing.join(BREAKING_OFF_S)
@@ -167,14 +166,17 @@ class Recorder:
         self._state.set(role="stopped")
 
     def _save_waiting(self) -> None:
-        """Leave what could not be written to the next recorder."""
+        """Store what could not be written for the next recorder."""
         for target in self._roles.targets.values():
             waiting = len(target.buffer)
             if not waiting:
                 continue
             try:
                 target.buffer.save(self._settings.data_dir, target.name)
-                log.warning("%d ticks could not be written: the next recorder writes them", waiting)
+                log.warning(
+                    "%d ticks could not be written; they are stored in a file, and the next recorder writes them",
+                    waiting,
+                )
             except FileFailed as error:
                 reason = f"{waiting} ticks could not be written, and are lost: {error}"
                 log.error("%s", reason)
@@ -191,15 +193,17 @@ class Recorder:
 
     def _write_forever(self) -> None:
         while not self._ending.is_set():
-            # A file that was replaced is not left alone for an hour, however rare the ticks are.
+            # Also where ticks are rare, a file that was replaced is noticed soon.
             self._due.wait(LOOK_S)
             self._due.clear()
             try:
                 self._close_leaving()
                 self._write()
             except Exception:
-                # Nothing may end this thread: what waits is tried again.
-                log.exception("the thread that writes met what it does not know")
+                # Nothing may end this thread: the ticks that wait are tried again.
+                log.exception(
+                    "ticks could not be written, for an unforeseen reason; they wait, and are tried again"
+                )
         # What was sampled last.
         self._write()
         self._close_leaving()
@@ -224,9 +228,9 @@ class Recorder:
         except SQLAlchemyError as error:
             self._database_failed(session, error)
         except Exception as error:
-            # What nobody thought of; the ticks wait, and are tried again with the next.
+            # An unforeseen reason; the ticks wait, and are tried again with the next one.
             if not self._state.has_problem("database"):
-                log.exception("ticks could not be written")
+                log.exception("ticks could not be written; they wait in memory")
             reason = f"ticks could not be written, and wait in memory: {error!r}"
             self._counters.failed(reason, tick=False)
             self._state.fail("database", reason)
@@ -237,12 +241,12 @@ class Recorder:
             self._state.set(notice=session.notice)
 
     def _database_failed(self, session: Session, error: SQLAlchemyError) -> None:
-        """Ticks wait in memory; a damaged file is replaced."""
+        """Let the ticks wait in memory; a damaged file is replaced."""
         cause = getattr(error, "orig", None) or error
         reason = f"the database does not take ticks, which wait in memory: {cause}"
         if database.is_damage(error):
             try:
-                # What a look at the first page does not show.
+                # Damage beyond the first page, which was read when the file was opened.
                 session.replace_damaged()
                 return
             except database.DatabaseError as refused:
@@ -252,7 +256,7 @@ class Recorder:
         self._look_at_version(session)
 
     def _look_at_version(self, session: Session) -> None:
-        """Say so where a newer gpumon has moved the database on meanwhile."""
+        """Report a database that a newer gpumon has brought to its own revision."""
         try:
             newer = database.newer_revision(session.engine)
         except (SQLAlchemyError, LockLost) as error:
@@ -264,13 +268,13 @@ class Recorder:
             return
         self._state.fail(
             "version",
-            f"A newer gpumon has brought the database {mask_password(session.target.url)} to revision {newer}; "
-            f"this one, of revision {database.head()}, goes on as long as it can",
+            f"A newer gpumon has migrated the database {mask_password(session.target.url)} to revision {newer}; "
+            f"this one knows revision {database.head()}, and records as long as that works",
             "Update this gpumon.",
         )
 
     def _rehearse(self, session: Session) -> None:
-        """A demo that begins has an hour behind it already, so that there is something to see."""
+        """Give a new demo an hour of history, so that there is something to see."""
         waiting = session.target.buffer.seconds()
         if not isinstance(self.observer, SimulatedObserver) or not waiting or not session.is_new():
             return
@@ -279,13 +283,13 @@ class Recorder:
         session.write_past(past, self._stopping)
 
     def _close_leaving(self) -> None:
-        """Close what has ended, and begin anew at once."""
+        """Close the sessions that have ended, and open the next one at once."""
         leaving = self._roles.leaving()
         for session in leaving:
             try:
                 session.write()
             except (SQLAlchemyError, database.DatabaseError, LockLost) as error:
-                log.debug("what waits goes on waiting: %s", error)
+                log.debug("the ticks still wait: %s", error)
             session.close()
         if leaving and not self._ending.is_set():
             self._roles.retry()
@@ -293,7 +297,7 @@ class Recorder:
     # ---- Beside the ticks ----------------------------------------------------------------------------
 
     def _every_minute(self) -> None:
-        """Rollups, the recorder's health, and a look whether the lock is still ours."""
+        """Rollups, the recorder's counters, and whether the lock is still this recorder's."""
         session = self.session
         if session is None or not session.is_open():
             return
@@ -309,7 +313,7 @@ class Recorder:
         except LockLost:
             self._due.set()
         except (SQLAlchemyError, OSError) as error:
-            # What is not done now is done a minute later.
+            # It is done a minute later.
             self._break_off(session, "rollups", error)
 
     def _keep_house(self) -> None:
@@ -321,15 +325,20 @@ class Recorder:
         except LockLost:
             self._due.set()
         except SQLAlchemyError as error:
-            # What is not forgotten now is forgotten an hour later.
+            # It is done an hour later.
             self._break_off(session, "retention", error)
 
     def _break_off(self, session: Session, what: str, error: Exception) -> None:
         if database.is_damage(error):
             session.doubt()
-        # Somebody else writes just now: that is nothing to worry about, and ticks say so where it lasts.
+        # Another program writes just now: that is normal, and ticks report it where it lasts.
         level = logging.INFO if database.is_busy(error) else logging.WARNING
-        log.log(level, "broken off until its next turn: %s: %s", what, getattr(error, "orig", None) or error)
+        log.log(
+            level,
+            "%s stopped early: %s. The next run goes on from there",
+            what,
+            getattr(error, "orig", None) or error,
+        )
 
 
 def run_until(settings: Settings, stopped: threading.Event, consumers: Iterable[Consumer] = ()) -> None:
@@ -337,8 +346,8 @@ def run_until(settings: Settings, stopped: threading.Event, consumers: Iterable[
     recorder = Recorder(settings, consumers)
     recorder.start()
     try:
-        # A signal that the kernel hands to another thread does not wake this one, which alone acts on it.
-        while not stopped.wait(timeout=5.0):
+        # A signal that another thread gets does not wake this one, and only this one acts on it.
+        while not stopped.wait(timeout=2.0):
             pass
     finally:
         recorder.stop()

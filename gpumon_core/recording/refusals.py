@@ -34,16 +34,16 @@ class Refusals:
             writer.write_all(batch)
             return batch
         except (OperationalError, LockLost, ContentReplaced):
-            # The database is locked, full or away: that passes. Or it is not ours any more, or another.
+            # The database is locked, full or away, which passes; or it is another recorder's, or another database.
             raise
         except Exception as error:
             if database.is_damage(error) or (isinstance(error, DBAPIError) and error.connection_invalidated):
                 raise
             if (getattr(getattr(error, "orig", None), "sqlstate", None) or "").startswith(SCHEMA_ERRORS):
-                # Every tick would be refused: the tables are not those of this gpumon, or not for this user.
+                # Every tick would be refused: the tables are of another gpumon, or this user has no right to them.
                 raise
             if len(batch) > 1:
-                # One of them it is; the others are good.
+                # One of them is refused; the others are good.
                 return [written for tick in batch for written in self.write(writer, [tick])]
             return self._write_without(writer, batch[0], str(getattr(error, "orig", None) or repr(error)))
 
@@ -62,15 +62,15 @@ class Refusals:
         named = {identity for identity in identities.values() if identity != _nameless(identity)}
         refused = {identity for identity in named if writer.refuses(identity)}
         if refused:
-            # Those that have ended are forgotten.
+            # Processes that have ended are forgotten.
             self._refused = refused | self._refused.intersection(identities.values())
             pids = ", ".join(str(identity.pid) for identity in refused)
-            reason = f"what is known of process {pids} cannot be written, and is left out: {why}"
+            reason = f"the texts of process {pids} cannot be written: {why}; its numbers are recorded without them"
             self._say(reason, tick=False)
             return self.write(writer, [tick])
         if not snapshot.processes:
-            # It would never be taken, and those behind it must not wait for it.
-            self._say(f"a tick cannot be written, and is left out: {why}", tick=True)
+            # The database would never take it, and the ticks behind it must not wait.
+            self._say(f"a tick cannot be written: {why}; it is lost, and the next ones are recorded", tick=True)
             return []
         bare: list[Attributed] = [(replace(snapshot, processes=()), {})]
         try:
@@ -80,9 +80,11 @@ class Refusals:
         except Exception as error:
             if database.is_damage(error):
                 raise
-            self._say(f"a tick cannot be written, and is left out: {why}", tick=True)
+            self._say(f"a tick cannot be written: {why}; it is lost, and the next ones are recorded", tick=True)
             return []
-        self._say(f"the processes of a tick cannot be written, and are left out: {why}", tick=False)
+        self._say(
+            f"the processes of a tick cannot be written: {why}; the GPUs are recorded without them", tick=False
+        )
         return bare
 
     def _say(self, reason: str, tick: bool) -> None:

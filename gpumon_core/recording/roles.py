@@ -1,7 +1,7 @@
-"""Finds the source and its database, and becomes that database's recorder where nobody else is.
+"""Finds the source and its database, and makes this program the database's recorder unless another one is.
 
-In `auto`, GPUs are simulated (into a database of their own) until the driver loads. A recorder that finds its
-database taken stands by, and takes over when the other ends.
+In `auto`, GPUs are simulated (into a database of their own) until the driver loads. Where another program records
+into the database, this one is on standby, and takes over when the other ends.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ log = logging.getLogger(__name__)
 # How often a missing driver, or a database that another recorder holds, is tried again.
 RETRY_S = 10.0
 # Ticks that wait in memory while the database does not take them: an hour at the usual interval. The
-# oldest make room for newer ones.
+# oldest are dropped for newer ones.
 BUFFER_TICKS = 900
 
 
 class Roles:
-    """The session of the database that is written now, and how it is begun and left."""
+    """The session with the database that is written now, and how it begins and ends."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Roles:
             if observer is not None:
                 self._record(observer)
             else:
-                # No driver and nothing to simulate: the history is still there to be read.
+                # No driver and nothing to simulate: the history can still be read.
                 database.open_for_writing(self._state.now.database_url).dispose()
                 self._state.solve("database")
 
@@ -110,7 +110,7 @@ class Roles:
             self._sampler.use(observer, target)
             raise
         if session is None:
-            # Who stands by asks no driver; the next `open` opens the source again.
+            # A recorder on standby asks no driver; the next `open` opens the source again.
             self._sampler.use(None, None)
             observer.close()
             return
@@ -129,12 +129,12 @@ class Roles:
         )
 
     def _name(self, url: str) -> str:
-        """Of the files in which ticks of this host wait for a database."""
+        """The name of the files in which ticks of this host wait for a database."""
         place = f"{mask_password(url)}\0{self._settings.host_name}"
         return f"waiting-{hashlib.sha256(place.encode('utf-8', 'replace')).hexdigest()[:12]}"
 
     def _open_session(self, target: Target, observer: Observer) -> Session | None:
-        """The hold on a database; None where another recorder has it. Raises database.DatabaseError."""
+        """The session with a database; None where another recorder has it. Raises database.DatabaseError."""
         url, notice = target.url, None
         lock = recorder_lock(url, self._settings.host_name)
         try:
@@ -172,7 +172,7 @@ class Roles:
         self._state.fail("standby", reason, remedy)
 
     def retry(self) -> None:
-        """Try again what was missing: the database's lock, or the driver."""
+        """Try again to get what is missing: the database's lock, or the driver."""
         try:
             if self._settings.source == "auto" and self._state.now.source == "demo":
                 self._change_over()
@@ -181,16 +181,18 @@ class Roles:
         except database.DatabaseError as error:
             self._state.fail("database", str(error))
         except Exception:
-            log.exception("the recorder could not be set up again; it is tried every %g s", RETRY_S)
+            log.exception(
+                "the recorder could not be set up; nothing is recorded, and it is tried again every %g s", RETRY_S
+            )
 
     def _database_is_free(self) -> bool:
-        """Asked before the driver is: opening that may take a second, and for nothing."""
+        """Whether no other recorder has the database. Asked first: opening the driver may take a second."""
         if self._awaited is not None:
             try:
                 if not self._awaited.is_free():
                     return False
             except OSError as error:
-                log.debug("the recorder's lock cannot be asked for: %s", error)
+                log.debug("the recorder's lock cannot be looked at: %s", error)
                 return False
             self._awaited = None
         return True
@@ -201,7 +203,7 @@ class Roles:
             observer = self._open_nvml()
             if observer is None:
                 return
-            log.info("the NVIDIA driver has appeared: changing over from simulated to real GPUs")
+            log.info("the NVIDIA driver answers: real GPUs are recorded instead of simulated ones")
             self._sampler.use(None, None)
             if self.session is not None:
                 self.leave(self.session)
@@ -217,23 +219,24 @@ class Roles:
             self._due.set()
 
     def regain_lock(self, session: Session) -> None:
-        """Another may record by now. What waits goes on waiting, and what is sampled with it."""
+        """Take the lock again after it was lost: another may record by now. Until then all ticks wait."""
         url = mask_password(session.target.url)
         if database.file_of(session.target.url) is None:
             # The connections stay: a schema that has become newer meanwhile would not be opened again.
             try:
                 if session.regain():
-                    log.warning("the lock on %s was lost, and is taken again", url)
+                    log.warning("the lock on %s was lost, and is taken again; no tick is lost", url)
                     self._due.set()
                     return
             except OSError as error:
                 self._state.fail(
-                    "database", f"the lock on {url} was lost, and cannot be taken again: {error.strerror}"
+                    "database",
+                    f"the lock on {url} was lost, and cannot be taken now: {error.strerror}; ticks wait in memory",
                 )
                 return
         with self._guard:
             if self.session is session:
-                log.warning("the lock on %s was lost", url)
+                log.warning("the lock on %s was lost; ticks wait in memory until it is taken again", url)
                 self.leave(session)
 
     def leaving(self) -> list[Session]:
@@ -242,7 +245,7 @@ class Roles:
         return found
 
     def end(self) -> Session | None:
-        """Nothing more is written: the session that has to be closed."""
+        """Write nothing more; returns the session that has to be closed."""
         with self._guard:
             session, self.session = self.session, None
         return session

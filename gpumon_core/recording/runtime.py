@@ -32,8 +32,8 @@ def settings() -> Settings:
 
 
 def start(consumers: Iterable[Consumer] = ()) -> Recorder:
-    """Start this process's recorder, which tries again whatever is missing, and hands each committed tick to the
-    consumers."""
+    """Start this process's recorder, which hands each committed tick to the consumers. What is missing then is
+    tried again."""
     global _recorder  # noqa: PLW0603 - a process has one recorder, however many pages ask for it
     with _guard:
         if _recorder is None:
@@ -44,7 +44,7 @@ def start(consumers: Iterable[Consumer] = ()) -> Recorder:
 
 
 def stop() -> None:
-    """Stop it, with its last tick committed; who waits for a server's answer waits no longer. Doing it twice is
+    """Stop it, with its last tick committed, and break off queries that wait for a server. Doing it twice is
     fine."""
     global _recorder  # noqa: PLW0603
     with _guard:
@@ -70,8 +70,8 @@ def state() -> State:
 
 
 def sees_processes() -> bool:
-    """Whether this process's recorder is told of all processes: in a container with PIDs of its own, a driver
-    tells of none outside it. True where it does not record, and under WSL, whose driver tells of none anyway."""
+    """Whether the driver reports all processes to this process's recorder: in a container with PIDs of its own it
+    reports none outside. True where nothing is recorded, and under WSL, where no setting changes it."""
     now = state()
     return now.role != "recording" or now.source == "demo" or local.is_wsl() or local.sees_host_processes()
 
@@ -110,13 +110,13 @@ def _close_all_but(newest: int) -> None:
         _engines.pop(next(iter(_engines))).dispose()
 
 
-# Of a recorder that is not this process's nothing tells when it has written: the database is asked so often.
+# gpumon cannot know when a recorder in another process has written, so it asks the database this often.
 ELSEWHERE_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class _Looked:
-    """What was read, or went wrong, when, and what it was good for."""
+    """What was read or went wrong, when, and for which tick it is good."""
 
     key: tuple[str, int | None]
     at: float
@@ -128,26 +128,26 @@ _looked: _Looked | None = None
 
 
 def check_health() -> health.Health:
-    """How the recording stands right now; the database is asked once per tick, however many want to know.
+    """The state of the recording now; the database is asked once per tick, however many viewers there are.
     Raises sqlalchemy.exc.DBAPIError."""
     global _looked  # noqa: PLW0603 - all viewers share it
     now_is, counts = state(), counters()
     records = counts is not None and now_is.role == "recording"
     key = (now_is.database_url, counts.ticks if counts is not None and records else None)
     good_for = settings().interval if records else min(ELSEWHERE_S, settings().interval)
-    # Those who come together wait for the one who asks.
+    # Viewers that come together wait for the one that asks the database.
     with _looking:
         found = _looked
         if found is not None and isinstance(found.reading, DBAPIError):
             good_for, key = min(ELSEWHERE_S, good_for), (now_is.database_url, None)
         if found is None or found.key != key or time.monotonic() - found.at > good_for:
-            # One that records is judged by its own ticks, another by whoever's are the newest.
+            # Where this process records, its own ticks count; elsewhere the newest of any host.
             host = settings().host_name if records else None
             reading: health.Reading | DBAPIError
             try:
                 reading = health.read(_engine(now_is.database_url), host)
             except DBAPIError as error:
-                # A server that is away is not waited for by one viewer after the other.
+                # Viewers do not wait one after the other for a server that is away.
                 reading, key = error, (now_is.database_url, None)
             found = _looked = _Looked(key, time.monotonic(), reading)
     if isinstance(found.reading, DBAPIError):

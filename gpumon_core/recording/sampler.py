@@ -41,7 +41,7 @@ class Sampler:
     def use(self, observer: Observer | None, target: Target | None) -> None:
         """Sample this source from now on, or none; the one before is closed."""
         if not self._busy.acquire(timeout=ENDS_S if observer is None else -1):
-            log.warning("the driver does not answer, and is not waited for")
+            log.warning("the driver does not return from a call; gpumon does not wait for it")
             self.observer = None
             return
         try:
@@ -66,8 +66,8 @@ class Sampler:
                 self._counters.took(1000 * (time.monotonic() - began))
                 return False
             except Exception as error:
-                # A tick may fail in ways nobody thought of; the next one is tried all the same.
-                reason = f"a tick failed: {error!r}"
+                # A tick may fail in unforeseen ways; the next one is tried all the same.
+                reason = f"a tick failed: {error!r}; it is lost"
                 if not self._state.has_problem("tick"):
                     log.exception("a tick failed")
                 self._counters.failed(reason, tick=True)
@@ -100,7 +100,7 @@ class Sampler:
         self._counters.failed(str(error), tick=True)
 
     def _look_at_readers(self, observer: Observer) -> None:
-        """Say so where a read of what a process controls hangs."""
+        """Report a read of a process's files that hangs."""
         if not observer.hung_readers and self._state.now.reader is None:
             return
         reason = observer.reader_problem

@@ -1,4 +1,4 @@
-"""One recorder's hold on one database: while it has the lock, ticks go from the buffer into it."""
+"""One recorder's work on one database: while it has the lock, ticks go from the buffer into it."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ log = logging.getLogger(__name__)
 
 # So many ticks are written in one transaction where many wait.
 CATCH_UP_TICKS = 50
-# How long readers of this program may go on in a file that was removed or replaced.
+# How long this program's readers may still use a file that was removed or replaced.
 READERS_CLOSE_S = 2.0
 
 
 @dataclass(slots=True)
 class Target:
-    """Where ticks go, for as long as the program runs: the database, what waits for it, and which file it was when
-    it was opened last. `name` is that of the files that hold what waits while no recorder runs."""
+    """Where ticks go as long as the program runs: the database, the ticks that wait for it, and the file as it was
+    when it was opened last. `name`: of the files in which ticks wait while no recorder runs."""
 
     url: str
     name: str
@@ -69,10 +69,10 @@ class Session:
         self._counters = counters
         self._consumers = consumers
         self._busy = threading.Lock()
-        self._closed = False
-        # Why the file must be opened anew before anything is written.
+        self._is_closed = False
+        # What happened to the file, if it must be opened again before anything is written.
         self._lost: database_file.Found | None = None
-        # Whether nothing says that the file is sound, and whether what was tried last may be in it.
+        # Whether the file still has to be checked, and whether the last attempt to write may have been committed.
         self._is_unchecked = True
         self._is_unsure = True
         self._refusals = Refusals(counters)
@@ -80,7 +80,7 @@ class Session:
         # By UUID, as of the newest commit.
         self._energy_j: dict[str, float] = {}
         self._use(engine)
-        # When it began: by the wall clock, or by the history where that is ahead; and by the clock nobody sets.
+        # When it began: by the wall clock, or the history where that is ahead; and by a clock that cannot be set.
         self._began = max(time.time(), float(retention.newest(engine) or 0)), elapsed()
 
     def _use(self, engine: Engine) -> None:
@@ -93,14 +93,14 @@ class Session:
             60 * self._settings.idle_minutes,
         )
         self._rolled_up = rollups.Progress()
-        # Whatever is written, by whichever thread.
+        # Every transaction of every thread passes the lock.
         sa.event.listen(engine, "begin", self.lock.fence)
         path = database.file_of(self.target.url)
         self.target.file = None if path is None else OpenFile(path)
 
     @property
     def now(self) -> float:
-        """UTC seconds for what forgets: a wall clock that was set far ahead must not cost the history."""
+        """UTC seconds for retention: a wall clock that was set far ahead must not delete the history."""
         began, at = self._began
         return min(time.time(), began + elapsed() - at)
 
@@ -109,15 +109,15 @@ class Session:
         return self._writer.is_new()
 
     def write_past(self, ticks: Iterable[Attributed], stopping: threading.Event) -> None:
-        """Write ticks of before all that waits, as a demo's first hour. Raises SQLAlchemyError."""
+        """Write older ticks, as a demo's first hour; consumers do not get them. Raises SQLAlchemyError."""
         with self._busy:
             past = list(ticks)
-            if past and not self._closed:
+            if past and not self._is_closed:
                 self._writer.write_all(past)
                 self.roll_up(stopping)
 
     def take_over(self) -> None:
-        """Take up the ticks that an earlier recorder could not write."""
+        """Load the ticks that an earlier recorder could not write."""
         left = buffer.saved(self._settings.data_dir, self.target.name)
         for problem in left.problems:
             log.error("%s", problem)
@@ -135,16 +135,16 @@ class Session:
             self._counters.dropped(dropped, "more ticks waited than the buffer holds")
 
     def write(self) -> None:
-        """Write what waits, oldest first; what is not committed goes on waiting.
+        """Write the ticks that wait, oldest first, and hand over what was committed; the rest goes on waiting.
 
         Raises SQLAlchemyError, database.DatabaseError, and LockLost.
         """
         waiting = self.target.buffer
         with self._busy:
             try:
-                if not self._closed:
+                if not self._is_closed:
                     self._follow_file()
-                while len(waiting) and not self._closed:
+                while len(waiting) and not self._is_closed:
                     self._follow_file()
                     if self._is_unchecked:
                         self._check()
@@ -185,17 +185,19 @@ class Session:
         self._consumers.hand_over(self._source, ticks, self._energy_j)
 
     def _forget_saved(self) -> None:
-        """Delete the files whose ticks are in the database now."""
+        """Delete the files with ticks that are in the database now."""
         for path in self._saved:
             try:
                 path.unlink(missing_ok=True)
             except OSError as error:
-                log.error("%s holds ticks that are in the database now, and cannot be deleted: %s", path, error)
+                log.error(
+                    "%s cannot be deleted: %s. Its ticks are in the database: delete it by hand", path, error
+                )
         self._saved = []
 
     def _compare(self) -> None:
-        """Leave out ticks that are in the database: nobody knows whether a commit that failed has happened, and
-        another recorder may have written meanwhile."""
+        """Leave out ticks that the database has already: a commit that failed may have happened, and another
+        recorder may have written meanwhile."""
         waiting = self.target.buffer
         newest = self._writer.last_seen()
         if newest is None or newest == waiting.committed or newest > time.time():
@@ -211,18 +213,20 @@ class Session:
         late = next((place for place, second in enumerate(seconds) if second > newest), len(seconds))
         if late:
             waiting.leave_out(late)
-            reason = f"{late} ticks waited while another recorder wrote, and are left out"
+            reason = (
+                f"{late} ticks waited while another recorder wrote; they are left out, since it recorded that time"
+            )
             log.warning("%s", reason)
             self._counters.dropped(late, reason)
 
     # ---- The file ----------------------------------------------------------------------------------
 
     def is_elsewhere(self) -> bool:
-        """Whether the path of the database leads to another file by now, or to none."""
+        """Whether the path of the database leads to another file now, or to none."""
         return self.target.file is not None and self.target.file.look() != "same"
 
     def _follow_file(self) -> None:
-        """Open the database anew where its file was removed or replaced. Raises database.DatabaseError."""
+        """Open the database again where its file was removed or replaced. Raises database.DatabaseError."""
         file = self.target.file
         if file is None:
             return
@@ -245,7 +249,7 @@ class Session:
         self._use(engine)
 
     def _meet_other_content(self) -> None:
-        """Somebody has restored a backup into the open database: it is checked, and all is looked up anew."""
+        """A backup was restored into the open database: it is checked, and everything is looked up again."""
         self.notice = Problem(
             f"The content of the database {mask_password(self.target.url)} was replaced while it was recorded "
             "into; recording goes on with what is there now",
@@ -257,7 +261,7 @@ class Session:
         self._is_unchecked = True
 
     def _take_back(self, file: OpenFile) -> None:
-        """The file was out of reach, and is there again as it was, with its log. Raises database.DatabaseError."""
+        """Open the file again, which was out of reach and is unchanged. Raises database.DatabaseError."""
         log.info("the database %s is there again", file.path)
         self.engine.dispose()
         engine, self.notice = open_database(self.target.url, self._counters)
@@ -271,11 +275,11 @@ class Session:
         return self.lock.acquire()
 
     def doubt(self) -> None:
-        """Let the file be checked before the next tick is written: somebody has met damage in it."""
+        """Have the file checked before the next tick is written: a reader has found damage."""
         self._is_unchecked = True
 
     def _check(self) -> None:
-        """Look through the whole file, once. Raises SQLAlchemyError, database.DatabaseError."""
+        """Check the complete file, once. Raises SQLAlchemyError, database.DatabaseError."""
         found = database_file.damage(self.engine)
         if found is not None:
             log.error("the database %s is damaged: %s", database.file_of(self.target.url), found)
@@ -283,7 +287,7 @@ class Session:
         self._is_unchecked = False
 
     def replace_damaged(self) -> None:
-        """Set a damaged file aside, and begin a new one. Raises database.DatabaseError."""
+        """Set a damaged file aside, and make a new one. Raises database.DatabaseError."""
         self.engine.dispose()
         self.notice = set_aside(self.target.url)
         self._counters.failed(self.notice.reason, tick=False)
@@ -303,11 +307,11 @@ class Session:
             raise
 
     def is_open(self) -> bool:
-        """Whether the file is still the one that was opened, so that others than `write` may use it."""
-        return not self._closed and self._lost is None and not self._is_unchecked and not self.is_elsewhere()
+        """Whether the file is still the one that was opened, so that jobs beside `write` may use it."""
+        return not self._is_closed and self._lost is None and not self._is_unchecked and not self.is_elsewhere()
 
     def note_health(self) -> None:
-        """Write down how the last minute went. Raises SQLAlchemyError."""
+        """Store the counters of the last minute. Raises SQLAlchemyError."""
         if self._writer.host_id is not None:
             recorder_stats.write(self.engine, self._writer.host_id, int(time.time()), self._counters.minute())
 
@@ -320,17 +324,20 @@ class Session:
         retention.forget(self.engine, keep, self.now, stopping=stopping, host=settings.host_name)
 
     def close(self) -> None:
-        """Give the database back, with its ledger up to date where it takes that. For the thread that writes."""
+        """Release the database, with its ledger up to date if possible. For the thread that writes."""
         with self._busy:
-            self._closed = True
+            self._is_closed = True
             try:
                 if self._lost is None and not self.is_elsewhere():
                     self._writer.settle()
             except LockLost:
-                log.debug("nothing is settled: the lock is lost")
+                log.debug("the ledger is left to the recorder that has the lock now")
             except SQLAlchemyError as error:
-                # What the ledger lacks is read from the ticks again by the next recorder.
-                log.warning("the ledger could not be settled: %s", getattr(error, "orig", None) or error)
+                # The next recorder reads from the ticks what the ledger lacks.
+                log.warning(
+                    "the ledger could not be brought up to date: %s. The next recorder does it",
+                    getattr(error, "orig", None) or error,
+                )
             finally:
                 self.engine.dispose()
                 if self.target.file is not None:

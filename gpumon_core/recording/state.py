@@ -11,7 +11,7 @@ from gpumon_core.safety.masking import hide
 
 log = logging.getLogger(__name__)
 
-TRIED_AGAIN = "It is tried again by itself."
+TRIED_AGAIN = "gpumon tries again by itself."
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class State:
 
     role: recording; standby (another recorder holds the database); viewing (GPUMON_RECORD is
     false); stopped. `driver` is the problem with NVML, `recording` the one with this recorder, `reader` the one
-    with reads of processes, of which `hung_readers` hang, `consumers` those with what is handed each tick, and
-    `notice` something that has happened and is over.
+    with reads of processes, `hung_readers` how many of these hang, `consumers` the problems of those that get each
+    committed tick, and `notice` something that has happened and is over.
     """
 
     role: Literal["recording", "standby", "viewing", "stopped"]
@@ -48,7 +48,7 @@ class State:
 
     @property
     def problems(self) -> tuple[Problem, ...]:
-        """What is wrong beside the driver."""
+        """All that is wrong now, but for the driver."""
         return tuple(one for one in (self.recording, self.reader, *self.consumers) if one is not None)
 
 

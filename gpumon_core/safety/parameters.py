@@ -1,7 +1,7 @@
-"""What the routes for machines take in their query: a table of parameters, and the one function that reads by it.
+"""The parameters of a query: tables of them, and the one function that reads a query by such a table.
 
-A route names its parameters; what it refuses, and what its description says, follow from the table. Limits are
-those of the databases: a number that a column cannot hold is refused here, before a query is made of it.
+A route lists its parameters; what it refuses, and its description, follow from the list. The limits are those of
+the databases: a number that no column can hold is refused here, before it reaches SQL.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-# A day before the end of the year 9999, where datetime ends: it can be told in every time zone.
+# A day before the end of the year 9999, where datetime ends: every time zone has it.
 LAST_MOMENT = 253_402_214_399
 # The largest number of an INTEGER column.
 LARGEST = 2**31 - 1
 # SQLite takes 32,766 values in a query, and patterns of 50,000 bytes.
 MOST_VALUES = 1000
 LONGEST_TEXT = 1000
-# A query string has a blank where somebody has written the plus sign of an offset as it is.
+# A query string has a blank where a client did not escape the plus sign of an offset.
 _LOST_PLUS = re.compile(r"(?<=:\d\d) (?=\d\d:?\d\d$)|(?<=\.\d{3}) (?=\d\d:?\d\d$)")
 
 
@@ -37,8 +37,8 @@ class BadParameter(Exception):
 class Kind:
     """What a value is.
 
-    read: the value of a text, with times that name no offset in the zone; raises ValueError with what a value
-    must be. schema: the same as JSON Schema.
+    read: makes the value of a text; times without an offset are in the zone; raises ValueError, which says what a
+    value must be. schema: the JSON Schema of such a text.
     """
 
     read: Callable[[str, ZoneInfo], Any]
@@ -50,8 +50,8 @@ class Parameter:
     """One parameter of a query.
 
     name, description: as in the route's documentation. many: it may come several times, and any of its values
-    holds; it is read as a tuple then. default: what it is where it is not given. only: the formats that have it;
-    all where none is named.
+    holds; it is read as a tuple then. default: its value where the query lacks it. only: the formats that
+    have it; empty means all.
     """
 
     name: str
@@ -66,7 +66,7 @@ def whole(least: int, most: int) -> Kind:
     """A whole number between two others."""
 
     def read(text: str, _: ZoneInfo) -> int:
-        # int() would take more than digits, and takes long over thousands of them.
+        # int() accepts more than digits, and is slow for thousands of them.
         number = int(text) if re.fullmatch("[0-9]{1,18}", text) else -1
         if not least <= number <= most:
             raise ValueError(f"must be a whole number from {least} to {most}")
@@ -87,7 +87,7 @@ def one_of(*values: str) -> Kind:
 
 
 def words(least: int = 1) -> Kind:
-    """A text, of at least so many characters."""
+    """A text of at least this many characters."""
 
     def read(text: str, _: ZoneInfo) -> str:
         if not least <= len(text) <= LONGEST_TEXT:
@@ -118,7 +118,7 @@ def _zone(text: str, _: ZoneInfo) -> ZoneInfo:
     try:
         return ZoneInfo(text)
     except (KeyError, ValueError, OSError) as error:
-        # Names are files: a folder, a path that leaves the place and a name that is too long are none.
+        # Zones are files: a folder, a path out of their folder and a name that is too long raise, too.
         raise ValueError("must be the IANA name of a time zone, as in Europe/Berlin") from error
 
 
@@ -155,7 +155,7 @@ LENGTH = Kind(
     },
 )
 _NAMES = words()
-# A GPU as store.naming knows it, where a number alone is an id. Whether there is one, the database says.
+# A GPU as store.queries.gpu_selector names it; a number alone is an id. The database knows whether it exists.
 GPU = Kind(
     _NAMES.read,
     {

@@ -1,4 +1,4 @@
-"""What a client would rather have, as Accept and Accept-Encoding say it (RFC 9110, sections 12.4 and 12.5)."""
+"""Which offer a client prefers, by Accept and Accept-Encoding (RFC 9110, sections 12.4 and 12.5)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9a-z-]+"
 _NAME = re.compile(rf"{_TOKEN}(/{_TOKEN})?")
 _PARAMETER = re.compile(rf'({_TOKEN})=(?:({_TOKEN})|"((?:\\.|[^"\\])*)")')
 _WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
-# A quoted string, which has no end where nobody closes it, or a single character.
+# A quoted string, closed or not, or a single character.
 _PIECE = re.compile(r'"(?:\\.|[^"\\])*"?|.', re.DOTALL)
-# Another name of the same (section 8.4.1.3).
+# Older name -> name (section 8.4.1.3).
 _ALIASES = {"x-gzip": "gzip"}
 
 
@@ -25,9 +25,9 @@ class _Choice:
     weight: float
 
     def fits(self, offer: _Choice) -> int | None:
-        """How closely it names an offer; None where it means another.
+        """How closely it names an offer; None where it does not name it.
 
-        A parameter of which the offer says nothing is no obstacle: clients add a charset, or an escaping.
+        A parameter that the offer lacks is ignored: clients add a charset, or an escaping.
         """
         if self.name in ("*", "*/*"):
             return 0
@@ -39,10 +39,11 @@ class _Choice:
 
 
 def preferred(headers: Iterable[str], offers: Iterable[str]) -> str | None:
-    """The offer that the headers of a request give the most weight; None where they take none, or say nothing.
+    """The offer to which the headers of a request give the most weight; None where they accept none, or are
+    missing.
 
-    The weight of an offer is that of the choice which names it most closely. Of offers with the same weight, it is
-    the one that is named most closely, then first, then offered first. What is malformed counts for nothing.
+    An offer has the weight of the choice that names it most closely. Among offers of equal weight the most closely
+    named wins, then the first named, then the first offered. Malformed choices are ignored.
     """
     choices = list(_choices(",".join(headers)))
     best, most = None, (0.0, 0, 0)
@@ -70,7 +71,7 @@ def _choices(header: str) -> Iterator[_Choice]:
 
 
 def _split(text: str, at: str) -> list[str]:
-    """The parts of a text between separators, those apart that are quoted."""
+    """The parts of a text between separators; separators in quotes do not count."""
     parts: list[list[str]] = [[]]
     for piece in _PIECE.findall(text):
         if piece == at:

@@ -1,12 +1,12 @@
-"""Connections of the server: how many there are, and how long one may wait before it asks for something.
+"""Limits the server's connections: how many are open, and how long one may wait before it sends a request.
 
-uvicorn ends a connection that is idle after an answer, but not one that has never asked, or whose request never
-ends; and it accepts as many as there are descriptors, of which the recorder then has none. Streamlit passes on no
-setting for either. So the protocol that uvicorn gives to asyncio for each connection is put into one of ours,
-which passes everything on, and ends the connection when it has waited for too long.
+uvicorn closes a connection that is idle after an answer, but not one that never sends a request, or never
+completes one. And it accepts as many as there are descriptors, so that none is left for the recorder. Streamlit
+has no setting for either. So the protocol that uvicorn gives to asyncio for each connection is put into one of
+ours. It passes everything on, and closes a connection that has waited for too long.
 
-asyncio's documented parts are all that is used: what `loop.create_server` makes for each connection is a protocol,
-and what it is given to make them is a function. It is replaced on this one loop, before the server calls it.
+Only documented parts of asyncio are used: `loop.create_server` gets a function that makes a protocol for each
+connection. The method is replaced on this one loop, before the server calls it.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from gpumon_core.web import descriptors
 
 log = logging.getLogger(__name__)
 
-# From being accepted, or from the end of an answer, until a whole head of a request is there.
+# From the accept, or the end of an answer, until the complete head of a request is there.
 HEAD_S = 10.0
 # How long a client may take to read 64 KiB of an answer.
 READ_S = 30.0
-# From when the server is told to stop until what is still being answered is given up: it would wait for all.
+# How long a server that stops waits for answers that are not finished: uvicorn would wait for all.
 STOP_S = 5.0
-# Beside what the descriptors allow. Each costs some 20 KB.
+# The most connections, even if more descriptors are free. Each costs some 20 KB.
 MOST_CONNECTIONS = 1000
-# What waits in the kernel is accepted in batches, some of them before the first one has been refused and closed:
-# all of these have to find room in the reserve.
+# asyncio accepts connections in batches, and some batches before the first one is refused and closed: all of these
+# must fit into the reserve.
 _BATCHES = 8
 _LOOK_S = 0.5
 _FULL = (
@@ -39,7 +39,7 @@ _FULL = (
     b"Content-Length: 26\r\nConnection: close\r\n\r\nToo many open connections\n"
 )
 
-# The connection whose bytes are being read; tasks that are made of them, the requests, inherit it.
+# The connection that is being read. The tasks that answer its requests inherit it.
 current: ContextVar[Connection | None] = ContextVar("connection", default=None)
 
 
@@ -50,14 +50,14 @@ class Connections:
         limit = descriptors.limit()
         self._most = most
         self._most_files = limit - descriptors.reserve(limit)
-        # The descriptor of each; and those that wait to be asked something, the one that waits longest first.
+        # The descriptor of each; and the connections that wait for a request, the one that waits longest first.
         self._open: dict[Connection, int] = {}
         self._waiting: dict[Connection, None] = {}
         self.is_installed = False
 
     def limit(self, loop: asyncio.AbstractEventLoop, ending: Callable[[], None] | None = None) -> None:
-        """Limit the connections of every server that this loop makes from now on. `ending` is called, on a thread
-        of its own, once one has ceased to accept more: it need not wait for what is still being answered."""
+        """Limit the connections of every server that this loop makes from now on. `ending` is called on a thread
+        of its own once a server accepts no more: it need not wait for answers that are not finished."""
         create_server = loop.create_server
 
         async def create(factory: Callable[[], asyncio.Protocol], *args: Any, **given: Any) -> asyncio.Server:
@@ -75,7 +75,7 @@ class Connections:
     def _end_with(
         self, server: asyncio.Server, loop: asyncio.AbstractEventLoop, ending: Callable[[], None] | None
     ) -> None:
-        """End all connections some time after a server has ceased to accept more."""
+        """Close all connections some time after a server accepts no more."""
         if server.is_serving():
             loop.call_later(_LOOK_S, self._end_with, server, loop, ending)
             return
@@ -88,9 +88,9 @@ class Connections:
             connection.end()
 
     def come(self, connection: Connection, descriptor: int) -> bool:
-        """Whether there is room for a new connection; where there is none, the one that has waited longest
-        without asking gives it its place."""
-        # The kernel gives the lowest number that is free: below it, all are in use that are no connection's.
+        """Whether there is room for a new connection. Where there is none, the connection that has waited longest
+        for a request is closed for it."""
+        # The kernel gives the lowest free number: all lower ones are in use, by connections or by something else.
         others = descriptor - sum(one < descriptor for one in self._open.values())
         if len(self._open) >= min(self._most, self._most_files - others):
             longest = next(iter(self._waiting), None)
@@ -102,15 +102,15 @@ class Connections:
         return True
 
     def asks(self, connection: Connection) -> None:
-        """A request of it has begun."""
+        """A request has begun."""
         self._waiting.pop(connection, None)
 
     def waits(self, connection: Connection) -> None:
-        """Its request has been answered."""
+        """The request was answered, and the connection waits for the next one."""
         self._waiting[connection] = None
 
     def gone(self, connection: Connection) -> None:
-        """It is closed."""
+        """The connection is closed."""
         self._waiting.pop(connection, None)
         self._open.pop(connection, None)
 
@@ -118,7 +118,7 @@ class Connections:
 class Connection(asyncio.Protocol):
     """One connection: the server's protocol, and how long it has been waiting.
 
-    A WebSocket's bytes go past this one, which then hears only that it has ended (`answered`).
+    The bytes of a WebSocket do not pass here: only its end is noticed (`answered`).
     """
 
     def __init__(self, inner: asyncio.Protocol, loop: asyncio.AbstractEventLoop, all_: Connections) -> None:
@@ -132,12 +132,16 @@ class Connection(asyncio.Protocol):
         self._until_read: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin, or refuse where there is no room."""
+        """Begin, or refuse the connection where there is no room."""
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
         if not self._all.come(self, transport.get_extra_info("socket").fileno()):
             self._is_refused = True
-            log.warning("a connection was refused: %s files may be open, most of which are", descriptors.limit())
+            log.warning(
+                "a connection was refused: nearly all of %s files that may be open are open. Close idle clients, "
+                "or raise the limit (ulimit -n)",
+                descriptors.limit(),
+            )
             transport.write(_FULL)
             transport.close()
             return
@@ -173,13 +177,13 @@ class Connection(asyncio.Protocol):
         self._inner.resume_writing()
 
     def asked(self) -> None:
-        """A whole head of a request is there."""
+        """The complete head of a request is there."""
         self._requests += 1
         self._stop_waiting()
         self._all.asks(self)
 
     def answered(self) -> None:
-        """The request has been dealt with."""
+        """The request was answered."""
         self._requests -= 1
         if self._requests:
             return
@@ -190,7 +194,7 @@ class Connection(asyncio.Protocol):
         self._wait()
 
     def end(self) -> None:
-        """Close it at once, whatever is still to be sent."""
+        """Close it at once, even if something is still to be sent."""
         self._stop_waiting()
         self._stop_reading()
         self._all.gone(self)

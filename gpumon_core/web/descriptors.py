@@ -1,4 +1,4 @@
-"""How many files and sockets this process may have open, and how many of them connections may take."""
+"""How many files and sockets this process may have open, and how many of them are not for connections."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import resource
 
 log = logging.getLogger(__name__)
 
-# What the recorder, the database and the log open at a time, beside connections: a quarter, within these.
+# The descriptors that stay free for the recorder, the database and the log: a quarter, within these limits.
 LEAST_RESERVE, MOST_RESERVE = 24, 2048
 
 
@@ -19,7 +19,12 @@ def raise_limit() -> int:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         except (ValueError, OSError) as error:
-            log.warning("the limit of open files stays %s (the hard one is %s): %s", soft, hard, error)
+            log.warning(
+                "the limit of open files cannot be raised from %s to %s: %s. Fewer connections are possible",
+                soft,
+                hard,
+                error,
+            )
     return limit()
 
 
@@ -30,5 +35,5 @@ def limit() -> int:
 
 
 def reserve(of: int) -> int:
-    """How many descriptors of a limit are not for connections."""
+    """How many of these descriptors are not for connections."""
     return max(LEAST_RESERVE, min(MOST_RESERVE, of // 4))

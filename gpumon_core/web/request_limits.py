@@ -1,6 +1,6 @@
-"""What a request to the server may bring: a query and headers of some kilobytes, a small body, and no file.
+"""Limits a request to the server: a query and headers of some kilobytes, a small body, and no file.
 
-An ASGI middleware around everything that the server has, Streamlit's own routes and its WebSocket included.
+An ASGI middleware around all routes, those of Streamlit and its WebSocket included.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 MOST_QUERY_BYTES = 16 << 10
 MOST_HEADER_BYTES = 32 << 10
 MOST_BODY_BYTES = 64 << 10
-# From the head of a request until all of its body is there.
+# From the head of a request until its complete body is there.
 BODY_S = 10.0
 
 
 class RequestLimits:
-    """Answers what is too large itself, and tells a connection when it is being answered."""
+    """Refuses requests that are too large, and lets a connection know when its request begins and ends."""
 
     def __init__(self, app: ASGIApp, accepted: connections.Connections, uploads: str) -> None:
         """`uploads` is the path of Streamlit's route for st.file_uploader, which no page has: what a client sends
@@ -34,16 +34,19 @@ class RequestLimits:
         self._small = RequestBodyLimitMiddleware(app, max_body_size=MOST_BODY_BYTES)
         self._accepted = accepted
         self._uploads = uploads
-        self._is_told = False
+        self._has_warned = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what is within the limits."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
-        if not (self._accepted.is_installed or self._is_told):
-            self._is_told = True
-            log.warning("this server limits no connections: it opened its port before gpumon's limits were there")
+        if not (self._accepted.is_installed or self._has_warned):
+            self._has_warned = True
+            log.warning(
+                "this server does not limit its connections, because it opened its port too early: start it with "
+                "`streamlit run app.py`"
+            )
         connection = connections.current.get()
         if connection is not None:
             connection.asked()
@@ -61,17 +64,17 @@ class RequestLimits:
 
 
 class _Body:
-    """`receive` of a request, whose body has to come in time."""
+    """The `receive` of a request, with a limit of time for the body."""
 
     def __init__(self, receive: Receive, connection: connections.Connection | None) -> None:
         self._receive = receive
         self._connection = connection
         self._deadline = asyncio.get_running_loop().time() + BODY_S
-        self._is_whole = False
+        self._is_complete = False
 
     async def __call__(self) -> Message:
-        """The next piece; that the client is gone, where it comes too late."""
-        if self._is_whole:
+        """The next piece of the body; where it comes too late, that the client has disconnected."""
+        if self._is_complete:
             return await self._receive()
         try:
             async with asyncio.timeout_at(self._deadline):
@@ -79,14 +82,14 @@ class _Body:
         except TimeoutError:
             if self._connection is not None:
                 self._connection.end()
-            self._is_whole = True
+            self._is_complete = True
             return {"type": "http.disconnect"}
-        self._is_whole = message["type"] != "http.request" or not message.get("more_body", False)
+        self._is_complete = message["type"] != "http.request" or not message.get("more_body", False)
         return message
 
 
 def refused(scope: Scope, uploads: str) -> Response | None:
-    """The answer to a request that is beyond the limits; None to one within."""
+    """The answer to a request beyond the limits; None where it is within."""
     headers = scope["headers"]
     if len(scope["query_string"]) > MOST_QUERY_BYTES:
         return _refusal(
@@ -110,7 +113,7 @@ def refused(scope: Scope, uploads: str) -> Response | None:
 
 def _refusal(status: HTTPStatus, detail: str) -> Response:
     answer = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
-    # What is still to come of the request is not waited for.
+    # The rest of the request is not read.
     return JSONResponse(
         answer, status.value, {"Connection": "close", "Cache-Control": "no-store"}, "application/problem+json"
     )

@@ -1,8 +1,8 @@
 """Long answers take turns: as many at a time as the machine has cores.
 
-To read a history and write it as text takes a core and some tens of megabytes. More of them at once would not be
-answered sooner; they would only need more memory. The others wait, without a thread, and are asked to come back if
-it takes too long. What is answered from memory or from a few rows waits for none of them.
+An answer that reads a history and writes it as text takes a core and some tens of megabytes. More answers at once
+would not be ready sooner; they would only need more memory. So the others wait, without a thread, and get 429 if
+they wait too long. Answers from memory or from a few rows do not wait.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from http import HTTPStatus
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-# Two on one core, so that a client that reads slowly does not keep everybody waiting; and no more than half of the
-# threads that the server has for all its routes.
+# At least two, so that one client that reads slowly does not block all others; at most half of the threads that
+# the server has for all its routes.
 LEAST_PLACES, MOST_PLACES = 2, 14
 WAIT_S = 10.0
 
 
 def places() -> int:
-    """How many answers are made at a time."""
+    """How many answers may be made at once."""
     return max(LEAST_PLACES, min(MOST_PLACES, len(os.sched_getaffinity(0))))
 
 
 class Busy(Exception):
-    """Others were making their files for all the time that this one could wait."""
+    """Other files took all places for as long as this one could wait."""
 
 
 _files = threading.BoundedSemaphore(places())
 
 
 def made(content: Callable[[], bytes]) -> bytes:
-    """A file that a page offers, made when it is its turn. Raises Busy."""
+    """The file of a page's download button, made when it is its turn. Raises Busy."""
     if not _files.acquire(timeout=WAIT_S):
         raise Busy("As many files as this machine has cores for are being made: try again in a moment.")
     try:
@@ -52,14 +52,14 @@ class Turns:
         self._wait_s = wait_s
 
     async def answer(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer with `app` once there is a place. It keeps the place until its answer is sent, or its client is
-        gone and what it was doing has ended."""
+        """Answer with `app` once there is a place. The request holds the place until its answer is sent, or until
+        its client is gone and its work has ended."""
         gone = asyncio.ensure_future(_gone(receive))
         turn = asyncio.ensure_future(self._free.acquire())
         try:
             await asyncio.wait({gone, turn}, timeout=self._wait_s, return_when=asyncio.FIRST_COMPLETED)
             if gone.done():
-                # Or its body was too large, which is raised here.
+                # Raises where its body was too large.
                 gone.result()
                 return
             if not turn.done():
@@ -67,13 +67,13 @@ class Turns:
                 return
 
             async def once_gone() -> Message:
-                # No answer has a use for a body, which has been read by now.
+                # No route needs the body, which has been read by now.
                 return await asyncio.shield(gone)
 
             await app(scope, once_gone, send)
         finally:
             gone.cancel()
-            # To cancel one that has its turn does nothing, and it has to give it back.
+            # A request that already has its place cannot be cancelled: it gives the place back.
             if not turn.cancel() and not turn.cancelled():
                 self._free.release()
 

@@ -261,9 +261,9 @@ def _memory(at: data.Tick, gpu_ids: tuple[int, ...], start: int, end: int, dark:
     frame = occupancy.memory_by_process(engine, gpu_ids, start, end, POINTS // 2, MOST_AREAS)
     if len(frame.columns) < 2:
         return None
-    ids = [column for column in frame.columns if column not in ("timestamp_epoch", occupancy.OTHERS)]
+    ids = [column for column in frame.columns if column not in ("timestamp_epoch", occupancy.OTHER_PROCESSES)]
     names: dict[Any, str] = usage.labels(engine, "process", ids) if ids else {}
-    names[occupancy.OTHERS] = "Others"
+    names[occupancy.OTHER_PROCESSES] = "Others"
     wide = frame.rename(columns=names)
     # Nothing here distinguishes two processes of one name and number: they are drawn as one.
     wide = wide.T.groupby(level=0, sort=False).sum().T

@@ -1,4 +1,4 @@
-"""What stands on every page: banners, the age of the newest sample, and the viewer's clock."""
+"""What every page has: banners, the age of the newest sample, and the viewer's clock."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from pages.components import data, links, rhythm
 
 log = logging.getLogger(__name__)
 
-# How often a page tries again that found no database.
+# How often a page without a database tries again.
 RETRY_S = 5.0
 # What browsers call the zone that needs no offset.
 UTC = ("UTC", "Etc/UTC")
-# What a whole page depends on: the recorder's state, whether there is anything to show, and how many GPUs.
+# What a page depends on outside its fragment: the recorder's state, whether there is a sample, and how many GPUs.
 Situation = tuple[State, bool | None, int]
 
 
@@ -54,26 +54,26 @@ def is_dark() -> bool:
 
 
 def ready() -> Health | None:
-    """How the recording stands, where a page has filters; None before the first sample, when it has nothing to
-    offer."""
+    """The state of the recording, for a page with filters; None before the first sample, when there is nothing to
+    choose from."""
     found = data.health()
     if found is None or found.newest is None:
         return None
-    # The sidebar takes its room: later, with the filters, it would move the charts.
+    # The sidebar takes its room now: later, with the filters, it would move the charts.
     st.sidebar.empty()
     return found
 
 
 def live(title: str, body: Callable[[Health], None], refresh_s: float | None = None) -> None:
-    """A page: its title, the rhythm beside it, the banners, and `body`, which is drawn again with every new sample
-    (or every `refresh_s` seconds) and gets what is known of the recording then."""
+    """A page: its title, the rhythm beside it, the banners, and `body`. `body` gets the state of the recording. It
+    is drawn again with every new sample, or every `refresh_s` seconds."""
     shown = _situation(data.health())
 
     @st.fragment
     def frame() -> None:
         found = data.health()
         if _situation(found) != shown:
-            # What stands beside this fragment would no longer be true.
+            # What is outside this fragment would no longer be true.
             st.rerun()
         sampled_every = found.interval_s if found else runtime.settings().interval
         with st.container(horizontal=True, horizontal_alignment="distribute", vertical_alignment="center"):
@@ -92,8 +92,8 @@ def live(title: str, body: Callable[[Health], None], refresh_s: float | None = N
 
 
 def unreachable(error: DBAPIError) -> None:
-    """A page whose database does not answer: why, and a new attempt with every beat."""
-    log.error("the database of a page does not answer: %s", error.orig)
+    """A page without its database: the reason, and a new attempt every few seconds."""
+    log.error("a page cannot read the database: %s", error.orig)
     runs = iter((False,))
 
     @st.fragment
@@ -117,7 +117,7 @@ def _situation(found: Health | None) -> Situation:
 
 
 def banners(found: Health | None) -> None:
-    """Whatever the reader must know before believing a number."""
+    """What the reader must know before believing a number."""
     state = found.state if found else runtime.state()
     if state.source == "demo":
         why = (
@@ -141,8 +141,8 @@ def banners(found: Health | None) -> None:
 
 
 def stale_warning(found: Health) -> None:
-    """Said loudly where live numbers are shown that are no longer live."""
-    if not found.fresh:
+    """A warning above live numbers that are no longer live."""
+    if not found.is_fresh:
         st.error(
             f"**Sampling has stopped.** The newest sample is {fmt.duration(found.age_s)} old; what follows shows "
             "that moment, not now. Look at the log of the program that records.",
@@ -167,7 +167,10 @@ def _first_minute(found: Health | None) -> None:
     if state.source == "nvml" and state.driver:
         st.info("Nothing has been recorded here yet. The first GPU appears as soon as the driver answers.")
     elif state.role == "viewing":
-        st.info("Nothing has been recorded into this database yet, and GPUMON_RECORD is false here.")
+        st.info(
+            "Nothing has been recorded into this database yet, and GPUMON_RECORD is false here. "
+            "Start a recorder that writes into it."
+        )
     else:
         st.info("The first sample is on its way.")
 

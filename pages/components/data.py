@@ -96,26 +96,26 @@ def database_bytes(url: str) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """A file of the original's in the data directory, and how much of it the history has."""
+class OriginalFile:
+    """A file of the original program in the data directory, and how much of it is imported."""
 
     path: Path
     contents: Contents
-    standing: import_state.ImportState
+    state: import_state.ImportState
 
 
 @shared(max_entries=2, ttl=MINUTE_S)
-def originals(folder: Path, url: str, demo_url: str, host: str) -> list[Found]:
-    """What lies in the data directory for an import into a database; a file that cannot be read is none."""
+def originals(folder: Path, url: str, demo_url: str, host: str) -> list[OriginalFile]:
+    """The files of the original program in the data directory; one that cannot be read is left out."""
     found = []
     own = [path for path in map(database.file_of, (url, demo_url)) if path is not None]
     for path in discovery.found_in(folder, own):
         with suppress(sqlite_file.SqliteFileError):
             with reader.OriginalReader(path, copying=False) as file:
                 contents, indices = file.contents(), file.indices()
-            standing = import_state.ImportState(None, False)
+            state = import_state.ImportState(None, False)
             if database.exists(url):
                 with suppress(DBAPIError):
-                    standing = import_state.import_state(engine((url, None)), host, path, indices, contents)
-            found.append(Found(path, contents, standing))
+                    state = import_state.import_state(engine((url, None)), host, path, indices, contents)
+            found.append(OriginalFile(path, contents, state))
     return found

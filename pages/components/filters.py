@@ -1,4 +1,4 @@
-"""What a reader can choose in the sidebar. Every choice lives in the address, so that a link shows the same."""
+"""The filters in the sidebar. The address has every choice, so that a link shows the same."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ RANGES = {
 }
 CUSTOM = "Custom"
 ALL = "All"
-# The shortest stretch that a chart can be zoomed to.
+# The shortest time to which a chart can be zoomed.
 SHORTEST_S = MINUTE
-# How a beginning and an end are written in an address.
+# The format of a beginning and an end in an address.
 MOMENT = "%Y-%m-%dT%H:%M"
-# So many zooms can be gone back.
+# The number of zooms that a reader can undo.
 MOST_ZOOMS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A stretch of time: the last `length_s` seconds before the newest sample, or from `start` to `end` (UTC
+    """A time range: the last `length_s` seconds before the newest sample, or from `start` to `end` (UTC
     seconds); all of it where neither is given."""
 
     name: str
@@ -50,7 +50,7 @@ class Window:
 
     @property
     def follows(self) -> bool:
-        """Whether its end moves on with every sample."""
+        """Whether its end moves with every sample."""
         return self.end is None
 
     def span(self, newest: int) -> tuple[int, int]:
@@ -72,10 +72,10 @@ def window(names: Sequence[str], default: str, newest: int, label: str = "Time r
     state = st.session_state
     _read_range((*names, CUSTOM))
     if state.get("range", default) not in (*names, CUSTOM):
-        # Another page's, which this one does not have.
+        # A range of another page, which this page does not have.
         del state["range"]
     links.check("range", "time range", (*names, CUSTOM).__contains__, default)
-    # A zoom sets what is chosen, and then there is no default.
+    # After a zoom the choice is set already: Streamlit then wants no default.
     chosen = st.sidebar.pills(
         label,
         [*names, CUSTOM],
@@ -86,7 +86,7 @@ def window(names: Sequence[str], default: str, newest: int, label: str = "Time r
         on_change=links.forget,
     )
     if chosen != CUSTOM:
-        # The reader's own choice is where a zoom begins.
+        # A choice of the reader's own ends the zooms.
         state.pop("zoomed_from", None)
         name = chosen if chosen is not None and chosen in names else default
         return Window(name, RANGES.get(name))
@@ -95,13 +95,13 @@ def window(names: Sequence[str], default: str, newest: int, label: str = "Time r
     latest += minute
     ends = (("From", latest - timedelta(hours=1), "from"), ("To", latest, "to"))
     address = st.query_params
-    # A link to this page, and the way back to it, must find the stretch that is shown now.
+    # A link to this page, and the way back to it, must show the same range.
     unsaid = {key: value.strftime(MOMENT) for _, value, key in ends if key not in address and key not in state}
     if unsaid:
         address.update(unsaid)
     for name, value, key in ends:
         links.check(key, f"“{name}”", _is_moment, f"{value:%d %b %H:%M}")
-    since, until = (  # What a zoom has set needs no beginning.
+    since, until = (  # A zoom has set the value already.
         st.sidebar.datetime_input(
             name,
             key=key,
@@ -121,17 +121,17 @@ def window(names: Sequence[str], default: str, newest: int, label: str = "Time r
 
 
 def _read_range(names: Sequence[str]) -> None:
-    """Take the address of a link as it was meant: a range in whatever case it is written, and a beginning or an
-    end without one as a stretch of its own."""
+    """Read the address of a link generously: a range in any case, and a beginning or an end without a range as a
+    custom range."""
     address = st.query_params
     if "range" in st.session_state:
-        # Read already; from here on the reader chooses.
+        # Read already: now the reader chooses.
         return
     asked = address.get("range") or (CUSTOM if "from" in address or "to" in address else "")
     meant = {name.lower(): name for name in names}.get(asked.lower())
     if meant is not None and meant != address.get("range"):
         address["range"] = meant
-        # A run has read the address of its beginning.
+        # This run has used the old address.
         st.rerun()
 
 
@@ -144,7 +144,7 @@ def _is_moment(text: str) -> bool:
 
 
 def zoom(key: str) -> None:
-    """Show the stretch of time that the reader has chosen in a chart, or what was shown before."""
+    """Show the time range that the reader has chosen in a chart, or the range before it."""
     state = st.session_state
     chosen = plot.zoomed(key)
     before: list[tuple[object, ...]] = state.setdefault("zoomed_from", [])
@@ -164,22 +164,21 @@ def zoom(key: str) -> None:
         if state.get(name) is None:
             state.pop(name, None)
         elif not has_inputs:
-            # The inputs that are not on the page yet write their addresses only when a reader changes them.
+            # An input that is not on the page yet writes its address only when a reader changes it.
             st.query_params[name] = state[name].isoformat(timespec="minutes")
     state["moved"] = True
     links.forget()
 
 
 def follow_zoom() -> None:
-    """Within a fragment: run the whole page again after `zoom`, for the sidebar has changed with it."""
+    """Within a fragment: run the page again after `zoom`, because the sidebar has changed, too."""
     if st.session_state.pop("moved", False):
         st.rerun()
 
 
 def named_gpus(gpus: pd.DataFrame) -> dict[str, int]:
     """Every GPU's short name ("GPU 0", "GPU 0:1", "rack1 GPU 0" where there are several hosts) and id. Of several
-    that stood in one place, one after the other, the newest has the name, and the others their number behind
-    it."""
+    GPUs that used one slot one after the other, the newest has the name, and the others have their id after it."""
     names = "GPU " + gpu_labels(gpus["gpu_index"], gpus["mig_index"])
     if gpus["host"].nunique() > 1:
         names = gpus["host"] + " " + names
@@ -214,7 +213,7 @@ def choices(label: str, options: Sequence[str], key: str) -> list[str]:
 
 
 def program_filters(at: data.Tick, names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """For each of some columns of `programs`, the chosen values; those of which none is chosen are missing."""
+    """The chosen values for each of some columns of `programs`; a column without a choice is missing."""
     chosen = {
         name: choices(f"{name.capitalize()}s", data.ask(at, processes.program_values, name), name)
         for name in names

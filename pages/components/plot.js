@@ -1,10 +1,10 @@
-// Draws Plotly figures under each other that share their time axis: one hover line through all of them, and a zoom of
-// one is the zoom of all. The library comes from this server; `LIBRARY` is put in by plot.py.
+// Draws Plotly figures below each other that share their time axis: one hover line through all of them, and a zoom
+// in one is the zoom of all. The library comes from this server; plot.py puts in `LIBRARY`.
 // The ends of an axis are no handles: a drag across the chart zooms.
 const CONFIG = { displaylogo: false, displayModeBar: false, doubleClick: false, showAxisDragHandles: false }
-const NARROW = 560
+const NARROW_PX = 560
 // About how wide a letter of a bar's name is, in pixels.
-const LETTER = 6
+const LETTER_PX = 6
 const TOUCH = matchMedia("(pointer: coarse)").matches
 
 let loading
@@ -15,7 +15,7 @@ function plotly() {
     script.src = LIBRARY
     script.onload = () => resolve(window.Plotly)
     script.onerror = () => {
-      // A server that was away for a moment is asked again.
+      // The server may have been away for a moment: the next figure tries again.
       loading = undefined
       script.remove()
       reject(new Error(`${LIBRARY} cannot be loaded`))
@@ -25,8 +25,8 @@ function plotly() {
   return loading
 }
 
-// What stands several times in a figure is sent once: see figures.as_json.
-function whole(figure) {
+// An array that a figure uses several times is sent once: see figures.as_json.
+function expanded(figure) {
   const put = value => {
     if (Array.isArray(value)) return value.map(put)
     if (value === null || typeof value !== "object") return value
@@ -38,7 +38,7 @@ function whole(figure) {
     const known = new Map()
     for (const trace of data) {
       if (trace.type !== "scatter" || trace.x?.dtype !== "f8") continue
-      // Of a number Plotly asks first whether it is a date in words.
+      // Dates are faster than numbers, of which Plotly would test each as a text first.
       if (!known.has(trace.x)) known.set(trace.x, Array.from(numbers(trace.x), value => new Date(value)))
       trace.x = known.get(trace.x)
     }
@@ -46,7 +46,7 @@ function whole(figure) {
   return { data, layout }
 }
 
-// Doubles that came in base64.
+// The numbers of an array of doubles in base64.
 function numbers({ bdata }) {
   const bytes = atob(bdata)
   const values = new Float64Array(bytes.length / 8)
@@ -55,13 +55,13 @@ function numbers({ bdata }) {
   return values
 }
 
-// Names of bars that end with their bars: Plotly would write on, in the bar's ink on the page's ground.
+// Names of bars, cut where their bars end: Plotly would write on beside the bar, in colours that cannot be read.
 function fitting(trace, width, [from, to]) {
   const lengths = trace.x?.dtype === "f8" ? numbers(trace.x) : trace.x
   return trace.text.map((name, place) => {
-    const room = Math.floor((lengths[place] / (to - from)) * (width / LETTER))
+    const room = Math.floor((lengths[place] / (to - from)) * (width / LETTER_PX))
     if (name.length <= room) return name
-    // Nor is a character cut that is written as an entity.
+    // A character that is written as an entity is not cut in two.
     return room < 4 ? "" : `${name.slice(0, room - 1).replace(/&[^;]*$/, "")}…`
   })
 }
@@ -82,7 +82,7 @@ class Plots {
     this.sizes.observe(this.box)
   }
 
-  // One after the other: a figure may come while the one before is being drawn.
+  // One after the other: new figures may come while the ones before are being drawn.
   take(data, send) {
     this.send = send
     this.newest = data
@@ -96,17 +96,17 @@ class Plots {
     const Plotly = await plotly()
     if (this.ended) return
     while (this.divs.length > data.figures.length) {
-      const gone = this.divs.pop()
-      Plotly.purge(gone)
-      gone.parentElement.remove()
+      const surplus = this.divs.pop()
+      Plotly.purge(surplus)
+      surplus.parentElement.remove()
       this.words.pop()
     }
     for (const [place, text] of data.figures.entries()) {
-      const figure = whole(JSON.parse(text))
+      const figure = expanded(JSON.parse(text))
       figure.layout.uirevision = data.view
-      // A narrow screen has no room for a legend at every chart; a touch names the lines.
-      const isNarrow = this.box.clientWidth < NARROW && Object.keys(figure.layout).some(name => /^legend\d/.test(name))
-      // Neither is measured then, which takes as long as drawing the lines.
+      // A narrow screen has no room for a legend at every chart; a touch shows the names of the lines.
+      const isNarrow = this.box.clientWidth < NARROW_PX && Object.keys(figure.layout).some(name => /^legend\d/.test(name))
+      // With these two, Plotly does not measure the labels, which takes as long as drawing the lines.
       for (const [name, axis] of Object.entries(figure.layout)) {
         if (/^[xy]axis/.test(name)) Object.assign(axis, { tickangle: 0, ticklabeloverflow: "allow", ...axis })
       }
@@ -150,7 +150,7 @@ class Plots {
       const from = change["xaxis.range[0]"] ?? change["xaxis.range"]?.[0]
       const to = change["xaxis.range[1]"] ?? change["xaxis.range"]?.[1]
       if (!this.zooms || from === undefined || this.following) return
-      // The others follow at once, and finer data when it has come.
+      // The other figures follow at once, before finer data comes.
       this.following = true
       const others = this.divs.filter(other => other !== div && other._fullLayout?.xaxis?.type === "date")
       Promise.all(others.map(other => window.Plotly.relayout(other, { "xaxis.range": [from, to] }))).finally(

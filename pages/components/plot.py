@@ -1,4 +1,4 @@
-"""Charts: Plotly figures drawn by a small component, which keeps zoom, legend and hover through every refresh."""
+"""Charts: Plotly figures in a small component that preserves zoom, legend and hover through every refresh."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CSS = """
 .gm-frame { position: relative; width: 100%; }
 .gm-plots { width: 100%; min-height: 60px; }
 .gm-figure { position: relative; }
-/* Not in the way of the pointer, which says what is beneath it. */
+/* The pointer passes through, so that the chart below shows what it points at. */
 .gm-words { position: absolute; inset: 0; pointer-events: none; z-index: 1; font-size: 13px; line-height: 1.2; }
 .gm-words > * { position: absolute; white-space: nowrap; }
 .gm-label { padding: 0 3px; }
@@ -42,7 +42,7 @@ _component = st.components.v2.component(
             *((Path(__file__).parent / name).read_text("utf-8") for name in ("words.js", "plot.js")),
         ]
     ),
-    # Plotly's styles stand in the page's head, where a shadow tree would not see them.
+    # Plotly adds its styles to the page's head; a shadow tree would not get them.
     isolate_styles=False,
 )
 
@@ -54,10 +54,10 @@ def show(
     view: str = "",
     on_zoom: Callable[[], None] | None = None,
 ) -> None:
-    """Draw figures (JSON, from figures.as_json) under each other on one time axis.
+    """Draw figures (JSON, from figures.as_json) below each other on one time axis.
 
-    `view` names what is shown: as long as it stays the same the reader's zoom and legend stay, too. Where
-    `on_zoom` is given a chosen stretch of time is handed to `zoomed` there, and the caller shows it.
+    `view` names what is shown: while it is the same, the reader's zoom and legend stay. `on_zoom` is called when
+    the reader chooses a time range in a chart; it gets the range from `zoomed`, and the caller shows it.
     """
     _component(
         key=key,
@@ -67,6 +67,6 @@ def show(
 
 
 def zoomed(key: str) -> tuple[str, str] | None:
-    """Within `on_zoom`: the stretch that the reader chose, as two wall-clock times; None to go back."""
+    """Within `on_zoom`: the time range that the reader chose, as two wall-clock times; None to go back."""
     chosen = st.session_state[key].zoom
     return (chosen[0], chosen[1]) if isinstance(chosen, list) and len(chosen) == 2 else None

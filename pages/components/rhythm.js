@@ -1,8 +1,8 @@
-// A page asks for news when a new sample should be there: this long after it is due, so that it has been written.
-const LATE_MS = 300
-// Whoever gets no answer asks again.
+// A page asks for the next sample this long after it is due: by then it has been written.
+const DELAY_MS = 300
+// A page without an answer asks again after this time.
 const PATIENCE_MS = 5000
-const HELD = "gpumon.held"
+const PAUSED = "gpumon.paused"
 const PAUSE = "M3 2h4v12H3zM9 2h4v12H9z"
 const PLAY = "M3 2l11 6-11 6z"
 
@@ -21,8 +21,8 @@ class Rhythm {
     this.fresh = root.querySelector(".fresh")
     this.text = root.querySelector(".text")
     this.button = root.querySelector(".pause")
-    this.button.onclick = () => this.hold(!this.held)
-    this.held = sessionStorage.getItem(HELD) === "1"
+    this.button.onclick = () => this.pause(!this.isPaused)
+    this.isPaused = sessionStorage.getItem(PAUSED) === "1"
     this.clock = setInterval(() => this.draw(), 1000)
     this.onShown = () => this.plan()
     document.addEventListener("visibilitychange", this.onShown)
@@ -37,9 +37,9 @@ class Rhythm {
     this.plan()
   }
 
-  hold(held) {
-    this.held = held
-    sessionStorage.setItem(HELD, held ? "1" : "0")
+  pause(isPaused) {
+    this.isPaused = isPaused
+    sessionStorage.setItem(PAUSED, isPaused ? "1" : "0")
     this.draw()
     this.plan()
   }
@@ -48,20 +48,20 @@ class Rhythm {
     return performance.now() - this.received
   }
 
-  // How long until the page should ask: right after the next sample, or, of a page that follows less closely, after
-  // some more. A page that was hidden for longer asks at once.
+  // How long until the page asks: until right after the next sample, or after a later one where the page refreshes
+  // less often. A page that was hidden for longer asks at once.
   waitMs() {
     const { age, sampledEvery, limit } = this.data
     const refresh = Math.max(this.data.refresh, sampledEvery)
     if (this.asked !== null) return Math.max(0, this.asked + Math.max(PATIENCE_MS, 1000 * refresh) - performance.now())
-    const late = age === null || age > limit
-    const due = late ? refresh : refresh - (age % sampledEvery)
-    return Math.max(0, 1000 * Math.max(due, 0.1) + LATE_MS - this.sinceMs())
+    const isLate = age === null || age > limit
+    const due = isLate ? refresh : refresh - (age % sampledEvery)
+    return Math.max(0, 1000 * Math.max(due, 0.1) + DELAY_MS - this.sinceMs())
   }
 
   plan() {
     clearTimeout(this.timer)
-    if (this.held || document.hidden) return
+    if (this.isPaused || document.hidden) return
     this.timer = setTimeout(() => {
       this.asked = performance.now()
       this.beat()
@@ -72,17 +72,17 @@ class Rhythm {
   draw() {
     const { age, limit, refresh, sampledEvery } = this.data
     const now = age === null ? null : age + this.sinceMs() / 1000
-    // A page that asks less often than there are samples has older ones until it asks: that is no silence.
-    const stale = now === null || age > limit || now > limit + Math.max(0, refresh - sampledEvery)
-    this.fresh.classList.toggle("stale", stale && !this.held)
-    this.fresh.classList.toggle("held", this.held)
+    // A page that asks less often than there are samples shows an older one until it asks: recording goes on.
+    const isStale = now === null || age > limit || now > limit + Math.max(0, refresh - sampledEvery)
+    this.fresh.classList.toggle("stale", isStale && !this.isPaused)
+    this.fresh.classList.toggle("paused", this.isPaused)
     if (now === null) this.text.textContent = "No sample yet"
-    else if (this.held) this.text.textContent = `Paused, showing ${words(now)} ago`
-    else this.text.textContent = stale ? `No new sample for ${words(now)}` : `Newest sample ${words(now)} ago`
-    this.button.setAttribute("aria-pressed", String(this.held))
-    this.button.title = this.held ? "Follow the newest sample again" : "Hold this page still"
-    this.button.querySelector("path").setAttribute("d", this.held ? PLAY : PAUSE)
-    this.button.querySelector("span").textContent = this.held ? "Resume" : "Pause"
+    else if (this.isPaused) this.text.textContent = `Paused, showing ${words(now)} ago`
+    else this.text.textContent = isStale ? `No new sample for ${words(now)}` : `Newest sample ${words(now)} ago`
+    this.button.setAttribute("aria-pressed", String(this.isPaused))
+    this.button.title = this.isPaused ? "Follow the newest sample again" : "Stop updating this page"
+    this.button.querySelector("path").setAttribute("d", this.isPaused ? PLAY : PAUSE)
+    this.button.querySelector("span").textContent = this.isPaused ? "Resume" : "Pause"
   }
 
   end() {

@@ -1,7 +1,7 @@
-"""The rhythm of a page: how old its newest sample is, and when it asks for the next.
+"""The rhythm of a page: the age of its newest sample, and when the page asks for the next one.
 
-The browser keeps it, so that the age tells the truth when the server or the connection to it has stopped,
-a hidden tab asks for nothing, and a reader can hold a page still.
+It runs in the browser. So the age is true when the server or the connection has stopped, a hidden tab asks for
+nothing, and a reader can pause a page.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _component = st.components.v2.component(
 
 
 def show(age_s: float | None, sampled_every_s: float, refresh_s: float) -> None:
-    """Draw it, and run the fragment that it stands in again with every new sample.
+    """Draw it, and run the fragment around it again with every new sample.
 
-    `age_s` is the newest sample's age at this moment, None where nothing was sampled yet; `refresh_s` is how often
-    the page asks, which some pages do less often than there are samples.
+    `age_s` is the age of the newest sample now, None where there is none yet. `refresh_s` is how often the page
+    asks: some pages ask less often than there are samples.
     """
     data = {
         "age": age_s,

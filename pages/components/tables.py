@@ -1,4 +1,4 @@
-"""How the columns of process tables are shown."""
+"""The tables of the pages: their columns, and how a page shows them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gpumon_core.store.queries.current import Row
 from gpumon_core.store.queries.frames import gpu_labels
 from gpumon_core.web import turns
 
-# Of every table that has them, the columns that stay where no row has a value.
+# The columns that a table shows even where no row has a value.
 ALWAYS = ("GPU", "PID", "Name", "Memory")
 MOMENT, MOMENT_OF_A_YEAR = "D MMM HH:mm:ss", "D MMM YYYY HH:mm:ss"
 
@@ -30,8 +30,8 @@ def local_time(epoch: pd.Series, zone: ZoneInfo) -> pd.Series:
 
 
 def active(rows: Sequence[Row], zone: ZoneInfo) -> pa.Table:
-    """Rows of store.now.processes as they are shown, in the order of their columns. Made for every tick, and so
-    without pandas."""
+    """Rows of current.processes as a page shows them, in the order of the columns. Without pandas, because every
+    tick makes them."""
 
     def column(name: str, kind: pa.DataType | None = None, scale: float = 1) -> pa.Array:
         if scale == 1:
@@ -64,13 +64,13 @@ def active(rows: Sequence[Row], zone: ZoneInfo) -> pa.Table:
     return pa.table(columns)
 
 
-def _share(part: float | None, whole: float | None) -> float | None:
+def _share(part: float | None, total: float | None) -> float | None:
     """In percent; None where one of them is not known."""
-    return None if part is None or not whole else 100 * part / whole
+    return None if part is None or not total else 100 * part / total
 
 
 def matching(shown: pa.Table, text: str) -> pa.Table:
-    """The rows of `active` whose name or PID has this text in it."""
+    """The rows of `active` that have this text in their name or PID."""
     wanted = text.strip().lower()
     names, pids = shown["Name"].to_pylist(), shown["PID"].to_pylist()
     found = [wanted in (name or "").lower() or wanted in str(pid) for name, pid in zip(names, pids, strict=True)]
@@ -83,7 +83,7 @@ def container(frame: pd.DataFrame) -> pd.Series:
     return pd.Series([fmt.container(*one) for one in parts], index=frame.index, dtype="object")
 
 
-# Of the ledger's columns, those that are shown when the reader asks for them.
+# The ledger's columns that a page shows only where the reader asks for them.
 ON_DEMAND = (
     *("Type", "Last seen", "Average", "Memory-hours", "SM maximum", "GPU time", "Samples"),
     *("Container", "Unit", "Job", "Notebook", "Started by", "Folder", "Command"),
@@ -91,7 +91,7 @@ ON_DEMAND = (
 
 
 def ledger(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
-    """processes.process_history as it is shown, with every column that can be asked for."""
+    """processes.process_history as a page shows it, with every column that the reader can ask for."""
     shown = pd.DataFrame(
         {
             "GPU": frame["gpus"],
@@ -128,7 +128,7 @@ def ledger(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
 
 
 def ledger_order(frame: pd.DataFrame, more: Sequence[str]) -> list[str]:
-    """The columns of the ledger that are shown: the usual ones, and those that were asked for."""
+    """The ledger's columns to show: the usual ones, and those that the reader asked for."""
     usual = ("GPU", "PID", "Name", "Workload", "Model", "User", "State", "Maximum", "First seen", "Lifetime")
     figures = ("SM mean", "Energy")
     host = ("Host",) if frame["host"].nunique() > 1 else ()
@@ -136,7 +136,7 @@ def ledger_order(frame: pd.DataFrame, more: Sequence[str]) -> list[str]:
 
 
 def usage(ranked: pd.DataFrame) -> pd.DataFrame:
-    """ledger.ranked as it is shown."""
+    """costs.ranked as a page shows it."""
     estimates = ranked["Estimate"].any()
     shown = ranked.assign(
         **{name: ranked[name].map(sortable_duration) for name in ("On GPU", "Held idle")},
@@ -145,7 +145,7 @@ def usage(ranked: pd.DataFrame) -> pd.DataFrame:
 
 
 def time_split(split: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
-    """Where each GPU's time went, in hours."""
+    """Each GPU's time by what it did, in hours."""
     names = {
         "Busy": "busy_s",
         "Held idle": "held_s",
@@ -158,7 +158,7 @@ def time_split(split: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
 
 
 def idle_holders(frame: pd.DataFrame, zone: ZoneInfo, now: int) -> pd.DataFrame:
-    """usage.idle_holders as it is shown."""
+    """usage.idle_holders as a page shows it."""
     since = frame["idle_since"]
     shown = pd.DataFrame(
         {
@@ -187,7 +187,7 @@ def idle_holders(frame: pd.DataFrame, zone: ZoneInfo, now: int) -> pd.DataFrame:
 
 
 def sessions(frame: pd.DataFrame, zone: ZoneInfo) -> pd.DataFrame:
-    """usage.sessions as it is shown."""
+    """usage.sessions as a page shows it."""
     shown = pd.DataFrame(
         {
             "Model": frame["model"],
@@ -234,12 +234,12 @@ def show(
     largest_gib: float | None = None,
     edition: int = 0,
 ) -> None:
-    """Draw a table whose sorting, widths and scroll position survive a refresh under its `key`.
+    """Draw a table. Its sorting, widths and scroll position survive a refresh under its `key`.
 
-    `order` names the columns that are shown if they have something to show, `asked` those of them that are shown
-    anyhow. `on_select` is called when the reader has chosen a row; `chosen_rows` are so from the beginning. Where
-    `largest_gib` is given, the most memory is a bar that is full there. Another `edition` is a new table in the
-    browser.
+    order: the columns to show where they have a value. asked: those of them to show in any case. on_select: is
+    called when the reader has chosen a row. chosen_rows: are chosen from the beginning. largest_gib: the maximum
+    memory is drawn as a bar that is full at this value.
+    edition: another number is a new table in the browser.
     """
     names = shown.column_names if isinstance(shown, pa.Table) else shown.columns.tolist()
     order = _with_values(shown, order or names, asked, key)
@@ -283,7 +283,7 @@ def _with_dashes(shown: pd.DataFrame | pa.Table) -> pd.DataFrame | pa.Table:
 
 
 def _of_other_years(shown: pd.DataFrame | pa.Table) -> list[str]:
-    """The columns of moments of which one is not of the present year: there all need theirs."""
+    """The columns of moments where one is not of the present year: all moments there show their year."""
     found = []
     for name in _moments(shown):
         column = shown[name]
@@ -302,11 +302,11 @@ def _moments(shown: pd.DataFrame | pa.Table) -> list[str]:
 def _with_values(
     shown: pd.DataFrame | pa.Table, order: Sequence[str], asked: Sequence[str], key: str
 ) -> list[str]:
-    """The columns of `order` without those of texts or numbers of which no row has a value: they would push what
-    is known over the right edge.
+    """The columns of `order` without texts and numbers that no row has: they would push known values over the
+    right edge.
 
-    A column that has had a value stays for the reader's session, or it would come and go with every program that
-    starts or ends, and with every letter of a search. A moment stays too: that there is none yet says something.
+    A column that had a value once stays for the reader's session, or it would come and go with every program that
+    starts or ends, and with every letter of a search. A moment stays, too: that it is missing has a meaning.
     """
     seen: set[str] = st.session_state.setdefault(f"{key}_seen", set())
     if isinstance(shown, pd.DataFrame):
@@ -335,17 +335,17 @@ def columns(currency: str) -> dict[str, Any]:
         "Container": text(help="Pod or container in which it runs", width="small"),
         "Unit": text(help="Service or session of systemd", width="small"),
         "Job": text(help="Number of its Slurm job", width="small"),
-        "Notebook": text(help="The Jupyter notebook whose kernel it is", width="small"),
+        "Notebook": text(help="The Jupyter notebook of this kernel", width="small"),
         "Started by": text(help="Its parents, down from the session or service", width="medium"),
         "Folder": text(help="Its working directory", width="medium"),
-        "Command": text(help="Its command line; see GPUMON_COMMANDS for how much of it is kept", width="large"),
+        "Command": text(help="Its command line; GPUMON_COMMANDS decides how much of it is stored", width="large"),
         "Type": text(help="C compute, G graphics, M client of the multi-process service (MPS)", width=55),
         "Memory": number(format=gib, help="GPU memory in use now"),
         "SM mean": number(format="%.0f%%", width="small", help="Of the GPU's SMs, over its life"),
         "SM maximum": number(format="%d%%", width="small", help="Of the GPU's SMs, in one tick"),
         "GPU time": text(alignment="right", help="Its part of the GPUs' busy time, at full utilization"),
         "Share": st.column_config.ProgressColumn(
-            format="%.0f%%", min_value=0, max_value=100, help="Of the GPU's whole memory"
+            format="%.0f%%", min_value=0, max_value=100, help="Of all the GPU's memory"
         ),
         "Share of energy": st.column_config.ProgressColumn(
             format="%.0f%%", min_value=0, max_value=100, help="Of what is in this table"
@@ -356,13 +356,15 @@ def columns(currency: str) -> dict[str, Any]:
         "Lifetime": text(alignment="right", width=110, help="From first to last seen on a GPU"),
         "State": text(width="small"),
         "Processes": number(format="%d", width="small"),
-        "GPU-hours": number(format="%.2f h", help="Hours in which a GPU was kept busy, at full utilization"),
+        "GPU-hours": number(format="%.2f h", help="Hours in which a GPU was busy, at full utilization"),
         "Memory-hours": number(format="%.1f GiB·h", help="GPU memory held, times how long"),
         "Energy": number(format="%.3f kWh", help="Its part of the GPUs' measured energy"),
         "Cost": number(format=f"%.2f {currency.replace('%', '%%')}", help="Of its energy and busy hours"),
         "On GPU": text(alignment="right", help="How long processes were there, together"),
         "Held idle": text(alignment="right", help="Of that, memory was held for nothing; see GPUMON_IDLE_MINUTES"),
-        "Estimate": st.column_config.CheckboxColumn(help="Split by memory, as the driver does not tell"),
+        "Estimate": st.column_config.CheckboxColumn(
+            help="Split by memory, because the driver reports no share of each process"
+        ),
         "Memory held": number(format=gib, help="Now, or on average where the process has ended"),
         "Idle since": moment(format=MOMENT, help="When it last did something"),
         "Idle for": text(alignment="right", help="Until now"),

@@ -10,7 +10,7 @@ import pandas as pd
 from gpumon_core import figures
 from gpumon_core.store.queries import costs, model_sessions, processes, usage
 from gpumon_core.store.queries.dimensions import Dimension
-from gpumon_core.store.queries.usage import OWN, Scope
+from gpumon_core.store.queries.usage import GPU_ROWS, Scope
 from pages.components import data, filters, tables
 from pages.components.charts import Appearance
 
@@ -20,7 +20,7 @@ TOP_PARTS = 7
 NO_GAP_S = 60
 
 
-def labels(at: data.Tick, by: Dimension, ranking: pd.DataFrame) -> dict[Any, str]:
+def _labels(at: data.Tick, by: Dimension, ranking: pd.DataFrame) -> dict[Any, str]:
     """The names of a ranking's keys."""
     keys = ranking.loc[ranking["kind"] == "part", "key"].dropna()
     return data.ask(at, usage.labels, by, tuple(keys))
@@ -34,20 +34,20 @@ def trend(at: data.Tick, by: Dimension, scope: Scope, measure: str, appearance: 
     if parts.empty:
         return None
     prices = data.prices()
-    names = labels(at, by, ranking)
+    names = _labels(at, by, ranking)
     value = costs.measure(parts, measure, prices)
     top = parts.assign(value=value).nlargest(TOP_PARTS, "value")["key"].tolist()
     span_s = costs.HOUR_S if scope.end - scope.start <= costs.HOURLY_UP_TO_S else costs.DAY_S
-    by_step = data.ask(at, usage.trend, by, scope, tuple(top) if by == "process" else None)
+    parts_by_step = data.ask(at, usage.trend, by, scope, tuple(top) if by == "process" else None)
     own = data.ask(at, usage.gpu_hours, scope)
     own = own[own["timestamp_epoch"] >= scope.first_step] if not scope.chooses else own.head(0)
-    frame = costs.over_time(by_step, own, top, names, measure, prices, appearance.zone, span_s)
+    frame = costs.by_step(parts_by_step, own, top, names, measure, prices, appearance.zone, span_s)
     rest, unknown, idle = figures.GREYS[appearance.dark]
     drawn = [part for part in frame.columns if part != "timestamp_epoch"]
     # A workload has the colour that it has on the other pages.
     workloads = data.ask(at, processes.workloads) if by == "workload" else []
     known = figures.colors_of(workloads, appearance.dark)
-    known |= {costs.OTHERS: rest, costs.UNKNOWN: unknown, OWN["idle"]: idle}
+    known |= {costs.OTHERS: rest, costs.UNKNOWN: unknown, GPU_ROWS["idle"]: idle}
     colors = {part: known.get(part) or figures.hue(number, appearance.dark) for number, part in enumerate(drawn)}
     unit = costs.MEASURES[measure] or prices.currency
     figure = figures.stacked(
@@ -86,7 +86,7 @@ def time_split(at: data.Tick, scope: Scope, appearance: Appearance) -> tuple[str
 def ranked(at: data.Tick, by: Dimension, title: str, scope: Scope) -> pd.DataFrame:
     """The ranking as a table."""
     ranking = data.ask(at, usage.ranking, by, scope)
-    return tables.usage(costs.ranked(ranking, labels(at, by, ranking), title, data.prices()))
+    return tables.usage(costs.ranked(ranking, _labels(at, by, ranking), title, data.prices()))
 
 
 @data.shared(max_entries=24)
@@ -99,7 +99,6 @@ def idle_holders(
 
 
 @data.shared(max_entries=24)
-def sessions(at: data.Tick, scope: Scope, zone_name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Which models were loaded: the rows for a file, and the table of the page."""
-    frame = model_sessions.loaded(data.engine(at), scope)
-    return frame, tables.sessions(frame, ZoneInfo(zone_name))
+def sessions(at: data.Tick, scope: Scope, zone_name: str) -> pd.DataFrame:
+    """Which models were loaded, as a table."""
+    return tables.sessions(model_sessions.loaded(data.engine(at), scope), ZoneInfo(zone_name))

@@ -22,11 +22,14 @@ MAY_OPEN = 8
 # How long before and after a fault of the driver what it answered may be lost with it: the tick that was under
 # way, and the pauses in which a program looks whether it is over.
 BEFORE_S, AFTER_S = 3.0, 12.0
+# How far `clock_back` sets the clock back.
+MOST_SET_BACK_S = 5
 # What the log says of ticks that were lost, with how many.
 LOST = re.compile(
-    r"(?P<many>\d+) ticks? (?:could not be written(?!: the next)|.*(?:are|were|was) (?:left out|lost|dropped))"
+    r"(?P<many>\d+) ticks? "
+    r"(?:could not be written(?!; they are stored)|.*(?:are|were|was) (?:left out|lost|dropped))"
 )
-ONE_LOST = re.compile("a tick cannot be written, and is left out")
+ONE_LOST = re.compile("a tick cannot be written: .*; it is lost")
 OWN_FRAME = re.compile(r'File "[^"]*/(?:gpumon_core|pages)/|File "[^"]*/app\.py"')
 SET_ASIDE = re.compile(r"damaged and has been set aside")
 LOST_GPU = re.compile("answers again|is lost|has not returned|every call to it fails|went away|does not answer")
@@ -165,8 +168,10 @@ class Books:
         """Whether its second came twice: a clock was set back, or a tick was late and the next not. Then one row
         has the mean of both, by the time that each speaks of."""
         second = int(reading.real_s)
-        # The time of a tick is taken before the GPU is asked; on a busy machine that is not only a moment.
-        keys = [(UUIDS[reading.gpu], second - early) for early in range(4)]
+        # The time of a tick is taken before the GPU is asked; on a busy machine that is not only a moment, and the
+        # clock may be set in between.
+        most = 4 + MOST_SET_BACK_S if self.clock_was_set else 4
+        keys = [(UUIDS[reading.gpu], second - early) for early in range(most)]
         lost = [grave.held for grave in self.program.store.graves]
         rows = [one.rows[key] for one in (self.found, *self.aside, *lost) for key in keys if key in one.rows]
         return any(self._is_mean(number, recorded_ms, reading) for number, recorded_ms in rows)

@@ -12,7 +12,7 @@ import pandas as pd
 
 from gpumon_core.format import JOULES_PER_KWH
 from gpumon_core.store.accounting import STEP_S
-from gpumon_core.store.queries.usage import OWN
+from gpumon_core.store.queries.usage import GPU_ROWS
 
 HOUR_S, DAY_S = 3600, 86400
 MIB_PER_GIB = 1024
@@ -60,7 +60,7 @@ def called(ranking: pd.DataFrame, names: Mapping[Any, str]) -> pd.Series:
     """The name of each row of a ranking."""
     own = ranking["kind"] != "part"
     known = ranking["key"].map(lambda key: _label(key, names), na_action=None)
-    return known.where(~own, ranking["kind"].map(OWN)).fillna(UNKNOWN)
+    return known.where(~own, ranking["kind"].map(GPU_ROWS)).fillna(UNKNOWN)
 
 
 def _label(key: Any, names: Mapping[Any, str]) -> str | None:
@@ -110,7 +110,7 @@ def fits(zone: ZoneInfo, moment: float) -> bool:
     return offset.total_seconds() % STEP_S == 0
 
 
-def over_time(
+def by_step(
     trend: pd.DataFrame,
     own: pd.DataFrame,
     top: Sequence[Any],
@@ -138,8 +138,8 @@ def over_time(
         )
         values = measure(idle, name, prices).groupby(steps(own["timestamp_epoch"], span_s, zone)).sum()
         wide = wide.reindex(wide.index.union(values.index))
-        wide[OWN["idle"]] = values
-    order = [part for part in dict.fromkeys((*first, OTHERS, OWN["idle"])) if part in wide.columns]
+        wide[GPU_ROWS["idle"]] = values
+    order = [part for part in dict.fromkeys((*first, OTHERS, GPU_ROWS["idle"])) if part in wide.columns]
     if len(wide):
         hours = pd.Series(range(int(wide.index[0]), int(wide.index[-1]) + 1, HOUR_S))
         wide = wide.reindex(wide.index.union(steps(hours, span_s, zone).drop_duplicates().tolist()))

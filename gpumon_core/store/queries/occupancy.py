@@ -32,7 +32,7 @@ HOUR_S = 3600
 FROM_TICKS_S = HOUR_S
 # In a range no longer than this, processes are found by the hours of the ledger.
 LONGEST_BY_HOURS_S = 8 * 24 * HOUR_S
-OTHERS = -1
+OTHER_PROCESSES = -1
 # Every process's state is written at least this often, with some room for a late tick: accounting.HEARTBEAT_S.
 LOOK_BACK_S = 900
 
@@ -132,10 +132,10 @@ def memory_by_process(
     """The GPU memory of each process between `start` and `end`, summed over some GPUs, step by step.
 
     Columns: timestamp_epoch (the beginning of a step; all steps are of equal length), and one for each of the
-    `most` largest processes, by its id, the largest first, and OTHERS where there are more; MiB as float64. A step
-    has the memory that was held at its beginning. Within an hour, and where the ticks are still stored, the values
-    are those of the ticks, and there are none where nothing was recorded. Otherwise they are the means of the
-    hours, between the first and the last tick of a process.
+    `most` largest processes, by its id, the largest first, and OTHER_PROCESSES where there are more; MiB as
+    float64. A step has the memory that was held at its beginning. Within an hour, and where the ticks are still
+    stored, the values are those of the ticks, and there are none where nothing was recorded. Otherwise they are
+    the means of the hours, between the first and the last tick of a process.
     """
     step = max(1, -(-(end - start) // max(1, points)))
     count = max(1, -(-(end - start) // step))
@@ -161,7 +161,7 @@ def memory_by_process(
     np.add.at(grid, (first, place[columns]), memory)
     np.add.at(grid, (last, place[columns]), -memory)
     held = np.cumsum(grid[:count], axis=0).clip(min=0).round(1)
-    names = [*(int(number) for number in ids[order[:most]]), *([OTHERS] if len(ids) > most else [])]
+    names = [*(int(number) for number in ids[order[:most]]), *([OTHER_PROCESSES] if len(ids) > most else [])]
     table: dict[Any, Any] = {"timestamp_epoch": start + step * np.arange(count, dtype="int64")}
     return pd.DataFrame(table | {name: held[:, at] for at, name in enumerate(names) if held[:, at].any()})
 

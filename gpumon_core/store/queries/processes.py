@@ -18,13 +18,14 @@ from gpumon_core.format import gpu_label
 from gpumon_core.store.queries.process_filter import CONTAINER, EVERYTHING, ProcessFilter, running
 from gpumon_core.store.schema import PROGRAM_COLUMNS, gpu_processes, gpus, hosts, process_gpus, programs
 
-# Where a row stands in the ledger's order: its first_seen and process_id.
+# The place of a row in the ledger's order: its first_seen and process_id.
 Position = tuple[int, int]
 
 PAGE_ROWS = 5000
-# So many processes are named one by one; more, by the question that found them. SQLite takes 32,766 names.
+# Up to this number a query lists the processes' ids; above it, it repeats the query that found them. SQLite takes
+# 32,766 values.
 NAMED = 5000
-# What is read of `gpu_processes` itself.
+# The columns that are read from `gpu_processes` itself.
 OWN = (
     *("id", "pid", "name", "username", "program_id", "start_time", "first_seen", "last_seen"),
     *("max_memory", "avg_memory", "seconds", "sample_count"),
@@ -48,26 +49,26 @@ DTYPES = {
 
 
 def count(engine: Engine, wanted: ProcessFilter = EVERYTHING) -> int:
-    """How many processes the filter leaves. Raises KeyError for a column that `programs` lacks."""
+    """How many processes meet the filter. Raises KeyError for a column that `programs` lacks."""
     query = sa.select(sa.func.count()).select_from(gpu_processes).where(*wanted.conditions(engine.dialect.name))
     with engine.connect() as connection:
         return int(connection.execute(query).scalar_one())
 
 
 def process_history(engine: Engine, wanted: ProcessFilter = EVERYTHING, limit: int | None = None) -> pd.DataFrame:
-    """The ledger's rows that the filter leaves, newest first: one row per process.
+    """The processes that meet the filter, newest first: one row per process.
 
     Columns: process_id, host, gpus (a text such as "0, 3"), pid, name, username, start_time, kind, first_seen,
     last_seen, lifetime_s, max_memory, avg_memory (MiB, summed over the process's GPUs), memory_mib_s (MiB times
     seconds), sample_count, running (bool), busy_s (seconds of a GPU at 100 %), energy_j, sm_mean, max_sm (%, NaN
-    where the driver does not tell), estimated (bool: busy_s and energy_j are split by memory), and those of
+    where the driver does not report it), estimated (bool: busy_s and energy_j are split by memory), and those of
     `programs` (None where not known). Raises KeyError for a column that `programs` lacks.
     """
     if limit is not None:
         return page(engine, wanted, limit)
     with engine.connect() as connection:
         frame = _read(connection, _ledger(wanted, engine.dialect.name))
-    # Sorted here: the database would walk the whole ledger in this order to find a few rows in it.
+    # Sorted here: the database would read all processes in this order to find a few of them.
     return frame.sort_values(["first_seen", "process_id"], ascending=False, ignore_index=True)
 
 
@@ -84,16 +85,15 @@ def page(
 
 
 def position(frame: pd.DataFrame) -> Position:
-    """Where the last row of a page stands. Raises IndexError for an empty frame."""
+    """The position of the last row of a page. Raises IndexError for an empty frame."""
     return int(frame["first_seen"].iloc[-1]), int(frame["process_id"].iloc[-1])
 
 
 def pages(engine: Engine, wanted: ProcessFilter = EVERYTHING, size: int = PAGE_ROWS) -> Iterator[pd.DataFrame]:
-    """process_history in pieces of at most `size` rows, of which one is in memory at a time.
+    """process_history in pieces of at most `size` rows; one piece is in memory at a time.
 
-    Each is read for itself, so that a slow reader holds neither a connection nor the database's log. No process
-    comes twice: neither first_seen nor the id of one ever changes, and who is newer than the first row
-    is not looked for.
+    Each piece is a query of its own, so that a slow reader holds neither a connection nor the database's log. No
+    process comes twice: its first_seen and id never change, and processes newer than the first row are left out.
     """
     return walk(lambda after: page(engine, wanted, size, after), position, size)
 
@@ -116,7 +116,7 @@ def seen_last(engine: Engine, wanted: ProcessFilter, most: int) -> pd.DataFrame:
     """The rows of process_history that were seen last, at most so many, and in this order. Of those that were seen
     at the same time, the newest come first."""
     this = gpu_processes.c
-    # A row of a process that goes on is brought up to date now and then; it is there once for each of its GPUs.
+    # The writer updates a running process's row only now and then. `running` has a row for each of its GPUs.
     now = running().add_columns(hosts.c.last_seen).distinct().subquery()
     seen = sa.func.coalesce(now.c.last_seen, this.last_seen)
     query = (
@@ -133,8 +133,8 @@ def seen_last(engine: Engine, wanted: ProcessFilter, most: int) -> pd.DataFrame:
 
 
 def memory_totals(engine: Engine, process_ids: Iterable[int]) -> dict[int, int]:
-    """The memory of all the GPUs that a process was on, together, in MiB, by its id; without those of which one
-    GPU's is not known."""
+    """By process id, the summed memory in MiB of all GPUs that the process was on. A process is missing where the
+    memory of one of its GPUs is not known."""
     query = (
         sa.select(process_gpus.c.process_id, gpus.c.memory_total_mib)
         .join(gpus, gpus.c.id == process_gpus.c.gpu_id)
@@ -188,7 +188,7 @@ def _ledger(wanted: ProcessFilter, dialect: str) -> sa.Select[Any]:
 def _read(connection: Connection, chosen: sa.Select[Any]) -> pd.DataFrame:
     """Rows of the ledger with what they did on their GPUs and what they run.
 
-    Put together before there is a frame: to join frames of a few rows takes longer than all the queries.
+    Joined before there is a frame: joining frames of a few rows takes longer than all the queries.
     """
     rows = connection.execute(chosen).all()
     ids = [row.id for row in rows]
@@ -198,7 +198,7 @@ def _read(connection: Connection, chosen: sa.Select[Any]) -> pd.DataFrame:
     columns: dict[str, Sequence[Any]]
     columns = dict(zip((*OWN, "host"), zip(*rows, strict=True), strict=True)) if rows else {}
     columns |= {"process_id": ids, "running": [process_id in now for process_id in ids]}
-    # Rows of processes that go on are brought up to date now and then: they were seen just now.
+    # The writer updates the rows of running processes only now and then: they were seen just now.
     columns["last_seen"] = [now.get(row.id, row.last_seen) for row in rows]
     nowhere, nothing = _Used(), (None,) * len(PROGRAM_COLUMNS)
     on = [used.get(process_id, nowhere) for process_id in ids]
@@ -219,7 +219,7 @@ def _read(connection: Connection, chosen: sa.Select[Any]) -> pd.DataFrame:
 
 @dataclass(slots=True)
 class _Used:
-    """What a process did on all of its GPUs together."""
+    """What a process did on all of its GPUs, summed."""
 
     labels: list[str] = field(default_factory=list)
     kinds: set[str] = field(default_factory=set)

@@ -33,7 +33,7 @@ from gpumon_core.store.schema import (
 # memory and did nothing, memory held, and energy.
 SUMS = ("busy_s", "seconds", "idle_s", "memory_mib_s", "energy_j")
 # A GPU's own rows beside those of its processes, and their names.
-OWN = {
+GPU_ROWS = {
     "unattributed": "No known process",
     "unsettled": "Not added up yet",
     "idle": "Idle GPUs",
@@ -117,9 +117,9 @@ def ranking(engine: Engine, by: Dimension, scope: Scope) -> pd.DataFrame:
     """How much each user, container, ... used, the busiest first, and the GPUs' own rows after them.
 
     Columns: key (the user's name, the process's or GPU's id, ...; None where it is not known), kind (part, or one
-    of OWN), processes (how many), busy_s, seconds, idle_s, memory_mib_s, energy_j, estimated (whether some of it
-    is split by memory), as float64. Over `kind` energy_j adds up to the GPUs' energy, and busy_s
-    to their busy time.
+    of GPU_ROWS), processes (how many), busy_s, seconds, idle_s, memory_mib_s, energy_j, estimated (whether some of
+    it is split by memory), as float64. Over `kind` energy_j adds up to the GPUs' energy, and busy_s to their busy
+    time.
     """
     key = KEYS[by]
     query = (
@@ -173,7 +173,7 @@ def _own(totals: pd.DataFrame, parts: pd.DataFrame) -> pd.DataFrame:
     ]
     frame = pd.DataFrame(rows).reindex(columns=["key", "kind", "processes", *SUMS, "estimated"])
     frame[["busy_s", "energy_j"]] = frame[["busy_s", "energy_j"]].fillna(0.0)
-    frame["key"] = frame["kind"].map(OWN)
+    frame["key"] = frame["kind"].map(GPU_ROWS)
     unknown = (frame["kind"] == "unknown") & (frame["seconds"] > 0.5)
     frame = frame[(frame["energy_j"] > 0.5) | (frame["busy_s"] > 0.5) | unknown]
     return frame.astype(dict.fromkeys((*SUMS, "processes", "estimated"), "float64"))
