@@ -341,7 +341,7 @@ def test_a_link_says_what_is_not_there_and_what_is_shown_instead(
     assert any(NOT_HERE[name, key, value] in unescaped(one.value) for one in app.warning)
     assert "[x](" not in texts(app)
     app.run()
-    assert any("not here" in one.value for one in app.warning), "until the reader chooses"
+    assert any("does not exist" in one.value for one in app.warning), "until the reader chooses"
     app.sidebar.pills[0].set_value("3d").run()
     assert not app.warning
 
