@@ -14,9 +14,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dotenv import dotenv_values
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from gpumon_core.safety.masking import Secret, mask_password, remember, secrets_in
 from gpumon_core.safety.private_files import make_folder
@@ -32,11 +32,17 @@ class SettingsError(Exception):
     """A setting that cannot be used; `str()` is one line with the variable, its value and what is allowed."""
 
 
-class Settings(BaseModel):
+class Settings(BaseSettings):
     """The settings. Make them with `load()`, which explains errors."""
 
-    # Not pydantic-settings, which takes a recorder a megabyte more for what `_environment` does.
-    model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True, validate_default=True)
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=ENV_FILE,
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
 
     source: Annotated[
         Literal["auto", "nvml", "demo"],
@@ -173,11 +179,6 @@ class Settings(BaseModel):
     def _upper_case(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
 
-    @model_validator(mode="before")
-    @classmethod
-    def _with_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
-        return _environment() | given
-
     @field_validator("source", "commands", "let_sleep", mode="before")
     @classmethod
     def _lower_case(cls, value: object) -> object:
@@ -246,14 +247,6 @@ class Settings(BaseModel):
 def variable(field: str) -> str:
     """The environment variable that sets `field`."""
     return PREFIX + field.upper()
-
-
-def _environment() -> dict[str, str]:
-    """What .env and the environment say, by field. The environment wins; an empty value is none."""
-    file = dotenv_values(ENV_FILE) if Path(ENV_FILE).is_file() else {}
-    found = {name.lower(): value for source in (file, os.environ) for name, value in source.items() if value}
-    names = ((field, variable(field).lower()) for field in Settings.model_fields)
-    return {field: found[name] for field, name in names if name in found}
 
 
 def load(**overrides: Any) -> Settings:
