@@ -230,6 +230,59 @@ def test_one_that_fails_costs_itself_only_and_is_named(
     assert said == ["mqtt failed to take a tick; everything is recorded", "mqtt takes ticks again"]
 
 
+class Unspeakable(Exception):
+    """An exception whose own description fails."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no description")
+
+
+@pytest.mark.parametrize("is_immediate", [False, True], ids=["on its thread", "at once"])
+def test_an_exception_without_a_description_costs_itself_only(
+    fake: FakeNvml, path: Path, is_immediate: bool
+) -> None:
+    fake.add_gpu()
+    other: list[CommittedTick] = []
+
+    def take(_: CommittedTick) -> None:
+        raise Unspeakable
+
+    consumers = Consumer("mqtt", take, is_immediate=is_immediate), Consumer("events", other.append)
+    with recording(fake, path, *consumers) as made:
+        until(lambda: made.consumers["mqtt"].failed >= 2)
+        [problem] = made.state.consumers
+        assert problem.reason == "mqtt failed to take a tick: Unspeakable; everything is recorded"
+        assert made.counters.failed == 0
+    assert seconds(other) == stored(path)
+
+
+def test_a_failure_is_described_in_bounds() -> None:
+    def take(_: CommittedTick) -> None:
+        raise ValueError("\N{RIGHT-TO-LEFT OVERRIDE}" + 100_000 * "x")
+
+    found = Consumers([Consumer("mqtt", take, is_immediate=True)], lambda: None)
+    found.hand_over("nvml", [(Snapshot(1.0, HostInfo("here"), (), ()), {})], {})
+    [problem] = found.problems
+    assert len(problem.reason) < 500
+    assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in problem.reason
+
+
+def test_one_cannot_change_what_others_get() -> None:
+    others: list[CommittedTick] = []
+
+    def take(tick: CommittedTick) -> None:
+        tick.identities.clear()  # type: ignore[attr-defined]
+
+    found = Consumers(
+        [Consumer("mqtt", take, is_immediate=True), Consumer("events", others.append, is_immediate=True)],
+        lambda: None,
+    )
+    ada = ProcessIdentity(1, "boot:1", 1000.0, "train.py", "ada")
+    found.hand_over("nvml", [(Snapshot(1.0, HostInfo("here"), (), ()), {1: ada})], {})
+    assert others[0].identities == {1: ada}
+    assert [found.health[name].failed for name in ("mqtt", "events")] == [1, 0]
+
+
 def test_one_that_is_slow_loses_the_oldest_ticks_and_delays_none(fake: FakeNvml, path: Path) -> None:
     fake.add_gpu()
     go_on, taken = threading.Event(), []

@@ -26,6 +26,7 @@ from gpumon_core.recording import roles
 from gpumon_core.recording.recorder import Recorder
 from gpumon_core.settings import load
 from gpumon_core.store import database
+from gpumon_core.store.schema import TIERS
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry import nvml
 
@@ -379,6 +380,18 @@ def test_every_minute_is_written_down(fake: FakeNvml, path: Path) -> None:
     assert rows[0][5] > 0
     assert rows[0][6] > 0
     assert ask(path, "SELECT count(*) FROM gpu_minutes")[0][0] >= 1
+
+
+def test_the_end_leaves_every_resolution_up_to_date(fake: FakeNvml, path: Path) -> None:
+    fake.add_gpu()
+    with recording(fake, path) as made:
+        until(lambda: made.counters.ticks >= 2)
+        made._every_minute()
+        before = made.counters.ticks
+        until(lambda: made.counters.ticks >= before + 3)
+    [(ticks,)] = ask(path, "SELECT count(*) FROM gpu_metrics")
+    for tier in TIERS:
+        assert ask(path, f"SELECT sum(samples) FROM {tier.table.name}") == [(ticks,)], tier.table.name
 
 
 def test_a_clock_that_jumps_makes_no_duplicate_and_nothing_negative(fake: FakeNvml, path: Path) -> None:

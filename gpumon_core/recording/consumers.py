@@ -13,10 +13,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.recording.state import Problem
+from gpumon_core.safety.text import clean
 from gpumon_core.store.writer import Attributed
 from gpumon_core.telemetry.records import Snapshot
 
@@ -28,11 +30,13 @@ MOST_WAITING = 900
 HANGS_AFTER_S = 30.0
 # How long the end waits for all consumers together.
 ENDS_S = 1.0
+# The longest description of a failure: /healthz and the pages show it, and it may quote an answer from outside.
+LONGEST_FAILURE = 300
 
 
 @dataclass(frozen=True, slots=True)
 class CommittedTick:
-    """A tick as it is in the database. Consumers share it, and change nothing in it.
+    """A tick as it is in the database. Consumers share it, and cannot change its mappings.
 
     source: nvml, or demo for simulated GPUs. identities: who the processes are, by PID. learned: those of them
     that are new to this consumer, or of which more is known than at the tick that it took before; an immediate
@@ -91,7 +95,11 @@ class Consumers:
 
     def hand_over(self, source: str, ticks: Sequence[Attributed], energy_j: Mapping[str, float]) -> None:
         """Give ticks that were committed to all, oldest first. Waits for none, and raises nothing."""
-        committed = [CommittedTick(source, snapshot, who, energy_j, {}) for snapshot, who in ticks]
+        # Consumers run at the same time: one that changed what they share would break the others.
+        energy_j, nobody = MappingProxyType(energy_j), MappingProxyType[int, ProcessIdentity]({})
+        committed = [
+            CommittedTick(source, snapshot, MappingProxyType(who), energy_j, nobody) for snapshot, who in ticks
+        ]
         for delivery in self._deliveries:
             delivery.add(committed)
 
@@ -204,7 +212,7 @@ class _Delivery:
             self._failed += 1
             if self._failure is None:
                 log.exception("%s failed to take a tick; everything is recorded", self.name)
-                self._failure = repr(error)
+                self._failure = _described(error)
         else:
             self._failure = None
             self._known = tick.identities
@@ -250,3 +258,11 @@ class _Delivery:
         elif self._failure is None:
             log.error("%s", problem.reason)
         self._changed()
+
+
+def _described(error: BaseException) -> str:
+    try:
+        return clean(repr(error), LONGEST_FAILURE)
+    except Exception:
+        # An exception's own description may fail, too.
+        return type(error).__name__

@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 CATCH_UP_TICKS = 50
 # How long this program's readers may still use a file that was removed or replaced.
 READERS_CLOSE_S = 2.0
+# How long the end brings the coarser resolutions up to date. Usually it takes some hundredths of a second.
+LAST_ROLLUPS_S = 1.0
 
 
 @dataclass(slots=True)
@@ -297,11 +299,11 @@ class Session:
     # ---- Beside the ticks --------------------------------------------------------------------------
 
     def roll_up(self, stopping: threading.Event) -> None:
-        """Bring the coarser resolutions up to date. Raises SQLAlchemyError."""
+        """Bring the coarser resolutions up to date. Raises SQLAlchemyError and LockLost."""
         oldest, self._writer.rewritten_from = self._writer.rewritten_from, None
         try:
             rollups.roll_up(self.engine, self._writer.host, oldest, stopping, self._rolled_up)
-        except SQLAlchemyError:
+        except (SQLAlchemyError, LockLost):
             later = self._writer.rewritten_from
             self._writer.rewritten_from = oldest if later is None else min(later, oldest or later)
             raise
@@ -324,18 +326,19 @@ class Session:
         retention.forget(self.engine, keep, self.now, stopping=stopping, host=settings.host_name)
 
     def close(self) -> None:
-        """Release the database, with its ledger up to date if possible. For the thread that writes."""
+        """Release the database, with its ledger and rollups up to date if possible. For the thread that writes."""
         with self._busy:
             self._is_closed = True
             try:
                 if self._lost is None and not self.is_elsewhere():
                     self._writer.settle()
+                    self._finish_rollups()
             except LockLost:
-                log.debug("the ledger is left to the recorder that has the lock now")
+                log.debug("the ledger and the rollups are left to the recorder that has the lock now")
             except SQLAlchemyError as error:
-                # The next recorder reads from the ticks what the ledger lacks.
+                # The next recorder reads from the ticks what they lack.
                 log.warning(
-                    "the ledger could not be brought up to date: %s. The next recorder does it",
+                    "the ledger and the rollups could not be brought up to date: %s. The next recorder does it",
                     getattr(error, "orig", None) or error,
                 )
             finally:
@@ -343,3 +346,18 @@ class Session:
                 if self.target.file is not None:
                     self.target.file.close()
                 self.lock.release()
+
+    def _finish_rollups(self) -> None:
+        """Renew the newest bucket of every tier: this host may never record again. Raises SQLAlchemyError and
+        LockLost."""
+        if self._is_unchecked:
+            return
+        enough = threading.Event()
+        timer = threading.Timer(LAST_ROLLUPS_S, enough.set)
+        timer.daemon = True
+        timer.start()
+        try:
+            self._rolled_up.forget()
+            self.roll_up(enough)
+        finally:
+            timer.cancel()
