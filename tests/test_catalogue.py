@@ -164,7 +164,12 @@ def test_a_call_works_and_has_its_field(fake: FakeNvml, call: NvmlCall) -> None:
     with fake_nvml.loaded(fake):
         pynvml.nvmlInit()
         arguments = [getattr(pynvml, a) if isinstance(a, str) else a for a in call.arguments]
-        result = getattr(pynvml, call.function)(pynvml.nvmlDeviceGetHandleByIndex(0), *arguments)
+        try:
+            result = getattr(pynvml, call.function)(pynvml.nvmlDeviceGetHandleByIndex(0), *arguments)
+        except pynvml.NVMLError_FunctionNotFound:
+            # The arguments are right, or pynvml would not have looked for the function. No more can be tested.
+            assert call.function not in fake_nvml.functions()
+            return
     if call.count:
         result = len(result)
     elif call.field is not None:

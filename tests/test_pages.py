@@ -68,7 +68,11 @@ def texts(app: AppTest) -> str:
     )
 
 
-PAGES = (None, "gpu", "history", "processes", "usage", "system")
+# The overview is what opens without a name.
+PAGES = (
+    None,
+    *sorted({path.stem for path in (ROOT / "pages").glob("*.py")} - {"__init__", "main", "overview"}),
+)
 
 
 def test_utc_is_shown_without_its_offset_and_other_zones_with_it(writer: Writer) -> None:

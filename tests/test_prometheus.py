@@ -196,10 +196,12 @@ def test_every_metric_of_the_catalogue_is_exported_in_a_known_unit() -> None:
     for metric in (*GPU_METRICS, *PROCESS_METRICS):
         assert {metric.prometheus, *metric.prometheus_too} <= found.keys()
         assert unit_of(metric) or metric.prometheus_scale == 1
-        # Ours are in Prometheus's base units, DCGM's in DCGM's.
+        # Ours are in Prometheus's base units, DCGM's in DCGM's. A number of things has no unit.
         if metric.prometheus.startswith("gpumon_"):
-            units = ("_total",) if metric.unit == "errors" else ("_hertz", "_ratio", "_bytes")
-            assert metric.prometheus.endswith(units)
+            is_counter = metric.prometheus_type == "counter"
+            assert metric.prometheus.endswith("_total") == is_counter
+            if unit_of(metric) and not is_counter:
+                assert metric.prometheus.endswith(("_hertz", "_ratio", "_bytes"))
 
 
 # ---- What is not known has no series -------------------------------------------------------------
