@@ -83,7 +83,7 @@ def test_pages_of_any_size_have_every_row_once_in_the_order_of_the_key(engine: s
         for size in (7, len(due) or 1):
             found = [
                 row[: len(key)]
-                for page in table_reader.pages(engine, table_reader.Part(table), key, size)
+                for page in table_reader.pages(engine, table_reader.RowSelection(table), key, size)
                 for row in page
             ]
             assert found == due, table.name
@@ -139,7 +139,7 @@ def test_every_time_of_the_schema_is_a_time_in_an_export() -> None:
     }
     assert columns - others <= rows.MOMENTS
     for table in metadata.tables.values():
-        part = table_reader.Part(table, start=0)
+        part = table_reader.RowSelection(table, start=0)
         if any(column.name in rows.MOMENTS - {"last_used"} for column in table.columns):
             assert part.conditions(), table.name
 

@@ -65,7 +65,7 @@ def test_every_range_fits_its_columns() -> None:
     for metric in (*GPU_METRICS, *PROCESS_METRICS):
         lowest, highest = metric.range
         assert lowest < highest < 2**53 + 1
-        if metric.column == "integer" and metric.kept == "tick":
+        if metric.column == "integer" and metric.stored == "tick":
             assert highest < 2**31
     for metric in TICK_METRICS:
         if metric.aggregate is not Aggregate.COUNTER:

@@ -520,7 +520,7 @@ def test_paths_lead_to_the_values_of_an_answer(way: str, found: list[str]) -> No
         ("{ models = 'a', port = 1 }", "path must begin with /"),
         ("{ path = 'http://elsewhere/', models = 'a', port = 1 }", "path must begin with /"),
         ("{ path = '/a b', models = 'a', port = 1 }", "no blanks"),
-        ("{ path = '/a', port = 1 }", "where in the answer"),
+        ("{ path = '/a', port = 1 }", "where the answer has the names"),
         ("{ path = '/a', models = 'a' }", "must name its port"),
         ("{ path = '/a', models = 'a', port = 70000 }", "1 to 65535"),
         ("{ path = '/a', models = 'a', port = true }", "1 to 65535"),

@@ -13,15 +13,15 @@ import pytest
 
 from gpumon_core.attribution.names import readable
 from gpumon_core.attribution.records import Endpoint
-from gpumon_core.attribution.rules import BUILT_IN, CATEGORIES, CONDITIONS, Program, Rules, RulesError
+from gpumon_core.attribution.rules import BUILT_IN, CATEGORIES, CONDITIONS, Rules, RulesError, RuleSubject
 
 BLOB = "sha256-" + "0123456789ab" + "c" * 52
 
 
-def program(command: str, **environment: str) -> Program:
+def program(command: str, **environment: str) -> RuleSubject:
     arguments = tuple(shlex.split(command))
     comm = arguments[0].rsplit("/", 1)[-1][:15]
-    return Program(readable(comm, arguments), arguments[0], arguments, environment)
+    return RuleSubject(readable(comm, arguments), arguments[0], arguments, environment)
 
 
 @pytest.mark.parametrize(
@@ -338,4 +338,4 @@ def test_a_file_that_is_missing_is_said_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("",), ("\udcff\x00",), ("a" * 1_000_000,), ("-m",) * 50_000])
 def test_hostile_arguments_are_no_trouble(arguments: tuple[str, ...]) -> None:
-    assert Rules.load().identify(Program("x", None, arguments, {})) is None
+    assert Rules.load().identify(RuleSubject("x", None, arguments, {})) is None

@@ -182,7 +182,7 @@ class ProcessHour:
 
 
 @dataclass(slots=True)
-class Session:
+class ModelSession:
     """A model on a GPU while it is loaded: a row of model_sessions."""
 
     id: int
@@ -202,7 +202,7 @@ class Use:
     first_seen: int = 0
     # What it runs: the row of `programs`, the model that it serves, and whether it ever served one.
     program_id: int = UNKNOWN_PROGRAM
-    session: Session | None = None
+    session: ModelSession | None = None
     has_served: bool = False
     # Whether it is a server of MPS, which works for its clients.
     serves_mps: bool = False

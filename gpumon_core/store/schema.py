@@ -130,14 +130,18 @@ gpu_changes = Table(
 )
 
 
+# The settings that say for how long a row is stored: GPUMON_RETENTION_RAW_DAYS, _MINUTE_DAYS, _HOUR_DAYS.
+RetentionLevel = Literal["raw", "minute", "hour"]
+
+
 @dataclass(frozen=True, slots=True)
 class Tier:
     """A resolution of the rollups: buckets of `seconds`, made from the tier before it (or raw ticks),
-    and forgotten together with what `kept` names."""
+    and deleted when `retention` says."""
 
     table: Table
     seconds: int
-    kept: Literal["raw", "minute", "hour"]
+    retention: RetentionLevel
 
 
 def scale(metric: Metric) -> int:
