@@ -54,7 +54,7 @@ def test_every_row_has_its_column_and_every_column_its_row() -> None:
             assert table.columns[metric.key].nullable, "a metric that a board lacks is NULL"
 
 
-def test_every_metric_is_kept_with_the_ticks_or_when_it_changes() -> None:
+def test_every_metric_is_stored_with_the_ticks_or_when_it_changes() -> None:
     assert sorted((*TICK_METRICS, *CHANGE_METRICS), key=lambda m: m.key) == sorted(
         GPU_METRICS, key=lambda m: m.key
     )

@@ -167,7 +167,7 @@ def test_history_has_the_points_and_metrics_that_were_asked_for(engine: sa.Engin
     assert {row["GPU"] for row in as_csv(written(engine, "csv", "--table", "history"))} == {"0", "1"}
 
 
-def test_a_history_of_which_nothing_is_kept_is_an_empty_file(engine: sa.Engine, database_url: str) -> None:
+def test_a_history_with_nothing_stored_is_an_empty_file(engine: sa.Engine, database_url: str) -> None:
     with database.open_for_writing(database_url).begin() as connection:
         for name in ("gpu_metrics", "gpu_20s", "gpu_minutes", "gpu_5min", "gpu_20min", "gpu_hours", "gpu_4h"):
             connection.execute(metadata.tables[name].delete())

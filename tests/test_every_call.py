@@ -46,7 +46,7 @@ def _asks(way: NvmlQuery, function: str) -> bool:
 
 @cache
 def hangs_on(function: str) -> frozenset[str]:
-    """The keys of the metrics that may be told by a function."""
+    """The keys of the metrics that a function may report."""
     metrics: list[Metric] = [m for m in GPU_METRICS if any(_asks(way, function) for way in m.nvml)]
     return frozenset(key for metric in metrics for key in (metric.key, metric.peak) if key)
 

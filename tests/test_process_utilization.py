@@ -43,7 +43,7 @@ def use(snapshot: Snapshot, pid: int) -> Use:
 
 @pytest.fixture
 def api(request: pytest.FixtureRequest, fake: FakeNvml, gpu: FakeGpu) -> str:
-    """The call that tells: the older one where the driver does not have the newer."""
+    """The call that the driver answers: the older one where the driver does not have the newer."""
     if request.param == SAMPLE:
         fake.hide(INFO)
     return str(request.param)
@@ -237,7 +237,7 @@ def test_more_processes_than_the_buffer_holds_make_it_grow(
     }
     fake.reset_calls()
     source.read()
-    assert fake.calls(api) == 1, "the larger buffer is kept"
+    assert fake.calls(api) == 1, "the larger buffer is used again"
 
 
 @EACH_API
@@ -257,7 +257,7 @@ def test_where_no_process_runs_their_utilization_is_not_asked(
 
 
 @EACH_API
-def test_what_a_process_did_before_it_ended_is_told_once(
+def test_what_a_process_did_before_it_ended_is_reported_once(
     gpu: FakeGpu, begin: Callable[[], NvmlSource], monkeypatch: pytest.MonkeyPatch, api: str
 ) -> None:
     driver = Usage(monkeypatch, api)

@@ -1,4 +1,4 @@
-"""Raw ticks are kept for their time, and not longer."""
+"""Raw ticks are stored for their time, and not longer."""
 
 from __future__ import annotations
 
@@ -146,11 +146,11 @@ def test_years_of_changes_are_thinned_a_few_at_a_time(engine: sa.Engine, monkeyp
     assert sizes
     assert max(sizes) <= BATCH_CHANGES, "nobody waits long for any of them"
     with engine.connect() as connection:
-        kept = connection.execute(
+        stored = connection.execute(
             sa.select(gpu_changes.c.metric, gpu_changes.c.timestamp_epoch, gpu_changes.c.value)
             .where(gpu_changes.c.timestamp_epoch >= 36 * DAY)
             .order_by(gpu_changes.c.metric, gpu_changes.c.timestamp_epoch)
         ).all()
     # 9,000 seconds are two and a half hours: the last change of each is left.
-    assert [(row.timestamp_epoch - 36 * DAY) // 3600 for row in kept] == [0, 1, 2] * 2
-    assert [row.value for row in kept] == [1199.0, 2399.0, 2999.0] * 2
+    assert [(row.timestamp_epoch - 36 * DAY) // 3600 for row in stored] == [0, 1, 2] * 2
+    assert [row.value for row in stored] == [1199.0, 2399.0, 2999.0] * 2

@@ -65,7 +65,7 @@ def test_a_bit_at_a_time_is_the_same_as_all_at_once(engine: sa.Engine) -> None:
     for name in ("gpu_metrics", *(tier.table.name for tier in TIERS)):
         with engine.begin() as connection:
             connection.exec_driver_sql(f"DELETE FROM {name}")
-    # The counter goes on where it stands: only what it grows by can be the same.
+    # The counter goes on where it is: only what it grows by can be the same.
     for start in range(DAWN, DAWN + HOUR, 52):
         write(engine, range(start, min(start + 52, DAWN + HOUR), 4), wave)
         rollups.roll_up(engine, "here")

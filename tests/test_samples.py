@@ -159,7 +159,7 @@ def test_a_sample_above_100_percent_is_ignored(gpu: FakeGpu, begin: Callable[[],
     assert used(tick(source))[:2] == (40, 50)
 
 
-def test_where_every_sample_is_above_100_percent_the_point_reading_stands(
+def test_where_every_sample_is_above_100_percent_the_point_reading_is_used(
     gpu: FakeGpu, begin: Callable[[], NvmlSource]
 ) -> None:
     add(gpu, GPU, (0, 0))
@@ -208,7 +208,7 @@ def test_more_samples_than_the_buffer_holds_make_it_grow(
     sampler.rooms.clear()
     sampler.retained = [(101 + number / 10, 10) for number in range(900)]
     assert used(tick(source))[:2] == (10, 10)
-    assert len(sampler.rooms) == 1, "the larger buffer is kept"
+    assert len(sampler.rooms) == 1, "the larger buffer is used again"
 
 
 def test_a_full_ring_of_the_driver_is_read_whole(gpu: FakeGpu, begin: Callable[[], NvmlSource]) -> None:

@@ -134,7 +134,7 @@ def program(command: str, **environment: str) -> RuleSubject:
         ("frigate.detector:tensorrt", "Frigate", None),
         ("/opt/venv/bin/python /opt/venv/bin/gunicorn immich_ml.main:app -k immich_ml.config.CustomUvicornWorker", "Immich", None),
         ("Z:\\\\games\\\\Doom\\\\doom.exe -w", "Game", None),
-        # what only stands among the arguments is somebody's data
+        # what is only among the arguments is somebody's data
         ("python3 train.py --data /data/ComfyUI/output --model x", "Training", "x"),
         ("python3 main.py --data /srv/ComfyUI", None, None),
         ("python3 server.py --log /var/log/text-generation-webui/x", None, None),

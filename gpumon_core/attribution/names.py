@@ -39,8 +39,8 @@ class CommandLine:
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
-    """The options with which an interpreter gets what it runs. Short options are letters, several of which may
-    follow one dash. `takes` need a value, in the same argument or the next one; `ends` have their value in the
+    """The options with which an interpreter gets what it runs. Short options are letters; several may follow one
+    dash. `takes` need a value, in the same argument or the next one; `ends` have their value in the
     same argument only; `code`, `module` and `script` say what is run. `verbs` may come before the script; code
     follows those that map to "code".
     """

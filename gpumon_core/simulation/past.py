@@ -1,7 +1,7 @@
 """Writes simulated history of any length, with the writer, the rollups and the retention of the store.
 
-It writes no details that retention has to delete again: for a time of which only minutes are stored it makes one
-tick a minute, and for a time of which only hours are stored one every five minutes.
+It writes no details that retention has to delete again: where only minutes are stored it makes one tick a minute,
+and where only hours are stored one every five minutes.
 """
 
 from __future__ import annotations

@@ -240,7 +240,7 @@ def plus(total: int | None, more: int | None) -> int | None:
 
 
 def shares(gpu: Gpu, uses: list[Use]) -> tuple[list[float | None], Collection[int]]:
-    """Of a tick, the part in which each process kept the GPU busy (None: not known), and the places of those whose
+    """For how much of a tick each process was busy on the GPU (None: not known), and the places of those whose
     part is an estimate. What processes that have ended did is nobody else's."""
     known = [use.now[SM] for use in uses]
     whole = sum(share or 0 for share in known) + sum(gpu.ended.values())

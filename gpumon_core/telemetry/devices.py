@@ -191,7 +191,9 @@ class Devices:
             return info
         subject = f"GPU {info.index}"
         self._gate.say_once(
-            subject, "nvmlDeviceGetUUID", f"{info.uuid} is another one's as well; its place stands for it"
+            subject,
+            "nvmlDeviceGetUUID",
+            f"{info.uuid}: another device reports the same UUID; gpumon names this one by its place",
         )
         uuid = facts.place_of(info.pci_bus_id or str(info.index), info.mig_index)
         return replace(info, uuid=uuid if uuid not in taken else facts.place_of(f"{info.index}", info.mig_index))

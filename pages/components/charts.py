@@ -31,7 +31,7 @@ POINTS, POINTS_OF_MANY = 600, 400
 MOST_LANES = 300
 MOST_AREAS = 8
 SELDOM_S = 60.0
-# Memory by process is added up from the hours, of which a year has too many.
+# Memory by process is added up from the hours, and a year has too many hours.
 LONGEST_STACK_S = 31 * filters.DAY
 # A set of bits is no line; the page of a GPU has its reasons.
 UNDRAWN = ("clocks_event_reasons",)

@@ -37,8 +37,8 @@ class Positional:
 
 @dataclass(frozen=True, slots=True)
 class SecretOptions:
-    """How a program takes secrets. `letters` are short options, several of which may follow one dash, `long` are
-    long options, and `takes` are letters with a value that is no secret. With `verbs`, all this is only so after a
+    """How a program takes secrets. `letters` are short options (several may follow one dash), `long` are long
+    options, and `takes` are letters with a value that is no secret. With `verbs`, all this is only so after a
     verb."""
 
     letters: Mapping[str, SecretKind] = field(default_factory=dict)

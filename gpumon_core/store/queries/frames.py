@@ -59,7 +59,7 @@ def gpu_ids(engine: Engine) -> list[int]:
 
 
 def _columns(names: Sequence[str], rows: Sequence[current.NamedRow], numbers: Iterable[str]) -> dict[str, Any]:
-    """Rows as columns by name, of which `numbers` are float64 with NaN."""
+    """Rows as columns by name; those in `numbers` are float64 with NaN."""
     wanted = set(numbers)
     return {
         name: np.array(values, dtype="float64") if name in wanted else _plain(values)
