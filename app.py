@@ -39,7 +39,7 @@ log = logging.getLogger("gpumon_core.server")
 
 # How long a failure of a page has the same reference, and how many failures have one.
 REFERENCE_FOR_S, MOST_REFERENCES = 60.0, 100
-_references: dict[log_limit.Kind, tuple[str, float]] = {}
+_references: dict[log_limit.MessageKind, tuple[str, float]] = {}
 
 
 def _prepare_pages() -> None:

@@ -203,9 +203,9 @@ def forgetting(url: str, gpus: int, processes: int) -> None:
     for number in range(50):
         tick(number)
     alone = max(times[10:])
-    keep = retention.Keep(raw_days=2, minute_days=20, hour_days=250)
+    days = retention.RetentionDays(raw_days=2, minute_days=20, hour_days=250)
     deleted: list[int] = []
-    worker = threading.Thread(target=lambda: deleted.append(retention.forget(engine, keep, now)))
+    worker = threading.Thread(target=lambda: deleted.append(retention.forget(engine, days, now)))
     began = time.monotonic()
     worker.start()
     times.clear()

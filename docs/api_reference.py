@@ -89,8 +89,8 @@ def shortened(answer: Any, depth: int = 0) -> Any:
         return first | ({MORE: MORE} if len(answer) > KEYS else {})
     if isinstance(answer, list):
         plain = all(not isinstance(item, dict | list) for item in answer)
-        kept_items = [shortened(item, depth + 1) for item in answer[: 3 if plain else 1]]
-        return kept_items + ([MORE] if len(answer) > len(kept_items) else [])
+        first_items = [shortened(item, depth + 1) for item in answer[: 3 if plain else 1]]
+        return first_items + ([MORE] if len(answer) > len(first_items) else [])
     return answer
 
 

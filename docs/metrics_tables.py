@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from gpumon_core.metrics import GPU_METRICS, PROCESS_METRICS, Metric, NvmlCall, Way
+from gpumon_core.metrics import GPU_METRICS, PROCESS_METRICS, Metric, NvmlCall, NvmlQuery
 from gpumon_core.prometheus.families import FAMILIES, LABELS, unit_of
 
 PAGE = ROOT / "docs" / "metrics.md"
@@ -30,7 +30,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _way(way: Way) -> str:
+def _way(way: NvmlQuery) -> str:
     if not isinstance(way, NvmlCall):
         return f"`{way.name}`"
     constants = [argument for argument in way.arguments if isinstance(argument, str)]

@@ -21,7 +21,7 @@ JOULES_PER_KWH = 3.6e6
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class NumberFormat:
     """How a number is shown: multiplied by `scale`, between `before` and `unit`. `form` is a format of both Python
     and Plotly."""
 
@@ -34,10 +34,10 @@ class Reading:
 # Units that are shown in another way than they are stored, by the catalogue's unit. A step of a chart may be
 # seconds, so its energy is in watt-hours. The driver's documentation calls the performance states P0 to P15.
 _READINGS = {
-    "MiB": Reading(1 / MIB_PER_GIB, ".1f", "GiB"),
-    "J": Reading(1000 / JOULES_PER_KWH, ",.2f", "Wh"),
-    "P": Reading(1.0, ".0f", "", before="P"),
-    "MiB/s": Reading(1.0, ",.0f", "MiB/s"),
+    "MiB": NumberFormat(1 / MIB_PER_GIB, ".1f", "GiB"),
+    "J": NumberFormat(1000 / JOULES_PER_KWH, ",.2f", "Wh"),
+    "P": NumberFormat(1.0, ".0f", "", before="P"),
+    "MiB/s": NumberFormat(1.0, ",.0f", "MiB/s"),
 }
 
 
@@ -140,9 +140,9 @@ def amount(number: float, digits: int) -> str:
 _WRITTEN = {"MiB": memory, "J": energy}
 
 
-def reading(metric: Metric) -> Reading:
+def reading(metric: Metric) -> NumberFormat:
     """How a metric is shown where all of its numbers have one unit, as in a chart."""
-    return _READINGS.get(metric.unit) or Reading(1.0, f".{metric.digits}f", metric.unit)
+    return _READINGS.get(metric.unit) or NumberFormat(1.0, f".{metric.digits}f", metric.unit)
 
 
 def value(metric: Metric, number: float | None) -> str:

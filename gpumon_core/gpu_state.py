@@ -28,8 +28,8 @@ SHARED = "shared with the system"
 
 Css = Literal["busy", "held", "idle", "unknown", "throttled", "asleep", "lost"]
 # A GPU may be one device, be split into MIG instances, or be such an instance.
-Part = Literal["whole", "split", "instance"]
-UNREPORTED: dict[Part, str] = {
+GpuPart = Literal["whole", "split", "instance"]
+UNREPORTED: dict[GpuPart, str] = {
     "whole": "The driver does not report its utilization",
     "split": "The driver does not report the utilization of a GPU that is split by MIG",
     "instance": "The driver does not report utilization on MIG",
@@ -37,7 +37,7 @@ UNREPORTED: dict[Part, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class GpuCondition:
     """A word, the CSS class of that word, and a sentence about it."""
 
     word: str
@@ -59,8 +59,8 @@ class Facts:
     memory_mib: float | None = None
     total_mib: float | None = None
     holders: Sequence[float | None] | None = None
-    part: Part = "whole"
-    instances: Sequence[Condition] = ()
+    part: GpuPart = "whole"
+    instances: Sequence[GpuCondition] = ()
     clocks_event_reasons: float | None = None
 
 
@@ -79,57 +79,57 @@ def shares_memory(memory_from: object) -> bool:
     return memory_from == "unified"
 
 
-def of(facts: Facts, lasting: str = "a while") -> Condition:
+def of(facts: Facts, lasting: str = "a while") -> GpuCondition:
     """What a GPU is doing. `lasting`: how long it has not answered, in words."""
     if not answers(facts.state):
         return _silent(facts.state, lasting)
     if reasons := throttled_by(facts.clocks_event_reasons):
-        return Condition("Throttled", "throttled", f"Its clocks are held down: {', '.join(reasons).lower()}")
+        return GpuCondition("Throttled", "throttled", f"Its clocks are held down: {', '.join(reasons).lower()}")
     held = _held(facts)
     if facts.utilization is None:
         return _unreported(facts, held)
     if facts.utilization >= BUSY_PERCENT:
-        return Condition("Busy", "busy", "It computes")
+        return GpuCondition("Busy", "busy", "It computes")
     return IDLE[held]
 
 
 # A GPU that computes nothing: by whether its memory is held.
-IDLE: dict[bool | None, Condition] = {
-    None: Condition("Unknown", "unknown", "Nothing is computed; how much memory is held is not known"),
-    True: Condition("Held idle", "held", "Memory is held, and nothing is computed"),
-    False: Condition("Idle", "idle", "Nothing is computed, and next to no memory is held"),
+IDLE: dict[bool | None, GpuCondition] = {
+    None: GpuCondition("Unknown", "unknown", "Nothing is computed; how much memory is held is not known"),
+    True: GpuCondition("Held idle", "held", "Memory is held, and nothing is computed"),
+    False: GpuCondition("Idle", "idle", "Nothing is computed, and next to no memory is held"),
 }
 
 
-def _silent(state: str, lasting: str) -> Condition:
+def _silent(state: str, lasting: str) -> GpuCondition:
     """The condition of a GPU without a reading."""
     conditions = {
-        "hung": Condition(
+        "hung": GpuCondition(
             "Hung",
             "lost",
             f"The driver has not returned from a call about it for {lasting}. The other GPUs go on. Look at "
             "dmesg; a driver that hangs needs a reboot.",
         ),
-        "lost": Condition(
+        "lost": GpuCondition(
             "Lost",
             "lost",
             f"No answer since {lasting}. It may have fallen off the bus: look at dmesg for “Xid”, and reset or "
             "reboot.",
         ),
-        "asleep": Condition(
+        "asleep": GpuCondition(
             "Asleep",
             "asleep",
             f"Not asked for {lasting}: it is switched off to save power, as nothing uses it, and a question would "
             "wake it.",
         ),
-        "quiet": Condition(
+        "quiet": GpuCondition(
             "Quiet",
             "asleep",
             f"Not asked for {lasting}, so that it can switch itself off: nothing uses it (GPUMON_LET_SLEEP).",
         ),
-        "gone": Condition("Gone", "lost", "The driver does not list it any more"),
+        "gone": GpuCondition("Gone", "lost", "The driver does not list it any more"),
     }
-    return conditions.get(state, Condition("Unknown", "unknown", f"Its state is “{state}”"))
+    return conditions.get(state, GpuCondition("Unknown", "unknown", f"Its state is “{state}”"))
 
 
 def _held(facts: Facts) -> bool | None:
@@ -147,22 +147,24 @@ def _held(facts: Facts) -> bool | None:
     return False if facts.holders is not None and len(known) == len(facts.holders) else None
 
 
-def _unreported(facts: Facts, held: bool | None) -> Condition:
+def _unreported(facts: Facts, held: bool | None) -> GpuCondition:
     """The condition of a GPU with an unknown utilization."""
     words = {instance.word for instance in facts.instances}
     if words:
         if "Busy" in words:
-            return Condition("Busy", "busy", "One of its MIG instances computes")
+            return GpuCondition("Busy", "busy", "One of its MIG instances computes")
         if words == {"Idle"} and held is False:
-            return Condition("Idle", "idle", "Nothing is on its MIG instances")
+            return GpuCondition("Idle", "idle", "Nothing is on its MIG instances")
         if words <= {"Idle", "Held idle"}:
-            return Condition("Held idle", "held", "Memory is held on its MIG instances, and nothing is computed")
+            return GpuCondition(
+                "Held idle", "held", "Memory is held on its MIG instances, and nothing is computed"
+            )
     elif facts.holders is not None and not facts.holders and held is False and facts.memory_mib is not None:
-        return Condition("Idle", "idle", "No process is on it, and next to no memory is held")
+        return GpuCondition("Idle", "idle", "No process is on it, and next to no memory is held")
     why = UNREPORTED["split" if words else facts.part]
     mib = max(facts.memory_mib or 0.0, sum(mib or 0.0 for mib in facts.holders or ()))
     if held:
         why += f"; {memory_text(mib)} are held"
     elif facts.holders:
         why += f"; {len(facts.holders)} process{'es are' if len(facts.holders) > 1 else ' is'} on it"
-    return Condition("Unknown", "unknown", why)
+    return GpuCondition("Unknown", "unknown", why)

@@ -73,7 +73,7 @@ class NvmlGpm:
     by_nvlink: bool = False
 
 
-Way = NvmlCall | NvmlField | NvmlGpm
+NvmlQuery = NvmlCall | NvmlField | NvmlGpm
 
 
 class Group(StrEnum):
@@ -93,7 +93,7 @@ class Metric:
 
     `nvml` lists the ways to ask, best first: the next is used where a driver lacks one. `samples` names the kind
     of samples that the driver buffers between ticks: the tick is then their mean, and `<key>_max` their maximum.
-    `every_s` is how often it is asked (0: at every tick). `kept` says whether every tick or only a change is
+    `every_s` is how often it is asked (0: at every tick). `stored` says whether every tick or only a change is
     stored, `decimals` with how many decimals. `share_of` names the field of GpuInfo that is 100 % of this metric;
     `warning` and `critical` are then percentages of it, otherwise they are in the metric's unit. A value below
     `lowest` or above `highest` (by default that of its unit) is impossible. `since` is the first generation of
@@ -108,7 +108,7 @@ class Metric:
     label: str
     unit: str
     group: Group
-    nvml: tuple[Way, ...]
+    nvml: tuple[NvmlQuery, ...]
     prometheus: str
     aggregate: Aggregate = Aggregate.MEAN
     column: Literal["integer", "float"] = "float"
@@ -118,7 +118,7 @@ class Metric:
     device_class: str | None = None
     digits: int = 0
     decimals: int = 0
-    kept: Literal["tick", "change"] = "tick"
+    stored: Literal["tick", "change"] = "tick"
     every_s: float = 0.0
     samples: str | None = None
     maximum: float | None = None
@@ -237,7 +237,7 @@ def _activity(name: str, label: str, gpm: str, prometheus: str, group: Group = G
 
 
 def _rate(
-    name: str, label: str, ways: tuple[Way, ...], prometheus: str, since: str, highest: float | None = None
+    name: str, label: str, ways: tuple[NvmlQuery, ...], prometheus: str, since: str, highest: float | None = None
 ) -> Metric:
     return Metric(
         key=name,
@@ -258,7 +258,7 @@ def _rare(
     name: str,
     label: str,
     group: Group,
-    ways: tuple[Way, ...],
+    ways: tuple[NvmlQuery, ...],
     prometheus: str,
     unit: str = "",
     aggregate: Aggregate = Aggregate.LAST,
@@ -279,13 +279,13 @@ def _rare(
         column="integer",
         prometheus_type="counter" if counts else "gauge",
         prometheus_scale=scale_of(prometheus),
-        kept="change",
+        stored="change",
         every_s=RARELY_S,
         since=since,
     )
 
 
-def _errors(name: str, label: str, ways: tuple[Way, ...], prometheus: str, since: str) -> Metric:
+def _errors(name: str, label: str, ways: tuple[NvmlQuery, ...], prometheus: str, since: str) -> Metric:
     return _rare(name, label, Group.RELIABILITY, ways, prometheus, "errors", Aggregate.COUNTER, since)
 
 
@@ -527,7 +527,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         prometheus="DCGM_FI_DEV_PSTATE",
         aggregate=Aggregate.LAST,
         column="integer",
-        kept="change",
+        stored="change",
         highest=15,
     ),
     # A set of bits: nvmlClocksEventReason* in the API reference.
@@ -545,7 +545,7 @@ GPU_METRICS: tuple[Metric, ...] = (
         prometheus_too=("DCGM_FI_DEV_CLOCK_THROTTLE_REASONS",),
         aggregate=Aggregate.LAST,
         column="integer",
-        kept="change",
+        stored="change",
     ),
     _rare(
         "pcie_generation",
@@ -772,8 +772,8 @@ def throttled_by(bits: float | None) -> list[str]:
 
 
 # The metrics that every tick stores, and those that only a change stores.
-TICK_METRICS = tuple(metric for metric in GPU_METRICS if metric.kept == "tick")
-CHANGE_METRICS = tuple(metric for metric in GPU_METRICS if metric.kept == "change")
+TICK_METRICS = tuple(metric for metric in GPU_METRICS if metric.stored == "tick")
+CHANGE_METRICS = tuple(metric for metric in GPU_METRICS if metric.stored == "change")
 # The columns of a tick: the metrics, and the maximum of those that are means over the tick.
 TICK_COLUMNS = tuple(
     key for metric in TICK_METRICS for key in (metric.key, *((metric.peak,) if metric.peak else ()))

@@ -18,7 +18,7 @@ from gpumon_core.recording import runtime
 from gpumon_core.recording.health import Health
 from gpumon_core.settings import mask_password
 from gpumon_core.store.queries import current, frames
-from gpumon_core.store.queries.current import Row
+from gpumon_core.store.queries.current import NamedRow
 from pages.components import chrome, data, filters, plot, tables
 
 DAY = 86400
@@ -201,7 +201,7 @@ def doctor() -> None:
         st.caption("gpumon is examining this machine.")
 
 
-def in_force(hosts: list[Row]) -> None:
+def in_force(hosts: list[NamedRow]) -> None:
     """The settings, and the versions of what runs."""
     st.subheader("Settings in force", anchor=False)
     rows = [

@@ -10,16 +10,15 @@ import pytest
 import sqlalchemy as sa
 from ticks import GPUS, runs, tick, who
 
-from gpumon_core.attribution.records import ProcessIdentity, Program
+from gpumon_core.attribution.records import Program
 from gpumon_core.store import database
-from gpumon_core.store.writer import Writer
-from gpumon_core.telemetry.records import GpuInfo, Snapshot
+from gpumon_core.store.writer import Attributed, Writer
+from gpumon_core.telemetry.records import GpuInfo
 
 DAWN = 1_800_000_000  # The beginning of an hour.
 HOUR = 3600
 # (GPU, PID) -> MiB.
 Held = dict[tuple[int, int], int | None]
-Attributed = tuple[Snapshot, dict[int, ProcessIdentity]]
 
 
 @pytest.fixture

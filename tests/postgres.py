@@ -63,7 +63,7 @@ class Postgres:
 
     @contextmanager
     def silent(self) -> Iterator[None]:
-        """The server stands still: its kernel accepts connections and takes what is sent, and nobody answers."""
+        """The server hangs: its kernel accepts connections and takes what is sent, and nobody answers."""
         stopped = []
         try:
             # Nobody new is started once the first is stopped.

@@ -22,7 +22,7 @@ OFFERS = (JSON, CSV, VERSIONED)
         ("application/json;q=0.999, text/csv", CSV),
         ("text/csv;q=0", None),
         ("TEXT/CSV ;\tQ=0.001", CSV),
-        # The closest range counts, wherever it stands.
+        # The closest range counts, wherever it is in the list.
         ("*/*", JSON),
         ("text/*", CSV),
         ("application/json;q=0, */*", CSV),

@@ -18,7 +18,7 @@ from gpumon_core.telemetry.records import GpuReading, ProcessReading, Snapshot
 engine, writer = ticks.engine, ticks.writer
 
 
-def test_what_rarely_changes_is_kept_when_it_changes(engine: sa.Engine, writer: Writer) -> None:
+def test_what_rarely_changes_is_stored_when_it_changes(engine: sa.Engine, writer: Writer) -> None:
     for now, state in ((100, 0), (104, 0), (108, 8), (112, 8), (116, 0)):
         writer.write(measured(now, performance_state=state), {})
     # A tick at which it was not asked for, and another program that goes on.
@@ -88,12 +88,14 @@ def test_the_parts_are_scaled_to_what_the_gpu_was_busy(engine: sa.Engine, writer
     ]
 
 
-def test_where_processes_are_not_told_apart_memory_splits_the_use(engine: sa.Engine, writer: Writer) -> None:
+def test_where_the_driver_does_not_distinguish_processes_memory_splits_the_use(
+    engine: sa.Engine, writer: Writer
+) -> None:
     both = (busy(7, 1000), busy(8, 3000))
     writer.write(measured(3604, processes=both, power=100.0, utilization=50.0), who(7, 8))
     query = "SELECT busy_s, energy_j, estimated FROM process_hours ORDER BY process_id"
     assert ask(engine, query) == [(0.5, 50.0, 1), (1.5, 150.0, 1)]
-    # One that is told apart, and did nothing, has no part in it.
+    # One that the driver distinguishes, and that did nothing, has no part in it.
     writer.write(
         measured(7204, processes=(busy(7, 1000, 0), busy(8, 3000)), power=100.0, utilization=50.0), who(7, 8)
     )

@@ -233,13 +233,13 @@ def test_what_cannot_be_answered_is_a_problem_with_its_parameter(
     answer = ask(query)
     assert answer.status == 400, answer.body
     assert answer.headers["Content-Type"] == "application/problem+json"
-    told = answer.json()
-    assert told["detail"]
-    assert told == {
+    payload = answer.json()
+    assert payload["detail"]
+    assert payload == {
         "type": "about:blank",
         "title": "Bad Request",
         "status": 400,
-        "detail": told["detail"],
+        "detail": payload["detail"],
         "parameter": name,
     }
 
@@ -251,7 +251,7 @@ def test_every_parameter_of_the_table_was_tried_right_and_wrong() -> None:
     assert all(one.description.endswith(".") and one.kind.schema for one in HISTORY.parameters)
 
 
-def test_a_parameter_with_a_long_name_is_told_in_short(ledger: sa.Engine, ask: Ask) -> None:
+def test_a_parameter_with_a_long_name_is_named_in_short(ledger: sa.Engine, ask: Ask) -> None:
     answer = ask([("x" * 5000, "")])
     assert answer.status == 400
     assert len(answer.body) < 1000
@@ -298,9 +298,9 @@ def test_json_has_the_ledgers_values(ledger: sa.Engine, ask: Ask) -> None:
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.headers["Cache-Control"] == "no-store"
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
-    told = answer.json()
-    assert told == {"processes": LEDGER.plain_rows(process_history(ledger), BERLIN), "total": 4, "next": None}
-    assert told["processes"][0]["first_seen"] == "1970-01-01T01:06:40+01:00"
+    payload = answer.json()
+    assert payload == {"processes": LEDGER.plain_rows(process_history(ledger), BERLIN), "total": 4, "next": None}
+    assert payload["processes"][0]["first_seen"] == "1970-01-01T01:06:40+01:00"
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 4, 5])
@@ -391,7 +391,7 @@ def test_a_file_has_all_rows_that_the_filters_leave(ledger: sa.Engine, ask: Ask,
     assert (none.status, none.headers["X-Total-Rows"], rows_of(none)) == (200, "0", [])
 
 
-def test_head_tells_how_many_without_reading_them(
+def test_head_says_how_many_without_reading_them(
     ledger: sa.Engine, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "page", lambda *_: pytest.fail("read"))
@@ -424,7 +424,7 @@ def test_a_file_that_breaks_off_is_seen_to_be_incomplete(
         ask([("format", kind)])
 
 
-def test_a_database_that_fails_at_the_first_row_is_told_as_a_problem(
+def test_a_database_that_fails_at_the_first_row_is_reported_as_a_problem(
     ledger: sa.Engine, ask: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lost(*_: object) -> Iterator[pd.DataFrame]:
@@ -476,15 +476,15 @@ def test_without_a_database_the_service_is_unavailable_and_makes_none(
     assert answer.status == 503
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert answer.headers["Cache-Control"] == "no-store"
-    told = answer.json()
-    assert (told["type"], told["title"], told["status"]) == ("about:blank", "Service Unavailable", 503)
-    assert "parameter" not in told
+    payload = answer.json()
+    assert (payload["type"], payload["title"], payload["status"]) == ("about:blank", "Service Unavailable", 503)
+    assert "parameter" not in payload
     assert not path.exists()
-    assert ask([("format", kind), ("type", "x")]).status == 400, "what is wrong is told before"
+    assert ask([("format", kind), ("type", "x")]).status == 400, "what is wrong is reported before"
 
 
 @pytest.mark.parametrize("content", [b"", b"this is not a database at all" * 100])
-def test_a_database_that_cannot_be_read_is_told_in_a_sentence(
+def test_a_database_that_cannot_be_read_is_reported_in_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask, content: bytes
 ) -> None:
     path = tmp_path / "gpumon.db"
@@ -499,7 +499,7 @@ def test_a_database_that_cannot_be_read_is_told_in_a_sentence(
         assert "\n" not in detail
 
 
-def test_a_server_that_is_away_is_told_without_its_password(monkeypatch: pytest.MonkeyPatch, ask: Ask) -> None:
+def test_a_server_that_is_away_is_reported_without_its_password(monkeypatch: pytest.MonkeyPatch, ask: Ask) -> None:
     show(f"postgresql+psycopg://gpumon:geheim@127.0.0.1:{free_port()}/gpumon", monkeypatch)
     answer = ask()
     assert answer.status == 503

@@ -83,11 +83,11 @@ def conforms(path: str, answer: Answer) -> None:
     if path not in api.PATHS:
         assert answer.status == 404
         return
-    told = document()
-    found = told["paths"][path]["get"]["responses"][str(answer.status)]["content"]
+    payload = document()
+    found = payload["paths"][path]["get"]["responses"][str(answer.status)]["content"]
     kind = answer.headers["Content-Type"].split(";")[0]
     if kind.endswith("json"):
-        schema = {**found[kind]["schema"], "components": told["components"]}
+        schema = {**found[kind]["schema"], "components": payload["components"]}
         Draft202012Validator(schema).validate(answer.json())
     else:
         assert kind in found
@@ -121,8 +121,8 @@ def test_every_route_is_described_and_every_described_path_answers(gpus: sa.Engi
     routes = [route.path for route in api.ROUTES if route.path not in ("/api/v1", "/api/v1/{rest:path}")]
     assert sorted(routes) == sorted(document()["paths"])
     for one in api.RESOURCES:
-        told = document()["paths"][one.path]["get"]
-        assert [each["name"] for each in told["parameters"]] == [each.name for each in one.parameters]
+        payload = document()["paths"][one.path]["get"]
+        assert [each["name"] for each in payload["parameters"]] == [each.name for each in one.parameters]
         for kind in one.formats:
             query = re.sub(r"[?&]limit=\d+", "", example(one)) if kind != "json" else example(one)
             answer = ask(query, Accept=api.MEDIA_TYPES[kind])
@@ -201,13 +201,13 @@ def test_a_database_without_gpus_is_answered(tmp_path: Path, monkeypatch: pytest
 
 
 def test_gpus_have_every_metric_of_the_catalogue_with_its_unit(gpus: sa.Engine, ask: Ask) -> None:
-    told = ask("/api/v1/gpus?tz=Europe/Berlin").json()
+    payload = ask("/api/v1/gpus?tz=Europe/Berlin").json()
     table = frames.gpu_table(gpus)
-    assert [row["gpu_id"] for row in told["gpus"]] == table["id"].tolist()
-    for row, (_, known) in zip(told["gpus"], table.iterrows(), strict=True):
+    assert [row["gpu_id"] for row in payload["gpus"]] == table["id"].tolist()
+    for row, (_, known) in zip(payload["gpus"], table.iterrows(), strict=True):
         for metric in GPU_METRICS:
             assert (row[metric.key] is None) == math.isnan(known[metric.key])
-            assert told["units"].get(metric.key, "") == metric.unit
+            assert payload["units"].get(metric.key, "") == metric.unit
         assert (row["state"], row["sampling"], row["host"]) == ("ok", "interval", "demo")
         assert row["last_seen"].endswith("+01:00")
         assert row["driver_version"]
@@ -232,7 +232,7 @@ def test_a_gpu_that_does_not_answer_has_no_current_values(
     ]
 
 
-def test_of_a_process_on_several_gpus_the_chosen_ones_are_told(
+def test_a_process_on_several_gpus_has_the_chosen_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ask: Ask
 ) -> None:
     url = f"sqlite:///{tmp_path / 'gpumon.db'}"
@@ -256,12 +256,12 @@ def test_history_is_that_of_the_store_with_gaps_as_null(
     for second in (*range(1000, 1100, 4), *range(1500, 1600, 4)):
         writer.write(tick(second), {})
     engine = show(url, monkeypatch)
-    told = ask("/api/v1/history?from=1000&to=1600&metric=temperature&metric=power&points=1000").json()
-    assert (told["from_epoch"], told["to_epoch"]) == (1000, 1600)
-    assert told["from"] == "1970-01-01T00:16:40+00:00"
-    assert told["units"] == {"temperature": "°C", "power": "W"}
-    assert [gpu["gpu_id"] for gpu in told["gpus"]] == [1, 2, 3]
-    for gpu in told["gpus"]:
+    payload = ask("/api/v1/history?from=1000&to=1600&metric=temperature&metric=power&points=1000").json()
+    assert (payload["from_epoch"], payload["to_epoch"]) == (1000, 1600)
+    assert payload["from"] == "1970-01-01T00:16:40+00:00"
+    assert payload["units"] == {"temperature": "°C", "power": "W"}
+    assert [gpu["gpu_id"] for gpu in payload["gpus"]] == [1, 2, 3]
+    for gpu in payload["gpus"]:
         frame = history.metrics_history(engine, [gpu["gpu_id"]], ["temperature", "power"], 1000, 1600, 1000)
         assert gpu["epochs"] == frame["timestamp_epoch"].tolist()
         temperature = gpu["metrics"]["temperature"]
@@ -272,7 +272,7 @@ def test_history_is_that_of_the_store_with_gaps_as_null(
         assert set(gpu["metrics"]["power"]["mean"]) == {None}, "not offered"
     table = ask("/api/v1/history?from=1000&to=1600&metric=temperature&points=1000&gpu=2&format=csv&tz=Asia/Tokyo")
     rows = list(csv.DictReader(io.StringIO(table.body.decode())))
-    assert len(rows) == len(told["gpus"][1]["epochs"])
+    assert len(rows) == len(payload["gpus"][1]["epochs"])
     assert rows[0]["Time"] == "1970-01-01T09:16:40+09:00"
     assert [row["Temperature, mean (°C)"] for row in rows].count("") == 1
 
@@ -320,13 +320,13 @@ def newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_range_ends_at_the_newest_sample_unless_the_query_says_otherwise(
     newest: None, ask: Ask, query: str, span: tuple[int, int]
 ) -> None:
-    told = ask(f"/api/v1/history?{query}").json()
-    assert (told["from_epoch"], told["to_epoch"]) == span
+    payload = ask(f"/api/v1/history?{query}").json()
+    assert (payload["from_epoch"], payload["to_epoch"]) == span
 
 
 @pytest.mark.parametrize("path", ["/api/v1/history", "/api/v1/usage", "/api/v1/models"])
 @pytest.mark.parametrize("zone", ["Pacific/Auckland", "Etc/GMT%2B12"])
-def test_the_last_moment_can_be_told_in_every_zone(gpus: sa.Engine, ask: Ask, path: str, zone: str) -> None:
+def test_the_last_moment_can_be_written_in_every_zone(gpus: sa.Engine, ask: Ask, path: str, zone: str) -> None:
     assert ask(f"{path}?from=1&to={LAST_MOMENT}&tz={zone}").status == 200
     assert ask(f"{path}?from=1&to={LAST_MOMENT + 1}&tz={zone}").status == 400
 
@@ -376,9 +376,9 @@ def test_use_is_the_pages_ranking_in_pages_and_whole(gpus: sa.Engine, ask: Ask, 
     whole = ask(f"/api/v1/usage?by={by}&limit=1000").json()
     rows, query = [], f"by={by}&limit=2"
     while query:
-        told = ask(f"/api/v1/usage?{query}").json()
-        rows += told["usage"]
-        query = f"by={by}&limit=2&cursor={told['next']}" if told["next"] else ""
+        payload = ask(f"/api/v1/usage?{query}").json()
+        rows += payload["usage"]
+        query = f"by={by}&limit=2&cursor={payload['next']}" if payload["next"] else ""
     assert rows == whole["usage"]
     assert len(rows) == whole["total"]
     scope = Scope(whole["from_epoch"], whole["to_epoch"])
@@ -395,22 +395,30 @@ def test_use_is_the_pages_ranking_in_pages_and_whole(gpus: sa.Engine, ask: Ask, 
 
 
 def test_use_is_the_same_on_the_command_line(gpus: sa.Engine, ask: Ask) -> None:
-    told = ask("/api/v1/usage?by=process&limit=1000").json()
+    payload = ask("/api/v1/usage?by=process&limit=1000").json()
     environ = settings(Path(str(gpus.url.database)).parent, GPUMON_SOURCE="demo")
-    words = ("usage", "--by", "process", "--since", str(told["from_epoch"]), "--until", str(told["to_epoch"]))
+    words = (
+        "usage",
+        "--by",
+        "process",
+        "--since",
+        str(payload["from_epoch"]),
+        "--until",
+        str(payload["to_epoch"]),
+    )
     found = json.loads(gpumon(environ, *words, "--format", "json").stdout)
-    assert found["usage"] == told["usage"]
-    assert (found["by"], found["currency"]) == (told["by"], told["currency"])
-    served = ask(f"/api/v1/usage?by=process&from={told['from_epoch']}&to={told['to_epoch']}&format=csv")
+    assert found["usage"] == payload["usage"]
+    assert (found["by"], found["currency"]) == (payload["by"], payload["currency"])
+    served = ask(f"/api/v1/usage?by=process&from={payload['from_epoch']}&to={payload['to_epoch']}&format=csv")
     written = gpumon(environ, *words, "--format", "csv").stdout
     assert written.splitlines() == served.body.decode().splitlines()
 
 
 def test_use_costs_what_the_settings_say(gpus: sa.Engine, ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runtime, "settings", lambda: Settings(price_per_kwh=2.0, currency="CHF"))
-    told = ask("/api/v1/usage").json()
-    assert told["currency"] == "CHF"
-    for row in told["usage"]:
+    payload = ask("/api/v1/usage").json()
+    assert payload["currency"] == "CHF"
+    for row in payload["usage"]:
         assert row["cost"] == pytest.approx(2 * row["energy_kwh"], abs=1e-5)
     assert b"Cost (CHF)" in ask("/api/v1/usage?format=csv").body
 
@@ -421,32 +429,32 @@ def test_model_sessions_are_the_pages_in_pages_and_whole(gpus: sa.Engine, ask: A
     assert len(known) > 1
     found, query = [], "limit=1"
     while query:
-        told = ask(f"/api/v1/models?{query}").json()
-        assert told["total"] == len(known)
-        found += [row["session_id"] for row in told["models"]]
-        query = f"limit=1&cursor={told['next']}" if told["next"] else ""
+        payload = ask(f"/api/v1/models?{query}").json()
+        assert payload["total"] == len(known)
+        found += [row["session_id"] for row in payload["models"]]
+        query = f"limit=1&cursor={payload['next']}" if payload["next"] else ""
     assert found == known["session_id"].tolist()
     table = ask("/api/v1/models?format=csv")
     assert table.headers["X-Total-Rows"] == str(len(known))
     assert len(list(csv.DictReader(io.StringIO(table.body.decode())))) == len(known)
     one = known["model"].iloc[0]
-    told = ask(f"/api/v1/models?model={one}").json()
-    assert {row["model"] for row in told["models"]} == {one}
+    payload = ask(f"/api/v1/models?model={one}").json()
+    assert {row["model"] for row in payload["models"]} == {one}
 
 
 def test_what_the_original_wrote_is_answered_under_its_keys(gpus: sa.Engine, ask: Ask) -> None:
-    told = ask("/api/v1/original/current?gpu=2").json()
+    payload = ask("/api/v1/original/current?gpu=2").json()
     known = frames.gpu_table(gpus).set_index("id").loc[2]
     keys = ["timestamp", "temperature", "utilization", "memory", "power", "memory_total", "memory_percent"]
-    assert list(told) == [*keys, "current_processes"]
-    assert told["memory_total"] == known["memory_total_mib"]
-    assert told["memory_percent"] == round(100 * known["memory"] / known["memory_total_mib"], 2)
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", told["timestamp"])
-    assert (told["memory"], type(told["memory"])) == (round(known["memory"]), int)
+    assert list(payload) == [*keys, "current_processes"]
+    assert payload["memory_total"] == known["memory_total_mib"]
+    assert payload["memory_percent"] == round(100 * known["memory"] / known["memory_total_mib"], 2)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", payload["timestamp"])
+    assert (payload["memory"], type(payload["memory"])) == (round(known["memory"]), int)
     process = ["pid", "process_name", "first_seen", "last_seen", "lifetime_seconds", "max_memory", "avg_memory"]
     process.append("sample_count")
     active = frames.active_processes(gpus)
-    assert {row["pid"] for row in told["current_processes"]} == set(active.loc[active["gpu_id"] == 2, "pid"])
+    assert {row["pid"] for row in payload["current_processes"]} == set(active.loc[active["gpu_id"] == 2, "pid"])
     ended = ask("/api/v1/original/processes?gpu=2").json()
     on_it = processes.process_history(gpus, processes.ProcessFilter(gpu_ids=(2,)))
     assert {row["pid"] for row in ended} == set(on_it["pid"])
@@ -454,7 +462,7 @@ def test_what_the_original_wrote_is_answered_under_its_keys(gpus: sa.Engine, ask
     percent = ["avg_memory_percent", "max_memory_percent"]
     assert all(list(row) == [*process, *percent] for row in ended)
     now = ["memory", "memory_percent", "process_start_time", "actual_lifetime_seconds", "lifetime_formatted"]
-    assert all(list(row) == [*process, *now] for row in told["current_processes"])
+    assert all(list(row) == [*process, *now] for row in payload["current_processes"])
 
 
 def test_the_originals_processes_have_their_part_of_the_memory_and_how_long_they_run(
@@ -473,9 +481,9 @@ def test_the_originals_processes_have_their_part_of_the_memory_and_how_long_they
         writer.write(Snapshot(second, HostInfo("here"), boards, readings, there), who)
     writer.settle()
     show(url, monkeypatch)
-    told = ask("/api/v1/original/current?tz=Europe/Berlin").json()
-    assert (told["memory_total"], told["memory_percent"]) == (24576, 50.0)
-    seven, eight = sorted(told["current_processes"], key=lambda row: row["pid"])
+    payload = ask("/api/v1/original/current?tz=Europe/Berlin").json()
+    assert (payload["memory_total"], payload["memory_percent"]) == (24576, 50.0)
+    seven, eight = sorted(payload["current_processes"], key=lambda row: row["pid"])
     assert (seven["memory"], seven["memory_percent"]) == (6144, 25.0)
     assert seven["process_start_time"] == "2026-03-28 10:56:55", "before summer time began"
     assert (seven["actual_lifetime_seconds"], seven["lifetime_formatted"]) == (93784, "1d 2h")
@@ -550,9 +558,9 @@ def test_a_gpu_that_is_not_there_is_not_found_and_one_that_several_may_be_is_ref
             ("GPU-", 400, "GPU GPU- means several: name one of demo/0 ("),
         ):
             answer = ask(f"{path}?gpu={name}")
-            told = answer.json()
-            assert (answer.status, told["parameter"]) == (status, "gpu")
-            assert told["detail"].startswith(says)
+            payload = answer.json()
+            assert (answer.status, payload["parameter"]) == (status, "gpu")
+            assert payload["detail"].startswith(says)
 
 
 def test_every_route_takes_every_spelling_of_a_gpu(gpus: sa.Engine, ask: Ask) -> None:
@@ -598,10 +606,10 @@ def test_every_example_of_the_page_is_answered_as_it_shows(
         connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE_S)
         connection.request("GET", address.removeprefix(api_reference.SERVER))
         answer = connection.getresponse()
-        told = json.load(answer)
+        payload = json.load(answer)
         connection.close()
         shown = json.loads(text)
         assert answer.status == (shown.get("status", 200) if isinstance(shown, dict) else 200)
-        same_shape(shown, told)
+        same_shape(shown, payload)
         if answer.status != 200:
-            assert shown == told
+            assert shown == payload

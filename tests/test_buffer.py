@@ -12,7 +12,7 @@ import pytest
 
 from gpumon_core.attribution.records import NOTHING, Ask, ProcessIdentity, Program
 from gpumon_core.recording import buffer
-from gpumon_core.recording.buffer import Buffer, FileFailed
+from gpumon_core.recording.buffer import FileFailed, TickBuffer
 from gpumon_core.store.writer import Attributed
 
 
@@ -20,14 +20,14 @@ def ticks(*seconds: int) -> list[Attributed]:
     return [(replace(crash.tick(crash.FIRST + second), elapsed=float(second)), crash.WHO) for second in seconds]
 
 
-def filled(most: int, *seconds: int) -> Buffer:
-    made = Buffer(most)
+def filled(most: int, *seconds: int) -> TickBuffer:
+    made = TickBuffer(most)
     for tick in ticks(*seconds):
         made.add(tick)
     return made
 
 
-def waiting(found: Buffer) -> list[int]:
+def waiting(found: TickBuffer) -> list[int]:
     return [second - crash.FIRST for second in found.seconds()]
 
 
@@ -61,7 +61,7 @@ def test_what_waits_is_stored_and_read_as_it_was(tmp_path: Path) -> None:
 def test_an_identity_keeps_what_is_known_and_asks_nobody_later(tmp_path: Path) -> None:
     known = ProcessIdentity(7, "boot:7", 1.5, "train.py", "ada", Program(command="python train.py"), True, Ask())
     snapshot = crash.tick(crash.FIRST)
-    made = Buffer(9)
+    made = TickBuffer(9)
     made.add((snapshot, {7: known, 8: ProcessIdentity(8)}))
     made.save(tmp_path, "waiting-x")
     (tick,) = buffer.saved(tmp_path, "waiting-x").ticks

@@ -54,11 +54,11 @@ def test_every_row_has_its_column_and_every_column_its_row() -> None:
             assert table.columns[metric.key].nullable, "a metric that a board lacks is NULL"
 
 
-def test_every_metric_is_kept_with_the_ticks_or_when_it_changes() -> None:
+def test_every_metric_is_stored_with_the_ticks_or_when_it_changes() -> None:
     assert sorted((*TICK_METRICS, *CHANGE_METRICS), key=lambda m: m.key) == sorted(
         GPU_METRICS, key=lambda m: m.key
     )
-    assert all(metric.kept == "change" for metric in GPU_METRICS if metric.every_s)
+    assert all(metric.stored == "change" for metric in GPU_METRICS if metric.every_s)
 
 
 def test_a_rollup_has_four_columns_of_every_metric_and_one_of_a_counter() -> None:
@@ -94,7 +94,7 @@ def test_a_counter_is_one_for_prometheus_too(metric: Metric) -> None:
 @EACH_METRIC
 def test_every_row_has_words_for_its_chart(metric: Metric) -> None:
     assert metric.label
-    assert metric.unit or metric.kept == "change"
+    assert metric.unit or metric.stored == "change"
     assert metric.digits >= 0
 
 

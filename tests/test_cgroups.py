@@ -1,4 +1,4 @@
-"""Where a process stands, from /proc/PID/cgroup as kernels, engines and Slurm write it."""
+"""The place of a process, from /proc/PID/cgroup as kernels, engines and Slurm write it."""
 
 # ruff: noqa: E501 - a case a line
 from __future__ import annotations
@@ -74,7 +74,7 @@ POD = f"/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{UNDER}.s
         (f"4:memory:/docker/{ID}\n1:name=systemd:/docker/{INNER}\n", Placement("docker", INNER)),
         (f"1:name=systemd:/docker/{ID}\n0::/docker/{INNER}\n", Placement("docker", INNER)),
         ("0::/slurm/uid_1000/job_\u0661", Placement()),
-        # wherever an engine was told to put them
+        # wherever the engine's configuration puts them
         (f"9:perf_event:/ecs/{UID}/{ID}\n1:name=systemd:/ecs/{UID}/{ID}\n", Placement("docker", ID)),
         (f"0::/ecstasks.slice/ecstasks-{'a5' * 16}.slice/docker-{ID}.scope", Placement("docker", ID)),
         (f"0::/ecs/{'a5' * 16}/{'a5' * 16}-3264187598", Placement("containerd", f"{'a5' * 16}-3264187598")),

@@ -83,7 +83,7 @@ def test_pages_of_any_size_have_every_row_once_in_the_order_of_the_key(engine: s
         for size in (7, len(due) or 1):
             found = [
                 row[: len(key)]
-                for page in table_reader.pages(engine, table_reader.Part(table), key, size)
+                for page in table_reader.pages(engine, table_reader.RowSelection(table), key, size)
                 for row in page
             ]
             assert found == due, table.name
@@ -139,7 +139,7 @@ def test_every_time_of_the_schema_is_a_time_in_an_export() -> None:
     }
     assert columns - others <= rows.MOMENTS
     for table in metadata.tables.values():
-        part = table_reader.Part(table, start=0)
+        part = table_reader.RowSelection(table, start=0)
         if any(column.name in rows.MOMENTS - {"last_used"} for column in table.columns):
             assert part.conditions(), table.name
 
@@ -167,7 +167,7 @@ def test_history_has_the_points_and_metrics_that_were_asked_for(engine: sa.Engin
     assert {row["GPU"] for row in as_csv(written(engine, "csv", "--table", "history"))} == {"0", "1"}
 
 
-def test_a_history_of_which_nothing_is_kept_is_an_empty_file(engine: sa.Engine, database_url: str) -> None:
+def test_a_history_with_nothing_stored_is_an_empty_file(engine: sa.Engine, database_url: str) -> None:
     with database.open_for_writing(database_url).begin() as connection:
         for name in ("gpu_metrics", "gpu_20s", "gpu_minutes", "gpu_5min", "gpu_20min", "gpu_hours", "gpu_4h"):
             connection.execute(metadata.tables[name].delete())

@@ -214,7 +214,7 @@ def test_one_that_fails_costs_itself_only_and_is_named(
         assert problem in made.state.problems
         assert made.session is not None
         found = health.judge(
-            health.Reading(int(time.time()), 1.0, ("ok",)), made.state, 1.0, made.counters, age_s=1.0
+            health.RecordedState(int(time.time()), 1.0, ("ok",)), made.state, 1.0, made.counters, age_s=1.0
         )
         assert found.status == "degraded"
         answer = replace(found, consumers=made.consumers).as_json()["consumers"]

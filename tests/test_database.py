@@ -102,7 +102,7 @@ def test_a_database_of_a_newer_gpumon_is_refused_with_a_reason(tmp_path: Path) -
         database.open_for_writing(url)
 
 
-def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
+def test_a_file_that_is_no_database_is_refused_and_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "gpumon.db"
     path.write_bytes(b"precious notes, not a database" * 100)
     with pytest.raises(database.DatabaseError, match="is no SQLite database, and is left as it is"):
@@ -133,14 +133,14 @@ def test_a_file_that_may_only_be_read_is_named_with_what_to_do(tmp_path: Path) -
             os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as pipe:
-        told = pipe.read()
+        complaint = pipe.read()
     os.waitpid(child, 0)
     kept = path.read_bytes()
     folder.chmod(0o755)
     shutil.rmtree(folder)
-    assert str(path) in told
-    assert "write access" in told
-    assert "GPUMON_DATA_DIR" in told
+    assert str(path) in complaint
+    assert "write access" in complaint
+    assert "GPUMON_DATA_DIR" in complaint
     assert kept == before
 
 

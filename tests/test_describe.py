@@ -42,7 +42,7 @@ def script(path: Path, *arguments: str, **options: object) -> Iterator[int]:
             process.kill()
 
 
-def told(pid: int, commands: Commands = "masked", rules: Rules | None = None) -> tuple[str | None, Program]:
+def described(pid: int, commands: Commands = "masked", rules: Rules | None = None) -> tuple[str | None, Program]:
     attribution = LocalAttribution(trusted=True, describer=Describer(commands=commands, rules=rules))
     try:
         found = attribution.identify({pid}, time.time())[pid]
@@ -53,7 +53,7 @@ def told(pid: int, commands: Commands = "masked", rules: Rules | None = None) ->
 
 def test_a_script_has_its_name_and_its_whole_command_line(tmp_path: Path) -> None:
     with script(tmp_path / "jobs" / "train.py", "--epochs", "3 4", cwd=tmp_path) as pid:
-        name, program = told(pid)
+        name, program = described(pid)
     assert name == "train.py"
     assert program.command == f"{sys.executable} -u {tmp_path}/jobs/train.py --epochs '3 4'"
     assert program.executable == os.path.realpath(sys.executable)
@@ -88,7 +88,7 @@ def test_a_framework_is_known_by_the_libraries_of_a_script(
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"here\n"
-            _, program = told(process.pid)
+            _, program = described(process.pid)
         finally:
             process.kill()
     assert (program.workload, program.category) == (workload, category)
@@ -97,8 +97,8 @@ def test_a_framework_is_known_by_the_libraries_of_a_script(
 def test_secrets_are_masked_first(tmp_path: Path) -> None:
     arguments = ("--model", "Qwen/Qwen3-8B", "--hf-token", SECRET, f"https://ada:{SECRET}@hub.example/x")
     with script(tmp_path / "train.py", *arguments) as pid:
-        _, program = told(pid)
-        _, whole = told(pid, "full")
+        _, program = described(pid)
+        _, whole = described(pid, "full")
     assert program.command is not None
     assert SECRET not in repr(program)
     assert "--model Qwen/Qwen3-8B" in program.command
@@ -109,7 +109,7 @@ def test_secrets_are_masked_first(tmp_path: Path) -> None:
 def test_a_users_own_patterns_are_masked_too(tmp_path: Path) -> None:
     (tmp_path / "rules.toml").write_text("secrets = ['corp-[0-9]{4}']\n")
     with script(tmp_path / "train.py", "--ticket", "corp-1234") as pid:
-        _, program = told(pid, rules=Rules.load(tmp_path / "rules.toml"))
+        _, program = described(pid, rules=Rules.load(tmp_path / "rules.toml"))
     assert program.command is not None
     assert "1234" not in program.command
 
@@ -130,7 +130,7 @@ def test_every_text_that_a_process_may_choose_passes_the_mask(tmp_path: Path) ->
     }
     for commands in ("full", "masked", "name"):
         with script(tmp_path / "train.py", "--model", f"/m/{SECRET}", cwd=folder, env=environ) as pid:
-            name, found = told(pid, commands)  # type: ignore[arg-type]
+            name, found = described(pid, commands)  # type: ignore[arg-type]
         shown = replace(found, command=None)
         assert found.pod == "pod-***"
         assert name == "train.py"
@@ -155,7 +155,7 @@ def test_a_title_is_masked_before_it_is_cut(tmp_path: Path, title: str, shown: s
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == b"here\n"
-            name, program = told(process.pid)
+            name, program = described(process.pid)
         finally:
             process.kill()
     assert name is not None
@@ -186,7 +186,7 @@ def test_a_process_is_masked_once_and_not_at_every_tick(tmp_path: Path, monkeypa
 def test_a_setting_stores_less(tmp_path: Path, commands: Commands, name: str | None, has_workload: bool) -> None:
     environ = os.environ | {"JPY_SESSION_NAME": "/home/ada/x.ipynb", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}
     with script(tmp_path / "train.py", "--lr", "0.1", env=environ) as pid:
-        found, program = told(pid, commands)
+        found, program = described(pid, commands)
         comm = Path(f"/proc/{pid}/comm").read_text().strip()
     assert found == (name or comm)
     assert (program.command, program.working_directory, program.notebook) == (None, None, None)
@@ -202,7 +202,7 @@ def test_jobs_and_notebooks_are_known_by_the_environment(tmp_path: Path) -> None
         "JPY_SESSION_NAME": "/home/ada/ablation.ipynb",
     }
     with script(tmp_path / "run.py", env=environ) as pid:
-        _, program = told(pid)
+        _, program = described(pid)
     assert (program.job_id, program.job_name, program.job_user) == ("4711", "ablation", "ada")
     assert program.notebook == "/home/ada/ablation.ipynb"
 

@@ -70,7 +70,7 @@ def test_doctor_looks_at_the_database_that_the_recorder_writes(
     assert f"{tmp_path / 'history' / recorded} does not exist yet" in done.stdout
 
 
-def test_doctor_tells_a_database_of_a_newer_gpumon(
+def test_doctor_recognizes_a_database_of_a_newer_gpumon(
     environ: dict[str, str], fake: FakeNvml, tmp_path: Path
 ) -> None:
     fake.add_gpu()

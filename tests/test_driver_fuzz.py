@@ -1,4 +1,4 @@
-"""Ten thousand answers of a driver, from the whole range of each C type: no tick is lost, nothing impossible kept.
+"""Ten thousand answers of a driver, from the whole range of each C type: no lost tick, nothing impossible stored.
 
 Answers are drawn at the boundary to C: the fake library answers first, and then what it wrote is overwritten.
 """
@@ -99,7 +99,7 @@ class Mad:
 
 
 def scribble(target: Any, words: Iterator[int]) -> None:
-    """Write words over everything that a driver may write, but pointers and what tells a structure's version."""
+    """Write words over everything that a driver may write, but pointers and a structure's version."""
     if isinstance(target, pynvml.c_nvmlGpmMetricsGet_t):
         for metric in target.metrics[: target.numMetrics]:
             metric.nvmlReturn = next(words) % 40 if next(words) % 3 else 0
@@ -148,7 +148,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeNvml]:
         yield fake
 
 
-def test_no_answer_of_a_driver_costs_a_tick_or_is_kept_where_it_cannot_be(
+def test_no_answer_of_a_driver_costs_a_tick_or_is_stored_where_it_cannot_be(
     driver: FakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(logging.getLogger("gpumon_core"), "propagate", True)

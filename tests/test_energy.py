@@ -39,7 +39,7 @@ STORIES: dict[str, tuple[list[float | None], list[float]]] = {
     "a step back of a joule is a new beginning": ([10_400, 10_399, 10_799], [400, 400, 400]),
     "a hiccup and back: what was estimated is not counted again": ([10_400, 0, 11_200], [400, 400, 400]),
     "a longer hiccup: the same": ([0, 0, 11_200], [400, 400, 400]),
-    "one that stands still has it all once it moves": ([10_000, 10_000, 11_200], [400, 400, 400]),
+    "one that stops has it all once it moves": ([10_000, 10_000, 11_200], [400, 400, 400]),
     "one that moves a little late makes up for the estimate": ([10_000, 10_700, 11_200], [400, 300, 500]),
     "a jump beyond the limit is estimated, and what follows believed": ([90_000, 90_400, 90_800], [400, 400, 400]),
     "a jump and back": ([90_000, 10_800, 11_200], [400, 400, 400]),
@@ -70,7 +70,7 @@ def test_a_counter_of_a_whole_module_does_not_count_for_long(times: float) -> No
     assert meter.source == "power"
 
 
-def test_a_counter_that_stands_still_for_long_is_no_source() -> None:
+def test_a_counter_that_stops_for_long_is_no_source() -> None:
     meter = begun()
     for number in range(1, 2 + int(DOUBTED_S / TICK_S)):
         assert tick(meter, 10_000.0) == (TICK_J, 0.0)
@@ -80,14 +80,14 @@ def test_a_counter_that_stands_still_for_long_is_no_source() -> None:
     assert meter.source == "counter"
 
 
-def test_a_gpu_that_takes_nothing_may_have_a_counter_that_stands_still() -> None:
+def test_a_gpu_that_takes_nothing_may_have_a_counter_that_stops() -> None:
     meter = begun()
     for _ in range(30):
         assert tick(meter, 10_000.0, power=0.0) == (0.0, 0.0)
     assert meter.source == "counter"
 
 
-def test_without_a_counter_the_power_tells_and_without_both_nothing() -> None:
+def test_without_a_counter_the_power_gives_the_energy_and_without_both_nothing_does() -> None:
     meter = EnergyMeter(EnergyCounter())
     assert tick(meter, None) == (TICK_J, 0.0)
     assert meter.source == "power"
@@ -109,13 +109,13 @@ def test_a_counter_that_comes_late_does_not_bring_what_was_before() -> None:
         pytest.param(5_400.0, 400.0, 5_000.0, id="it began anew, and has what was taken since"),
     ],
 )
-def test_what_was_taken_in_a_pause_is_told_apart(value: float, recorded: float, unrecorded: float) -> None:
+def test_what_was_taken_in_a_pause_is_counted_apart(value: float, recorded: float, unrecorded: float) -> None:
     meter = begun()
     assert tick(meter, value, pause_s=600.0) == pytest.approx((recorded, unrecorded))
     assert tick(meter, value + 390) == pytest.approx((390, 0)), "and then it goes on"
 
 
-def test_after_a_pause_a_counter_that_cannot_be_believed_tells_nothing_of_it() -> None:
+def test_after_a_pause_a_counter_that_cannot_be_believed_says_nothing_about_it() -> None:
     meter = begun()
     assert tick(meter, 9_000_000.0, pause_s=600.0) == (TICK_J, 0.0)
     assert tick(meter, 9_000_400.0) == pytest.approx((TICK_J, 0.0))

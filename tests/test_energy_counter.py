@@ -86,7 +86,7 @@ def test_an_energy_counter_that_began_anew_within_a_short_tick_counts_from_there
         assert tick(source)["power"] == power
 
 
-def test_an_energy_counter_that_stands_still_is_not_believed(
+def test_an_energy_counter_that_stops_is_not_believed(
     gpu: FakeGpu, begin: Callable[[], NvmlSource], clock: Clock
 ) -> None:
     source = begin()

@@ -12,7 +12,7 @@ from fake_nvml import FakeNvml
 from full_driver import CALLS, DRIVERS, FOR_ALL, Healthy, prepare, running, says, source
 from nvml_codes import each_error_of
 
-from gpumon_core.metrics import GPU_METRICS, Metric, NvmlField, NvmlGpm, Way
+from gpumon_core.metrics import GPU_METRICS, Metric, NvmlField, NvmlGpm, NvmlQuery
 from gpumon_core.telemetry.gate import LOST, SESSION_OVER, UNSUPPORTED
 from gpumon_core.telemetry.nvml import NvmlSource
 from gpumon_core.telemetry.records import SourceUnavailable
@@ -36,7 +36,7 @@ def test_the_list_names_every_function_that_the_source_calls(healthy: Callable[[
 # ---- Every function and every error --------------------------------------------------------------
 
 
-def _asks(way: Way, function: str) -> bool:
+def _asks(way: NvmlQuery, function: str) -> bool:
     if isinstance(way, NvmlField):
         return function == "nvmlDeviceGetFieldValues"
     if isinstance(way, NvmlGpm):
@@ -46,7 +46,7 @@ def _asks(way: Way, function: str) -> bool:
 
 @cache
 def hangs_on(function: str) -> frozenset[str]:
-    """The keys of the metrics that may be told by a function."""
+    """The keys of the metrics that a function may report."""
     metrics: list[Metric] = [m for m in GPU_METRICS if any(_asks(way, function) for way in m.nvml)]
     return frozenset(key for metric in metrics for key in (metric.key, metric.peak) if key)
 

@@ -271,7 +271,7 @@ def test_a_page_may_hold_times_of_different_offsets(writer: Writer, engine: sa.E
     assert [row["First seen"] for row in rows] == ["2026-07-01T02:00:00+02:00", "2026-01-01T01:00:00+01:00"]
 
 
-def test_a_start_is_told_to_the_millisecond_everywhere(ledger: sa.Engine) -> None:
+def test_a_start_has_milliseconds_everywhere(ledger: sa.Engine) -> None:
     rows, table = both(ledger)
     assert [row["Started"][19:] for row in rows] == ["", ".000+02:00", ".370+02:00"]
     [_, whole, fine] = table["Started"].to_pylist()

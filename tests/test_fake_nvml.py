@@ -124,7 +124,7 @@ def test_without_a_state_file_the_driver_is_not_loaded(tmp_path: Path, state: st
     assert result.stdout.strip() == str(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
 
 
-def test_state_files_are_told_apart_in_one_process(tmp_path: Path) -> None:
+def test_state_files_do_not_mix_in_one_process(tmp_path: Path) -> None:
     one, two = FakeNvml(tmp_path / "one"), FakeNvml(tmp_path / "two")
     one.driver_version, two.driver_version = "550.1", "580.2"
     with fake_nvml.loaded(one):
@@ -180,7 +180,7 @@ def test_an_unloaded_driver_ends_the_session_for_good(fake: FakeNvml) -> None:
     assert pynvml.nvmlDeviceGetCount() == 1
 
 
-def test_versions_are_told(driver: FakeNvml) -> None:
+def test_versions_are_reported(driver: FakeNvml) -> None:
     driver.driver_version, driver.nvml_version, driver.cuda_version = "580.10", "13.580.10", 12080
     assert pynvml.nvmlSystemGetNVMLVersion() == "13.580.10"  # needs no session
     assert pynvml.nvmlSystemGetCudaDriverVersion() == pynvml.nvmlSystemGetCudaDriverVersion_v2() == 12080
@@ -218,7 +218,7 @@ def test_a_device_is_found_by_index_uuid_and_bus_id(fake: FakeNvml) -> None:
     assert second.name == pynvml.nvmlDeviceGetName(found[0])
 
 
-def test_a_bus_id_is_told_in_both_spellings(gpu: FakeGpu, handle: Any) -> None:
+def test_a_bus_id_is_reported_in_both_spellings(gpu: FakeGpu, handle: Any) -> None:
     gpu.pci_bus_id = "0001:0A:1F.0"
     pci = pynvml.nvmlDeviceGetPciInfo(handle)
     assert (pci.busId, pci.busIdLegacy) == ("00000001:0A:1F.0", "0001:0A:1F.0")
@@ -289,7 +289,7 @@ ONE_NUMBER: list[tuple[str, Callable[[Any], Any]]] = [
 @pytest.mark.parametrize(
     ("attribute", "ask"), ONE_NUMBER, ids=[f"{i}-{row[0]}" for i, row in enumerate(ONE_NUMBER)]
 )
-def test_a_number_is_told_as_set_and_none_is_not_supported(
+def test_a_number_is_reported_as_set_and_none_is_not_supported(
     gpu: FakeGpu, handle: Any, attribute: str, ask: Callable[[Any], Any]
 ) -> None:
     gpu.mig_pending = gpu.mig_enabled = 0
@@ -424,7 +424,7 @@ def test_a_counter_set_as_a_field_overrides_what_is_built_in(gpu: FakeGpu, handl
     assert [value.value.ullVal for value in values] == [1, 0, 0, 4]
 
 
-def test_only_samples_newer_than_the_last_seen_are_told(gpu: FakeGpu, handle: Any) -> None:
+def test_only_samples_newer_than_the_last_seen_are_reported(gpu: FakeGpu, handle: Any) -> None:
     power = pynvml.NVML_TOTAL_POWER_SAMPLES
     refused(pynvml.NVML_ERROR_NOT_FOUND, pynvml.nvmlDeviceGetSamples, handle, power, 0)
     for i in range(300):

@@ -100,7 +100,7 @@ def test_no_extreme_is_outside_its_band_however_coarse(gpus: int) -> None:
 
 
 def test_the_bands_of_one_gpu_in_depth_are_exact_however_many() -> None:
-    keys = [metric.key for metric in GPU_METRICS if metric.unit == "%" and metric.kept == "tick"][:5]
+    keys = [metric.key for metric in GPU_METRICS if metric.unit == "%" and metric.stored == "tick"][:5]
     frame = pd.DataFrame({"gpu_id": 1, "timestamp_epoch": range(1000, 1040, 4)})
     for number, key in enumerate(keys):
         frame[key] = 10.0 + number

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gpumon_core import gpu_state
-from gpumon_core.gpu_state import Condition, Facts
+from gpumon_core.gpu_state import Facts, GpuCondition
 from pages.components import cards
 
 UTILIZATIONS = {"unknown": None, "0": 0.0, "little": 4.0, "busy": 60.0}
@@ -38,7 +38,7 @@ HELD = {
 @pytest.mark.parametrize("total", TOTALS)
 @pytest.mark.parametrize("part", ["whole", "instance"])
 def test_what_is_not_known_is_neither_idle_nor_free(
-    utilization: str, memory: str, processes: str, total: str, part: gpu_state.Part
+    utilization: str, memory: str, processes: str, total: str, part: gpu_state.GpuPart
 ) -> None:
     found = gpu_state.of(
         Facts(
@@ -88,7 +88,7 @@ def test_a_gpu_without_a_reading_is_what_its_state_says_whatever_it_said_last(
     assert not gpu_state.answers(state)
 
 
-BUSY, HOLDS, IDLE, UNKNOWN = (Condition(word, "idle", "") for word in ("Busy", "Held idle", "Idle", "Unknown"))
+BUSY, HOLDS, IDLE, UNKNOWN = (GpuCondition(word, "idle", "") for word in ("Busy", "Held idle", "Idle", "Unknown"))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,9 @@ BUSY, HOLDS, IDLE, UNKNOWN = (Condition(word, "idle", "") for word in ("Busy", "
         ((HOLDS, UNKNOWN), 20000.0, "Unknown"),
     ],
 )
-def test_a_split_gpu_is_what_its_instances_are(instances: tuple[Condition, ...], memory: float, word: str) -> None:
+def test_a_split_gpu_is_what_its_instances_are(
+    instances: tuple[GpuCondition, ...], memory: float, word: str
+) -> None:
     found = gpu_state.of(Facts(memory_mib=memory, total_mib=24576.0, holders=[], instances=instances))
     assert found.word == word
     assert ("split by MIG" in found.why) == (word == "Unknown")

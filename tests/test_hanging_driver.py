@@ -60,7 +60,7 @@ class PatientQueue(SimpleQueue[Any]):
     """
 
     driver: FakeNvml
-    # The time that patience has: it stands still but where a call hangs.
+    # The time that patience has: it passes only where a call hangs.
     passed_s = 0.0
     hangs = 0
 

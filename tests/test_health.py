@@ -25,7 +25,7 @@ from gpumon_core.recording.state import State
 def test_age_is_what_the_recorder_knows_and_else_what_two_clocks_agree_on(
     seconds_ago: int, age_s: float | None, status: str
 ) -> None:
-    reading = health.Reading(newest=int(time.time()) - seconds_ago, interval_s=4.0, states=("ok",))
+    reading = health.RecordedState(newest=int(time.time()) - seconds_ago, interval_s=4.0, states=("ok",))
     state: Any = State("recording", "nvml", "sqlite://")
     assert health.judge(reading, state, 4.0, age_s=age_s).status == status
 

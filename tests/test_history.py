@@ -131,7 +131,7 @@ def test_where_the_detail_is_deleted_the_next_coarser_resolution_is_read(
     end = DAWN + 2 * DAY
     write(engine, range(DAWN, end, 20), wave)
     rollups.roll_up(engine, "here")
-    retention.forget(engine, retention.Keep(0.5, 1, 30), end)
+    retention.forget(engine, retention.RetentionDays(0.5, 1, 30), end)
     found = metrics_history(reader, [1], ["temperature"], DAWN, end, 600)
     times = found["timestamp_epoch"].to_numpy()
     assert times[0] <= DAWN + HOUR, "hours tell of the first day"

@@ -65,7 +65,7 @@ def test_every_range_fits_its_columns() -> None:
     for metric in (*GPU_METRICS, *PROCESS_METRICS):
         lowest, highest = metric.range
         assert lowest < highest < 2**53 + 1
-        if metric.column == "integer" and metric.kept == "tick":
+        if metric.column == "integer" and metric.stored == "tick":
             assert highest < 2**31
     for metric in TICK_METRICS:
         if metric.aggregate is not Aggregate.COUNTER:
@@ -163,7 +163,7 @@ def test_more_memory_than_there_is_is_not_known(driver: FakeNvml) -> None:
 def test_a_power_limit_that_no_board_has_is_not_known(driver: FakeNvml, limit: int) -> None:
     gpu = driver.gpus[0]
     gpu.power_enforced_limit_mw = limit
-    assert read().gpus[0].power_limit_w == 300, "the other way to ask stands in"
+    assert read().gpus[0].power_limit_w == 300, "the other way to ask is used"
     gpu.power_limit_mw = limit
     assert read().gpus[0].power_limit_w is None
 
@@ -237,7 +237,7 @@ def test_a_sample_from_no_time_costs_itself(driver: FakeNvml, stamp: int) -> Non
 # ---- Two of one name -----------------------------------------------------------------------------
 
 
-def test_gpus_that_share_a_uuid_are_told_apart(driver: FakeNvml, database_url: str) -> None:
+def test_gpus_that_share_a_uuid_are_distinguished(driver: FakeNvml, database_url: str) -> None:
     driver.gpus[1].uuid = "GPU-first"
     driver.add_gpu(uuid="GPU-first", pci_bus_id=None)
     source = NvmlSource("here")
@@ -253,7 +253,7 @@ def test_gpus_that_share_a_uuid_are_told_apart(driver: FakeNvml, database_url: s
     engine.dispose()
 
 
-def test_mig_instances_that_share_a_uuid_are_told_apart(driver: FakeNvml) -> None:
+def test_mig_instances_that_share_a_uuid_are_distinguished(driver: FakeNvml) -> None:
     for slot in (0, 1):
         driver.gpus[0].add_mig(uuid="MIG-x", slot=slot, gpu_instance_id=7 + slot)
     assert [gpu.uuid for gpu in read().gpus] == [
@@ -282,10 +282,11 @@ def test_a_text_that_is_none_is_not_known(driver: FakeNvml, database_url: str, t
 
 
 @pytest.mark.parametrize(
-    ("told", "shown"), [(b"/opt/a\x1b[2Jb", "a\ufffd[2Jb"), (b"/opt/" + b"x" * 110, "x" * 110), (b"/opt/", None)]
+    ("reported", "shown"),
+    [(b"/opt/a\x1b[2Jb", "a\ufffd[2Jb"), (b"/opt/" + b"x" * 110, "x" * 110), (b"/opt/", None)],
 )
-def test_the_name_of_a_program_is_text(driver: FakeNvml, told: bytes, shown: str | None) -> None:
-    driver.gpus[0].add_process(77, GIB, name=told)
+def test_the_name_of_a_program_is_text(driver: FakeNvml, reported: bytes, shown: str | None) -> None:
+    driver.gpus[0].add_process(77, GIB, name=reported)
     source = NvmlSource("here")
     assert source.process_name(77) == shown
     assert [source.process_name(pid) for pid in NOT_PIDS] == [None] * len(NOT_PIDS)

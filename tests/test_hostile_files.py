@@ -519,7 +519,7 @@ def test_no_size_of_a_model_makes_trouble(size: object) -> None:
 
 @pytest.fixture
 def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What stands for /run/user/65534."""
+    """A folder in place of /run/user/65534."""
     folder = tmp_path / str(NOBODY)
     folder.mkdir()
     monkeypatch.setattr(files, "_OF_USER", re.compile(re.escape(str(tmp_path)) + r"/([0-9]+)/.+"))

@@ -235,7 +235,7 @@ def test_own_minutes_and_hours_win_when_their_ticks_are_forgotten(
     old = NOW - 5 * DAY
     record(engine, range(old, old + 600, 4))
     rollups.roll_up(engine, "here", old)
-    retention.forget(engine, retention.Keep(3, 30, 730), NOW, pause_s=0)
+    retention.forget(engine, retention.RetentionDays(3, 30, 730), NOW, pause_s=0)
     file.ticks(range(old - 1200, old + 1200, 4))
     minutes = f"SELECT * FROM gpu_minutes WHERE timestamp_epoch BETWEEN {old} AND {old + 540} ORDER BY 2"
     before = ask(engine, minutes)
@@ -249,7 +249,7 @@ def test_own_minutes_and_hours_win_when_their_ticks_are_forgotten(
     )
     assert (samples, lowest, highest) == (600, 1000, 2000)
     # The rollups hold them: retention deletes none of them.
-    retention.forget(engine, retention.Keep(3, 30, 730), NOW, pause_s=0)
+    retention.forget(engine, retention.RetentionDays(3, 30, 730), NOW, pause_s=0)
     assert ask(engine, "SELECT count(*) FROM gpu_minutes WHERE power = 1000") == [(30,)]
     assert not importer.run(settings, file.path, now=NOW).taken["ticks"]
 

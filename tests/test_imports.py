@@ -1,4 +1,4 @@
-"""The table of docs/architecture.md says which part imports which, and the imports keep to it."""
+"""Modules import what the table of docs/architecture.md allows, and no two of them share a name for a type."""
 
 from __future__ import annotations
 
@@ -168,3 +168,25 @@ def test_imports_inside_functions_count_and_those_for_type_checkers_do_not() -> 
         "def f():\n    if x:\n        from c.d import e\n    import g.h\nfrom . import i\nfrom ..j import k\n"
     )
     assert list(imported_modules(code, "p.q"))[1:] == ["c.d.e", "g.h", "p.q.i", "p.j.k"]
+
+
+def public_types(code: str) -> Iterator[str]:
+    """The public classes and aliases of types that code defines at its top."""
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.ClassDef):
+            names = [node.name]
+        elif isinstance(node, ast.Assign):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names = [node.target.id]
+        else:
+            continue
+        yield from (name for name in names if name[0].isupper() and not name.isupper())
+
+
+def test_two_things_never_share_a_name() -> None:
+    modules: dict[str, list[str]] = {}
+    for path in files():
+        for name in public_types(path.read_text()):
+            modules.setdefault(name, []).append(name_of(path))
+    assert {name: where for name, where in modules.items() if len(where) > 1} == {}

@@ -160,7 +160,7 @@ def test_asking_for_a_moment_does_not_turn_a_recorder_away(
 
 @pytest.mark.parametrize("kind", ["removed", "replaced"])
 def test_a_lock_file_that_is_not_there_any_more_is_a_lost_lock(tmp_path: Path, kind: str) -> None:
-    """Whoever comes next locks the file that stands there: the first must not write beside it."""
+    """Whoever comes next locks the file that is there: the first must not write beside it."""
     url, path = f"sqlite:///{tmp_path}/gpumon.db", tmp_path / "gpumon.db.lock"
     first, second = recorder_lock(url, "here"), recorder_lock(url, "here")
     engine = database.open_for_writing(url)

@@ -18,7 +18,7 @@ FORMAT = logging.Formatter("%(levelname)s %(name)s: %(message)s")
 
 
 class Log:
-    """A logger of a library whose lines are kept, and a minute that passes when the test says so."""
+    """A logger of a library whose lines are collected, and a minute that passes when the test says so."""
 
     def __init__(self, name: str) -> None:
         self.now = 0.0

@@ -56,7 +56,7 @@ def test_a_process_on_a_mig_instance_is_listed_once_and_there(
     }
 
 
-def test_two_compute_instances_of_one_gpu_instance_are_told_apart(driver: FakeNvml) -> None:
+def test_two_compute_instances_of_one_gpu_instance_are_distinguished(driver: FakeNvml) -> None:
     driver.clear_processes()
     gpu = driver.gpus[0]
     for number in (0, 1):

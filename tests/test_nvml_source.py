@@ -154,7 +154,7 @@ def test_a_board_that_offers_nothing_still_is_a_gpu(fake: FakeNvml) -> None:
     assert dict(snapshot.readings[0].values) == dict.fromkeys(TICK_COLUMNS)
 
 
-def test_two_boards_without_uuid_are_told_apart_by_their_place_on_the_bus(fake: FakeNvml) -> None:
+def test_two_boards_without_uuid_are_distinguished_by_their_place_on_the_bus(fake: FakeNvml) -> None:
     fake.add_gpu().uuid = None
     fake.add_gpu().uuid = None
     with fake_nvml.loaded(fake):

@@ -294,8 +294,8 @@ def test_a_running_process_holds_memory_until_the_newest_tick_and_not_beyond(hou
 
 
 def test_where_the_ticks_are_deleted_the_hours_are_read(hourly: sa.Engine, database_url: str) -> None:
-    keep = retention.Keep(raw_days=2 / 24, minute_days=30, hour_days=730)
-    retention.forget(database.open_for_writing(database_url), keep, now=DAWN + 8 * HOUR, pause_s=0)
+    days = retention.RetentionDays(raw_days=2 / 24, minute_days=30, hour_days=730)
+    retention.forget(database.open_for_writing(database_url), days, now=DAWN + 8 * HOUR, pause_s=0)
     number = ids(hourly)
     old = memory(hourly, DAWN + HOUR, DAWN + 2 * HOUR, 60)
     assert (old[number[7]] == 1000).all()

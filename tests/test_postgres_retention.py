@@ -15,7 +15,7 @@ from ticks import ask, runs, tick
 
 from gpumon_core.attribution.records import Program
 from gpumon_core.store import database, recorder_stats, retention
-from gpumon_core.store.retention import Keep
+from gpumon_core.store.retention import RetentionDays
 from gpumon_core.store.rollups import roll_up
 from gpumon_core.store.schema import TIERS, metadata
 from gpumon_core.store.writer import Writer
@@ -24,7 +24,7 @@ NOW = 100_000_000
 DAY = 86400
 OLD = NOW - 50 * DAY
 PROGRAM = Program(command="python own.py")
-SHORT, LONG = Keep(1, 1, 1), Keep(3650, 3650, 3650)
+SHORT, LONG = RetentionDays(1, 1, 1), RetentionDays(3650, 3650, 3650)
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_the_same_new_programs_on_all_hosts_at_once_cost_no_tick(url: str) -> No
 def test_a_tick_does_not_wait_for_another_host_with_the_same_new_program(url: str) -> None:
     engine = database.open_for_writing(url)
     with engine.begin() as connection:
-        # A recorder that stands still in the middle of its tick.
+        # A recorder that is stopped in the middle of its tick.
         slow = Writer(engine, "slow", "nvml", 4)
         slow._write(connection, [(tick(100, {(0, 10): 100}), running(["python new.py"]))])
         write(engine, "quick", 100, ["python new.py"])

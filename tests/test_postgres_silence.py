@@ -68,9 +68,7 @@ class Proxy:
         self._listening.close()
 
 
-def test_a_transaction_on_a_server_that_stands_still_ends_and_is_written_later(
-    postgres: Postgres, url: str
-) -> None:
+def test_a_transaction_on_a_server_that_hangs_ends_and_is_written_later(postgres: Postgres, url: str) -> None:
     engine = database.open_for_writing(url)
     writer = Writer(engine, "here", "nvml", 4)
     writer.write(tick(100, {(0, 7): 1000}), who(7))
@@ -84,7 +82,7 @@ def test_a_transaction_on_a_server_that_stands_still_ends_and_is_written_later(
     engine.dispose()
 
 
-def test_a_statement_under_way_ends_when_the_server_stands_still(postgres: Postgres, url: str) -> None:
+def test_a_statement_under_way_ends_when_the_server_hangs(postgres: Postgres, url: str) -> None:
     engine = database.open_for_reading(url)
     with engine.connect() as connection:
         connection.exec_driver_sql("SELECT 1")
@@ -140,7 +138,7 @@ def test_a_proxy_that_swallows_everything_ends_no_recorder(postgres: Postgres, u
     proxy.close()
 
 
-def test_who_stops_does_not_wait_for_a_server_that_stands_still(postgres: Postgres, url: str) -> None:
+def test_who_stops_does_not_wait_for_a_server_that_hangs(postgres: Postgres, url: str) -> None:
     engine = database.open_for_writing(url)
     ended = threading.Event()
 

@@ -91,7 +91,7 @@ def test_a_current_schema_needs_no_lock(url: str) -> None:
         assert start_together(url) == []
 
 
-def test_who_waits_for_a_long_migration_is_told_and_may_come_again(
+def test_who_waits_for_a_long_migration_is_informed_and_may_come_again(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "MIGRATION_WAIT_S", 0.3)

@@ -161,9 +161,9 @@ def test_a_life_without_all_of_its_ticks_is_read_from_the_hours(ticked: sa.Engin
     whole, _ = process_life.steps(ticked, occupied.ids(ticked)[7], 600)
     # In its middle: half of a life is not all of it.
     for forgotten_s in (1200, 2 * occupied.HOUR):
-        keep = retention.Keep(raw_days=1 / 24, minute_days=30, hour_days=730)
+        days = retention.RetentionDays(raw_days=1 / 24, minute_days=30, hour_days=730)
         now = DAWN + forgotten_s + occupied.HOUR
-        retention.forget(database.open_for_writing(database_url), keep, now=now, pause_s=0)
+        retention.forget(database.open_for_writing(database_url), days, now=now, pause_s=0)
         frame, by_hour = process_life.steps(ticked, occupied.ids(ticked)[7], 600)
         assert by_hour
         assert frame["timestamp_epoch"].tolist() == [DAWN - occupied.HOUR, DAWN], (

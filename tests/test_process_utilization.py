@@ -43,7 +43,7 @@ def use(snapshot: Snapshot, pid: int) -> Use:
 
 @pytest.fixture
 def api(request: pytest.FixtureRequest, fake: FakeNvml, gpu: FakeGpu) -> str:
-    """The call that tells: the older one where the driver does not have the newer."""
+    """The call that the driver answers: the older one where the driver does not have the newer."""
     if request.param == SAMPLE:
         fake.hide(INFO)
     return str(request.param)
@@ -57,7 +57,7 @@ class Usage:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, api: str) -> None:
         # (pid, time, (sm, memory, encoder, decoder)).
-        self.kept: list[tuple[int, int, tuple[int, int, int, int]]] = []
+        self.retained: list[tuple[int, int, tuple[int, int, int, int]]] = []
         self.since: list[int] = []
         self.repeats = False
         call = self._info if api == INFO else self._sample
@@ -65,7 +65,7 @@ class Usage:
 
     def _found(self, since: int, room: int) -> tuple[int, int]:
         self.since.append(since)
-        self._now = [entry for entry in self.kept if self.repeats or not entry[1] or entry[1] > since]
+        self._now = [entry for entry in self.retained if self.repeats or not entry[1] or entry[1] > since]
         if not self._now:
             return int(pynvml.NVML_ERROR_NOT_FOUND), 0
         fits = len(self._now) <= room
@@ -141,7 +141,7 @@ def test_the_last_seen_timestamp_of_the_processes_is_passed_on(
     driver = Usage(monkeypatch, api)
     source = begin()
     for time in (50, 70, 70, 90):
-        driver.kept = [(11, time, (9, 0, 0, 0)), (12, time - 10, (9, 0, 0, 0))]
+        driver.retained = [(11, time, (9, 0, 0, 0)), (12, time - 10, (9, 0, 0, 0))]
         source.read()
     assert driver.since == [0, 50, 70, 70]
 
@@ -153,7 +153,7 @@ def test_several_samples_of_one_process_are_averaged(
     gpu.add_process(11, GIB)
     gpu.add_process(12, GIB)
     driver = Usage(monkeypatch, api)
-    driver.kept = [
+    driver.retained = [
         (11, 50, (10, 0, 4, 255)),
         (12, 50, (90, 0, 0, 0)),
         (11, 60, (30, 1, 0, 8)),
@@ -172,10 +172,10 @@ def test_process_samples_that_the_driver_repeats_are_counted_once(
     gpu.add_process(11, GIB)
     driver = Usage(monkeypatch, api)
     driver.repeats = True
-    driver.kept = [(11, 50, (80, 0, 0, 0))]
+    driver.retained = [(11, 50, (80, 0, 0, 0))]
     source = begin()
     source.read()
-    driver.kept.append((11, 60, (20, 0, 0, 0)))
+    driver.retained.append((11, 60, (20, 0, 0, 0)))
     assert use(source.read(), 11) == (20, 0, 0, 0)
 
 
@@ -185,11 +185,11 @@ def test_a_clock_set_back_is_adopted_for_processes_as_well(
 ) -> None:
     gpu.add_process(11, GIB)
     driver = Usage(monkeypatch, api)
-    driver.kept = [(11, START, (80, 0, 0, 0))]
+    driver.retained = [(11, START, (80, 0, 0, 0))]
     source = begin()
     source.read()
     for number in range(QUIET_READS + 2):
-        driver.kept = [(11, 1000 + number, (20, 0, 0, 0))]
+        driver.retained = [(11, 1000 + number, (20, 0, 0, 0))]
         snapshot = source.read()
     assert use(snapshot, 11) == (20, 0, 0, 0)
 
@@ -237,7 +237,7 @@ def test_more_processes_than_the_buffer_holds_make_it_grow(
     }
     fake.reset_calls()
     source.read()
-    assert fake.calls(api) == 1, "the larger buffer is kept"
+    assert fake.calls(api) == 1, "the larger buffer is used again"
 
 
 @EACH_API
@@ -257,16 +257,16 @@ def test_where_no_process_runs_their_utilization_is_not_asked(
 
 
 @EACH_API
-def test_what_a_process_did_before_it_ended_is_told_once(
+def test_what_a_process_did_before_it_ended_is_reported_once(
     gpu: FakeGpu, begin: Callable[[], NvmlSource], monkeypatch: pytest.MonkeyPatch, api: str
 ) -> None:
     driver = Usage(monkeypatch, api)
     last = gpu.add_process(11, GIB)
-    driver.kept = [(11, START, (80, 0, 0, 0))]
+    driver.retained = [(11, START, (80, 0, 0, 0))]
     source = begin()
     assert source.read().readings[0].ended == {}
     last.remove()
-    driver.kept = [(11, START + 1000, (60, 0, 0, 0))]
+    driver.retained = [(11, START + 1000, (60, 0, 0, 0))]
     snapshot = source.read()
     assert (snapshot.processes, snapshot.readings[0].ended) == ((), {11: 60})
     asked = len(driver.since)

@@ -183,7 +183,7 @@ def test_two_processes_under_one_pid_are_two_rows_even_between_two_ticks(
     here.tick()
     time.sleep(2 * CLOCK_TICK_S)
     end(first)
-    # The driver lists the same number: nothing but its start tells them apart.
+    # The driver lists the same number: only their starts differ.
     second = start_as(first.pid, programs[1])
     try:
         here.tick()

@@ -91,7 +91,7 @@ def test_a_server_that_starts_anew_costs_no_tick_and_one_recorder_goes_on(
     assert set(seconds) - waiting <= set(stored(url))
 
 
-def test_a_server_that_stands_still_does_not_keep_the_recorder_from_sampling(
+def test_a_server_that_hangs_does_not_keep_the_recorder_from_sampling(
     fake: FakeNvml, tmp_path: Path, postgres: Postgres, url: str
 ) -> None:
     fake.add_gpu()
@@ -125,7 +125,7 @@ def test_a_recorder_that_starts_while_the_server_is_away_waits_for_it(
     assert set(seconds) <= set(stored(url))
 
 
-def test_the_end_does_not_wait_for_a_server_that_stands_still_and_leaves_its_ticks_to_the_next(
+def test_the_end_does_not_wait_for_a_server_that_hangs_and_leaves_its_ticks_to_the_next(
     fake: FakeNvml, tmp_path: Path, postgres: Postgres, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake.add_gpu()
@@ -211,7 +211,7 @@ def test_a_wrong_password_is_not_waited_for(fake: FakeNvml, tmp_path: Path, post
         psycopg.connect(url.replace("+psycopg", ""))
 
 
-def test_a_server_whose_database_stands_still_ends_with_requests_that_wait_for_it(
+def test_a_server_whose_database_hangs_ends_with_requests_that_wait_for_it(
     serve: Callable[..., Server], fake: FakeNvml, tmp_path: Path, postgres: Postgres, url: str
 ) -> None:
     fake.add_gpu()

@@ -1,4 +1,4 @@
-"""Raw ticks are kept for their time, and not longer."""
+"""Raw ticks are stored for their time, and not longer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ticks import ask, runs, tick, who
 
 from gpumon_core.attribution.records import Program
 from gpumon_core.store import database, retention
-from gpumon_core.store.retention import BATCH_CHANGES, Keep
+from gpumon_core.store.retention import BATCH_CHANGES, RetentionDays
 from gpumon_core.store.rollups import roll_up
 from gpumon_core.store.schema import gpu_changes
 from gpumon_core.store.writer import Writer
@@ -31,7 +31,7 @@ def engine(tmp_path: Path) -> sa.Engine:
 def forget(engine: sa.Engine, raw_days: float, **more: Any) -> int:
     """Roll up as the recorder does, and forget raw ticks only."""
     roll_up(engine, "here")
-    return retention.forget(engine, Keep(raw_days, 3000, 3000), NOW, **more)
+    return retention.forget(engine, RetentionDays(raw_days, 3000, 3000), NOW, **more)
 
 
 def test_old_ticks_go_and_the_ledger_stays(engine: sa.Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +90,7 @@ def test_ticks_are_written_while_old_ones_are_forgotten(
             return not eventually(lambda: written > before, every_s=0.001)
 
     # Each pause lasts until a tick was written, however slow the machine.
-    worker = threading.Thread(target=retention.forget, args=(engine, Keep(3, 3000, 3000), NOW, Turns()))
+    worker = threading.Thread(target=retention.forget, args=(engine, RetentionDays(3, 3000, 3000), NOW, Turns()))
     worker.start()
     while worker.is_alive():
         written += writer.write(tick(NOW + written), {})
@@ -119,7 +119,7 @@ def test_programs_that_nobody_runs_any_more_are_forgotten(engine: sa.Engine) -> 
     writer.write(tick(NOW - 8 * DAY, {(0, 8): 1000}), runs(8, Program(command="new")))
     writer.write(tick(NOW - 1 * DAY, {(0, 9): 1000}), runs(9, Program(command="new")))
     roll_up(engine, "here")
-    retention.forget(engine, Keep(3, 3, 3), NOW)
+    retention.forget(engine, RetentionDays(3, 3, 3), NOW)
     assert ask(engine, "SELECT pid FROM gpu_processes") == [(9,)]
     assert ask(engine, "SELECT command FROM programs") == [("new",)]
 
@@ -142,15 +142,15 @@ def test_years_of_changes_are_thinned_a_few_at_a_time(engine: sa.Engine, monkeyp
             sizes.append(len(parameters) if many else 10**9)  # type: ignore[arg-type]
 
     sa.event.listen(engine, "before_cursor_execute", note)
-    retention.forget(engine, Keep(3, 30, 730), now, pause_s=0)
+    retention.forget(engine, RetentionDays(3, 30, 730), now, pause_s=0)
     assert sizes
     assert max(sizes) <= BATCH_CHANGES, "nobody waits long for any of them"
     with engine.connect() as connection:
-        kept = connection.execute(
+        stored = connection.execute(
             sa.select(gpu_changes.c.metric, gpu_changes.c.timestamp_epoch, gpu_changes.c.value)
             .where(gpu_changes.c.timestamp_epoch >= 36 * DAY)
             .order_by(gpu_changes.c.metric, gpu_changes.c.timestamp_epoch)
         ).all()
     # 9,000 seconds are two and a half hours: the last change of each is left.
-    assert [(row.timestamp_epoch - 36 * DAY) // 3600 for row in kept] == [0, 1, 2] * 2
-    assert [row.value for row in kept] == [1199.0, 2399.0, 2999.0] * 2
+    assert [(row.timestamp_epoch - 36 * DAY) // 3600 for row in stored] == [0, 1, 2] * 2
+    assert [row.value for row in stored] == [1199.0, 2399.0, 2999.0] * 2

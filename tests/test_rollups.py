@@ -65,7 +65,7 @@ def test_a_bit_at_a_time_is_the_same_as_all_at_once(engine: sa.Engine) -> None:
     for name in ("gpu_metrics", *(tier.table.name for tier in TIERS)):
         with engine.begin() as connection:
             connection.exec_driver_sql(f"DELETE FROM {name}")
-    # The counter goes on where it stands: only what it grows by can be the same.
+    # The counter goes on where it is: only what it grows by can be the same.
     for start in range(DAWN, DAWN + HOUR, 52):
         write(engine, range(start, min(start + 52, DAWN + HOUR), 4), wave)
         rollups.roll_up(engine, "here")
@@ -120,7 +120,7 @@ def test_retention_keeps_each_resolution_for_its_time(engine: sa.Engine, monkeyp
     now = DAWN + 5 * DAY
     write(engine, range(DAWN, now, 600), wave)
     rollups.roll_up(engine, "here")
-    retention.forget(engine, retention.Keep(raw_days=1, minute_days=2, hour_days=3), now)
+    retention.forget(engine, retention.RetentionDays(raw_days=1, minute_days=2, hour_days=3), now)
     oldest = {
         tier.seconds: now - int(buckets(engine, tier.seconds)["timestamp_epoch"].min()) for tier in TIERS[1:]
     }
@@ -130,7 +130,7 @@ def test_retention_keeps_each_resolution_for_its_time(engine: sa.Engine, monkeyp
 
 def test_a_tick_that_no_minute_has_taken_in_is_not_forgotten(engine: sa.Engine) -> None:
     write(engine, range(DAWN, DAWN + HOUR, 4), wave)
-    retention.forget(engine, retention.Keep(1, 1, 1), DAWN + 10 * DAY)
+    retention.forget(engine, retention.RetentionDays(1, 1, 1), DAWN + 10 * DAY)
     assert ask(engine, "SELECT count(*) FROM gpu_metrics") == [(900,)]
 
 

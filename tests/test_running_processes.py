@@ -14,7 +14,7 @@ from fake_nvml import GIB, FakeGpu, FakeNvml
 
 from gpumon_core.telemetry.nvml import NvmlSource
 from gpumon_core.telemetry.records import ProcessReading
-from gpumon_core.telemetry.running import FUNCTIONS, LARGEST_ENTRY, Buffer
+from gpumon_core.telemetry.running import FUNCTIONS, LARGEST_ENTRY, EntryBuffer
 
 MIB = 2**20
 COUNTS = [0, 1, 2, 3, 31, 32, 33, 40, 250]
@@ -106,7 +106,7 @@ def test_an_entry_is_measured_and_not_believed(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(pynvml, "_nvmlGetFunctionPointer", lambda name: call)
     for documented in (16, 24):
-        found = list(Buffer().list("any", None, documented))
+        found = list(EntryBuffer().list("any", None, documented))
         assert [(entry.pid, entry.memory) for entry in found] == expected
         assert {(entry.gpu_instance, entry.compute_instance) for entry in found} == {(None, None)}
 
@@ -136,10 +136,10 @@ def test_a_list_that_changes_between_two_calls_is_read_as_it_is_then(
     driver.process_struct_bytes_v3 = size
     for pid in range(1, before + 1):
         gpu.add_process(pid, pid * MIB)
-    grow = Buffer.grow
+    grow = EntryBuffer.grow
 
-    def change_and_grow(buffer: Buffer, capacity: int) -> None:
-        monkeypatch.setattr(Buffer, "grow", grow)  # it changes once
+    def change_and_grow(buffer: EntryBuffer, capacity: int) -> None:
+        monkeypatch.setattr(EntryBuffer, "grow", grow)  # it changes once
         for pid in range(after + 1, before + 1):
             driver.remove_process(pid)
         for pid in range(before + 1, after + 1):
@@ -147,7 +147,7 @@ def test_a_list_that_changes_between_two_calls_is_read_as_it_is_then(
         grow(buffer, capacity)
 
     source = NvmlSource("testhost")
-    monkeypatch.setattr(Buffer, "grow", change_and_grow)
+    monkeypatch.setattr(EntryBuffer, "grow", change_and_grow)
     assert rows(source) == [(pid, "C", pid) for pid in range(1, after + 1)]
 
 

@@ -33,7 +33,7 @@ class Sampler:
         self.kind = kind
         self.type = pynvml.NVML_VALUE_TYPE_UNSIGNED_INT
         # (seconds since START, the eight bytes of the value).
-        self.kept: list[tuple[float, int]] = []
+        self.retained: list[tuple[float, int]] = []
         self.repeats = False
         self.refuses_to_crop = False
         self.rooms: list[int] = []
@@ -43,7 +43,7 @@ class Sampler:
     def __call__(self, handle: Any, kind: Any, since: Any, type_: Any, count: Any, words: Any) -> int:
         if kind.value != self.kind:
             return int(pynvml.NVML_ERROR_NOT_SUPPORTED)
-        samples = [(START + round(seconds * SECOND), word) for seconds, word in self.kept]
+        samples = [(START + round(seconds * SECOND), word) for seconds, word in self.retained]
         self.since.append(since.value)
         if not self.repeats:
             samples = [sample for sample in samples if sample[0] > since.value]
@@ -144,10 +144,10 @@ def test_samples_of_every_type_are_read(
 ) -> None:
     sampler = Sampler(monkeypatch)
     sampler.type = getattr(pynvml, f"NVML_VALUE_TYPE_{kind}")
-    sampler.kept = [(0, words[0])]
+    sampler.retained = [(0, words[0])]
     source = begin()
     tick(source)
-    sampler.kept = [(1, words[0]), (2, words[1])]
+    sampler.retained = [(1, words[0]), (2, words[1])]
     assert used(tick(source))[:2] == (mean, highest)
 
 
@@ -159,7 +159,7 @@ def test_a_sample_above_100_percent_is_ignored(gpu: FakeGpu, begin: Callable[[],
     assert used(tick(source))[:2] == (40, 50)
 
 
-def test_where_every_sample_is_above_100_percent_the_point_reading_stands(
+def test_where_every_sample_is_above_100_percent_the_point_reading_is_used(
     gpu: FakeGpu, begin: Callable[[], NvmlSource]
 ) -> None:
     add(gpu, GPU, (0, 0))
@@ -186,10 +186,10 @@ def test_a_sample_that_is_no_number_is_ignored(
     sampler = Sampler(monkeypatch)
     sampler.type = pynvml.NVML_VALUE_TYPE_DOUBLE
     words = [struct.unpack("<Q", struct.pack("<d", value))[0] for value in (10.0, number, 30.0)]
-    sampler.kept = [(0, words[0])]
+    sampler.retained = [(0, words[0])]
     source = begin()
     tick(source)
-    sampler.kept = [(1, words[0]), (2, words[1]), (3, words[2])]
+    sampler.retained = [(1, words[0]), (2, words[1]), (3, words[2])]
     assert used(tick(source))[:2] == (20, 30)
 
 
@@ -199,16 +199,16 @@ def test_more_samples_than_the_buffer_holds_make_it_grow(
 ) -> None:
     sampler = Sampler(monkeypatch)
     sampler.refuses_to_crop = refuses
-    sampler.kept = [(0, 50)]
+    sampler.retained = [(0, 50)]
     source = begin()
     tick(source)
-    sampler.kept = [(number / 10, 100 if number > 500 else 0) for number in range(1, 1001)]
+    sampler.retained = [(number / 10, 100 if number > 500 else 0) for number in range(1, 1001)]
     assert used(tick(source))[:2] == (50, 100)
     assert sampler.rooms[-1] > 1000
     sampler.rooms.clear()
-    sampler.kept = [(101 + number / 10, 10) for number in range(900)]
+    sampler.retained = [(101 + number / 10, 10) for number in range(900)]
     assert used(tick(source))[:2] == (10, 10)
-    assert len(sampler.rooms) == 1, "the larger buffer is kept"
+    assert len(sampler.rooms) == 1, "the larger buffer is used again"
 
 
 def test_a_full_ring_of_the_driver_is_read_whole(gpu: FakeGpu, begin: Callable[[], NvmlSource]) -> None:
@@ -235,10 +235,10 @@ def test_samples_that_the_driver_repeats_are_counted_once(
 ) -> None:
     sampler = Sampler(monkeypatch)
     sampler.repeats = True
-    sampler.kept = [(0, 90), (1, 90)]
+    sampler.retained = [(0, 90), (1, 90)]
     source = begin()
     tick(source)
-    sampler.kept += [(2, 10), (3, 20)]
+    sampler.retained += [(2, 10), (3, 20)]
     assert used(tick(source))[:2] == (15, 20)
     assert used(tick(source))[:2] == (3, 3)
 
@@ -247,10 +247,10 @@ def test_samples_out_of_order_are_put_in_order(
     gpu: FakeGpu, begin: Callable[[], NvmlSource], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sampler = Sampler(monkeypatch)
-    sampler.kept = [(0, 0)]
+    sampler.retained = [(0, 0)]
     source = begin()
     tick(source)
-    sampler.kept = [(4, 20), (1, 100)]
+    sampler.retained = [(4, 20), (1, 100)]
     assert used(tick(source))[:2] == (40, 100)
     assert sampler.since[-1] == START
     tick(source)
@@ -263,7 +263,7 @@ def test_the_last_seen_timestamp_is_passed_on(
     sampler = Sampler(monkeypatch)
     source = begin()
     for seconds in (0, 1, 5):
-        sampler.kept.append((seconds, 10))
+        sampler.retained.append((seconds, 10))
         tick(source)
     assert sampler.since == [0, START, START + SECOND]
 
@@ -273,13 +273,13 @@ def test_a_driver_clock_that_was_set_back_is_adopted_after_a_few_ticks(
     gpu: FakeGpu, begin: Callable[[], NvmlSource], monkeypatch: pytest.MonkeyPatch, back_s: float
 ) -> None:
     sampler = Sampler(monkeypatch)
-    sampler.kept = [(0, 50)]
+    sampler.retained = [(0, 50)]
     source = begin()
     tick(source)
     seen = []
     for number in range(1, DOUBTFUL_AFTER + 3):
         # The driver begins its list anew.
-        sampler.kept = [(number - back_s - 0.5, 60), (number - back_s, 80)]
+        sampler.retained = [(number - back_s - 0.5, 60), (number - back_s, 80)]
         seen.append(tick(source)["utilization"])
     if back_s > DOUBTFUL_AFTER + 3:
         assert seen[:DOUBTFUL_AFTER] == [3] * DOUBTFUL_AFTER

@@ -1,4 +1,4 @@
-"""Whatever stands in a setting, the start has settings to go by or one sentence that names the wrong one."""
+"""Whatever a setting contains, the start has settings to go by or one sentence that names the wrong one."""
 
 from __future__ import annotations
 

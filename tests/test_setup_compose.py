@@ -55,7 +55,7 @@ class Machine:
         )
 
     def composed(self) -> list[str]:
-        """What Compose was asked to do, with the user whom it was told."""
+        """What Compose was asked to do, with the user that it was given."""
         lines = self.asked.read_text().splitlines() if self.asked.exists() else []
         return [line for line in lines if " compose " in line and "compose version" not in line]
 

@@ -72,7 +72,7 @@ def _log(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logging.getLogger("gpumon_core"), "propagate", True)
 
 
-# What a reading asks, and what tells which GPU it is.
+# What a reading asks, and what identifies the GPU.
 READING = (
     *("TemperatureV", "Temperature", "UtilizationRates", "MemoryInfo", "MemoryInfo_v2", "PowerUsage", "FanSpeed"),
     *("ClockInfo", "EncoderUtilization", "DecoderUtilization", "JpgUtilization", "OfaUtilization"),
@@ -468,7 +468,7 @@ def test_a_look_that_takes_two_readings_has_what_only_the_first_was_asked(
     assert len([key for key in rare if gpu[key] is not None]) >= 15
 
 
-def test_a_server_tells_of_both_and_goes_on(serve: Callable[..., Any], driver: FakeNvml) -> None:
+def test_a_server_reports_both_and_goes_on(serve: Callable[..., Any], driver: FakeNvml) -> None:
     """One that answers nothing and one that cannot say which it is, from the first start on."""
     third = driver.add_gpu(uuid="GPU-third")
     fail(driver, driver.gpus[0], pynvml.NVML_ERROR_UNKNOWN, READING)

@@ -13,15 +13,15 @@ import pytest
 
 from gpumon_core.attribution.names import readable
 from gpumon_core.attribution.records import Endpoint
-from gpumon_core.attribution.rules import BUILT_IN, CATEGORIES, CONDITIONS, Program, Rules, RulesError
+from gpumon_core.attribution.rules import BUILT_IN, CATEGORIES, CONDITIONS, Rules, RulesError, RuleSubject
 
 BLOB = "sha256-" + "0123456789ab" + "c" * 52
 
 
-def program(command: str, **environment: str) -> Program:
+def program(command: str, **environment: str) -> RuleSubject:
     arguments = tuple(shlex.split(command))
     comm = arguments[0].rsplit("/", 1)[-1][:15]
-    return Program(readable(comm, arguments), arguments[0], arguments, environment)
+    return RuleSubject(readable(comm, arguments), arguments[0], arguments, environment)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def program(command: str, **environment: str) -> Program:
         ("frigate.detector:tensorrt", "Frigate", None),
         ("/opt/venv/bin/python /opt/venv/bin/gunicorn immich_ml.main:app -k immich_ml.config.CustomUvicornWorker", "Immich", None),
         ("Z:\\\\games\\\\Doom\\\\doom.exe -w", "Game", None),
-        # what only stands among the arguments is somebody's data
+        # what is only among the arguments is somebody's data
         ("python3 train.py --data /data/ComfyUI/output --model x", "Training", "x"),
         ("python3 main.py --data /srv/ComfyUI", None, None),
         ("python3 server.py --log /var/log/text-generation-webui/x", None, None),
@@ -338,4 +338,4 @@ def test_a_file_that_is_missing_is_said_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("",), ("\udcff\x00",), ("a" * 1_000_000,), ("-m",) * 50_000])
 def test_hostile_arguments_are_no_trouble(arguments: tuple[str, ...]) -> None:
-    assert Rules.load().identify(Program("x", None, arguments, {})) is None
+    assert Rules.load().identify(RuleSubject("x", None, arguments, {})) is None

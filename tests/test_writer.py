@@ -63,7 +63,7 @@ RUNNING = """SELECT p.pid, g.command, g.model FROM gpu_processes p LEFT JOIN pro
              ORDER BY p.id"""
 
 
-def test_what_a_process_runs_is_kept_once_for_all_that_run_the_same(engine: sa.Engine, writer: Writer) -> None:
+def test_what_a_process_runs_is_stored_once_for_all_that_run_the_same(engine: sa.Engine, writer: Writer) -> None:
     program = Program(command="python train.py", workload="PyTorch training")
     for number in range(5):
         writer.write(tick(100 + 4 * number, {(0, 7): 1000}), runs(7, program, f"boot:{number}"))
@@ -72,7 +72,7 @@ def test_what_a_process_runs_is_kept_once_for_all_that_run_the_same(engine: sa.E
     assert ask(engine, "SELECT count(*) FROM programs") == [(1,)]
 
 
-def test_what_is_learned_later_is_kept_with_the_same_row(engine: sa.Engine, writer: Writer) -> None:
+def test_what_is_learned_later_is_stored_with_the_same_row(engine: sa.Engine, writer: Writer) -> None:
     writer.write(tick(100, {(0, 7): 1000}), runs(7, Program(command="ollama runner")))
     writer.write(tick(104, {(0, 7): 1000}), runs(7, Program(command="ollama runner", model="qwen3:8b")))
     assert ask(engine, RUNNING) == [(7, "ollama runner", "qwen3:8b")]
@@ -97,7 +97,7 @@ def test_a_user_whose_name_becomes_known_later_has_it_from_the_beginning(
     assert ask(engine, "SELECT username FROM gpu_processes") == [("ada@house",)]
 
 
-def test_a_row_from_before_an_upgrade_is_told_what_it_runs(engine: sa.Engine, writer: Writer) -> None:
+def test_a_row_from_before_an_upgrade_gets_what_it_runs(engine: sa.Engine, writer: Writer) -> None:
     writer.write(tick(100, {(0, 7): 1000}), who(7))
     Writer(engine, "here", "nvml", 4).write(tick(104, {(0, 7): 1000}), runs(7, Program(command="x")))
     assert ask(engine, RUNNING) == [(7, "x", None)]
@@ -148,7 +148,7 @@ def test_a_gpu_keeps_its_history_when_its_index_changes(engine: sa.Engine, write
     assert ask(engine, "SELECT state FROM gpus") == [("ok",)] * 3
 
 
-def test_a_lost_gpu_is_marked_and_its_last_seen_stands_still(engine: sa.Engine, writer: Writer) -> None:
+def test_a_lost_gpu_is_marked_and_its_last_seen_does_not_move(engine: sa.Engine, writer: Writer) -> None:
     writer.write(tick(100), {})
     writer.write(tick(104, lost=frozenset({"GPU-1"})), {})
     assert ask(engine, "SELECT state, last_seen FROM gpus ORDER BY id") == [
@@ -261,14 +261,14 @@ def test_two_hosts_in_one_database_do_not_touch_each_other(engine: sa.Engine, wr
     ]
 
 
-def test_what_is_kept_in_mind_does_not_grow_with_the_history(writer: Writer) -> None:
+def test_what_the_writer_remembers_does_not_grow_with_the_history(writer: Writer) -> None:
     for step in range(50):
         writer.write(tick(100 + step, {(0, 1000 + step): 10}), who(1000 + step))
     assert len(writer._processes.known) == 1
     assert len(writer._processes.live) == 1
 
 
-def test_compute_and_graphics_are_told_from_each_other(engine: sa.Engine, writer: Writer) -> None:
+def test_compute_and_graphics_are_distinguished(engine: sa.Engine, writer: Writer) -> None:
     writer.write(tick(100, {(0, 7): 10}, kind="C"), who(7))
     writer.write(tick(104, {(0, 7): 10}, kind="C+G"), who(7))
     assert ask(engine, "SELECT kind FROM process_gpus") == [("C+G",)]

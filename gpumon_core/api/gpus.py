@@ -10,7 +10,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gpumon_core import gpu_state
-from gpumon_core.api.resource import FORMAT, UNITS_SCHEMA, Resource, Schema, Values, as_json, file, object_schema
+from gpumon_core.api.resource import (
+    FORMAT,
+    UNITS_SCHEMA,
+    ParameterValues,
+    Resource,
+    Schema,
+    as_json,
+    file,
+    object_schema,
+)
 from gpumon_core.recording.health import fresh_within_s
 from gpumon_core.safety import parameters
 from gpumon_core.safety.parameters import TZ, Parameter, words
@@ -22,7 +31,7 @@ GPU = Parameter("gpu", f"This GPU, {parameters.GPU_SPELLINGS}.", parameters.GPU,
 HOST = Parameter("host", "The GPUs of this machine.", words(), is_repeatable=True)
 
 
-def gpus(request: Request, values: Values, engine: Engine) -> Response:
+def gpus(request: Request, values: ParameterValues, engine: Engine) -> Response:
     """Every GPU that is present, in the driver's order."""
     from gpumon_core.export.gpus import GPUS
     from gpumon_core.store.queries import frames
@@ -35,7 +44,7 @@ def gpus(request: Request, values: Values, engine: Engine) -> Response:
     return as_json({"gpus": GPUS.plain_rows(table, values["tz"]), "units": GPUS.units})
 
 
-def chosen(values: Values, engine: Engine, gone: bool = False) -> pd.DataFrame:
+def chosen(values: ParameterValues, engine: Engine, gone: bool = False) -> pd.DataFrame:
     """frames.gpu_table of the GPUs that the query means, with `fresh`: whether one answers, and its newest sample
     is as new as the interval promises. The metrics of a GPU that does not answer are None: its last ones are not
     what it does now."""

@@ -14,9 +14,9 @@ from gpumon_core.api.gpus import GPU, HOST, chosen
 from gpumon_core.api.resource import (
     FORMAT,
     UNITS_SCHEMA,
+    ParameterValues,
     Resource,
     Schema,
-    Values,
     file,
     listed,
     object_schema,
@@ -51,7 +51,7 @@ POINTS = Parameter(
 )
 
 
-def history(request: Request, values: Values, engine: Engine) -> Response:
+def history(request: Request, values: ParameterValues, engine: Engine) -> Response:
     """The chosen metrics of the chosen GPUs. One GPU is in memory at a time. Raises BadParameter."""
     from gpumon_core.export.gpus import history_table
     from gpumon_core.export.tables import in_pieces
@@ -71,7 +71,7 @@ def history(request: Request, values: Values, engine: Engine) -> Response:
     return listed("gpus", head, (_written(gpu, frame, metrics, values) for gpu, frame in parts))
 
 
-def _check_size(values: Values, gpus: int, metrics: int, range_s: int) -> None:
+def _check_size(values: ParameterValues, gpus: int, metrics: int, range_s: int) -> None:
     """Raises BadParameter for more than an answer may have."""
     together = gpus if values["format"] == "json" else min(1, gpus)
     # A step is a second at least.
@@ -100,7 +100,9 @@ def _parts(
         yield gpu, frame.copy().assign(**{name: gpu[name] for name in ("host", "gpu_index", "mig_index")})
 
 
-def _written(gpu: dict[Any, Any], frame: pd.DataFrame, metrics: tuple[str, ...], values: Values) -> Iterator[str]:
+def _written(
+    gpu: dict[Any, Any], frame: pd.DataFrame, metrics: tuple[str, ...], values: ParameterValues
+) -> Iterator[str]:
     """A GPU's history as JSON of columns of equal length, a metric at a time: plain values need many times the
     memory of the frame."""
     from gpumon_core.export.csv import iso

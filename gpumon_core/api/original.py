@@ -18,10 +18,10 @@ from gpumon_core.api import ranges
 from gpumon_core.api.resource import (
     HEADERS,
     MEDIA_TYPES,
-    NotThere,
+    ParameterValues,
     Resource,
+    ResourceMissing,
     Schema,
-    Values,
     as_json,
     object_schema,
     streamed,
@@ -52,7 +52,7 @@ MOST_PROCESSES = 100
 PIECE_S = 14400
 
 
-def current(_: Request, values: Values, engine: Engine) -> Response:
+def current(_: Request, values: ParameterValues, engine: Engine) -> Response:
     """The GPU's newest sample, with its processes, the one seen last first."""
     from gpumon_core.store.queries import frames
 
@@ -77,7 +77,7 @@ def current(_: Request, values: Values, engine: Engine) -> Response:
     )
 
 
-def history(_: Request, values: Values, engine: Engine) -> Response:
+def history(_: Request, values: ParameterValues, engine: Engine) -> Response:
     """The last three days, tick by tick, the oldest first."""
     gpu = _gpu(values, engine)
     frames = _ticks(engine, gpu["id"], ranges.newest(engine))
@@ -87,7 +87,7 @@ def history(_: Request, values: Values, engine: Engine) -> Response:
     return streamed(_array(rows), HEADERS, MEDIA_TYPES["json"])
 
 
-def processes(_: Request, values: Values, engine: Engine) -> Response:
+def processes(_: Request, values: ParameterValues, engine: Engine) -> Response:
     """The hundred processes that were seen last."""
     from gpumon_core.store.queries import processes as ledger
     from gpumon_core.store.queries.process_filter import ProcessFilter
@@ -103,17 +103,17 @@ def processes(_: Request, values: Values, engine: Engine) -> Response:
     return as_json(found)
 
 
-def _gpu(values: Values, engine: Engine) -> dict[Any, Any]:
-    """The row of frames.gpu_table that the query means. Raises NotThere."""
+def _gpu(values: ParameterValues, engine: Engine) -> dict[Any, Any]:
+    """The row of frames.gpu_table that the query means. Raises ResourceMissing."""
     from gpumon_core.store.queries import frames
 
     table = frames.gpu_table(engine)
     if values["gpu"] is not None:
         table = table[table["id"] == values["gpu"]]
         if table.empty:
-            raise NotThere(f"GPU {values['gpu']} is gone: /api/v1/gpus has those that are there.", "gpu")
+            raise ResourceMissing(f"GPU {values['gpu']} is gone: /api/v1/gpus has those that are there.", "gpu")
     if table.empty:
-        raise NotThere("No GPU has been recorded yet.")
+        raise ResourceMissing("No GPU has been recorded yet.")
     return table.head(1).to_dict("records")[0]
 
 

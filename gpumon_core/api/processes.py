@@ -12,9 +12,9 @@ from starlette.responses import Response
 from gpumon_core.api.resource import (
     FORMAT,
     PAGING,
+    ParameterValues,
     Resource,
     Schema,
-    Values,
     after,
     as_json,
     cursor,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 NOW_FILTERS = tuple(one for one in PARAMETERS if one.name not in ("from", "to", "state"))
 
 
-def process_history(request: Request, values: Values, engine: Engine) -> Response:
+def process_history(request: Request, values: ParameterValues, engine: Engine) -> Response:
     """The recorded processes that meet the filters, newest first."""
     # These import pandas, which the server loads after its first answer.
     from gpumon_core.export.processes import LEDGER
@@ -52,7 +52,7 @@ def process_history(request: Request, values: Values, engine: Engine) -> Respons
     return as_json({"processes": rows, "total": total, "next": following})
 
 
-def active(request: Request, values: Values, engine: Engine) -> Response:
+def active(request: Request, values: ParameterValues, engine: Engine) -> Response:
     """The processes of every host's newest tick, most memory first."""
     from gpumon_core.export.processes import ACTIVE
 
@@ -62,7 +62,7 @@ def active(request: Request, values: Values, engine: Engine) -> Response:
     return as_json({"processes": ACTIVE.plain_rows(frame, values["tz"])})
 
 
-def _active(values: Values, engine: Engine) -> pd.DataFrame:
+def _active(values: ParameterValues, engine: Engine) -> pd.DataFrame:
     from gpumon_core.store.queries import frames, processes
 
     frame = frames.active_processes(engine)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Engine
 
-from gpumon_core.api.resource import Schema, Values
+from gpumon_core.api.resource import ParameterValues, Schema
 from gpumon_core.safety.parameters import LAST_MOMENT, LENGTH, MOMENT, BadParameter, Parameter, length_s
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def parameters(default: str) -> tuple[Parameter, ...]:
     )
 
 
-def span(values: Values, engine: Engine, default: str) -> tuple[int, int]:
+def span(values: ParameterValues, engine: Engine, default: str) -> tuple[int, int]:
     """From when to when the query means, in UTC seconds. Raises BadParameter."""
     start, end, length = values["from"], values["to"], values["range"]
     if None not in (start, end, length):

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Values = Mapping[str, Any]
+ParameterValues = Mapping[str, Any]
 Schema = Mapping[str, Any]
 # The formats of an answer: JSON, which every route has, and files.
 MEDIA_TYPES = {"json": "application/json", **{name: one.media_type for name, one in served().items()}}
@@ -68,7 +68,7 @@ class Resource:
     path: str
     summary: str
     parameters: tuple[Parameter, ...]
-    answer: Callable[[Request, Values, Any], Response]
+    answer: Callable[[Request, ParameterValues, Any], Response]
     schema: Callable[[], Schema]
     example: str = ""
     replaces: str = ""
@@ -93,7 +93,7 @@ class Resource:
             return self.answer(request, values, engine)
         except BadParameter as error:
             return problem(HTTPStatus.BAD_REQUEST, str(error), error.name)
-        except NotThere as error:
+        except ResourceMissing as error:
             return problem(HTTPStatus.NOT_FOUND, str(error), error.name)
         except NoDatabase as error:
             return problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
@@ -115,7 +115,7 @@ class NoDatabase(Exception):
     """The database does not exist yet."""
 
 
-class NotThere(Exception):
+class ResourceMissing(Exception):
     """What is asked for does not exist; `name` is the parameter that asks for it, if one does."""
 
     def __init__(self, why: str, name: str | None = None) -> None:
@@ -133,7 +133,7 @@ def _engine() -> Engine:
 
 
 def _gpu_ids(engine: Engine, given: str | tuple[str, ...]) -> int | tuple[int, ...]:
-    """The ids of the GPUs that a query names, as many as it may name. Raises BadParameter, NotThere."""
+    """The ids of the GPUs that a query names, as many as it may name. Raises BadParameter, ResourceMissing."""
     named = gpu_selector.known(engine)
     texts = (given,) if isinstance(given, str) else given
     try:
@@ -142,7 +142,7 @@ def _gpu_ids(engine: Engine, given: str | tuple[str, ...]) -> int | tuple[int, .
         raise BadParameter("gpu", f"{error}.") from error
     except gpu_selector.UnknownGpu as error:
         sentence = str(error)
-        raise NotThere(f"{sentence[0].upper()}{sentence[1:]}.", "gpu") from error
+        raise ResourceMissing(f"{sentence[0].upper()}{sentence[1:]}.", "gpu") from error
     return ids[0] if isinstance(given, str) else ids
 
 
@@ -210,7 +210,12 @@ def streamed(chunks: Iterator[bytes], headers: Mapping[str, str], media_type: st
 
 
 def file(
-    request: Request, values: Values, table: Table, pieces: Iterable[pd.DataFrame], name: str, total: int | None
+    request: Request,
+    values: ParameterValues,
+    table: Table,
+    pieces: Iterable[pd.DataFrame],
+    name: str,
+    total: int | None,
 ) -> Response:
     """A table as a file in the format of the query, with all rows. `total` is how many there are,
     where known beforehand."""
@@ -242,7 +247,7 @@ def position(text: str) -> Position:
     return at
 
 
-def after(values: Values) -> Position | None:
+def after(values: ParameterValues) -> Position | None:
     """The position after which the query continues; None for the beginning. Raises BadParameter."""
     return None if values["cursor"] is None else position(values["cursor"])
 

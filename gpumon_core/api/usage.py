@@ -13,9 +13,9 @@ from gpumon_core.api import ranges
 from gpumon_core.api.resource import (
     FORMAT,
     PAGING,
+    ParameterValues,
     Resource,
     Schema,
-    Values,
     after,
     as_json,
     cursor,
@@ -46,7 +46,7 @@ def _filters(what: str) -> tuple[Parameter, ...]:
     )
 
 
-def _scope(values: Values, engine: Engine) -> Scope:
+def _scope(values: ParameterValues, engine: Engine) -> Scope:
     """The scope of the query's range and filters. Raises BadParameter."""
     from gpumon_core.store.queries.usage import Scope
 
@@ -62,7 +62,7 @@ def _prices() -> Prices:
     return Prices(settings.price_per_kwh, settings.price_per_gpu_hour, settings.currency)
 
 
-def ranking(request: Request, values: Values, engine: Engine) -> Response:
+def ranking(request: Request, values: ParameterValues, engine: Engine) -> Response:
     """How much each of a dimension used, the busiest first, and the GPUs' own rows after them."""
     from gpumon_core.export.tables import in_pieces
     from gpumon_core.export.usage import ranking_table
@@ -104,7 +104,7 @@ def _named(engine: Engine, by: Dimension, pieces: Iterable[pd.DataFrame]) -> Ite
         yield piece.assign(called=costs.called(piece, names))
 
 
-def models(request: Request, values: Values, engine: Engine) -> Response:
+def models(request: Request, values: ParameterValues, engine: Engine) -> Response:
     """Which models were loaded in the range, the newest first."""
     from gpumon_core.export.usage import SESSIONS
     from gpumon_core.store.queries import model_sessions

@@ -28,7 +28,7 @@ SOCKETS = {
 }
 # Where control groups are, by the name of their hierarchy in /proc/PID/cgroup.
 GROUPS = {"": ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"), "name=systemd": ("/sys/fs/cgroup/systemd",)}
-# Where containerd keeps its state: by itself, and as part of k3s and RKE2, MicroK8s, k0s and Docker.
+# Where containerd stores its state: by itself, and as part of k3s and RKE2, MicroK8s, k0s and Docker.
 STATES = (
     "/run/containerd",
     "/run/k3s/containerd",

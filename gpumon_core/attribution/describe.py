@@ -55,12 +55,12 @@ class _Family:
     """A process and those above it that it belongs to. `reach` is how many processes above it were examined, and
     `top` how many of them are up to the last one of the family."""
 
-    def __init__(self, member: tuple[int, int | None], program: rules.Program) -> None:
+    def __init__(self, member: tuple[int, int | None], program: rules.RuleSubject) -> None:
         self.members = [member]
         self.programs = [program]
         self.reach = self.top = 0
 
-    def add(self, one: _Ancestor, program: rules.Program) -> None:
+    def add(self, one: _Ancestor, program: rules.RuleSubject) -> None:
         """Add a process that is further up."""
         self.members.append((one.pid, one.start))
         self.programs.append(program)
@@ -166,11 +166,11 @@ class Describer:
 
     def _looked_at(
         self, pid: int, comm: str, above: Sequence[_Ancestor], cmdline: bytes | None = None
-    ) -> rules.Program:
+    ) -> rules.RuleSubject:
         """A process in the form that rules look at."""
         folder = f"{self._proc}/{pid}"
         arguments = _arguments(read(f"{folder}/cmdline") if cmdline is None else cmdline)
-        return rules.Program(
+        return rules.RuleSubject(
             names.readable(comm, [*map(self._title, arguments[:1]), *arguments[1:]]),
             _link(f"{folder}/exe"),
             tuple(arguments[:MOST_ARGUMENTS]),
@@ -186,7 +186,7 @@ class Describer:
             argument if self._commands == "full" else self._mask.text(text.clean(argument, masked_fields.LONGEST))
         )
 
-    def _acting(self, family: _Family, above: Sequence[_Ancestor]) -> rules.Program:
+    def _acting(self, family: _Family, above: Sequence[_Ancestor]) -> rules.RuleSubject:
         """The program for which a process works: a worker of its parent has no name of its own."""
         own = program = family.programs[0]
         while names.is_worker(program.line, program.arguments) and family.reach < min(len(above), LONGEST_FAMILY):

@@ -283,11 +283,11 @@ class Inquirer:
         return answers[where] if is_believed else None
 
 
-def _listener(subject: _Subject, host: str, port: int) -> listeners.Found:
+def _listener(subject: _Subject, host: str, port: int) -> listeners.PortOwner:
     """What listens at an address: the process's own server, or one of its family, or another program."""
     ask = subject.ask
     if not ask.family:
-        return listeners.Found("unknown", host)
+        return listeners.PortOwner("unknown", host)
     return listeners.find(ask.family, ask.launcher, host, port, ask.proc, subject.sockets)
 
 

@@ -17,10 +17,10 @@ NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 # A namespace is a label of the DNS: RFC 1123.
 LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
-Found = TypeVar("Found")
+_Result = TypeVar("_Result")
 
 
-def look(proc: str, pid: int, start: int | None, action: Callable[[Tree], Found]) -> Found:
+def look(proc: str, pid: int, start: int | None, action: Callable[[Tree], _Result]) -> _Result:
     """The result of `action` below the root of the process that began at `start` (clock ticks; None: any process
     with the PID). The calling thread gets the rights of that process, until it ends. Raises OSError where the
     process has ended, or its root cannot be read."""

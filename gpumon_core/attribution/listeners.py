@@ -29,7 +29,7 @@ SOCKET = re.compile(r"socket:\[(\d{1,20})\]")
 ANYWHERE = ("0.0.0.0", "::")
 
 # own: the server's. foreign: another program's. none: no socket listens there. unknown: it cannot be read.
-Verdict = Literal["own", "foreign", "none", "unknown"]
+SocketOwner = Literal["own", "foreign", "none", "unknown"]
 # A process, and its start in clock ticks; None where the start does not matter.
 Member = tuple[int, int | None]
 
@@ -45,10 +45,10 @@ class Listener:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class PortOwner:
     """What listens at a port: the verdict, the address to ask at, and the sockets where they are the server's."""
 
-    verdict: Verdict
+    verdict: SocketOwner
     host: str
     inodes: frozenset[int] = frozenset()
 
@@ -60,7 +60,7 @@ def find(
     port: int,
     proc: str = "/proc",
     known: frozenset[int] = frozenset(),
-) -> Found:
+) -> PortOwner:
     """Whether the socket that listens at a host and port belongs to a server. The server is the `family`: the
     first is the process on the GPU, and the last may have more processes below it. `launcher` started them, and
     may have opened the socket for them. `known` are sockets that were found to be theirs before."""
@@ -69,11 +69,11 @@ def find(
     is_here = host.startswith("127.") or host in addresses("self", proc)
     table = listeners("self" if is_here else family[0][0], proc)
     if table is None:
-        return Found("unknown", host)
+        return PortOwner("unknown", host)
     table = [one for one in table if one.port == port]
     if not table:
-        return Found("none", host)
-    verdict: Verdict = "foreign"
+        return PortOwner("none", host)
+    verdict: SocketOwner = "foreign"
     # A server that listens at one address only is asked at that address.
     for place in dict.fromkeys((host, *(one.address for one in table if one.address not in ANYWHERE))):
         if not is_here and place.startswith(("127.", "::1")):
@@ -84,10 +84,10 @@ def find(
             continue
         is_own = inodes <= known or _have(family, launcher, inodes, proc)
         if is_own:
-            return Found("own", place, inodes)
+            return PortOwner("own", place, inodes)
         if is_own is None and {one.uid for one in answering} <= _users(family, proc):
             verdict = "unknown"
-    return Found(verdict, host)
+    return PortOwner(verdict, host)
 
 
 def _answering(table: Iterable[Listener], host: str) -> list[Listener]:

@@ -25,7 +25,7 @@ DEEPEST = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class CommandLine:
     """The parts of a command line. `name` is what people call it; `script` is the file, `module` the module and
     `code` the code that an interpreter runs. Code is never used as a name, because it may hold secrets.
     `arguments` are those of the script or program itself."""
@@ -39,8 +39,8 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
-    """The options with which an interpreter gets what it runs. Short options are letters, several of which may
-    follow one dash. `takes` need a value, in the same argument or the next one; `ends` have their value in the
+    """The options with which an interpreter gets what it runs. Short options are letters; several may follow one
+    dash. `takes` need a value, in the same argument or the next one; `ends` have their value in the
     same argument only; `code`, `module` and `script` say what is run. `verbs` may come before the script; code
     follows those that map to "code".
     """
@@ -184,7 +184,7 @@ WORKER_SCRIPT = re.compile(r".*/torch/_inductor/compile_worker/__main__\.py")
 WORKER_OPTIONS = re.compile(r"--multiprocessing-fork|--worker(?:=.*)?")
 
 
-def is_worker(line: Line, arguments: Sequence[str]) -> bool:
+def is_worker(line: CommandLine, arguments: Sequence[str]) -> bool:
     """Whether a program started an interpreter as its worker, which runs nothing with a name of its own."""
     if line.code is not None:
         return WORKER_CODE.search(line.code[:LONGEST_CODE]) is not None
@@ -201,15 +201,15 @@ def readable(comm: str, arguments: Sequence[str]) -> str:
     return clean(name.encode("utf-8", "surrogateescape").decode("utf-8", "replace"), LONGEST)
 
 
-def taken_apart(arguments: Sequence[str], depth: int = 0) -> Line:
+def taken_apart(arguments: Sequence[str], depth: int = 0) -> CommandLine:
     """The parts of a command line; without a name where only the kernel has one."""
     if not arguments:
-        return Line()
+        return CommandLine()
     program = arguments[0].rsplit("/", 1)[-1]
     for interpreter in INTERPRETERS:
         if interpreter.program.fullmatch(program):
             return _of_interpreter(interpreter, program, arguments, depth)
-    return Line(arguments=tuple(arguments[1:]))
+    return CommandLine(arguments=tuple(arguments[1:]))
 
 
 def _of_program(comm: str, arguments: Sequence[str]) -> str:
@@ -230,20 +230,20 @@ def _of_program(comm: str, arguments: Sequence[str]) -> str:
     return comm
 
 
-def _of_interpreter(interpreter: Interpreter, program: str, arguments: Sequence[str], depth: int) -> Line:
+def _of_interpreter(interpreter: Interpreter, program: str, arguments: Sequence[str], depth: int) -> CommandLine:
     kind, value, position = _what_it_runs(interpreter, arguments)
     rest = tuple(arguments[position:])
     if kind == "code":
         name = f"{program} -c" if interpreter.code == "c" and interpreter.module else program
-        return Line(name, code=value, arguments=rest)
+        return CommandLine(name, code=value, arguments=rest)
     if kind == "module":
         name = value.removesuffix(".__main__")
         if interpreter.is_dotted:
             # MODULE/CLASS
             name = name.rsplit("/", 1)[-1].rsplit(".", 1)[-1]
-        return Line(name or None, module=value or None, arguments=rest)
+        return CommandLine(name or None, module=value or None, arguments=rest)
     if kind != "script":
-        return Line()
+        return CommandLine()
     if interpreter.is_loader and depth < DEEPEST:
         inner = taken_apart(arguments[position - 1 :], depth + 1)
         if inner.name:
@@ -251,7 +251,7 @@ def _of_interpreter(interpreter: Interpreter, program: str, arguments: Sequence[
     file = _script(value)
     if interpreter.is_dotted and file and "-jar" not in arguments[:position]:
         file = file.rsplit(".", 1)[-1]
-    return Line(file, script=value or None, arguments=rest)
+    return CommandLine(file, script=value or None, arguments=rest)
 
 
 def _what_it_runs(interpreter: Interpreter, arguments: Sequence[str]) -> tuple[str, str, int]:

@@ -28,7 +28,7 @@ MOST_KEPT = 64
 # A hostile program could cause any number of them: the log reports them this often at most.
 SAID_EVERY_S = 60.0
 
-Found = TypeVar("Found")
+_Result = TypeVar("_Result")
 
 
 class Late(Exception):
@@ -78,11 +78,11 @@ class Readers:
         self,
         key: Hashable,
         what: str,
-        action: Callable[[], Found],
+        action: Callable[[], _Result],
         patience_s: float,
         uid: int | None = None,
         is_last: bool = False,
-    ) -> Found:
+    ) -> _Result:
         """The result of `action`, which runs on another thread, or its exception. Raises Late when it is not there
         after `patience_s`; the next call with the same key asks for the same read. `what` names it in messages,
         and `uid` is the user who controls what is read. With `is_last` the thread ends afterwards, because the
@@ -110,7 +110,7 @@ class Readers:
         self._late = {one: other for one, other in self._late.items() if other is not read}
         if read.error is not None:
             raise read.error
-        found: Found = read.found
+        found: _Result = read.found
         return found
 
     def close(self) -> None:

@@ -45,7 +45,7 @@ class RulesError(Exception):
 
 
 @dataclass(frozen=True)
-class Program:
+class RuleSubject:
     """What a rule can look at: the readable name, the path of the executable, arguments, environment, and the
     paths of mapped files, which are read only where a rule asks for them; the working directory, and the names of
     the processes that started it, the nearest first."""
@@ -59,7 +59,7 @@ class Program:
     ancestors: tuple[str, ...] = ()
 
     @cached_property
-    def line(self) -> names.Line:
+    def line(self) -> names.CommandLine:
         """The command line, taken apart."""
         return names.taken_apart(self.arguments)
 
@@ -127,7 +127,7 @@ class Rules:
         rules, secrets = _read(extra) if extra is not None else ([], ())
         return cls([*rules, *_read(BUILT_IN)[0]], secrets)
 
-    def identify(self, program: Program) -> Workload | None:
+    def identify(self, program: RuleSubject) -> Workload | None:
         """The workload by the first rule that fits, or None."""
         texts = program.texts()
         mapped: Sequence[str] | None = None
@@ -146,7 +146,7 @@ class Rules:
         return None
 
 
-def model_of(ways: Sequence[tuple[str, str]], program: Program) -> str | None:
+def model_of(ways: Sequence[tuple[str, str]], program: RuleSubject) -> str | None:
     """The model that a program's command line or environment names, by the first way that leads to one."""
     for way, name in ways:
         found = (
@@ -173,7 +173,7 @@ def option(arguments: Sequence[str], name: str) -> str | None:
     return found
 
 
-def _after(program: Program, word: str) -> str | None:
+def _after(program: RuleSubject, word: str) -> str | None:
     """The first argument after a word, or after the program that is called so, that is neither an option nor an
     option's value."""
     arguments = program.line.arguments

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gpumon_core.cli import stored, terminal
-from gpumon_core.export.formats import FORMATS, Described, Piece
+from gpumon_core.export.formats import FORMATS, Described, RowChunk
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, TICK_METRICS
 from gpumon_core.safety.private_files import opener
 from gpumon_core.settings import Settings
@@ -39,7 +39,7 @@ from gpumon_core.store.schema import gpu_metrics, metadata
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
-    from gpumon_core.store.queries.table_reader import Row
+    from gpumon_core.store.bulk import Row
 
 SUMMARY = "Write recorded history as CSV, JSON or Parquet."
 EXAMPLES = (
@@ -110,18 +110,18 @@ def run(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def write(engine: Engine, arguments: argparse.Namespace, chosen: str, file: BinaryIO) -> int:
     """Write the rows that the arguments choose, and return how many there are. Raises terminal.Usage."""
-    from gpumon_core.store.queries.table_reader import NotThere
+    from gpumon_core.store.queries.table_reader import NotSelectable
 
     try:
         source = SOURCES.get(arguments.table, _table)(engine, arguments)
-    except NotThere as error:
+    except NotSelectable as error:
         raise terminal.Usage(str(error)) from error
     bar = terminal.Bar("rows", shown=arguments.out is not None or not sys.stdout.isatty())
     # Only the bar needs the number of rows: a server may take long to count a very long table.
     about = source.about() if bar.shown else 0
     done = 0
 
-    def counted() -> Iterator[Piece]:
+    def counted() -> Iterator[RowChunk]:
         nonlocal done
         for page in source.pages:
             done += len(page)
@@ -141,7 +141,7 @@ def write(engine: Engine, arguments: argparse.Namespace, chosen: str, file: Bina
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ExportSource:
     """The content of a file.
 
     about: returns about how many rows there are. piece: makes of one of the pages a piece of the file.
@@ -150,27 +150,27 @@ class Source:
     columns: Sequence[Described]
     about: Callable[[], int]
     pages: Iterable[Any]
-    piece: Callable[[Any], Piece]
+    piece: Callable[[Any], RowChunk]
 
 
-def _table(engine: Engine, arguments: argparse.Namespace) -> Source:
+def _table(engine: Engine, arguments: argparse.Namespace) -> ExportSource:
     from gpumon_core.export import rows
     from gpumon_core.store.queries import table_reader
 
     table = gpu_metrics if arguments.table == "metrics" else metadata.tables[arguments.table]
     start, end = terminal.span(arguments, time.time())
-    part = table_reader.Part(table, start, end, stored.gpu_ids(engine, arguments.gpu))
+    part = table_reader.RowSelection(table, start, end, stored.gpu_ids(engine, arguments.gpu))
     # Raises what is wrong before a file is begun.
     part.conditions()
     shown = rows.columns(table)
     read = table_reader.pages(engine, part, [one.source for one in shown])
     names = rows.read_names(engine)
-    return Source(
+    return ExportSource(
         shown, lambda: table_reader.count(engine, part), read, lambda page: rows.piece(shown, page, names)
     )
 
 
-def _history(engine: Engine, arguments: argparse.Namespace) -> Source:
+def _history(engine: Engine, arguments: argparse.Namespace) -> ExportSource:
     from gpumon_core.export import rows
     from gpumon_core.store.queries import frames
     from gpumon_core.store.queries.history import metrics_history
@@ -198,10 +198,10 @@ def _history(engine: Engine, arguments: argparse.Namespace) -> Source:
             yield list(zip(*keys, *(known[name].tolist() for name in values), strict=True))
 
     shown, names = rows.history_columns(metrics), rows.read_names(engine)
-    return Source(shown, lambda: points * len(ids), pages(), lambda page: rows.piece(shown, page, names))
+    return ExportSource(shown, lambda: points * len(ids), pages(), lambda page: rows.piece(shown, page, names))
 
 
-def _processes(engine: Engine, arguments: argparse.Namespace) -> Source:
+def _processes(engine: Engine, arguments: argparse.Namespace) -> ExportSource:
     from gpumon_core.export.processes import LEDGER
     from gpumon_core.store.queries import processes
     from gpumon_core.store.queries.process_filter import ProcessFilter
@@ -209,12 +209,12 @@ def _processes(engine: Engine, arguments: argparse.Namespace) -> Source:
     start, end = terminal.span(arguments, time.time())
     ids = stored.gpu_ids(engine, arguments.gpu)
     wanted = ProcessFilter(start=start, end=end, gpu_ids=ids or ())
-    return Source(
+    return ExportSource(
         LEDGER.columns, lambda: processes.count(engine, wanted), processes.pages(engine, wanted), LEDGER.piece
     )
 
 
-SOURCES: Mapping[str, Callable[[Engine, argparse.Namespace], Source]] = {
+SOURCES: Mapping[str, Callable[[Engine, argparse.Namespace], ExportSource]] = {
     "history": _history,
     "processes": _processes,
 }

@@ -14,12 +14,11 @@ from gpumon_core.cli.terminal import painted
 from gpumon_core.export.text_columns import GAP, aligned, cut, padded, width
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, Level
 from gpumon_core.telemetry import remedies
-from gpumon_core.telemetry.records import Snapshot
+from gpumon_core.telemetry.records import GpuValues, Snapshot
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
-Values = Mapping[str, float | None]
 One = TypeVar("One")
 METRICS = ("temperature", "utilization", "memory", "power")
 # The columns of processes: those that are aligned right, and those that are never cut.
@@ -33,21 +32,21 @@ PROCESS_LINES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
+class GpuView:
     """A GPU: its label (3, or 3:1), name, state (ok, or why it has no values), its METRICS, and where its
     memory is (gpus.memory_from)."""
 
     label: str
     name: str
     state: str
-    values: Values
+    values: GpuValues
     memory_total_mib: float | None
     power_limit_w: float | None
     memory_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class ProcessView:
     """A process on a GPU; texts are empty where not known, memory is in MiB, sm in %."""
 
     gpu: str
@@ -67,8 +66,8 @@ class View:
     """What is shown: a headline, the GPUs in the driver's order, and the processes, most memory first."""
 
     headline: str
-    gpus: tuple[Gpu, ...]
-    processes: tuple[Process, ...]
+    gpus: tuple[GpuView, ...]
+    processes: tuple[ProcessView, ...]
 
 
 # ---- Sources -----------------------------------------------------------------------------------------
@@ -83,7 +82,9 @@ def of_snapshot(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], s
     for gpu in snapshot.gpus:
         totals = (gpu.memory_total_mib, gpu.power_limit_w, gpu.memory_from)
         shown.append(
-            Gpu(labels[gpu.uuid], _short(gpu.name), snapshot.state_of(gpu.uuid), values.get(gpu.uuid, {}), *totals)
+            GpuView(
+                labels[gpu.uuid], _short(gpu.name), snapshot.state_of(gpu.uuid), values.get(gpu.uuid, {}), *totals
+            )
         )
     processes = []
     for process in snapshot.processes:
@@ -92,7 +93,7 @@ def of_snapshot(snapshot: Snapshot, identities: Mapping[int, ProcessIdentity], s
         container = fmt.container(runs.pod, runs.container_name, runs.container_id)
         texts = (who.user, container, runs.workload, runs.model, who.name)
         processes.append(
-            Process(
+            ProcessView(
                 *(labels[process.gpu_uuid], process.pid, process.kind, process.memory_mib, process.sm_utilization),
                 *(text or "" for text in texts),
             )
@@ -120,14 +121,16 @@ def of_recorder(engine: Engine, host: str, now: float, simulated: bool) -> View 
             values = {key: row[key] for key in METRICS}
             totals = (row["memory_total_mib"], row["power_limit_w"], row["memory_from"])
             label = fmt.gpu_label(row["gpu_index"], row["mig_index"])
-            gpus.append(Gpu(label, _short(row["name"]), row["state"], values, *totals))
+            gpus.append(GpuView(label, _short(row["name"]), row["state"], values, *totals))
     for row in newest.processes(engine):
         if row["host"] == host:
             container = fmt.container(row["pod"], row["container_name"], row["container_id"])
             texts = (row["username"], container, row["workload"], row["model"], row["name"])
             numbers = (row["memory"], row["sm_utilization"])
             label = fmt.gpu_label(row["gpu_index"], row["mig_index"])
-            processes.append(Process(label, row["pid"], row["kind"], *numbers, *(text or "" for text in texts)))
+            processes.append(
+                ProcessView(label, row["pid"], row["kind"], *numbers, *(text or "" for text in texts))
+            )
     age = max(0, round(now - machine["last_seen"]))
     origin = f"recorded {age} s ago" + (", simulated GPUs" if simulated else "")
     return View(
@@ -141,7 +144,7 @@ def _headline(host: str, driver: str | None, cuda: str | None, origin: str) -> s
     return fmt.printable(f"{host}  driver {driver or fmt.MISSING}  CUDA {cuda or fmt.MISSING}  {origin}")
 
 
-def _ranked(processes: Sequence[Process]) -> tuple[Process, ...]:
+def _ranked(processes: Sequence[ProcessView]) -> tuple[ProcessView, ...]:
     return tuple(sorted(processes, key=lambda process: (-(process.memory or 0), process.pid)))
 
 
@@ -209,7 +212,7 @@ class _Cell:
     level: Level = Level.CALM
 
 
-def _gpu_lines(gpus: Sequence[Gpu], columns: int | None, colours: bool) -> list[str]:
+def _gpu_lines(gpus: Sequence[GpuView], columns: int | None, colours: bool) -> list[str]:
     """The table of GPUs, with bars where the terminal is wide enough."""
     table = [[_Cell(title) for title in ("GPU", "Name", "Temp", "Power", "Memory", "Util")], *map(_cells, gpus)]
     widths = [max(width(row[place].text) for row in table) for place in range(len(table[0]))]
@@ -233,7 +236,7 @@ def _gpu_lines(gpus: Sequence[Gpu], columns: int | None, colours: bool) -> list[
     return drawn
 
 
-def _cells(gpu: Gpu) -> list[_Cell]:
+def _cells(gpu: GpuView) -> list[_Cell]:
     if not gpu_state.answers(gpu.state):
         level = Level.CRITICAL if gpu_state.is_lost(gpu.state) else Level.CALM
         return [_Cell(gpu.label), _Cell(gpu.name), _Cell(gpu.state, level), *[_Cell("")] * 3]
@@ -250,7 +253,7 @@ def _cells(gpu: Gpu) -> list[_Cell]:
     return cells
 
 
-def _bar(gpu: Gpu | None, place: int, length: int) -> str:
+def _bar(gpu: GpuView | None, place: int, length: int) -> str:
     """A bar for memory or utilization; blank in the line of titles and where the value is not known."""
     part = None
     if gpu is not None and gpu_state.answers(gpu.state):
@@ -277,7 +280,7 @@ def _line(cells: Sequence[_Cell], columns: int | None, colours: bool) -> str:
     return "".join(shown).rstrip()
 
 
-def _process_lines(processes: Sequence[Process], columns: int | None) -> list[str]:
+def _process_lines(processes: Sequence[ProcessView], columns: int | None) -> list[str]:
     rows = [list(TITLES)]
     for one in processes:
         memory = fmt.memory(one.memory)

@@ -47,8 +47,8 @@ class Described(Protocol):
 
 
 # Some rows of a file: for each column, its values in these rows.
-Piece = Sequence[Sequence[Any]]
-Writer = Callable[[Sequence[Described], Iterable[Piece], ZoneInfo], Iterator[bytes]]
+RowChunk = Sequence[Sequence[Any]]
+FormatWriter = Callable[[Sequence[Described], Iterable[RowChunk], ZoneInfo], Iterator[bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class FileFormat:
     label: str
     media_type: str
     suffixes: tuple[str, ...]
-    write: Writer
+    write: FormatWriter
     is_text: bool = True
     is_served: bool = True
 
@@ -72,7 +72,7 @@ class FileFormat:
 # ---- Writers -----------------------------------------------------------------------------------------
 
 
-def _csv(columns: Sequence[Described], pieces: Iterable[Piece], zone: ZoneInfo) -> Iterator[bytes]:
+def _csv(columns: Sequence[Described], pieces: Iterable[RowChunk], zone: ZoneInfo) -> Iterator[bytes]:
     """UTF-8 CSV (RFC 4180): the header, then a chunk for each piece.
 
     An apostrophe precedes a text that a spreadsheet would run as a formula. Lines end as in RFC 4180, so that the
@@ -95,7 +95,7 @@ def _csv(columns: Sequence[Described], pieces: Iterable[Piece], zone: ZoneInfo) 
         yield written.getvalue().encode()
 
 
-def _json(columns: Sequence[Described], pieces: Iterable[Piece], zone: ZoneInfo) -> Iterator[bytes]:
+def _json(columns: Sequence[Described], pieces: Iterable[RowChunk], zone: ZoneInfo) -> Iterator[bytes]:
     """Newline-delimited JSON: an object in each line, by the columns' keys."""
     keys = [one.key for one in columns]
     encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
@@ -104,7 +104,7 @@ def _json(columns: Sequence[Described], pieces: Iterable[Piece], zone: ZoneInfo)
         yield "".join(encode(dict(zip(keys, row, strict=True))) + "\n" for row in rows).encode()
 
 
-def _parquet(columns: Sequence[Described], pieces: Iterable[Piece], _: ZoneInfo) -> Iterator[bytes]:
+def _parquet(columns: Sequence[Described], pieces: Iterable[RowChunk], _: ZoneInfo) -> Iterator[bytes]:
     """Parquet, a row group for each piece: columns have the CSV's headers, and `key` and `unit` in their metadata.
 
     Texts are stored by dictionary, and without an apostrophe; times are UTC, to the millisecond.
@@ -140,7 +140,7 @@ def served() -> dict[str, FileFormat]:
 # ---- Values ------------------------------------------------------------------------------------------
 
 
-def in_zone(columns: Sequence[Described], piece: Piece, zone: ZoneInfo) -> list[Sequence[Any]]:
+def in_zone(columns: Sequence[Described], piece: RowChunk, zone: ZoneInfo) -> list[Sequence[Any]]:
     """A piece with its times as ISO 8601 in `zone`, with their offset."""
     from gpumon_core.export.csv import iso_texts
 
@@ -171,7 +171,7 @@ def arrow_schema(columns: Sequence[Described]) -> pa.Schema:
     )
 
 
-def _as_arrow(columns: Sequence[Described], schema: pa.Schema, piece: Piece) -> pa.Table:
+def _as_arrow(columns: Sequence[Described], schema: pa.Schema, piece: RowChunk) -> pa.Table:
     """A piece as a table of arrow_schema."""
     import pyarrow as pa
 

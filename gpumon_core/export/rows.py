@@ -12,10 +12,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from gpumon_core.export.formats import Piece, Type
+from gpumon_core.export.formats import RowChunk, Type
 from gpumon_core.format import gpu_label
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, PROCESS_METRICS, Metric
-from gpumon_core.store.queries.table_reader import Row
+from gpumon_core.store.bulk import Row
 from gpumon_core.store.schema import TIERS, gpu_metrics, gpu_processes, gpus, hosts, scale
 
 # Columns that are times, in UTC seconds, and those that are yes or no.
@@ -183,7 +183,7 @@ def _called(table: sa.Table, name: str) -> tuple[str, str | None]:
     return name.replace("_", " ").capitalize(), None
 
 
-def piece(shown: Sequence[StoredColumn], rows: list[Row], names: Names) -> Piece:
+def piece(shown: Sequence[StoredColumn], rows: list[Row], names: Names) -> RowChunk:
     """Rows as a piece of a file."""
     # The key of the table follows the shown columns.
     columns = zip(*rows, strict=True) if rows else [()] * len(shown)

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pandas as pd
 
-from gpumon_core.export.formats import FORMATS, Piece, Type, in_zone
+from gpumon_core.export.formats import FORMATS, RowChunk, Type, in_zone
 
 TEXT, NUMBER, WHOLE, FLAG, MOMENT = Type.TEXT, Type.NUMBER, Type.WHOLE, Type.FLAG, Type.MOMENT
 PIECE_ROWS = 5000
@@ -94,7 +94,7 @@ class Table:
         """The units of the columns that have one, by key."""
         return {one.key: one.unit for one in self.columns if one.unit}
 
-    def piece(self, frame: pd.DataFrame) -> Piece:
+    def piece(self, frame: pd.DataFrame) -> RowChunk:
         """A frame as a piece of a file."""
         return [one.values(frame) for one in self.columns]
 

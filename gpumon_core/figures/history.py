@@ -39,7 +39,7 @@ SEVERAL, COARSE = 6, 3
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ChartLine:
     """A metric of a GPU, its name in the chart, and its place in the order of colours."""
 
     gpu_id: int
@@ -53,7 +53,7 @@ class Chart:
     """Lines of one unit under a heading; `own_legend` where they are not those of the other charts."""
 
     heading: str
-    lines: Sequence[Line]
+    lines: Sequence[ChartLine]
     own_legend: bool = False
 
 
@@ -76,7 +76,7 @@ def history(
     for key in metrics:
         metric = GPU_METRICS_BY_KEY[key]
         lines = [
-            Line(gpu_id, metric, name, place)
+            ChartLine(gpu_id, metric, name, place)
             for place, (gpu_id, name) in enumerate(labels.items())
             if gpu_id in there
         ]
@@ -104,7 +104,7 @@ def device(
                 by_unit.setdefault(metric.unit, []).append(metric)
         for metrics in by_unit.values():
             name = metrics[0].label if len(metrics) == 1 else group
-            lines = [Line(gpu_id, metric, metric.label, place) for place, metric in enumerate(metrics)]
+            lines = [ChartLine(gpu_id, metric, metric.label, place) for place, metric in enumerate(metrics)]
             charts.append(Chart(_heading(name, metrics[0]), lines, own_legend=True))
     return stack(frame, charts, start, end, dark, totals)
 
@@ -116,7 +116,7 @@ def life(frame: pd.DataFrame, labels: Mapping[int, str], start: int, end: int, d
     for metric in PROCESS_METRICS:
         if frame[metric.key].notna().any() and (metric.key == "memory" or (frame[metric.key] > 0).any()):
             lines = [
-                Line(gpu_id, metric, labels.get(gpu_id, str(gpu_id)), place)
+                ChartLine(gpu_id, metric, labels.get(gpu_id, str(gpu_id)), place)
                 for place, gpu_id in enumerate(frame["gpu_id"].unique())
             ]
             charts.append(Chart(_heading(metric.label, metric), lines))
@@ -129,8 +129,8 @@ def _is_worth_a_chart(frame: pd.DataFrame, metric: Metric) -> bool:
     values = frame[metric.key].dropna()
     if metric.aggregate is Aggregate.COUNTER:
         # Power is the slope of energy, and drawn already.
-        return metric.kept == "change" and bool((values > 0).any())
-    return len(values) > 0 and (metric.kept == "tick" or values.nunique() > 1)
+        return metric.stored == "change" and bool((values > 0).any())
+    return len(values) > 0 and (metric.stored == "tick" or values.nunique() > 1)
 
 
 def stack(
@@ -220,7 +220,7 @@ def _edges(metric: Metric, mine: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
 
 
 def _drawn(
-    line: Line,
+    line: ChartLine,
     mine: pd.DataFrame,
     times: Array,
     outline: tuple[Array, Array] | None,
@@ -252,7 +252,7 @@ def _drawn(
             "line": {
                 "color": ink,
                 "width": 1.6,
-                "shape": "hv" if line.metric.kept == "change" else "linear",
+                "shape": "hv" if line.metric.stored == "change" else "linear",
                 "dash": DASHES[line.place // LINES % len(DASHES)],
             },
         }
@@ -263,7 +263,7 @@ def _drawn(
 def _called(metric: Metric, frame: pd.DataFrame) -> str:
     """A metric's name above its chart. Of a counter the chart shows the growth in each step, so the name says how
     long a step is."""
-    if metric.aggregate is not Aggregate.COUNTER or metric.kept != "tick":
+    if metric.aggregate is not Aggregate.COUNTER or metric.stored != "tick":
         return metric.label
     lengths = frame["timestamp_epoch"].diff()
     lengths = lengths[lengths > 0]

@@ -14,15 +14,15 @@ from gpumon_core.legacy_import.import_records import (
     LEVELS,
     READINGS,
     Batch,
+    ImportedProcess,
     ImportSource,
-    Level,
-    Process,
     TargetHost,
 )
 from gpumon_core.store import database, rollups
 from gpumon_core.store.accounting import LEDGER, PROCESS_KEYS, UNKNOWN_PROGRAM, USAGE, WORK, Ledger
 from gpumon_core.store.bulk import Bulk, Row, adding, replacing, upsert
 from gpumon_core.store.schema import (
+    RetentionLevel,
     gpu_metrics,
     gpu_processes,
     gpu_usage,
@@ -99,14 +99,14 @@ class BatchWriter:
             connection, [(gpu_id, path, index, until, self._now) for gpu_id, index in sorted(indices.items())]
         )
 
-    def commit(self, connection: Connection, batch: Batch, level: Level) -> dict[Process, int]:
+    def commit(self, connection: Connection, batch: Batch, level: RetentionLevel) -> dict[ImportedProcess, int]:
         """Write a batch, its readings as rows of `level`. Returns the ids of the new processes."""
         host_id = self._host.id
         if host_id is None:
             raise ValueError("an import needs a host that is in the database")
         ids = self._insert(connection, batch.new)
 
-        def number(process: Process) -> int:
+        def number(process: ImportedProcess) -> int:
             return process.id if process.id is not None else ids[process]
 
         self._add_metrics.run(connection, batch.metrics)
@@ -157,7 +157,7 @@ class BatchWriter:
             rollups.renew(connection, host_id, source, batch.first, batch.last, self._host.interval_s)
         return ids
 
-    def _insert(self, connection: Connection, processes: Sequence[Process]) -> dict[Process, int]:
+    def _insert(self, connection: Connection, processes: Sequence[ImportedProcess]) -> dict[ImportedProcess, int]:
         if not processes:
             return {}
         newest = connection.execute(sa.select(sa.func.max(gpu_processes.c.id))).scalar() or 0

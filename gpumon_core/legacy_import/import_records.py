@@ -10,26 +10,25 @@ import sqlalchemy as sa
 
 from gpumon_core.store.accounting import HOUR_S, Ledger, Use
 from gpumon_core.store.bulk import Row
-from gpumon_core.store.schema import TIERS, gpu_metrics
+from gpumon_core.store.schema import TIERS, RetentionLevel, gpu_metrics
 
 MINUTE_S = 60
 # The values of one of the original's readings, in this order: °C, %, MiB, W.
 READINGS = ("temperature", "utilization", "memory", "power")
 UTILIZATION, MEMORY, POWER = (READINGS.index(name) for name in ("utilization", "memory", "power"))
-Reading = tuple[float | None, ...]
+OriginalReading = tuple[float | None, ...]
 # A process on a GPU at a tick: the GPU's id in the database, PID, name, MiB.
 SeenProcess = tuple[int, int, str, int | None]
 
-Level = Literal["raw", "minute", "hour"]
 # The table for ticks of each level, finest first, and the seconds of one of its rows.
-LEVELS: dict[Level, tuple[sa.Table, int]] = {
+LEVELS: dict[RetentionLevel, tuple[sa.Table, int]] = {
     "raw": (gpu_metrics, 1),
     "minute": (TIERS[1].table, MINUTE_S),
     "hour": (TIERS[4].table, HOUR_S),
 }
 # What becomes of a tick: it is taken, or it was imported before, or gpumon itself recorded that time, or it is
 # older than everything that gpumon stores.
-Verdict = Literal["taken", "imported", "recorded", "old"]
+TickOutcome = Literal["taken", "imported", "recorded", "old"]
 
 
 class ImportRefused(Exception):
@@ -77,7 +76,7 @@ class ImportSource:
 
 
 @dataclass(slots=True, eq=False)
-class Process:
+class ImportedProcess:
     """A row of gpu_processes. `uses` holds one ImportedUse a GPU, by the GPU's id. While there is one GPU, the
     process has the same ledger as its use of it."""
 
@@ -99,7 +98,7 @@ class Process:
 class ImportedUse(Use):
     """One process on one GPU."""
 
-    process: Process = field(kw_only=True)
+    process: ImportedProcess = field(kw_only=True)
 
 
 @dataclass(slots=True)
@@ -122,7 +121,7 @@ class Batch:
         # The time, the process, its MiB, and 1 where it is present, 0 where it has ended.
         self.snapshots: list[tuple[int, ImportedUse, int | None, int]] = []
         self.usage: list[Row] = []
-        self.new: list[Process] = []
+        self.new: list[ImportedProcess] = []
         self.uses: set[ImportedUse] = set()
         # By the GPU's id and the first second.
         self.ranges: dict[tuple[int, int], ImportedRange] = {}

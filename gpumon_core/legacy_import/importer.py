@@ -25,7 +25,7 @@ from gpumon_core.settings import Settings, check_data_dir, mask_password
 from gpumon_core.store import database
 from gpumon_core.store.accounting import HOUR_S
 from gpumon_core.store.lock import FileRecorderLock, Lock, ServerRecorderLock, recorder_lock
-from gpumon_core.store.retention import Keep
+from gpumon_core.store.retention import RetentionDays
 
 # A transaction waits this long for the recorder's transaction before it is tried again.
 PATIENCE_S = 0.5
@@ -40,7 +40,7 @@ REASONS = {
 }
 
 # Called with the hours done and the hours in all.
-Progress = Callable[[float, float], None]
+OnProgress = Callable[[float, float], None]
 
 
 @dataclass(slots=True)
@@ -60,7 +60,7 @@ def run(
     path: Path,
     given: Sequence[str] = (),
     dry: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: OnProgress = lambda done, total: None,
     now: float | None = None,
 ) -> Report:
     """Import the file into the history of this host; with `dry`, only find out what an import would do.
@@ -101,7 +101,7 @@ def run(
                 write_engine,
                 host,
                 list(choice.targets.values()),
-                Keep(settings.retention_raw_days, settings.retention_minute_days, settings.retention_hour_days),
+                RetentionDays.of(settings),
                 original.interval_s(),
                 ImportSource(
                     path.name,
@@ -117,7 +117,7 @@ def run(
 
 
 def _merge(
-    original: OriginalReader, merger: Merger, choice: GpuChoice, contents: Contents, now: int, progress: Progress
+    original: OriginalReader, merger: Merger, choice: GpuChoice, contents: Contents, now: int, progress: OnProgress
 ) -> Report:
     """Merge what is in the file, and report it."""
     report = Report(contents, dict(choice.targets))
@@ -165,7 +165,7 @@ def _merge_ticks(
     contents: Contents,
     now: int,
     unmatched: Counter[int],
-    progress: Progress,
+    progress: OnProgress,
 ) -> None:
     """Merge the ticks, and count in `unmatched` those of GPUs that this host does not have."""
     ids = {index: target.id for index, target in choice.targets.items()}

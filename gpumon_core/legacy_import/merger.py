@@ -23,16 +23,15 @@ from gpumon_core.legacy_import.import_records import (
     READINGS,
     UTILIZATION,
     Batch,
+    ImportedProcess,
     ImportedRange,
     ImportedUse,
     ImportSource,
-    Level,
-    Process,
-    Reading,
+    OriginalReading,
     SeenProcess,
     TargetGpu,
     TargetHost,
-    Verdict,
+    TickOutcome,
 )
 from gpumon_core.legacy_import.process_matcher import KIND, CountedProcess, ProcessMatcher, ProcessRun, key_of
 from gpumon_core.legacy_import.recorded_history import RecordedHistory, StoredLevels
@@ -51,8 +50,8 @@ from gpumon_core.store.accounting import (
     spans,
 )
 from gpumon_core.store.bulk import Row
-from gpumon_core.store.retention import Keep
-from gpumon_core.store.schema import scale
+from gpumon_core.store.retention import RetentionDays
+from gpumon_core.store.schema import RetentionLevel, scale
 
 # The factor with which a rollup stores each value of a reading.
 SCALES = tuple(scale(GPU_METRICS_BY_KEY[name]) for name in READINGS)
@@ -81,7 +80,7 @@ class _GpuState:
     last_tick: int = 0
     present: set[ImportedUse] = field(default_factory=set)
     bucket: int = 0
-    bucketed: list[Reading] = field(default_factory=list)
+    bucketed: list[OriginalReading] = field(default_factory=list)
 
 
 class Merger:
@@ -98,7 +97,7 @@ class Merger:
         write_engine: Engine | None,
         host: TargetHost,
         targets: Sequence[TargetGpu],
-        keep: Keep,
+        retention: RetentionDays,
         interval_s: float,
         source: ImportSource,
         now: int,
@@ -107,7 +106,7 @@ class Merger:
     ) -> None:
         self._read_engine, self._interval_s, self._is_live = read_engine, interval_s, is_live
         self._idle_after_s = idle_after_s
-        self._levels = StoredLevels(keep, now)
+        self._levels = StoredLevels(retention, now)
         self.oldest = self._levels.oldest
         # How many ticks, snapshots and processes got which verdict: "ticks taken".
         self.counts: Counter[str] = Counter()
@@ -125,8 +124,8 @@ class Merger:
         gpus = {gpu_id: state.gpu for gpu_id, state in self._gpus.items()}
         self._matcher = ProcessMatcher(self._read, host.id, gpus, self._gap_s, interval_s)
         # The seconds and MiB of one tick, one pair a GPU, of processes on several GPUs.
-        self._parts: dict[Process, list[tuple[float, int | None]]] = {}
-        self._level: Level = "raw"
+        self._parts: dict[ImportedProcess, list[tuple[float, int | None]]] = {}
+        self._level: RetentionLevel = "raw"
         self._batch = Batch()
         self._writer = None if write_engine is None else BatchWriter(write_engine, host, source, now)
 
@@ -140,14 +139,16 @@ class Merger:
         """Announce a process that was counted before its first snapshot."""
         self._matcher.expect(counted)
 
-    def merge_tick(self, at: int, readings: Mapping[int, Reading], processes: Sequence[SeenProcess]) -> None:
+    def merge_tick(
+        self, at: int, readings: Mapping[int, OriginalReading], processes: Sequence[SeenProcess]
+    ) -> None:
         """Merge a tick: its readings, by the GPU's id, and the processes on these GPUs."""
         self._number += 1
         level = self._levels.at(at)
         if level != self._level or self._is_full(at):
             self._flush(at)
         self._level = level
-        verdicts: dict[int, Verdict] = {}
+        verdicts: dict[int, TickOutcome] = {}
         for gpu_id in {*readings, *(process[0] for process in processes)}:
             state = self._gpus[gpu_id]
             verdict = verdicts[gpu_id] = state.history.judge(at)
@@ -179,7 +180,7 @@ class Merger:
         self,
         at: int,
         processes: Sequence[SeenProcess],
-        verdicts: Mapping[int, Verdict],
+        verdicts: Mapping[int, TickOutcome],
     ) -> dict[int, dict[ImportedUse, int | None]]:
         """The MiB of each process, by GPU."""
         uses: dict[int, dict[ImportedUse, int | None]] = {}
@@ -210,7 +211,7 @@ class Merger:
         return uses
 
     def _merge_gpu(
-        self, state: _GpuState, at: int, reading: Reading | None, memory_of: dict[ImportedUse, int | None]
+        self, state: _GpuState, at: int, reading: OriginalReading | None, memory_of: dict[ImportedUse, int | None]
     ) -> None:
         gpu, target, batch = state.gpu, state.target, self._batch
         since = at - state.last_tick
@@ -257,7 +258,7 @@ class Merger:
         self.counts["too much memory"] += 1
         return True
 
-    def _add_reading(self, state: _GpuState, at: int, reading: Reading | None) -> None:
+    def _add_reading(self, state: _GpuState, at: int, reading: OriginalReading | None) -> None:
         """Put a reading into the batch, and note that its time was imported."""
         batch, target = self._batch, state.target
         if reading is not None:
@@ -308,7 +309,7 @@ class Merger:
             verdict = self._merge_group(group)
             self.counts[f"processes {verdict}"] += 1
 
-    def _merge_group(self, group: Sequence[CountedProcess]) -> Verdict:
+    def _merge_group(self, group: Sequence[CountedProcess]) -> TickOutcome:
         if max(one.last_seen for one in group) < self._levels.ledger_since:
             return "old"
         ends = [(self._gpus[one.gpu_id].history, at) for one in group for at in (one.first_seen, one.last_seen)]
@@ -321,9 +322,9 @@ class Merger:
             self._matcher.with_uses(process)
             if process.total.sample_count >= ledger.sample_count:
                 return "imported"
-        verdict: Verdict = "taken" if process is None else "imported"
+        verdict: TickOutcome = "taken" if process is None else "imported"
         if process is None:
-            process = Process(pid, name, first, key_of(first, name), ledger)
+            process = ImportedProcess(pid, name, first, key_of(first, name), ledger)
             self._batch.new.append(process)
             self._matcher.by_key[pid, process.key] = process
         process.ledger = ledger
@@ -375,7 +376,7 @@ class Merger:
             use.hours = {}
 
 
-def _stored(reading: Reading) -> Iterable[float | None]:
+def _stored(reading: OriginalReading) -> Iterable[float | None]:
     memory = reading[MEMORY]
     return (*reading[:MEMORY], None if memory is None else round(memory), *reading[MEMORY + 1 :])
 

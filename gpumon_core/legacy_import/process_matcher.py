@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import sqlalchemy as sa
 
-from gpumon_core.legacy_import.import_records import Batch, ImportedUse, Process
+from gpumon_core.legacy_import.import_records import Batch, ImportedProcess, ImportedUse
 from gpumon_core.legacy_import.recorded_history import Read
 from gpumon_core.store.accounting import LEDGER, WORK, Gpu, Ledger, Work
 from gpumon_core.store.schema import IMPORTED, gpu_processes, process_gpus
@@ -24,7 +24,7 @@ class ProcessRun:
     started: int
     last: int
     number: int
-    process: Process | None = None
+    process: ImportedProcess | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,19 +64,19 @@ class ProcessMatcher:
         self._gap_s, self._interval_s = gap_s, interval_s
         self._expected: dict[tuple[int, str], list[CountedProcess]] = {}
         # Processes that an earlier run imported, by PID and name, and by PID and key.
-        self._imported: dict[tuple[int, str], list[Process]] = {}
-        self.by_key: dict[tuple[int, str], Process] = {}
+        self._imported: dict[tuple[int, str], list[ImportedProcess]] = {}
+        self.by_key: dict[tuple[int, str], ImportedProcess] = {}
         for process in self._imported_processes():
             self._imported.setdefault((process.pid, process.name), []).append(process)
             self.by_key[process.pid, process.key] = process
 
-    def _imported_processes(self) -> list[Process]:
+    def _imported_processes(self) -> list[ImportedProcess]:
         names = ("id", "pid", "name", "first_seen", "start_key", *LEDGER)
         query = sa.select(*(gpu_processes.c[name] for name in names)).where(
             gpu_processes.c.host_id == self._host_id, gpu_processes.c.start_key.startswith(IMPORTED)
         )
         return [
-            Process(pid, name or "", first, key, Ledger(*ledger), number)
+            ImportedProcess(pid, name or "", first, key, Ledger(*ledger), number)
             for number, pid, name, first, key, *ledger in self._read(query)
         ]
 
@@ -113,7 +113,7 @@ class ProcessMatcher:
             if one.first_snapshot is not None and abs(one.first_snapshot - run.started) <= self._gap_s
         ]
 
-    def _match(self, run: ProcessRun, pid: int, name: str, at: int) -> Process | None:
+    def _match(self, run: ProcessRun, pid: int, name: str, at: int) -> ImportedProcess | None:
         """The process that an earlier import made of the same run."""
         for process in self._imported.get((pid, name), ()):
             ledger = process.total if process.uses else process.ledger
@@ -124,18 +124,18 @@ class ProcessMatcher:
             return None if found is None else self.with_uses(found)
         return None
 
-    def _new(self, run: ProcessRun, pid: int, name: str, at: int, batch: Batch) -> Process:
+    def _new(self, run: ProcessRun, pid: int, name: str, at: int, batch: Batch) -> ImportedProcess:
         earlier = self._earlier(run, pid, name)
         first = min((counted.first_seen for counted in earlier), default=at)
         ledger = Ledger(at) if not earlier else self.ledger(*earlier)
-        process = Process(pid, name, first, key_of(first, name), ledger)
+        process = ImportedProcess(pid, name, first, key_of(first, name), ledger)
         known = self.by_key.setdefault((pid, process.key), process)
         if known is not process:
             return self.with_uses(known)
         batch.new.append(process)
         return process
 
-    def with_uses(self, process: Process) -> Process:
+    def with_uses(self, process: ImportedProcess) -> ImportedProcess:
         """The process with its uses of the GPUs, read from the database where this run has not read them yet."""
         if not process.uses:
             query = sa.select(process_gpus).where(process_gpus.c.process_id == process.id)

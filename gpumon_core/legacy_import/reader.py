@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gpumon_core.legacy_import.import_records import READINGS, Reading
+from gpumon_core.legacy_import.import_records import READINGS, OriginalReading
 from gpumon_core.legacy_import.sqlite_file import SqliteFile, SqliteFileError
 from gpumon_core.safety import text
 from gpumon_core.store.accounting import longest_step
@@ -56,7 +56,7 @@ class OriginalTick:
     """One tick of the original: the readings (in the order of READINGS) by gpu_index, and the processes."""
 
     at: int
-    readings: dict[int, Reading] = field(default_factory=dict)
+    readings: dict[int, OriginalReading] = field(default_factory=dict)
     processes: list[OriginalProcess] = field(default_factory=list)
 
 
@@ -208,9 +208,9 @@ class OriginalReader:
         if tick is not None:
             yield tick
 
-    def _readings(self, start: int, end: int) -> Iterator[tuple[int, dict[int, Reading]]]:
+    def _readings(self, start: int, end: int) -> Iterator[tuple[int, dict[int, OriginalReading]]]:
         for at, rows in self._seconds(METRICS, ", ".join(READINGS), start, end):
-            found: dict[int, Reading] = {}
+            found: dict[int, OriginalReading] = {}
             for _, index, *values in rows:
                 if not is_index(index):
                     self.left_out["readings of a GPU that has no possible index"] += 1

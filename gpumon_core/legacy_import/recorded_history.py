@@ -17,34 +17,30 @@ from gpumon_core.legacy_import.import_records import (
     LEVELS,
     MINUTE_S,
     ImportedRange,
-    Level,
     TargetGpu,
-    Verdict,
+    TickOutcome,
 )
 from gpumon_core.store.accounting import HOUR_S
-from gpumon_core.store.retention import Keep
-from gpumon_core.store.schema import gpu_metrics, imports
-
-DAY_S = 86400
+from gpumon_core.store.retention import RetentionDays
+from gpumon_core.store.schema import RetentionLevel, gpu_metrics, imports
 
 # Runs a query on the database; [] without one.
 Read = Callable[[sa.Select[Any]], Sequence[Any]]
 
 
 class StoredLevels:
-    """The levels that the retention of `keep` stores, seen from `now` (UTC seconds)."""
+    """The levels that the retention stores, seen from `now` (UTC seconds)."""
 
-    def __init__(self, keep: Keep, now: int) -> None:
-        days: dict[Level, float] = {"raw": keep.raw_days, "minute": keep.minute_days, "hour": keep.hour_days}
-        oldest = {level: int(now - length * DAY_S) for level, length in days.items()}
+    def __init__(self, retention: RetentionDays, now: int) -> None:
+        oldest = retention.cutoffs(now)
         # Retention may have deleted a part of the bucket at the edge: begin with the first bucket that is
         # complete.
-        edges = {"raw": MINUTE_S, "minute": HOUR_S, "hour": 1}
+        edges: dict[RetentionLevel, int] = {"raw": MINUTE_S, "minute": HOUR_S, "hour": 1}
         self._since = {level: time + -time % edges[level] for level, time in oldest.items()}
         self.oldest = min(self._since.values())
         self.ledger_since = min(oldest.values())
 
-    def at(self, at: int) -> Level:
+    def at(self, at: int) -> RetentionLevel:
         """The finest level that is stored for a time."""
         fitting = (level for level in LEVELS if at >= self._since[level])
         return next(fitting, "hour")
@@ -85,7 +81,7 @@ class RecordedHistory:
         place = bisect_right(self._ranges, at, key=lambda one: one.first)
         return self._ranges[place - 1] if place else None
 
-    def judge(self, at: int) -> Verdict:
+    def judge(self, at: int) -> TickOutcome:
         """What becomes of a tick of that time. Raises sqlalchemy.exc.DBAPIError."""
         if at < self._levels.oldest:
             return "old"
@@ -127,7 +123,7 @@ class RecordedHistory:
         found.has_rows = bool(hours or found.minutes)
         return found
 
-    def _samples(self, level: Level, hour: int) -> Mapping[int, int]:
+    def _samples(self, level: RetentionLevel, hour: int) -> Mapping[int, int]:
         """How many ticks went into each row of a level, by the row's time."""
         table, _ = LEVELS[level]
         at = table.c.timestamp_epoch

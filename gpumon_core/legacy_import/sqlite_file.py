@@ -30,7 +30,7 @@ MAGIC = b"SQLite format 3\0"
 BROKEN = (sqlite3.Error, UnicodeDecodeError, OverflowError, MemoryError)
 
 # A file's device, inode, size and time of its last change in ns; None where there is no file.
-State = tuple[int, int, int, int] | None
+FileStamp = tuple[int, int, int, int] | None
 
 
 class SqliteFileError(Exception):
@@ -52,7 +52,7 @@ class SqliteFile:
         # A query that runs longer is stopped: in seconds of time.monotonic().
         self._deadline = math.inf
         # The state in which it was opened, where no lock stops others from changing it.
-        self._opened_state: State = None
+        self._opened_state: FileStamp = None
         self._copy: tempfile.TemporaryDirectory[str] | None = None
         self._connection: sqlite3.Connection | None = None
         self.ask("SELECT count(*) FROM sqlite_master")
@@ -203,7 +203,7 @@ class SqliteFile:
         return SqliteFileError(f"{self.path} cannot be read ({why}). {remedy}")
 
 
-def _state(path: Path) -> State:
+def _state(path: Path) -> FileStamp:
     try:
         status = path.stat()
     except OSError:
@@ -211,7 +211,7 @@ def _state(path: Path) -> State:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-def _settled(path: Path) -> State:
+def _settled(path: Path) -> FileStamp:
     """The state of a file, once any further change shows in it. Raises _Changed."""
     found = _state(path)
     if found is not None and 0 <= time.time_ns() - found[3] < GRAIN_S * 1e9:

@@ -12,9 +12,9 @@ from heapq import nlargest
 from gpumon_core import format as fmt
 from gpumon_core.attribution.records import ProcessIdentity, Program, is_placeholder
 from gpumon_core.recording.counters import Counters
-from gpumon_core.recording.latest_tick import LatestTick, Values
+from gpumon_core.recording.latest_tick import LatestTick
 from gpumon_core.recording.state import State
-from gpumon_core.telemetry.records import GpuInfo, ProcessReading
+from gpumon_core.telemetry.records import GpuInfo, GpuValues, ProcessReading
 
 # The longest label, in characters: users choose the names of processes and models.
 LONGEST_LABEL = 128
@@ -60,7 +60,7 @@ class ScrapeData:
         read = {reading.uuid for reading in self.shown.snapshot.readings}
         return tuple(gpu for gpu in self.gpus if gpu.uuid in read)
 
-    def values(self, gpu: GpuInfo) -> Values:
+    def values(self, gpu: GpuInfo) -> GpuValues:
         """What a GPU has reported, by catalogue key."""
         return self.shown.values.get(gpu.uuid, {}) if self.shown else {}
 

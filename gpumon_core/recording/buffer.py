@@ -29,7 +29,7 @@ class FileFailed(Exception):
     """Ticks could not be stored in a file, or not be read from it; `str()` says why."""
 
 
-class Buffer:
+class TickBuffer:
     """Ticks that wait for one database, oldest first; one thread adds, another takes.
 
     Of more than `most` ticks the oldest are dropped. `committed` is the second of the newest tick that this

@@ -15,13 +15,12 @@ from gpumon_core.telemetry.records import Snapshot, Source, SourceUnavailable
 if TYPE_CHECKING:
     from gpumon_core.attribution.inquirer import Inquirer
     from gpumon_core.attribution.readers import Readers
+    from gpumon_core.store.writer import Attributed
 
 # The driver samples the use of processes five times a second.
 BETWEEN_S = 1.0
 
 log = logging.getLogger(__name__)
-
-Attributed = tuple[Snapshot, dict[int, ProcessIdentity]]
 
 
 class Attribution(Protocol):
@@ -80,7 +79,7 @@ class Observer:
                 log.warning("%s; the reading of a second ago is shown", error)
         if self._inquirer is not None:
             self._inquirer.wait(patience_s)
-        return snapshot, self._learned(snapshot, identities)
+        return snapshot, self._learned(snapshot, dict(identities))
 
     def _learned(self, snapshot: Snapshot, identities: dict[int, ProcessIdentity]) -> dict[int, ProcessIdentity]:
         return identities if self._inquirer is None else self._inquirer.add(identities, snapshot.processes)

@@ -39,7 +39,7 @@ class CommittedTick:
     """A tick as it is in the database. Consumers share it, and cannot change its mappings.
 
     source: nvml, or demo for simulated GPUs. identities: who the processes are, by PID. learned: those of them
-    that are new to this consumer, or of which more is known than at the tick that it took before; an immediate
+    that are new to this consumer, or about which more is known than at the tick that it took before; an immediate
     consumer gets none. energy_j: by UUID, what the GPUs have taken since they were first seen, in joules, up to
     the newest tick of the same commit.
     """

@@ -74,7 +74,7 @@ def fresh_within_s(interval_s: float) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class RecordedState:
     """What the database says about the recording: the newest sample's time (UTC seconds) and interval, the state
     of every GPU, how many of them have a utilization that is a mean over the interval, and the time of the newest
     sample of any host."""
@@ -103,16 +103,16 @@ _READ = sa.select(_NEWEST, gpus.c.state, gpus.c.sampling).select_from(
 )
 
 
-def read(engine: Engine, host: str | None) -> Reading:
+def read(engine: Engine, host: str | None) -> RecordedState:
     """Read a host's newest tick; without one, or of a database without its ticks, that of the newest host.
     Raises sqlalchemy.exc.DBAPIError."""
     with engine.connect() as connection:
         found = connection.execute(_READ, {"host": host}).all()
     if not found:
-        return Reading()
+        return RecordedState()
     first = found[0]
     # A host without GPUs is one row that has none.
-    return Reading(
+    return RecordedState(
         first.last_seen,
         first.interval_s,
         tuple(row.state for row in found if row.state is not None),
@@ -129,7 +129,7 @@ def age_of(newest: int, interval_s: float) -> float | None:
 
 
 def judge(
-    reading: Reading,
+    reading: RecordedState,
     state: State,
     interval_s: float,
     counters: Counters | None = None,

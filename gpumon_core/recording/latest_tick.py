@@ -9,9 +9,7 @@ from dataclasses import dataclass, replace
 
 from gpumon_core.attribution.records import ProcessIdentity
 from gpumon_core.recording.consumers import CommittedTick
-from gpumon_core.telemetry.records import Snapshot
-
-Values = Mapping[str, float | None]
+from gpumon_core.telemetry.records import GpuValues, Snapshot
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,7 +24,7 @@ class LatestTick:
 
     snapshot: Snapshot
     identities: Mapping[int, ProcessIdentity]
-    values: Mapping[str, Values]
+    values: Mapping[str, GpuValues]
     energy_j: Mapping[str, float]
     at: float
 

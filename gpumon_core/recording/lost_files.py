@@ -29,7 +29,7 @@ def open_database(url: str, counters: LiveCounters) -> tuple[Engine, Problem | N
         return database.open_for_writing(url), notice
 
 
-def prepare(file: OpenFile, found: database_file.Found, is_saved: bool = False) -> Problem:
+def prepare(file: OpenFile, found: database_file.FileState, is_saved: bool = False) -> Problem:
     """Make the path ready to be opened again after its file was removed or replaced; what to say about it.
     `is_saved`: where the log alone was removed, its content was written into the file. Raises
     database.DatabaseError."""

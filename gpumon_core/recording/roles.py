@@ -12,7 +12,7 @@ import threading
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from gpumon_core.recording.buffer import Buffer
+from gpumon_core.recording.buffer import TickBuffer
 from gpumon_core.recording.collector import Observer, SimulatedObserver, real
 from gpumon_core.recording.consumers import Consumers
 from gpumon_core.recording.counters import LiveCounters
@@ -103,7 +103,7 @@ class Roles:
         self._state.set(source="demo" if is_demo else "nvml", database_url=url)
         target = self.targets.get(url)
         if target is None:
-            target = self.targets[url] = Target(url, self._name(url), Buffer(BUFFER_TICKS))
+            target = self.targets[url] = Target(url, self._name(url), TickBuffer(BUFFER_TICKS))
         try:
             session = self._open_session(target, observer)
         except database.DatabaseError:

@@ -120,7 +120,7 @@ class _Looked:
 
     key: tuple[str, int | None]
     at: float
-    reading: health.Reading | DBAPIError
+    reading: health.RecordedState | DBAPIError
 
 
 _looking = threading.Lock()
@@ -143,7 +143,7 @@ def check_health() -> health.Health:
         if found is None or found.key != key or time.monotonic() - found.at > good_for:
             # Where this process records, its own ticks count; elsewhere the newest of any host.
             host = settings().host_name if records else None
-            reading: health.Reading | DBAPIError
+            reading: health.RecordedState | DBAPIError
             try:
                 reading = health.read(_engine(now_is.database_url), host)
             except DBAPIError as error:

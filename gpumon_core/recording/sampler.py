@@ -6,11 +6,12 @@ import logging
 import threading
 import time
 
-from gpumon_core.recording.collector import Attributed, Observer
+from gpumon_core.recording.collector import Observer
 from gpumon_core.recording.counters import LiveCounters
 from gpumon_core.recording.latest_tick import LatestTick, LatestTickMemory
 from gpumon_core.recording.session import Target
 from gpumon_core.recording.state import LiveState, Problem
+from gpumon_core.store.writer import Attributed
 from gpumon_core.telemetry.records import SourceUnavailable
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from gpumon_core.recording import buffer
-from gpumon_core.recording.buffer import Buffer
+from gpumon_core.recording.buffer import TickBuffer
 from gpumon_core.recording.consumers import Consumers
 from gpumon_core.recording.counters import LiveCounters
 from gpumon_core.recording.lost_files import WORDS, open_database, prepare, set_aside
@@ -44,7 +44,7 @@ class Target:
 
     url: str
     name: str
-    buffer: Buffer
+    buffer: TickBuffer
     file: OpenFile | None = None
 
 
@@ -73,7 +73,7 @@ class Session:
         self._busy = threading.Lock()
         self._is_closed = False
         # What happened to the file, if it must be opened again before anything is written.
-        self._lost: database_file.Found | None = None
+        self._lost: database_file.FileState | None = None
         # Whether the file still has to be checked, and whether the last attempt to write may have been committed.
         self._is_unchecked = True
         self._is_unsure = True
@@ -320,10 +320,8 @@ class Session:
     def forget(self, stopping: threading.Event) -> None:
         """Delete what is older than the settings say. Raises SQLAlchemyError."""
         settings = self._settings
-        keep = retention.Keep(
-            settings.retention_raw_days, settings.retention_minute_days, settings.retention_hour_days
-        )
-        retention.forget(self.engine, keep, self.now, stopping=stopping, host=settings.host_name)
+        days = retention.RetentionDays.of(settings)
+        retention.forget(self.engine, days, self.now, stopping=stopping, host=settings.host_name)
 
     def close(self) -> None:
         """Release the database, with its ledger and rollups up to date if possible. For the thread that writes."""

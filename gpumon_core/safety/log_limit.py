@@ -39,7 +39,7 @@ OUR_LINES = 60
 MOST_KINDS = 1000
 LONGEST_MESSAGE, LONGEST_TRACE = 1000, 8000
 
-Kind = tuple[str | int | None, ...]
+MessageKind = tuple[str | int | None, ...]
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class Limit(logging.Filter):
         self._clock = clock
         self._window_s = window_s
         self._guard = threading.Lock()
-        self._windows: dict[Kind, _Window] = {}
+        self._windows: dict[MessageKind, _Window] = {}
         self._timer: threading.Timer | None = None
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -151,19 +151,19 @@ def _is_ours(record: logging.LogRecord) -> bool:
     return f"{record.name}.".startswith(f"{OURS}.")
 
 
-def kind_of(record: logging.LogRecord) -> Kind:
+def kind_of(record: logging.LogRecord) -> MessageKind:
     """The origin of a record."""
     return record.name, record.levelno, record.pathname, record.lineno, *raised(record)
 
 
-def raised(record: logging.LogRecord) -> Kind:
+def raised(record: logging.LogRecord) -> MessageKind:
     """The type of a record's exception, and the function that raised it."""
     if not isinstance(record.exc_info, tuple) or record.exc_info[0] is None:
         return ()
     return place_of(record.exc_info[1])
 
 
-def place_of(error: BaseException | None) -> Kind:
+def place_of(error: BaseException | None) -> MessageKind:
     """The type of an exception and the function that raised it."""
     last = error.__traceback__ if error is not None else None
     while last is not None and last.tb_next is not None:

@@ -34,7 +34,7 @@ class BadParameter(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class ParameterType:
     """What a value is.
 
     read: makes the value of a text; times without an offset are in the zone; raises ValueError, which says what a
@@ -56,13 +56,13 @@ class Parameter:
 
     name: str
     description: str
-    kind: Kind
+    kind: ParameterType
     is_repeatable: bool = False
     default: Any = None
     only: tuple[str, ...] = ()
 
 
-def whole(least: int, most: int) -> Kind:
+def whole(least: int, most: int) -> ParameterType:
     """A whole number between two others."""
 
     def read(text: str, _: ZoneInfo) -> int:
@@ -72,10 +72,10 @@ def whole(least: int, most: int) -> Kind:
             raise ValueError(f"must be a whole number from {least} to {most}")
         return number
 
-    return Kind(read, {"type": "integer", "minimum": least, "maximum": most})
+    return ParameterType(read, {"type": "integer", "minimum": least, "maximum": most})
 
 
-def one_of(*values: str) -> Kind:
+def one_of(*values: str) -> ParameterType:
     """One of a few words."""
 
     def read(text: str, _: ZoneInfo) -> str:
@@ -83,10 +83,10 @@ def one_of(*values: str) -> Kind:
             raise ValueError(f"must be one of {', '.join(values)}")
         return text
 
-    return Kind(read, {"type": "string", "enum": list(values)})
+    return ParameterType(read, {"type": "string", "enum": list(values)})
 
 
-def words(least: int = 1) -> Kind:
+def words(least: int = 1) -> ParameterType:
     """A text of at least this many characters."""
 
     def read(text: str, _: ZoneInfo) -> str:
@@ -97,7 +97,7 @@ def words(least: int = 1) -> Kind:
             raise ValueError("must not have a NUL character in it")
         return text
 
-    return Kind(read, {"type": "string", "minLength": least, "maxLength": LONGEST_TEXT})
+    return ParameterType(read, {"type": "string", "minLength": least, "maxLength": LONGEST_TEXT})
 
 
 def _moment(text: str, zone: ZoneInfo) -> int:
@@ -122,7 +122,7 @@ def _zone(text: str, _: ZoneInfo) -> ZoneInfo:
         raise ValueError("must be the IANA name of a time zone, as in Europe/Berlin") from error
 
 
-MOMENT = Kind(
+MOMENT = ParameterType(
     _moment,
     {
         "oneOf": [
@@ -144,7 +144,7 @@ def length_s(text: str) -> int:
     return seconds
 
 
-LENGTH = Kind(
+LENGTH = ParameterType(
     lambda text, _: length_s(text),
     {
         "anyOf": [
@@ -156,7 +156,7 @@ LENGTH = Kind(
 )
 _NAMES = words()
 # A GPU as store.queries.gpu_selector names it; a number alone is an id. The database knows whether it exists.
-GPU = Kind(
+GPU = ParameterType(
     _NAMES.read,
     {
         "anyOf": [{"type": "integer", "minimum": 1, "maximum": LARGEST}, _NAMES.schema],
@@ -167,7 +167,7 @@ GPU_SPELLINGS = (
     "by gpumon's id of it (`gpu_id`: `7` or `id:7`), its index (`index:3`), that of a MIG instance (`3:1`), its "
     "UUID or the beginning of one, each but the id with its host before it where that is needed (`rack1/3`)"
 )
-ZONE = Kind(_zone, {"type": "string", "examples": ["Europe/Berlin"]})
+ZONE = ParameterType(_zone, {"type": "string", "examples": ["Europe/Berlin"]})
 UTC_ZONE = ZoneInfo("UTC")
 
 # Every route that shows times has it, and it is read before the others.

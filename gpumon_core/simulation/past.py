@@ -1,7 +1,7 @@
 """Writes simulated history of any length, with the writer, the rollups and the retention of the store.
 
-It writes no details that retention has to delete again: for a time of which only minutes are stored it makes one
-tick a minute, and for a time of which only hours are stored one every five minutes.
+It writes no details that retention has to delete again: where only minutes are stored it makes one tick a minute,
+and where only hours are stored one every five minutes.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ def fill(
     now = time.time() if now is None else now
     parts = history_parts(settings, days, now)
     total_h = sum(part.end - part.start for part in parts) / 3600
-    keep = retention.Keep(
-        settings.retention_raw_days, settings.retention_minute_days, settings.retention_hour_days
-    )
+    stored_for = retention.RetentionDays.of(settings)
     done, ticks, forgotten = 0.0, 0, 0.0
     for part in parts:
         writer = Writer(engine, settings.host_name, source.name, part.step_s, 60 * settings.idle_minutes)
@@ -87,13 +85,13 @@ def fill(
                 rolled = newest
                 # Delete what retention deletes by then, so that the file is never much larger than at the end.
                 if newest - forgotten >= FORGET_EVERY_S:
-                    retention.forget(engine, keep, newest, pause_s=0)
+                    retention.forget(engine, stored_for, newest, pause_s=0)
                     forgotten = newest
             progress(done + (newest - part.start) / 3600, total_h)
         writer.settle()
         rollups.roll_up(engine, settings.host_name)
         done += (part.end - part.start) / 3600
-    retention.forget(engine, keep, now, pause_s=0)
+    retention.forget(engine, stored_for, now, pause_s=0)
     progress(total_h, total_h)
     return ticks
 

@@ -182,7 +182,7 @@ class ProcessHour:
 
 
 @dataclass(slots=True)
-class Session:
+class ModelSession:
     """A model on a GPU while it is loaded: a row of model_sessions."""
 
     id: int
@@ -202,7 +202,7 @@ class Use:
     first_seen: int = 0
     # What it runs: the row of `programs`, the model that it serves, and whether it ever served one.
     program_id: int = UNKNOWN_PROGRAM
-    session: Session | None = None
+    session: ModelSession | None = None
     has_served: bool = False
     # Whether it is a server of MPS, which works for its clients.
     serves_mps: bool = False
@@ -240,7 +240,7 @@ def plus(total: int | None, more: int | None) -> int | None:
 
 
 def shares(gpu: Gpu, uses: list[Use]) -> tuple[list[float | None], Collection[int]]:
-    """Of a tick, the part in which each process kept the GPU busy (None: not known), and the places of those whose
+    """For how much of a tick each process was busy on the GPU (None: not known), and the places of those whose
     part is an estimate. What processes that have ended did is nobody else's."""
     known = [use.now[SM] for use in uses]
     whole = sum(share or 0 for share in known) + sum(gpu.ended.values())

@@ -21,7 +21,7 @@ from gpumon_core.store.accounting import (
     WORK,
     Gpu,
     Ledger,
-    Session,
+    ModelSession,
     Use,
     Work,
     is_mps_server,
@@ -48,7 +48,7 @@ class Resumed:
     live: dict[tuple[int, int], Use] = field(default_factory=dict)
     processes: dict[tuple[int, str | None], tuple[int, Ledger]] = field(default_factory=dict)
     programs: dict[int, int] = field(default_factory=dict)
-    unloaded: list[Session] = field(default_factory=list)
+    unloaded: list[ModelSession] = field(default_factory=list)
 
 
 def resume(
@@ -98,7 +98,7 @@ def known_use(row: Any, gpu: Gpu) -> Use:
 def _resume_sessions(connection: Connection, found: Resumed, ids: Iterable[int]) -> None:
     query = sa.select(model_sessions).where(model_sessions.c.active == 1, model_sessions.c.process_id.in_(ids))
     for row in connection.execute(query):
-        session = Session(row.id, row.model, known_ledger(row))
+        session = ModelSession(row.id, row.model, known_ledger(row))
         use = found.live.get((row.process_id, row.gpu_id))
         if use is None or use.session is not None:
             found.unloaded.append(session)

@@ -19,7 +19,7 @@ MAGIC = b"SQLite format 3\0"
 LOG, INDEX = "-wal", "-shm"
 
 Identity = tuple[int, int]
-Found = Literal["same", "gone", "replaced", "without log"]
+FileState = Literal["same", "gone", "replaced", "without log"]
 
 
 def identity(path: Path | None) -> Identity | None:
@@ -48,7 +48,7 @@ class OpenFile:
         self._log, self._index = map(identity, self._beside)
         _recorded[path] = self
 
-    def look(self) -> Found:
+    def look(self) -> FileState:
         """Where the path leads now: to the file that was opened, to none, to another; or to the same without its
         log or the log's index, which hold what was committed last."""
         now = identity(self.path)

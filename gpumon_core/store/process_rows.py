@@ -17,7 +17,7 @@ from gpumon_core.store.accounting import (
     UNKNOWN_PROGRAM,
     Gpu,
     Ledger,
-    Session,
+    ModelSession,
     Use,
     Work,
     is_mps_server,
@@ -53,7 +53,7 @@ class ProcessRows:
         # What the processes that run are known to run, by their id in the ledger.
         self._running: dict[int, tuple[Program, int]] = {}
         # Models that have been unloaded; their rows are not stored yet.
-        self._unloaded: list[Session] = []
+        self._unloaded: list[ModelSession] = []
         self.live: dict[tuple[int, int], Use] = {}
         # The same by PID and GPU, for those that were there at the tick before.
         self.here: dict[tuple[int, str], Use] = {}
@@ -218,7 +218,7 @@ class ProcessRows:
                 "first_seen": use.first_seen if came else now,
                 **dict(zip(LEDGER, _ledger(ledger), strict=True)),
             }
-            use.session = Session(insert(connection, model_sessions, row), model, ledger)
+            use.session = ModelSession(insert(connection, model_sessions, row), model, ledger)
             use.has_served = True
 
     def _unload(self, use: Use) -> None:

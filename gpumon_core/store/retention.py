@@ -1,10 +1,10 @@
-"""Forgets what is older than its time, without holding the recorder up.
+"""Deletes what is older than its retention, without holding the recorder up.
 
 Each resolution has a time of its own; the ledger of processes lives as long as the hours.
 
-On a server that many hosts share, each recorder forgets by its own settings, and what is its own host's. Of a host
-that is gone for good nobody knows how long it wanted to be remembered: its rows stay until somebody deletes them
-(docs/deployment.md has the statement). A SQLite file has one recorder; its settings apply to all of the file.
+On a server that many hosts share, each recorder deletes rows of its own host, by its own settings. The settings of
+a host that is gone for good are not known: its rows stay until somebody deletes them (docs/deployment.md has the
+statement). A SQLite file has one recorder; its settings apply to all of the file.
 """
 
 from __future__ import annotations
@@ -13,12 +13,14 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from gpumon_core.store.schema import (
     TIERS,
+    RetentionLevel,
     gpu_changes,
     gpu_metrics,
     gpu_processes,
@@ -34,11 +36,14 @@ from gpumon_core.store.schema import (
     recorder_health,
 )
 
+if TYPE_CHECKING:
+    from gpumon_core.settings import Settings
+
 log = logging.getLogger(__name__)
 
 DAY_S = 86400
 HOUR_S = 3600
-# Rows of one GPU, seconds of processes, and rows of the ledger that one transaction forgets: some ten
+# Rows of one GPU, seconds of processes, and rows of the ledger that one transaction deletes: some ten
 # milliseconds of the write lock, between which the recorder gets its turn.
 BATCH_ROWS = 2000
 BATCH_S = 600
@@ -50,12 +55,25 @@ VACUUM_PAGES = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
+class RetentionDays:
     """For how many days each resolution is stored."""
 
     raw_days: float
     minute_days: float
     hour_days: float
+
+    @classmethod
+    def of(cls, settings: Settings) -> RetentionDays:
+        """Those of the settings."""
+        return cls(settings.retention_raw_days, settings.retention_minute_days, settings.retention_hour_days)
+
+    def cutoffs(self, now: float) -> dict[RetentionLevel, int]:
+        """Since when each is stored at `now`, in UTC seconds."""
+        return {
+            "raw": int(now - self.raw_days * DAY_S),
+            "minute": int(now - self.minute_days * DAY_S),
+            "hour": int(now - self.hour_days * DAY_S),
+        }
 
 
 class _Stopped(Exception):
@@ -71,13 +89,13 @@ def newest(engine: Engine) -> int | None:
 
 def forget(
     engine: Engine,
-    keep: Keep,
+    days: RetentionDays,
     now: float | None = None,
     stopping: threading.Event | None = None,
     pause_s: float | None = None,
     host: str | None = None,
 ) -> int:
-    """Delete what is older than `keep` says, and give its space back. Returns the rows deleted.
+    """Delete what is older than `days` says, and give its space back. Returns the rows deleted.
 
     On a server, `host` names the host to delete rows of; None means all hosts, as always in a SQLite file.
 
@@ -85,7 +103,7 @@ def forget(
     continued by the next. Between two steps others get `pause_s` (by default PAUSE_S) for their turn.
     Raises sqlalchemy.exc.DBAPIError.
     """
-    run = _Run(engine, keep, time.time() if now is None else now, stopping or threading.Event())
+    run = _Run(engine, days, time.time() if now is None else now, stopping or threading.Event())
     run.host = host if engine.dialect.name != "sqlite" else None
     run.pause_s = PAUSE_S if pause_s is None else pause_s
     try:
@@ -99,7 +117,7 @@ def forget(
 
 
 class _Run:
-    def __init__(self, engine: Engine, keep: Keep, now: float, stopping: threading.Event) -> None:
+    def __init__(self, engine: Engine, days: RetentionDays, now: float, stopping: threading.Event) -> None:
         self.engine = engine
         self.stopping = stopping
         self.rows = 0
@@ -108,8 +126,7 @@ class _Run:
         self.host: str | None = None
         self.host_id: int | None = None
         self.gpu_ids: list[int] = []
-        days = {"raw": keep.raw_days, "minute": keep.minute_days, "hour": keep.hour_days}
-        self.cutoffs = {name: int(now - length * DAY_S) for name, length in days.items()}
+        self.cutoffs = days.cutoffs(now)
 
     def all(self) -> None:
         with self.engine.connect() as connection:
@@ -122,7 +139,7 @@ class _Run:
         if self.host is not None and self.host_id is None:
             return
         for gpu_id in self.gpu_ids:
-            # Ticks that no rollup has taken in yet are not forgotten.
+            # Ticks that no rollup has taken in yet are not deleted.
             with self.engine.connect() as connection:
                 minutes = TIERS[1].table
                 rolled = connection.execute(
@@ -131,7 +148,7 @@ class _Run:
             if rolled is not None:
                 self._metrics(gpu_metrics, gpu_id, min(self.cutoffs["raw"], rolled))
             for tier in TIERS:
-                self._metrics(tier.table, gpu_id, self.cutoffs[tier.kept])
+                self._metrics(tier.table, gpu_id, self.cutoffs[tier.retention])
             self._thin_changes(gpu_id)
         self._by_time(process_snapshots, self.cutoffs["raw"], BATCH_S)
         self._by_time(process_hours, self.cutoffs["hour"], DAY_S)

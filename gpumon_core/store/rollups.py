@@ -62,7 +62,7 @@ def roll_up(
     source: sa.Table = gpu_metrics
     for tier in TIERS:
         # Ticks that are further apart than this tier's buckets need no such tier.
-        if tier.kept == "raw" and 2 * interval_s > tier.seconds:
+        if tier.retention == "raw" and 2 * interval_s > tier.seconds:
             continue
         last = newest[source.name]
         if last is None:
@@ -77,7 +77,7 @@ def roll_up(
             progress.newest[place] = last
             newest[tier.table.name] = max(newest[tier.table.name] or 0, last - last % tier.seconds)
         # The twenty seconds are a side road: minutes are made from the ticks themselves.
-        if tier.kept != "raw":
+        if tier.retention != "raw":
             source = tier.table
     return written
 
@@ -143,12 +143,12 @@ def renew(connection: Connection, host_id: int, source: sa.Table, start: int, en
     """
     tables = [gpu_metrics, *(tier.table for tier in TIERS)]
     for tier in TIERS[tables.index(source) :]:
-        if tier.kept == "raw" and 2 * interval_s > tier.seconds:
+        if tier.retention == "raw" and 2 * interval_s > tier.seconds:
             continue
         first, last = start - start % tier.seconds, end - end % tier.seconds + tier.seconds
         values = {"start": first, "end": last, "host": host_id, "interval_ms": round(1000 * interval_s)}
         connection.execute(_statement(tier, source), values)
-        if tier.kept != "raw":
+        if tier.retention != "raw":
             source = tier.table
 
 

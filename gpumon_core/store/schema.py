@@ -130,14 +130,18 @@ gpu_changes = Table(
 )
 
 
+# The settings that say for how long a row is stored: GPUMON_RETENTION_RAW_DAYS, _MINUTE_DAYS, _HOUR_DAYS.
+RetentionLevel = Literal["raw", "minute", "hour"]
+
+
 @dataclass(frozen=True, slots=True)
 class Tier:
     """A resolution of the rollups: buckets of `seconds`, made from the tier before it (or raw ticks),
-    and forgotten together with what `kept` names."""
+    and deleted when `retention` says."""
 
     table: Table
     seconds: int
-    kept: Literal["raw", "minute", "hour"]
+    retention: RetentionLevel
 
 
 def scale(metric: Metric) -> int:
@@ -190,7 +194,7 @@ TIERS = (
 )
 
 # What processes run, once for all that run the same: the fields of attribution.records.Program. digest
-# tells two of them apart. last_used is when a process was last said to run it, or to run it no more.
+# distinguishes two of them. last_used is when a process was last said to run it, or to run it no more.
 programs = Table(
     "programs",
     metadata,
@@ -230,7 +234,7 @@ gpu_processes = Table(
 # The same per GPU: what one process has used of one GPU. kind is C, G, M or a sum of them. Where
 # active is 1 it was on the GPU at the host's newest tick, with these metrics. busy_s and energy_j are
 # its parts of the GPU's (see process_hours); sm_percent_s / sm_told_s is the mean of the SM utilization that
-# the driver told. last_busy is when it last did something, or came.
+# the driver reported. last_busy is when it last did something, or came.
 process_gpus = Table(
     "process_gpus",
     metadata,
@@ -286,7 +290,7 @@ process_snapshots = Table(
 # What a process used of a GPU in each half hour (its first second) while it ran that program (0 where that is
 # unknown). seconds it was there; busy_s, its part of the GPU's busy time (a GPU at 100 % for a second is 1),
 # split by SM utilization; idle_s, time in which it did nothing for longer than GPUMON_IDLE_MINUTES; memory held,
-# in MiB times seconds; its part of the GPU's energy. Where the driver does not tell processes apart, nor the
+# in MiB times seconds; its part of the GPU's energy. Where the driver does not distinguish processes, nor the
 # clients of MPS, the GPU's use is split by memory: estimated is 1.
 process_hours = Table(
     "process_hours",

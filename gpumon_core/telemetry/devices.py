@@ -18,9 +18,9 @@ from gpumon_core.telemetry.gate import DeviceLost, Gate
 from gpumon_core.telemetry.limits import MOST_GPUS, MOST_MIG_SLOTS
 from gpumon_core.telemetry.plan import Plan
 from gpumon_core.telemetry.records import GpuInfo, GpuReading
-from gpumon_core.telemetry.running import FUNCTIONS, VERSIONS, Buffer, Entry
+from gpumon_core.telemetry.running import FUNCTIONS, VERSIONS, Entry, EntryBuffer
 from gpumon_core.telemetry.sleep import Rest
-from gpumon_core.telemetry.usage import UsageReader, Use
+from gpumon_core.telemetry.usage import SampledUse, UsageReader
 from gpumon_core.telemetry.watch import Task
 
 # How often facts that may change are asked, and what a device was found not to offer.
@@ -52,7 +52,7 @@ class Device:
         )
         self.plan.power_limit_w = info.power_limit_w
         # Each has its own: a call that hangs still holds its memory.
-        self.buffer = Buffer()
+        self.buffer = EntryBuffer()
         self.usage = UsageReader()
         # The round in which it was asked while processes were there: what it says then is of the time since.
         self.usage_read = 0
@@ -72,7 +72,7 @@ class Device:
         self.again_at = now + AGAIN_S
         self.hung = False
         self.task = Task(lambda: None)
-        self.found: Found | None = None
+        self.found: DeviceRound | None = None
 
     @property
     def answers(self) -> bool:
@@ -102,13 +102,13 @@ class Device:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DeviceRound:
     """What one device said in one round."""
 
     number: int
     reading: GpuReading
     listed: list[tuple[str, Entry]]
-    used: dict[int, Use] | None
+    used: dict[int, SampledUse] | None
 
 
 class Devices:
@@ -191,7 +191,9 @@ class Devices:
             return info
         subject = f"GPU {info.index}"
         self._gate.say_once(
-            subject, "nvmlDeviceGetUUID", f"{info.uuid} is another one's as well; its place stands for it"
+            subject,
+            "nvmlDeviceGetUUID",
+            f"{info.uuid}: another device reports the same UUID; gpumon names this one by its place",
         )
         uuid = facts.place_of(info.pci_bus_id or str(info.index), info.mig_index)
         return replace(info, uuid=uuid if uuid not in taken else facts.place_of(f"{info.index}", info.mig_index))

@@ -17,14 +17,14 @@ import pynvml
 from gpumon_core.metrics import GPU_METRICS, MIB, RARELY_S, TICK_COLUMNS
 from gpumon_core.safety import text
 from gpumon_core.telemetry import devices, facts, remedies, unified
-from gpumon_core.telemetry.devices import Device, Devices, Found, why
+from gpumon_core.telemetry.devices import Device, DeviceRound, Devices, why
 from gpumon_core.telemetry.gate import DeviceLost, Gate, SessionOver, Unsupported
 from gpumon_core.telemetry.limits import (
     MOST_GPUS,
     MOST_MEMORY_MIB,
     is_pid,
 )
-from gpumon_core.telemetry.plan import Values
+from gpumon_core.telemetry.plan import DeviceValues
 from gpumon_core.telemetry.records import (
     GpuInfo,
     GpuReading,
@@ -36,7 +36,7 @@ from gpumon_core.telemetry.records import (
 )
 from gpumon_core.telemetry.running import FUNCTIONS, Entry
 from gpumon_core.telemetry.sleep import Sleep
-from gpumon_core.telemetry.usage import IDLE, Use
+from gpumon_core.telemetry.usage import IDLE, SampledUse
 from gpumon_core.telemetry.watch import Task, Watch
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ START_HANG_S = 30.0
 CLOSE_HANG_S = 2.0
 # The longest pause between two attempts to begin a new session.
 LONGEST_PAUSE_S = 30.0
-NOTHING: Values = dict.fromkeys(TICK_COLUMNS)
-UNKNOWN: Use = (None, None, None, None)
+NOTHING: DeviceValues = dict.fromkeys(TICK_COLUMNS)
+UNKNOWN: SampledUse = (None, None, None, None)
 RANGES = {key: metric.range for metric in GPU_METRICS for key in (metric.key, metric.peak) if key}
 
 REMEDIES = {
@@ -232,7 +232,7 @@ class NvmlSource:
     def _snapshot(self, timestamp: float, number: int) -> Snapshot:
         readings: list[GpuReading] = []
         processes: dict[tuple[str, int], tuple[str, int | None]] = {}
-        used: dict[str, dict[int, Use] | None] = {}
+        used: dict[str, dict[int, SampledUse] | None] = {}
         for device in self._devices.all:
             if device.task.stuck != device.hung:
                 device.hung = device.task.stuck
@@ -281,7 +281,7 @@ class NvmlSource:
         )
 
     def _record(
-        self, uuid: str, pid: int, letters: str, memory: int | None, used: dict[int, Use] | None
+        self, uuid: str, pid: int, letters: str, memory: int | None, used: dict[int, SampledUse] | None
     ) -> ProcessReading:
         """A process's record; the one of the tick before where nothing is new."""
         sm, bandwidth, encoder, decoder = _use(used, pid)
@@ -342,8 +342,8 @@ class NvmlSource:
             return
         if now >= device.again_at:
             device.try_again()
-        values: Values = {}
-        used: dict[int, Use] | None = None
+        values: DeviceValues = {}
+        used: dict[int, SampledUse] | None = None
         follows = 0 < device.usage_read == number - 1
         failed, self._gate.error = self._gate.failed, None
         offset_s = 4.0 * (device.info.index % 15)
@@ -390,10 +390,10 @@ class NvmlSource:
         listed = self._complete(device.info, values, listed, lists["C"] is not None)
         ended = _ended(listed, used) if follows and used else {}
         reading = GpuReading(device.info.uuid, {**NOTHING, **values}, device.plan.sampling, ended)
-        device.found = Found(number, reading, listed, used)
+        device.found = DeviceRound(number, reading, listed, used)
 
     def _complete(
-        self, info: GpuInfo, values: Values, listed: list[tuple[str, Entry]], knows_who: bool
+        self, info: GpuInfo, values: DeviceValues, listed: list[tuple[str, Entry]], knows_who: bool
     ) -> list[tuple[str, Entry]]:
         """Put into `values` what else is known of a GPU that shares the machine's memory. Its processes."""
         if info.memory_from == "unified":
@@ -481,7 +481,7 @@ class NvmlSource:
             log.info("the driver now lists %d GPUs and MIG instances", len(self._devices.all))
 
 
-def _judge(info: GpuInfo, values: Values) -> None:
+def _judge(info: GpuInfo, values: DeviceValues) -> None:
     """Leave out what cannot be: a number beyond its range, and more of the memory than there is."""
     for key, value in values.items():
         lowest, highest = RANGES.get(key, (-inf, inf))
@@ -511,13 +511,13 @@ def _shut_down() -> None:
         log.debug("nvmlShutdown: %s", error)
 
 
-def _ended(listed: Iterable[tuple[str, Entry]], used: Mapping[int, Use]) -> dict[int, int]:
+def _ended(listed: Iterable[tuple[str, Entry]], used: Mapping[int, SampledUse]) -> dict[int, int]:
     """SM utilization, by PID, of processes that are no longer listed."""
     there = {entry.pid for _, entry in listed}
     return {pid: use[0] for pid, use in used.items() if use[0] and pid not in there}
 
 
-def _use(used: dict[int, Use] | None, pid: int) -> Use:
+def _use(used: dict[int, SampledUse] | None, pid: int) -> SampledUse:
     """A process's utilization; one that runs and is not listed used nothing."""
     return UNKNOWN if used is None else used.get(pid, IDLE)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pynvml
 
-from gpumon_core.metrics import GPU_METRICS, Metric, NvmlCall, NvmlField, NvmlGpm, Way
+from gpumon_core.metrics import GPU_METRICS, Metric, NvmlCall, NvmlField, NvmlGpm, NvmlQuery
 from gpumon_core.telemetry.cost import Pace
 from gpumon_core.telemetry.energy import EnergyCounter
 from gpumon_core.telemetry.gate import LOST, NOT_AVAILABLE, UNSUPPORTED, DeviceLost, Gate, Unsupported
@@ -27,7 +27,7 @@ from gpumon_core.telemetry.samples import SampleReader, decode
 
 log = logging.getLogger(__name__)
 
-Values = dict[str, float | None]
+DeviceValues = dict[str, float | None]
 # The energy counter is renewed some ten times a second: over less time its growth says little.
 ENERGY_OVER_S = 0.5
 
@@ -44,7 +44,7 @@ class _Target:
 
     __slots__ = ("by_nvlink", "count", "field", "highest", "key", "lowest", "rate", "scale", "whole")
 
-    def __init__(self, metric: Metric, way: Way) -> None:
+    def __init__(self, metric: Metric, way: NvmlQuery) -> None:
         self.key = metric.key
         self.field = way.field if isinstance(way, NvmlCall) else None
         self.count = isinstance(way, NvmlCall) and way.count
@@ -54,7 +54,7 @@ class _Target:
         self.rate = isinstance(way, NvmlField) and way.rate
         self.by_nvlink = isinstance(way, NvmlGpm) and way.by_nvlink
 
-    def put(self, values: Values, result: Any) -> None:
+    def put(self, values: DeviceValues, result: Any) -> None:
         field = self.field
         if self.count:
             result = len(result)
@@ -134,11 +134,11 @@ class Plan:
         self._handle = handle
         self._parent = parent
         self._instance = instance
-        self._ways: dict[str, list[Way]] = {metric.key: list(metric.nvml) for metric in GPU_METRICS}
+        self._ways: dict[str, list[NvmlQuery]] = {metric.key: list(metric.nvml) for metric in GPU_METRICS}
         self._samples = {metric.key: _reader(metric) for metric in GPU_METRICS if metric.samples}
         self.pace = Pace(subject)
         # What each question brought last, for the ticks at which it is not asked.
-        self._brought: dict[str, Values] = {}
+        self._brought: dict[str, DeviceValues] = {}
         # Whether the device said anything in the newest reading.
         self.has_answered = False
         self._gpm: GpmReader | None = None
@@ -212,7 +212,7 @@ class Plan:
             self._gpm.close()
 
     def read(
-        self, values: Values, rare_every_s: float, offset_s: float, interval_s: float = 0.0, devices: int = 1
+        self, values: DeviceValues, rare_every_s: float, offset_s: float, interval_s: float = 0.0, devices: int = 1
     ) -> None:
         """Ask the device. Raises DeviceLost or SessionOver, with what was read before in `values`.
 
@@ -251,14 +251,14 @@ class Plan:
         if rare:
             self._rare_at = now + rare_every_s + (offset_s if not self._rare_at else 0.0)
 
-    def _recall(self, name: str, values: Values, retained_s: float = inf) -> bool:
+    def _recall(self, name: str, values: DeviceValues, retained_s: float = inf) -> bool:
         """Whether a question is not to be asked now; what it brought last then is in `values`."""
         if self.pace.is_due(name, retained_s) or name not in self._brought:
             return False
         values.update(self._brought[name])
         return True
 
-    def _remember(self, name: str, keys: Iterable[str | None], values: Values) -> None:
+    def _remember(self, name: str, keys: Iterable[str | None], values: DeviceValues) -> None:
         if not self.pace.is_thinned(name):
             return
         brought = {key: values[key] for key in keys if key in values and key is not None}
@@ -268,7 +268,7 @@ class Plan:
             # It failed: the next tick asks again.
             self._brought.pop(name, None)
 
-    def _ask_in_turn(self, call: _Call, values: Values) -> None:
+    def _ask_in_turn(self, call: _Call, values: DeviceValues) -> None:
         if call.rare or call.fallback or self.pace.asks_all:
             self._ask(call, values)
         elif _ENERGY in call.keys:
@@ -279,7 +279,7 @@ class Plan:
             self.pace.measure(call.name, partial(self._ask, call, values))
             self._remember(call.name, call.keys, values)
 
-    def _read_fields_in_turn(self, values: Values) -> None:
+    def _read_fields_in_turn(self, values: DeviceValues) -> None:
         """The fields of every tick. Of them the energy counter is the one that may cost much."""
         if not any(target.key == _ENERGY for target in self._fields.targets):
             self._read_fields(self._fields, values)
@@ -288,7 +288,7 @@ class Plan:
         else:
             self._read_fields(self._fields_without_energy, values)
 
-    def _ask(self, call: _Call, values: Values) -> None:
+    def _ask(self, call: _Call, values: DeviceValues) -> None:
         try:
             result = self._gate.ask(self._subject, call.function, self._handle, *call.arguments)
         except Unsupported as reason:
@@ -308,7 +308,7 @@ class Plan:
             self._moved.add(key)
         self._outdated = True
 
-    def _ask_again(self, values: Values, rare: bool) -> None:
+    def _ask_again(self, values: DeviceValues, rare: bool) -> None:
         """Ask, in the ways that are now the first, for what is still missing."""
         for _ in range(3):
             for call in [*self._calls, *(self._rare_calls if rare else ())]:
@@ -357,7 +357,7 @@ class Plan:
         self._fields_without_energy = _Fields([asked for asked in fields[False] if asked[0].key != _ENERGY])
         self._gpm_targets, self._gpm_ids = gpm, list(gpm)
 
-    def _read_samples(self, values: Values) -> None:
+    def _read_samples(self, values: DeviceValues) -> None:
         for metric, peak in _SAMPLED:
             reader = self._samples.get(metric.key)
             if reader is None:
@@ -383,7 +383,7 @@ class Plan:
                 self.has_answered = True
             self._remember(name, (metric.key, peak), values)
 
-    def _read_fields(self, fields: _Fields, values: Values) -> None:
+    def _read_fields(self, fields: _Fields, values: DeviceValues) -> None:
         if not fields.targets:
             return
         try:
@@ -412,7 +412,7 @@ class Plan:
                 )
                 self._gate.failed += 1
 
-    def _rate(self, target: _Target, number: float, values: Values) -> None:
+    def _rate(self, target: _Target, number: float, values: DeviceValues) -> None:
         if number in NOT_AVAILABLE:
             return
         now = time.monotonic()
@@ -421,7 +421,7 @@ class Plan:
         if before is not None and number >= before[0] and now > before[1]:
             target.put(values, (number - before[0]) / (now - before[1]))
 
-    def _read_gpm(self, values: Values) -> None:
+    def _read_gpm(self, values: DeviceValues) -> None:
         lacking = list(self._gpm_targets.values())
         try:
             if self._gpm is None:
@@ -456,7 +456,7 @@ class Plan:
                 self._has_nvlink = False
         return self._has_nvlink
 
-    def _derive(self, values: Values) -> None:
+    def _derive(self, values: DeviceValues) -> None:
         """Mean power from the energy counter, and peaks that are never below their means."""
         energy = values.get("energy")
         now = time.monotonic()

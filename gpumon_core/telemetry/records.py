@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
+# What a GPU reports, by catalogue key.
+GpuValues = Mapping[str, float | None]
 # Before the index of a GPU that cannot say which it is: replaces its UUID.
 NAMELESS = "unidentified-"
 
@@ -62,7 +64,7 @@ class GpuReading:
     """
 
     uuid: str
-    values: Mapping[str, float | None]
+    values: GpuValues
     sampling: Sampling = "point"
     ended: Mapping[int, int] = field(default_factory=dict)
 
@@ -139,7 +141,7 @@ def nameless(index: int) -> GpuInfo:
     return GpuInfo(index, f"{NAMELESS}{index}")
 
 
-def _filled(values: Mapping[str, float | None], earlier: Mapping[str, float | None]) -> dict[str, float | None]:
+def _filled(values: GpuValues, earlier: GpuValues) -> dict[str, float | None]:
     return {**earlier, **{key: value for key, value in values.items() if value is not None or key not in earlier}}
 
 

@@ -43,7 +43,7 @@ class Entry(NamedTuple):
     compute_instance: int | None = None
 
 
-class Buffer:
+class EntryBuffer:
     """Memory for the driver to list processes in; it grows and is used again."""
 
     def __init__(self, capacity: int = 32) -> None:

@@ -109,7 +109,7 @@ class SampleReader:
         raw: list[int] = self._words[1:end:2]
         kind = self._type.value
         low = _LOW_BITS.get(kind)
-        # Nearly always whole numbers, of which a driver may leave the upper half as it found it.
+        # Nearly always whole numbers. A driver may leave their upper half as it found it.
         values = [word & low for word in raw] if low else [_finite(decode(word, kind)) for word in raw]
         if times and (times[0] <= since or times[-1] >= LATEST_US or times != sorted(times)):
             # Whatever a driver repeats has been counted already.

@@ -64,8 +64,8 @@ class _Gpu:
 class Sleep:
     """Says which GPUs are to be left alone.
 
-    mode: `false` lets none sleep; `auto` those whose driver says that it manages their sleep; `true` all of which
-    the kernel says that they may. A GPU that is off is left alone unless that is `false`.
+    mode: `false` lets none sleep; `auto` those whose driver says that it manages their sleep; `true` all that may
+    sleep according to the kernel. A GPU that is off is left alone unless that is `false`.
     """
 
     mode: Mode = "auto"

@@ -17,8 +17,8 @@ import pynvml
 from gpumon_core.telemetry.gate import Gate, Unsupported
 from gpumon_core.telemetry.limits import LATEST_US, is_pid
 
-Use = tuple[int | None, int | None, int | None, int | None]
-IDLE: Use = (0, 0, 0, 0)
+SampledUse = tuple[int | None, int | None, int | None, int | None]
+IDLE: SampledUse = (0, 0, 0, 0)
 
 # nvmlProcessUtilizationInfo_v1_t: time, pid, sm, memory, encoder, decoder, jpeg, optical flow.
 _INFO = struct.Struct("=QIIIIIII4x")
@@ -33,7 +33,7 @@ class UsageReader:
     """Reads the per-process utilization of one device."""
 
     def __init__(self) -> None:
-        self._ways: list[Callable[[object, int], list[tuple[int, int, Use]]]] = [self._info, self._sample]
+        self._ways: list[Callable[[object, int], list[tuple[int, int, SampledUse]]]] = [self._info, self._sample]
         self._last_seen = 0
         self._quiet = 0
         self._grow(64)
@@ -47,7 +47,7 @@ class UsageReader:
         if not self._ways:
             self._ways = [self._info, self._sample]
 
-    def read(self, gate: Gate, subject: str, handle: object) -> dict[int, Use] | None:
+    def read(self, gate: Gate, subject: str, handle: object) -> dict[int, SampledUse] | None:
         """PID -> percent of SMs, memory controller, encoders and decoders, of those that used any.
 
         None where the device does not report it, or failed to this time. Raises DeviceLost or SessionOver.
@@ -63,10 +63,10 @@ class UsageReader:
 
     def _sum_up(
         self,
-        found: list[tuple[int, int, Use]],
-        again: Callable[[int], list[tuple[int, int, Use]] | None],
-    ) -> dict[int, Use]:
-        used: dict[int, list[Use]] = {}
+        found: list[tuple[int, int, SampledUse]],
+        again: Callable[[int], list[tuple[int, int, SampledUse]] | None],
+    ) -> dict[int, SampledUse]:
+        used: dict[int, list[SampledUse]] = {}
         newest = self._last_seen
         for pid, time, use in found:
             if time > self._last_seen or not time:
@@ -83,7 +83,7 @@ class UsageReader:
         self._last_seen = newest
         return {pid: uses[0] if len(uses) == 1 else _mean(uses) for pid, uses in used.items()}
 
-    def _info(self, handle: object, since: int) -> list[tuple[int, int, Use]]:
+    def _info(self, handle: object, since: int) -> list[tuple[int, int, SampledUse]]:
         call = pynvml._nvmlGetFunctionPointer("nvmlDeviceGetProcessesUtilizationInfo")
         request = pynvml.c_nvmlProcessesUtilizationInfo_v1_t()
         array = ctypes.POINTER(pynvml.c_nvmlProcessUtilizationInfo_v1_t)
@@ -103,7 +103,7 @@ class UsageReader:
             if is_pid(pid) and time < LATEST_US
         ]
 
-    def _sample(self, handle: object, since: int) -> list[tuple[int, int, Use]]:
+    def _sample(self, handle: object, since: int) -> list[tuple[int, int, SampledUse]]:
         call = pynvml._nvmlGetFunctionPointer("nvmlDeviceGetProcessUtilization")
         count = ctypes.c_uint()
         while True:
@@ -132,7 +132,7 @@ class UsageReader:
         return list(layout.iter_unpack(written))
 
 
-def _use(sm: int, memory: int, encoder: int, decoder: int) -> Use:
+def _use(sm: int, memory: int, encoder: int, decoder: int) -> SampledUse:
     """Percentages; what cannot be one is not known."""
     return (
         sm if sm <= 100 else None,
@@ -142,7 +142,7 @@ def _use(sm: int, memory: int, encoder: int, decoder: int) -> Use:
     )
 
 
-def _mean(uses: list[Use]) -> Use:
+def _mean(uses: list[SampledUse]) -> SampledUse:
     columns = ([share for share in column if share is not None] for column in zip(*uses, strict=True))
     sm, memory, encoder, decoder = (round(sum(c) / len(c)) if c else None for c in columns)
     return sm, memory, encoder, decoder

@@ -19,6 +19,7 @@ from gpumon_core import figures, gpu_state
 from gpumon_core import format as fmt
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, Level, Metric
 from gpumon_core.recording.health import fresh_within_s
+from gpumon_core.store.queries.current import NamedRow
 from pages.components import sparks
 from pages.components.sparks import Spark
 
@@ -36,7 +37,6 @@ COLUMNS = ((1, 1), (2, 2), (3, 3), (4, 2), (6, 3), (8, 4), (9, 3), (math.inf, 4)
 # Holds the place of a drawing, so that nothing moves when it appears.
 NO_SPARK = '<div class="gm-spark gm-blank"></div>'
 # A row of store.queries.current.
-Row = Mapping[str, Any]
 
 STYLE = f"<style>{Path(__file__).with_suffix('.css').read_text(encoding='utf-8')}</style>"
 
@@ -47,16 +47,16 @@ class Context:
     whether there are several hosts, and the time of the newest sample of any."""
 
     trends: Mapping[int, Mapping[str, Spark]] = field(default_factory=dict)
-    processes: Mapping[int, Sequence[Row]] = field(default_factory=dict)
+    processes: Mapping[int, Sequence[NamedRow]] = field(default_factory=dict)
     workloads: Mapping[str, int] = field(default_factory=dict)
     with_host: bool = False
     latest: float = 0.0
 
 
 def overview(
-    gpus: Sequence[Row],
+    gpus: Sequence[NamedRow],
     trends: Mapping[int, Mapping[str, Spark]],
-    processes: Sequence[Row],
+    processes: Sequence[NamedRow],
     workloads: Sequence[str],
     latest: float,
     with_host: bool | None = None,
@@ -71,7 +71,7 @@ def overview(
         len({row["host"] for row in gpus}) > 1 if with_host is None else with_host,
         latest,
     )
-    instances: dict[int, list[Row]] = {}
+    instances: dict[int, list[NamedRow]] = {}
     for row in gpus:
         if row["parent_id"] is not None:
             instances.setdefault(row["parent_id"], []).append(row)
@@ -86,15 +86,15 @@ def overview(
     )
 
 
-def _by_gpu(processes: Sequence[Row]) -> dict[int, list[Row]]:
+def _by_gpu(processes: Sequence[NamedRow]) -> dict[int, list[NamedRow]]:
     """The processes by GPU, in their order: most memory first."""
-    found: dict[int, list[Row]] = {}
+    found: dict[int, list[NamedRow]] = {}
     for row in processes:
         found.setdefault(row["gpu_id"], []).append(row)
     return found
 
 
-def host_line(hosts: Sequence[Row], gpus: Sequence[Row]) -> str:
+def host_line(hosts: Sequence[NamedRow], gpus: Sequence[NamedRow]) -> str:
     """Each machine with its driver and CUDA versions and its GPUs, all as from store.queries.current."""
     lines = []
     for host in hosts:
@@ -116,7 +116,7 @@ def host_line(hosts: Sequence[Row], gpus: Sequence[Row]) -> str:
     return "".join(lines)
 
 
-def card(gpu: Row, context: Context, instances: Sequence[Row] = ()) -> str:
+def card(gpu: NamedRow, context: Context, instances: Sequence[NamedRow] = ()) -> str:
     """One GPU's card, with its MIG instances on it."""
     inside = [condition(part, context.latest, context.processes.get(part["id"], ())) for part in instances]
     mine = [one for row in (gpu, *instances) for one in context.processes.get(row["id"], ())]
@@ -145,13 +145,13 @@ def card(gpu: Row, context: Context, instances: Sequence[Row] = ()) -> str:
     )
 
 
-def _title(gpu: Row, with_host: bool) -> str:
+def _title(gpu: NamedRow, with_host: bool) -> str:
     mig = gpu["mig_index"]
     title = f"GPU {gpu['gpu_index']}" + ("" if fmt.missing(mig) else f":{int(mig)}")
     return f"{gpu['host']} · {title}" if with_host else title
 
 
-def _body(gpu: Row, context: Context, instances: Sequence[Row]) -> str:
+def _body(gpu: NamedRow, context: Context, instances: Sequence[NamedRow]) -> str:
     drawn = context.trends.get(gpu["id"], {})
     utilization, temperature, power = (
         _tile(GPU_METRICS_BY_KEY[key], gpu, drawn.get(key)) for key in sparks.METRICS
@@ -173,7 +173,7 @@ def _body(gpu: Row, context: Context, instances: Sequence[Row]) -> str:
     )
 
 
-def _instance(gpu: Row, context: Context) -> str:
+def _instance(gpu: NamedRow, context: Context) -> str:
     """A MIG instance on its GPU's card."""
     mine = context.processes.get(gpu["id"], ())
     found = condition(gpu, context.latest, mine)
@@ -188,17 +188,17 @@ def _instance(gpu: Row, context: Context) -> str:
 
 
 def condition(
-    gpu: Row,
+    gpu: NamedRow,
     latest: float = 0.0,
-    processes: Sequence[Row] | None = None,
-    instances: Sequence[gpu_state.Condition] = (),
-) -> gpu_state.Condition:
+    processes: Sequence[NamedRow] | None = None,
+    instances: Sequence[gpu_state.GpuCondition] = (),
+) -> gpu_state.GpuCondition:
     """gpu_state.of a row of current.gpus; a GPU whose machine is silent is stale, whatever it reported last.
     `processes` are those on the GPU, None where they are not known; `instances` are the states of its MIG
     instances."""
     if latest - gpu["host_last_seen"] > fresh_within_s(gpu["host_interval_s"]):
         silent = fmt.duration(latest - gpu["host_last_seen"])
-        return gpu_state.Condition(
+        return gpu_state.GpuCondition(
             "Stale", "lost", f"No sample from its machine for {silent}. Look at the recorder there."
         )
     holders = None if processes is None else [_number(process["memory"]) for process in processes]
@@ -220,7 +220,7 @@ def _number(value: Any) -> float | None:
     return None if value is None or fmt.missing(value) else float(value)
 
 
-def _tile(metric: Metric, gpu: Row, spark: Spark | None) -> str:
+def _tile(metric: Metric, gpu: NamedRow, spark: Spark | None) -> str:
     value = gpu[metric.key]
     whole = gpu[metric.share_of] if metric.share_of else None
     known = None if fmt.missing(value) else float(value)
@@ -242,7 +242,7 @@ def _mark(level: Level) -> str:
     return f' <small class="gm-sign" title="{word}" aria-label="{word}">{sign}</small>' if sign else ""
 
 
-def _memory(gpu: Row, context: Context, processes: Sequence[Row]) -> str:
+def _memory(gpu: NamedRow, context: Context, processes: Sequence[NamedRow]) -> str:
     """The memory in use, as a bar of the processes that hold it."""
     metric = GPU_METRICS_BY_KEY["memory"]
     used, whole = gpu["memory"], gpu["memory_total_mib"]
@@ -273,7 +273,7 @@ def _memory(gpu: Row, context: Context, processes: Sequence[Row]) -> str:
     )
 
 
-def _holders(processes: Sequence[Row], context: Context, most: int = NAMED) -> str:
+def _holders(processes: Sequence[NamedRow], context: Context, most: int = NAMED) -> str:
     """The processes that hold most memory, and their models."""
     lines = []
     more = len(processes) - most
@@ -289,12 +289,12 @@ def _holders(processes: Sequence[Row], context: Context, most: int = NAMED) -> s
     return f'<ul class="gm-holders">{"".join(lines)}</ul>'
 
 
-def _name(process: Row) -> str:
+def _name(process: NamedRow) -> str:
     name = process["workload"] or process["name"] or f"PID {process['pid']}"
     return f"{name} · {process['model']}" if process["model"] else str(name)
 
 
-def _ink(process: Row, context: Context) -> str:
+def _ink(process: NamedRow, context: Context) -> str:
     """The colour of the workload, the same as in charts."""
     place = context.workloads.get(process["workload"] or "")
     if place is None:

@@ -31,12 +31,12 @@ POINTS, POINTS_OF_MANY = 600, 400
 MOST_LANES = 300
 MOST_AREAS = 8
 SELDOM_S = 60.0
-# Memory by process is added up from the hours, of which a year has too many.
+# Memory by process is added up from the hours, and a year has too many hours.
 LONGEST_STACK_S = 31 * filters.DAY
 # A set of bits is no line; the page of a GPU has its reasons.
 UNDRAWN = ("clocks_event_reasons",)
 # Ids and names, in order, as a value that a cache can compare.
-Labels = tuple[tuple[int, str], ...]
+GpuLabels = tuple[tuple[int, str], ...]
 Lanes = Literal["process", "model"]
 
 
@@ -197,7 +197,7 @@ def _alt(what: Sequence[str], names: Sequence[str], window: filters.Window) -> s
 def _history(
     at: data.Tick,
     gpu_ids: tuple[int, ...],
-    labels: Labels,
+    labels: GpuLabels,
     metrics: tuple[str, ...],
     start: int,
     end: int,
@@ -241,7 +241,7 @@ def _totals(at: data.Tick, gpu_ids: tuple[int, ...]) -> dict[str, float]:
 
 @data.shared(max_entries=24)
 def _lanes(
-    at: data.Tick, gpu_ids: tuple[int, ...], labels: Labels, start: int, end: int, of: Lanes, seen: Appearance
+    at: data.Tick, gpu_ids: tuple[int, ...], labels: GpuLabels, start: int, end: int, of: Lanes, seen: Appearance
 ) -> tuple[str, int, int]:
     """figures.lanes, how many bars are drawn, and how many there are."""
     frame = occupancy.lanes(data.engine(at), gpu_ids, start, end, of, MOST_LANES)

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pyarrow as pa
 
 from gpumon_core.store.queries import current, processes
-from gpumon_core.store.queries.current import Row
+from gpumon_core.store.queries.current import NamedRow
 from gpumon_core.store.queries.history import metrics_history
 from pages.components import cards, data, sparks, tables
 
@@ -34,7 +34,7 @@ def gpu_html(at: data.Tick, gpu_id: int) -> str:
     return _cards(at, mine, 2 * TREND_POINTS, several_hosts)
 
 
-def _cards(at: data.Tick, gpus: list[Row], points: int, with_host: bool | None = None) -> str:
+def _cards(at: data.Tick, gpus: list[NamedRow], points: int, with_host: bool | None = None) -> str:
     end = at[1] or int(time.time())
     known = {row["id"] for row in gpus}
     # A MIG instance on its GPU's card has no trends.
@@ -47,7 +47,7 @@ def _cards(at: data.Tick, gpus: list[Row], points: int, with_host: bool | None =
 
 @data.shared(max_entries=16)
 def _trends(
-    step: data.Tick, gpu_ids: tuple[int, ...], points: int, _end: int, _gpus: list[Row]
+    step: data.Tick, gpu_ids: tuple[int, ...], points: int, _end: int, _gpus: list[NamedRow]
 ) -> dict[int, dict[str, sparks.Spark]]:
     """The cards' trends, read and drawn once for each of their steps."""
     span = (_end - TREND_S, _end)

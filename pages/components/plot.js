@@ -38,7 +38,7 @@ function expanded(figure) {
     const known = new Map()
     for (const trace of data) {
       if (trace.type !== "scatter" || trace.x?.dtype !== "f8") continue
-      // Dates are faster than numbers, of which Plotly would test each as a text first.
+      // Dates are faster than numbers: Plotly would test each number as a text first.
       if (!known.has(trace.x)) known.set(trace.x, Array.from(numbers(trace.x), value => new Date(value)))
       trace.x = known.get(trace.x)
     }

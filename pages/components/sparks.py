@@ -12,6 +12,7 @@ import pandas as pd
 
 from gpumon_core import format as fmt
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, Metric
+from gpumon_core.store.queries.current import NamedRow
 
 # What cards draw over time.
 METRICS = ("utilization", "temperature", "power")
@@ -27,7 +28,6 @@ DRAWING = quote(
 PRESENT = "\0"
 PRESENT_WITHIN_S = 60
 # A row of current.gpus, and the columns of metrics_history of one GPU.
-Row = Mapping[str, Any]
 Trend = Mapping[str, Any]
 
 
@@ -91,7 +91,7 @@ def _known(values: Sequence[float]) -> list[float]:
     return [value for value in values if value == value]  # noqa: PLR0124 - NaN is not
 
 
-def of_gpus(gpus: Sequence[Row], trend: pd.DataFrame, span: tuple[int, int]) -> dict[int, dict[str, Spark]]:
+def of_gpus(gpus: Sequence[NamedRow], trend: pd.DataFrame, span: tuple[int, int]) -> dict[int, dict[str, Spark]]:
     """The drawings of the cards' trends, by GPU id and metric. `gpus` as from current.gpus, `trend` as
     from metrics_history of METRICS over `span` (UTC seconds)."""
     drawn = {}

@@ -15,7 +15,7 @@ from pyarrow import compute
 
 from gpumon_core import format as fmt
 from gpumon_core.format import JOULES_PER_KWH, MIB_PER_GIB, MISSING, sortable_duration
-from gpumon_core.store.queries.current import Row
+from gpumon_core.store.queries.current import NamedRow
 from gpumon_core.store.queries.frames import gpu_labels
 from gpumon_core.web import turns
 
@@ -29,7 +29,7 @@ def local_time(epoch: pd.Series, zone: ZoneInfo) -> pd.Series:
     return pd.to_datetime(epoch, unit="s", utc=True).dt.tz_convert(zone)
 
 
-def active(rows: Sequence[Row], zone: ZoneInfo) -> pa.Table:
+def active(rows: Sequence[NamedRow], zone: ZoneInfo) -> pa.Table:
     """Rows of current.processes as a page shows them, in the order of the columns. Without pandas, because every
     tick makes them."""
 

@@ -1,4 +1,4 @@
-// What stands in words at a figure: its charts' headings, and the legends, whose lines can be hidden. Plotly measures
+// The texts beside a figure: its charts' headings, and the legends, whose lines can be hidden. Plotly measures
 // each of them, which takes as long as drawing the lines does, and no key reaches its legends.
 const SVG = "http://www.w3.org/2000/svg"
 const DASHES = { dash: "7 4", dot: "2 3", dashdot: "7 3 2 3" }
@@ -104,7 +104,7 @@ class Words {
     this.place.append(words)
   }
 
-  // Which lines stand in which legend, those of a group as one.
+  // Which lines are in which legend, those of a group as one.
   lists({ data, layout }) {
     const legends = {}
     for (const [number, trace] of data.entries()) {

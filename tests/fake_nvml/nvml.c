@@ -264,7 +264,7 @@ static nvmlReturn_t memory_info(const struct call *call, struct memory_v2 *out) 
     out->free = left > 0 ? (ull)left : 0;
     return NVML_SUCCESS;
 }
-/* nvmlMemory_t counts what the driver reserves as used; nvmlMemory_v2_t tells them apart. */
+/* nvmlMemory_t counts what the driver reserves as used; nvmlMemory_v2_t has it apart. */
 nvmlReturn_t nvmlDeviceGetMemoryInfo(nvmlDevice_t device, struct memory_v1 *out) {
     ENTER(nvmlDeviceGetMemoryInfo, GPU_OR_MIG, device);
     REQUIRE(out);

@@ -1,4 +1,4 @@
-/* Readings that can be told apart: where FAKE_NVML_READINGS names a file (see readings.py), every answer about a
+/* Readings that differ: where FAKE_NVML_READINGS names a file (see readings.py), every answer about a
  * video clock is a number of its own, counted over all processes, and the file says who asked, and when. */
 #ifndef FAKE_NVML_READINGS_H
 #define FAKE_NVML_READINGS_H

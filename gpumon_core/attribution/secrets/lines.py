@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gpumon_core.attribution.secrets import programs, texts, tokens
-from gpumon_core.attribution.secrets.programs import Kind, Way
+from gpumon_core.attribution.secrets.programs import SecretKind, SecretOptions
 from gpumon_core.attribution.secrets.texts import STARS, is_starred
 from gpumon_core.attribution.secrets.tokens import Token
 from gpumon_core.attribution.secrets.values import HEX40, SPLIT_OPTIONS, SPLITS
@@ -53,7 +53,7 @@ class _Pending:
     """A value that the next argument must be. It is `sure` where the table of the program says so, whatever the
     argument looks like; `words` is the kind of its name."""
 
-    kind: Kind
+    kind: SecretKind
     words: str = "password"
     sure: bool = False
     is_word: bool = False
@@ -67,7 +67,7 @@ class _Walker:
     def __init__(self, text: Callable[[str, int], str], depth: int) -> None:
         self._text = text
         self._depth = depth
-        self._way: Way | None = None
+        self._way: SecretOptions | None = None
         self._program = ""
         self._launches = True
         self._is_first = True
@@ -140,7 +140,7 @@ class _Walker:
         # After --password, -abc is the value; after -password it is another option.
         return not (pending.is_word and OPTION.fullmatch(argument))
 
-    def _value(self, kind: Kind, value: str, words: str = "password", is_more: bool = False) -> str | None:  # noqa: PLR0911 - a kind a branch
+    def _value(self, kind: SecretKind, value: str, words: str = "password", is_more: bool = False) -> str | None:  # noqa: PLR0911 - a kind a branch
         """A value of that kind, starred; None where it is to be treated as any other argument."""
         if is_starred(value):
             return value
@@ -267,7 +267,7 @@ class _Walker:
             return self._starred(value[: part.start()], words) + self._looked_through(value[part.start() :])
         return self._starred(value, words)
 
-    def _cluster(self, way: Way, argument: str) -> str | None:
+    def _cluster(self, way: SecretOptions, argument: str) -> str | None:
         """Several letters after one dash; the last one may take a value: -su ada:s3cret."""
         for place, letter in enumerate(argument[1:], 1):
             kind = way.letters.get(letter)
@@ -405,7 +405,7 @@ class _Walker:
             return self._at("named", argument, 0)
         return None
 
-    def _at(self, kind: Kind, argument: str, place: int) -> str | None:  # noqa: PLR0911 - a kind a branch
+    def _at(self, kind: SecretKind, argument: str, place: int) -> str | None:  # noqa: PLR0911 - a kind a branch
         if is_starred(argument) or argument == "-":
             return argument
         if kind == "named":

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 from gpumon_core.attribution.secrets.words import word_set
 
-Kind = str
+SecretKind = str
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +31,28 @@ class Positional:
     words: tuple[str, ...]
     begin: int = 0
     end: int = 99
-    kind: Kind = "secret"
+    kind: SecretKind = "secret"
     needs: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """How a program takes secrets. `letters` are short options, several of which may follow one dash, `long` are
-    long options, and `takes` are letters with a value that is no secret. With `verbs`, all this is only so after a
+class SecretOptions:
+    """How a program takes secrets. `letters` are short options (several may follow one dash), `long` are long
+    options, and `takes` are letters with a value that is no secret. With `verbs`, all this is only so after a
     verb."""
 
-    letters: Mapping[str, Kind] = field(default_factory=dict)
+    letters: Mapping[str, SecretKind] = field(default_factory=dict)
     takes: str = ""
-    long: Mapping[str, Kind] = field(default_factory=dict)
+    long: Mapping[str, SecretKind] = field(default_factory=dict)
     positional: tuple[Positional, ...] = ()
     verbs: frozenset[str] = frozenset()
 
 
-def _way(letters: str = "", takes: str = "", long: str = "", positional: str = "", verbs: str = "") -> Way:
+def _way(
+    letters: str = "", takes: str = "", long: str = "", positional: str = "", verbs: str = ""
+) -> SecretOptions:
     """`letters` "u=userpass", `long` "--user=userpass", `positional` "config set>1", "auth login>0-1"."""
-    return Way(
+    return SecretOptions(
         letters=dict(_pair(part) for part in letters.split()),
         takes=takes,
         long=dict(_pair(part) for part in long.split()),
@@ -59,7 +61,7 @@ def _way(letters: str = "", takes: str = "", long: str = "", positional: str = "
     )
 
 
-def _pair(part: str) -> tuple[str, Kind]:
+def _pair(part: str) -> tuple[str, SecretKind]:
     name, _, kind = part.rpartition("=")
     return name, kind
 
@@ -75,10 +77,10 @@ def _positional(part: str) -> Positional:
 # With these words, the value of a general name such as "value" is a secret.
 ABOUT_SECRETS = word_set("secret secrets SecureString password passwords credential credentials keyvault")
 VALUES = word_set("--value --body --data --plaintext --literal --secret-value --content -Value")
-WAYS: dict[str, Way] = {}
+WAYS: dict[str, SecretOptions] = {}
 
 
-def _add(names: str, way: Way) -> None:
+def _add(names: str, way: SecretOptions) -> None:
     for name in names.split():
         WAYS[name] = way
 
@@ -337,7 +339,7 @@ PAIR_OPTIONS = word_set(
 )
 
 
-def way_of(argument: str) -> tuple[str, Way | None]:
+def way_of(argument: str) -> tuple[str, SecretOptions | None]:
     """The name of the program that an argument starts, and its way of taking secrets where the table has one."""
     name = re.split(r"[/\\]", argument[-256:])[-1]
     way = WAYS.get(name)

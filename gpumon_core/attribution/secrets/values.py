@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from gpumon_core.attribution.secrets.programs import Kind
+from gpumon_core.attribution.secrets.programs import SecretKind
 from gpumon_core.attribution.secrets.texts import STARS
 from gpumon_core.attribution.secrets.words import word_set
 
@@ -51,7 +51,7 @@ def _slash(value: str) -> str:
     return re.sub(r"^(\w+=)?([\w$#.]{1,64})/(?!/)[^@\s]+", rf"\1\2/{STARS}", value)
 
 
-SPLITS: dict[Kind, Callable[[str], str]] = {
+SPLITS: dict[SecretKind, Callable[[str], str]] = {
     "userpass": _userpass,
     "percent": lambda value: _split("%", value),
     "comma": lambda value: _split(",", value),

@@ -26,7 +26,7 @@ from gpumon_core.store.schema import (
 )
 
 # The values of a row by the names of its columns; what is not known is None.
-Row = dict[str, Any]
+NamedRow = dict[str, Any]
 
 CHANGE_KEYS = [metric.key for metric in CHANGE_METRICS]
 # Whether a GPU answers now. It is not known whether a process still runs on one that does not.
@@ -113,13 +113,13 @@ GPU_COLUMNS = (*_GPUS_NOW.selected_columns.keys(), *CHANGE_KEYS)
 PROCESS_COLUMNS = tuple(_PROCESSES_NOW.selected_columns.keys())[:-1]
 
 
-def hosts(engine: Engine) -> list[Row]:
+def hosts(engine: Engine) -> list[NamedRow]:
     """One row per host, by name: the columns of `hosts`. Raises sqlalchemy.exc.DBAPIError."""
     with engine.connect() as connection:
         return _rows(connection, _HOSTS)
 
 
-def gpus(engine: Engine, gone: bool = False) -> list[Row]:
+def gpus(engine: Engine, gone: bool = False) -> list[NamedRow]:
     """One row per GPU, in the driver's order; with `gone` also those that are gone. The columns of `gpus`, `host`,
     `host_last_seen`, `host_interval_s`, and the present values of the catalogue's metrics. Raises
     sqlalchemy.exc.DBAPIError."""
@@ -131,7 +131,7 @@ def gpus(engine: Engine, gone: bool = False) -> list[Row]:
     return rows
 
 
-def processes(engine: Engine) -> list[Row]:
+def processes(engine: Engine) -> list[NamedRow]:
     """The processes of every host's newest tick, one row per process and GPU, most memory first.
 
     Columns: process_id, gpu_id, host, gpu_index, mig_index, gpu_name, memory_total_mib, pid, name,
@@ -153,13 +153,13 @@ def processes(engine: Engine) -> list[Row]:
     return rows
 
 
-def _rows(connection: Connection, query: sa.Select[Any]) -> list[Row]:
+def _rows(connection: Connection, query: sa.Select[Any]) -> list[NamedRow]:
     result = connection.execute(query)
     names = tuple(result.keys())
     return [dict(zip(names, row, strict=True)) for row in result.all()]
 
 
-def _newest_snapshots(connection: Connection, rows: Sequence[Row]) -> dict[tuple[int, int], tuple[Any, ...]]:
+def _newest_snapshots(connection: Connection, rows: Sequence[NamedRow]) -> dict[tuple[int, int], tuple[Any, ...]]:
     """What has changed since the processes' rows were last updated, by process and GPU."""
     if not rows:
         return {}

@@ -58,8 +58,8 @@ def gpu_ids(engine: Engine) -> list[int]:
         return list(connection.execute(sa.select(gpus.c.id).order_by(gpus.c.id)).scalars())
 
 
-def _columns(names: Sequence[str], rows: Sequence[current.Row], numbers: Iterable[str]) -> dict[str, Any]:
-    """Rows as columns by name, of which `numbers` are float64 with NaN."""
+def _columns(names: Sequence[str], rows: Sequence[current.NamedRow], numbers: Iterable[str]) -> dict[str, Any]:
+    """Rows as columns by name; those in `numbers` are float64 with NaN."""
     wanted = set(numbers)
     return {
         name: np.array(values, dtype="float64") if name in wanted else _plain(values)
@@ -88,7 +88,7 @@ def resolutions(engine: Engine) -> pd.DataFrame:
     (UTC seconds, NaN where nothing is stored).
     """
     rows = []
-    tables = [(gpu_metrics, 0, "raw"), *((tier.table, tier.seconds, tier.kept) for tier in TIERS)]
+    tables = [(gpu_metrics, 0, "raw"), *((tier.table, tier.seconds, tier.retention) for tier in TIERS)]
     with engine.connect() as connection:
         for table, seconds, retention in tables:
             # The first and last entry of each GPU in the index: min() over the table would read all of it.

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from gpumon_core.metrics import GPU_METRICS_BY_KEY, Aggregate, Metric
-from gpumon_core.store.queries.resolution import Piece, Resolution, pieces
+from gpumon_core.store.queries.resolution import RangePart, Resolution, pieces
 from gpumon_core.store.schema import gpu_changes, gpu_metrics, gpus, known_ms, scale
 
 # A pause longer than this many usual steps is a gap, not a late tick; a bucket of a rollup is never late.
@@ -41,8 +41,8 @@ def metrics_history(
     if unknown:
         raise ValueError(f"not in the catalogue: {', '.join(sorted(unknown))}")
     wanted = [GPU_METRICS_BY_KEY[key] for key in metrics]
-    ticked = [metric for metric in wanted if metric.kept == "tick"]
-    changing = [metric for metric in wanted if metric.kept == "change"]
+    ticked = [metric for metric in wanted if metric.stored == "tick"]
+    changing = [metric for metric in wanted if metric.stored == "change"]
     counters = [metric for metric in ticked if metric.aggregate is Aggregate.COUNTER]
     ids = sorted({int(gpu_id) for gpu_id in gpu_ids})
     columns = ["gpu_id", "timestamp_epoch", *(m.key + s for m in wanted for s in ("", "_min", "_max"))]
@@ -77,13 +77,18 @@ def _typed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _is_grouped(piece: Piece) -> bool:
+def _is_grouped(piece: RangePart) -> bool:
     """Whether a point is made of several rows."""
     return piece.step_s > piece.resolution.seconds
 
 
 def _query(
-    connection: Connection, piece: Piece, ids: list[int], metrics: Sequence[Metric], interval_s: float, end: int
+    connection: Connection,
+    piece: RangePart,
+    ids: list[int],
+    metrics: Sequence[Metric],
+    interval_s: float,
+    end: int,
 ) -> pd.DataFrame:
     resolution, step = piece.resolution, piece.step_s
     table = resolution.table
@@ -160,7 +165,7 @@ def _columns(metric: Metric, table: sa.Table, grouped: bool, interval_s: float) 
     return [average, sa.func.min(lowest), sa.func.max(highest)]
 
 
-def _with_gaps(frame: pd.DataFrame, piece: Piece) -> pd.DataFrame:
+def _with_gaps(frame: pd.DataFrame, piece: RangePart) -> pd.DataFrame:
     """Add a row of NaN wherever a GPU's rows are much further apart than usual."""
     if len(frame) < 2:
         return frame

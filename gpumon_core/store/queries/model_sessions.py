@@ -37,7 +37,7 @@ def position(frame: pd.DataFrame) -> Position:
 
 
 def pages(engine: Engine, scope: Scope, size: int = PAGE_ROWS) -> Iterator[pd.DataFrame]:
-    """`loaded` in pieces of at most `size` rows, of which one is in memory at a time."""
+    """`loaded` in pieces of at most `size` rows; one piece is in memory at a time."""
     return walk(lambda after: loaded(engine, scope, size, after), position, size)
 
 

@@ -28,8 +28,8 @@ from gpumon_core.safety.parameters import (
 from gpumon_core.store.queries.current import ANSWERS
 from gpumon_core.store.schema import gpu_processes, gpus, hosts, process_gpus, programs
 
-Kind = Literal["C", "G", "M"]
-State = Literal["running", "ended"]
+ProcessKind = Literal["C", "G", "M"]
+ProcessState = Literal["running", "ended"]
 Sql = sa.ColumnElement[bool]
 LARGEST_PID = 2**31 - 1
 PID_DIGITS = len(str(LARGEST_PID))
@@ -48,7 +48,7 @@ class Wording:
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class FilterField:
     """A field of the filter.
 
     parameters: those of a query that mean it; none where no query can ask for it. sql: the condition for the rows
@@ -71,7 +71,7 @@ class Condition:
         return [(one.name, each) for each in (value if one.is_repeatable else (value,))]
 
 
-class OfPrograms(Condition):
+class OfPrograms(FilterField):
     """The field that has a parameter for each column of `programs`."""
 
     def read(self, values: Mapping[str, Any]) -> Any:
@@ -94,7 +94,7 @@ def _field(
     in_words: Callable[[Any, Wording], str],
 ) -> Any:
     several = parameter if isinstance(parameter, tuple) else (parameter,)
-    kind = OfPrograms if len(several) > 1 else Condition
+    kind = OfPrograms if len(several) > 1 else FilterField
     return field(default=default, metadata={"condition": kind(several, sql, in_words)})
 
 
@@ -124,7 +124,7 @@ def _lived(seconds: int, _: str) -> Sql:
     return sa.or_(this.last_seen - this.first_seen >= seconds, this.id.in_(still))
 
 
-def _in_states(states: Sequence[State], _: str) -> Sql | None:
+def _in_states(states: Sequence[ProcessState], _: str) -> Sql | None:
     if len(set(states)) != 1:
         return None
     is_running = gpu_processes.c.id.in_(running())
@@ -145,7 +145,7 @@ def _used(condition: Sql) -> Sql:
     return gpu_processes.c.id.in_(sa.select(process_gpus.c.process_id).where(condition))
 
 
-def _of_kinds(kinds: Sequence[Kind], _: str) -> Sql:
+def _of_kinds(kinds: Sequence[ProcessKind], _: str) -> Sql:
     # A kind may be a sum, such as C+G.
     return _used(sa.or_(*(process_gpus.c.kind.contains(kind, autoescape=True) for kind in kinds)))
 
@@ -250,7 +250,7 @@ class ProcessFilter:
         _of_programs,
         lambda chosen, _: ", ".join(f"with {column} {_either(values)}" for column, values in chosen if values),
     )
-    kinds: tuple[Kind, ...] = _field(
+    kinds: tuple[ProcessKind, ...] = _field(
         (),
         Parameter(
             "type",
@@ -261,7 +261,7 @@ class ProcessFilter:
         _of_kinds,
         lambda kinds, _: f"of type {_either(kinds)}",
     )
-    states: tuple[State, ...] = _field(
+    states: tuple[ProcessState, ...] = _field(
         (),
         Parameter(
             "state",
@@ -319,12 +319,12 @@ class ProcessFilter:
         """The filter in words, separated by commas: "of user ada, running"; empty where it excludes nothing."""
         return ", ".join(filter(None, (condition.words(value, wording) for condition, value in self._chosen())))
 
-    def _chosen(self) -> list[tuple[Condition, Any]]:
+    def _chosen(self) -> list[tuple[FilterField, Any]]:
         found = ((condition, getattr(self, name)) for name, condition in CONDITIONS.items())
         return [(condition, value) for condition, value in found if value not in (None, (), "")]
 
 
-CONDITIONS: dict[str, Condition] = {one.name: one.metadata["condition"] for one in fields(ProcessFilter)}
+CONDITIONS: dict[str, FilterField] = {one.name: one.metadata["condition"] for one in fields(ProcessFilter)}
 # What a query takes to choose processes.
 PARAMETERS: tuple[Parameter, ...] = tuple(one for each in CONDITIONS.values() for one in each.parameters)
 EVERYTHING = ProcessFilter()

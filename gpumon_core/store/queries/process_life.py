@@ -75,7 +75,7 @@ def steps(engine: Engine, process_id: int, points: int) -> tuple[pd.DataFrame, b
 
     Columns: gpu_id, timestamp_epoch, and for each process metric its mean, `<metric>_min` and `<metric>_max`, as
     float64. The SM utilization of an hour is the process's part of the GPU's busy time. Ticks are read where all
-    of them are still stored. One row of NaN stands for the time in which the process was not on the GPU, or
+    of them are still stored. One row of NaN marks the time in which the process was not on the GPU, or
     nothing was recorded.
     """
     span = _span(engine, process_id)

@@ -54,7 +54,7 @@ class Resolution:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class RangePart:
     """A part of a range, the resolution that it is read from, and the seconds of one point in it."""
 
     resolution: Resolution
@@ -63,7 +63,9 @@ class Piece:
     step_s: int = 0
 
 
-def pieces(connection: Connection, ids: list[int], start: int, end: int, points: int) -> tuple[list[Piece], float]:
+def pieces(
+    connection: Connection, ids: list[int], start: int, end: int, points: int
+) -> tuple[list[RangePart], float]:
     """A range (UTC seconds) in parts, by time, and the present interval of ticks in seconds."""
     resolutions = _available(connection, ids)
     interval_s = resolutions[0].seconds
@@ -155,11 +157,11 @@ def _at_real_density(
     return replace(ticks, seconds=seconds) if DENSER * seconds < ticks.seconds else ticks
 
 
-def _divide(resolutions: list[Resolution], chosen: int, start: int, end: int) -> list[Piece]:
+def _divide(resolutions: list[Resolution], chosen: int, start: int, end: int) -> list[RangePart]:
     """The range in parts: the chosen resolution where it has rows, coarser ones before it, finer ones after it."""
     order = [chosen, *range(chosen + 1, len(resolutions)), *range(chosen - 1, -1, -1)]
     missing = [(start, end)]
-    found: list[Piece] = []
+    found: list[RangePart] = []
     for place in order:
         resolution = resolutions[place]
         if resolution.first is None or resolution.last is None:
@@ -179,7 +181,7 @@ def _divide(resolutions: list[Resolution], chosen: int, start: int, end: int) ->
             if low > high:
                 left.append((begin, finish))
                 continue
-            found.append(Piece(resolution, low, high))
+            found.append(RangePart(resolution, low, high))
             read_until = high if place == chosen else high - high % length + length - 1
             # What is shorter than a row of the chosen resolution is not worth a query.
             if low - begin >= resolutions[chosen].seconds:

@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from gpumon_core.store.bulk import Row
 from gpumon_core.store.queries.frames import gpu_ids
 from gpumon_core.store.schema import gpu_processes, gpus, process_gpus
 
@@ -24,15 +25,14 @@ TIMES = (
     ("first", "last"),
     ("imported_at", "imported_at"),
 )
-Row = tuple[Any, ...]
 
 
-class NotThere(Exception):
+class NotSelectable(Exception):
     """A table lacks what rows are chosen by; `str()` says what."""
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class RowSelection:
     """Some rows of a table, in the order of its key. None means all.
 
     start, end: UTC seconds; rows of that time, or about what was seen in it. gpu_ids: rows about one of these
@@ -45,7 +45,7 @@ class Part:
     gpu_ids: tuple[int, ...] | None = None
 
     def conditions(self) -> list[sa.ColumnElement[bool]]:
-        """The conditions for the rows. Raises NotThere."""
+        """The conditions for the rows. Raises NotSelectable."""
         return [*self._when(), *self._where()]
 
     def _when(self) -> list[sa.ColumnElement[bool]]:
@@ -54,7 +54,7 @@ class Part:
         this = self.table.c
         names = next((pair for pair in TIMES if pair[0] in this and pair[1] in this), None)
         if names is None:
-            raise NotThere(f"{self.table.name} has no times to choose by")
+            raise NotSelectable(f"{self.table.name} has no times to choose by")
         first, last = (this[name] for name in names)
         found = [] if self.start is None else [last >= self.start]
         return found if self.end is None else [*found, first <= self.end]
@@ -70,21 +70,21 @@ class Part:
         if self.table is gpu_processes:
             on = sa.select(process_gpus.c.process_id).where(process_gpus.c.gpu_id.in_(self.gpu_ids))
             return [this.id.in_(on)]
-        raise NotThere(f"{self.table.name} has no GPUs to choose by")
+        raise NotSelectable(f"{self.table.name} has no GPUs to choose by")
 
 
-def count(engine: Engine, part: Part) -> int:
-    """How many rows there are. Raises NotThere, sqlalchemy.exc.DBAPIError."""
+def count(engine: Engine, part: RowSelection) -> int:
+    """How many rows there are. Raises NotSelectable, sqlalchemy.exc.DBAPIError."""
     query = sa.select(sa.func.count()).select_from(part.table).where(*part.conditions())
     with engine.connect() as connection:
         return int(connection.execute(query).scalar_one())
 
 
 def pages(
-    engine: Engine, part: Part, columns: Sequence[sa.ColumnElement[Any]], size: int = PAGE_ROWS
+    engine: Engine, part: RowSelection, columns: Sequence[sa.ColumnElement[Any]], size: int = PAGE_ROWS
 ) -> Iterator[list[Row]]:
     """The rows in pieces of at most `size`: the values of `columns`, which are the table's own or, where it has a
-    process_id, those of `gpu_processes`. Raises NotThere, sqlalchemy.exc.DBAPIError."""
+    process_id, those of `gpu_processes`. Raises NotSelectable, sqlalchemy.exc.DBAPIError."""
     key = list(part.table.primary_key.columns)
     query = sa.select(*columns, *key).select_from(_joined(part.table)).where(*part.conditions())
     if key[0].name == "gpu_id":

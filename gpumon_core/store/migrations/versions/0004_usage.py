@@ -70,7 +70,7 @@ def _number(name: str) -> sa.Column[float]:
 
 
 def _key_hours_by_program() -> None:
-    """Hours are kept apart by what a process ran in them."""
+    """Hours are separate for each program that a process ran in them."""
     if op.get_bind().dialect.name != "sqlite":
         op.add_column("process_hours", sa.Column("program_id", sa.Integer, nullable=False, server_default="0"))
         op.add_column("process_hours", _number("idle_s"))
