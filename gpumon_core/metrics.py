@@ -1,7 +1,7 @@
 """The catalogue: one row per metric. Sampling, storage, charts and exports all follow from it.
 
-Adding a metric is adding a row here and, for the stored column, an Alembic revision
-(a test holds the two to each other). This module imports nothing but the standard library,
+Adding a metric is adding a row here and, where every tick stores it, an Alembic revision for its column
+(a test compares the two). This module imports nothing but the standard library,
 so that every layer may read it.
 """
 

@@ -39,22 +39,15 @@ ONE_OF_EACH = ("NOT_SUPPORTED", "GPU_IS_LOST", "UNINITIALIZED", "UNKNOWN")
 
 # Beside the gate: module of telemetry -> the codes that it looks at, and the calls for which it does.
 LOOKED_AT: dict[str, tuple[set[str], set[str]]] = {
-    # The start has a remedy for each, the end forgives each, and some say that nothing is there.
+    # The start has a remedy for each, and the end forgives each.
     "nvml.py": (
-        {
-            "LIBRARY_NOT_FOUND",
-            "DRIVER_NOT_LOADED",
-            "LIB_RM_VERSION_MISMATCH",
-            "NO_PERMISSION",
-            "UNKNOWN",
-            "NOT_FOUND",
-        },
-        {
-            "nvmlInitWithFlags",
-            "nvmlShutdown",
-            "nvmlDeviceGetHandleByIndex_v2",
-            "nvmlDeviceGetMigDeviceHandleByIndex",
-        },
+        {"LIBRARY_NOT_FOUND", "DRIVER_NOT_LOADED", "LIB_RM_VERSION_MISMATCH", "NO_PERMISSION", "UNKNOWN"},
+        {"nvmlInitWithFlags", "nvmlShutdown"},
+    ),
+    # Some say that nothing is there.
+    "devices.py": (
+        {"NO_PERMISSION", "NOT_FOUND"},
+        {"nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetMigDeviceHandleByIndex"},
     ),
     # Raised as a function that this pynvml lacks; and room that is too small.
     "plan.py": (
