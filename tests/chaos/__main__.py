@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 TESTS = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(TESTS), str(TESTS.parent / "benchmarks")]
+# The root first: benchmarks/ has a module of the name of pages/.
+sys.path[:0] = [str(TESTS.parent), str(TESTS), str(TESTS.parent / "benchmarks")]
 
 if TYPE_CHECKING:
     from .cluster import Cluster
