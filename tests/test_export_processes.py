@@ -20,7 +20,6 @@ import sqlalchemy as sa
 from ticks import GPUS, tick
 
 from gpumon_core.attribution.records import ProcessIdentity, Program
-from gpumon_core.export.csv import FORMULA_STARTS
 from gpumon_core.export.formats import Type, arrow_schema
 from gpumon_core.export.processes import LEDGER, PROGRAM
 from gpumon_core.store import database
@@ -29,6 +28,8 @@ from gpumon_core.store.queries.processes import process_history
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, ProcessReading, Snapshot
 
+# What a spreadsheet runs as a formula begins like this.
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "﹦", "﹢", "﹣", "﹫")
 BERLIN = ZoneInfo("Europe/Berlin")
 HEADERS = [one.header for one in LEDGER.columns]
 NOON = 1_775_000_000

@@ -11,10 +11,9 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import pandas as pd
 
-# A spreadsheet runs text that begins like this as a formula, and every user chooses the names of
-# processes. In East Asian scripts the wide forms of these signs mean the same.
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "﹦", "﹢", "﹣", "﹫")
-# Spreadsheets skip blanks and signs without a width before it. Where a comma is the decimal sign, the cells of a
+# A spreadsheet runs text that begins with one of these signs as a formula, and every user chooses the names of
+# processes. In East Asian scripts the wide forms mean the same. Spreadsheets skip blanks and signs without a width
+# before it. Where a comma is the decimal sign, the cells of a
 # CSV end at semicolons, and quotes within one mean nothing: a formula may begin after each semicolon.
 _BLANK = r"[\s\x00-\x1f\u00ad\u200b-\u200f\u2060-\u2064\ufeff]*"
 _FORMULA = re.compile(rf"(?:^|(?<=;))(?={_BLANK}[=+\-@＝＋－＠﹦﹢﹣﹫])|^(?=[\t\r\n])")

@@ -31,7 +31,7 @@ from gpumon_core.store.schema import (
     process_gpus,
     process_snapshots,
 )
-from gpumon_core.store.statements import hours_bulk
+from gpumon_core.store.statements import hours_bulk, processes_bulk
 
 # The longest wait for a lock that another program holds, in all.
 LOCKED_S = 60.0
@@ -63,13 +63,7 @@ class BatchWriter:
         self._add_snapshots = Bulk(dialect, replacing(dialect, process_snapshots), columns)
         columns = ["host_id", "pid", "start_key", "name", "first_seen", *LEDGER]
         self._add_processes = Bulk(dialect, gpu_processes.insert(), columns)
-        self._set_processes = Bulk(
-            dialect,
-            sa.update(gpu_processes)
-            .where(gpu_processes.c.id == sa.bindparam("this"))
-            .values({name: sa.bindparam(f"new_{name}") for name in LEDGER}),
-            [*(f"new_{name}" for name in LEDGER), "this"],
-        )
+        self._set_processes = processes_bulk(dialect)
         columns = ["process_id", "gpu_id", "kind", "first_seen", *LEDGER, "active", *WORK, *PROCESS_KEYS]
         self._set_uses = Bulk(dialect, replacing(dialect, process_gpus), columns)
         self._add_hours = hours_bulk(dialect)

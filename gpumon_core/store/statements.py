@@ -73,15 +73,8 @@ class Statements:
             .values(last_seen=sa.bindparam("new")),
             ["new", "this", "called", "before"],
         )
-        ledger = [*LEDGER]
-        self.set_processes = Bulk(
-            dialect,
-            sa.update(gpu_processes)
-            .where(gpu_processes.c.id == sa.bindparam("this"))
-            .values({name: sa.bindparam(f"new_{name}") for name in ledger}),
-            [*(f"new_{name}" for name in ledger), "this"],
-        )
-        pair = [*ledger, "active", *WORK, *PROCESS_KEYS]
+        self.set_processes = processes_bulk(dialect)
+        pair = [*LEDGER, "active", *WORK, *PROCESS_KEYS]
         self.set_pairs = Bulk(
             dialect,
             sa.update(process_gpus)
@@ -94,7 +87,7 @@ class Statements:
         self.add_hours = hours_bulk(dialect)
         columns = ["timestamp_epoch", "gpu_id", *USAGE]
         self.add_usage = Bulk(dialect, adding(dialect, gpu_usage), columns)
-        session = [*ledger, "active"]
+        session = [*LEDGER, "active"]
         self.set_sessions = Bulk(
             dialect,
             sa.update(model_sessions)
@@ -130,6 +123,17 @@ def _merging(dialect: Dialect) -> Any:
             )
     keys = ["gpu_id", "timestamp_epoch"]
     return statement.on_conflict_do_update(index_elements=keys, set_=values)
+
+
+def processes_bulk(dialect: Dialect) -> Bulk:
+    """Sets the ledgers of processes: their values, then the process."""
+    return Bulk(
+        dialect,
+        sa.update(gpu_processes)
+        .where(gpu_processes.c.id == sa.bindparam("this"))
+        .values({name: sa.bindparam(f"new_{name}") for name in LEDGER}),
+        [*(f"new_{name}" for name in LEDGER), "this"],
+    )
 
 
 def hours_bulk(dialect: Dialect) -> Bulk:
