@@ -250,11 +250,12 @@ def test_one_process_on_two_gpus_is_one_row_with_two_usages(
 def in_memory(here: Machine) -> dict[str, int]:
     """How much the parts of a tick keep in mind."""
     writer, attribution = here.writer, here.attribution
+    rows = writer._processes
     found = {
-        name: len(getattr(writer, name))
-        for name in ("_processes", "_running", "_unloaded", "_live", "_here", "_ended", "_gpus")
+        name: len(getattr(rows, name)) for name in ("known", "_running", "_unloaded", "live", "here", "_ended")
     }
-    found |= {"known": len(attribution._known), "handles": len(attribution._handles)}
+    found["gpus"] = len(writer._machine.gpus)
+    found |= {"identities": len(attribution._known), "handles": len(attribution._handles)}
     found |= {"named": len(here.observer._named), "open files": len(os.listdir("/proc/self/fd"))}
     if here.inquirer is not None:
         found["asked"] = len(here.inquirer._subjects)

@@ -3,8 +3,9 @@
 // The ends of an axis are no handles: a drag across the chart zooms.
 const CONFIG = { displaylogo: false, displayModeBar: false, doubleClick: false, showAxisDragHandles: false }
 const NARROW_PX = 560
-// About how wide a letter of a bar's name is, in pixels.
-const LETTER_PX = 6
+// What Plotly leaves free on the two sides of a bar's name, and less than any letter of it is wide.
+const TEXT_PADDING_PX = 6
+const NARROWEST_PX = 2
 const TOUCH = matchMedia("(pointer: coarse)").matches
 
 let loading
@@ -55,15 +56,25 @@ function numbers({ bdata }) {
   return values
 }
 
+const pen = document.createElement("canvas").getContext("2d")
+
 // Names of bars, cut where their bars end: Plotly would write on beside the bar, in colours that cannot be read.
-function fitting(trace, width, [from, to]) {
+function fitting(trace, width, [from, to], family) {
   const lengths = trace.x?.dtype === "f8" ? numbers(trace.x) : trace.x
+  pen.font = `${trace.insidetextfont.size}px ${family}`
   return trace.text.map((name, place) => {
-    const room = Math.floor((lengths[place] / (to - from)) * (width / LETTER_PX))
-    if (name.length <= room) return name
+    const room = (lengths[place] / (to - from)) * width - TEXT_PADDING_PX
+    if (isWithin(name, room)) return name
+    let end = name.length - 1
+    while (end > 2 && !isWithin(`${name.slice(0, end)}…`, room)) end--
     // A character that is written as an entity is not cut in two.
-    return room < 4 ? "" : `${name.slice(0, room - 1).replace(/&[^;]*$/, "")}…`
+    return end <= 2 ? "" : `${name.slice(0, end).replace(/&[^;]*$/, "")}…`
   })
+}
+
+function isWithin(name, room) {
+  // No letter is narrower than this: most names need not be measured.
+  return name.length * NARROWEST_PX <= room && pen.measureText(name).width <= room
 }
 
 const known = new WeakMap()
@@ -110,10 +121,10 @@ class Plots {
       for (const [name, axis] of Object.entries(figure.layout)) {
         if (/^[xy]axis/.test(name)) Object.assign(axis, { tickangle: 0, ticklabeloverflow: "allow", ...axis })
       }
-      const { margin, xaxis } = figure.layout
+      const { margin, xaxis, font } = figure.layout
       for (const trace of figure.data) {
         if (trace.constraintext !== "none") continue
-        trace.text = fitting(trace, this.box.clientWidth - margin.l - margin.r, xaxis.range)
+        trace.text = fitting(trace, this.box.clientWidth - margin.l - margin.r, xaxis.range, font.family)
       }
       figure.layout.dragmode = data.zooms && !TOUCH ? "zoom" : false
       const isNew = place >= this.divs.length
