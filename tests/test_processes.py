@@ -265,6 +265,15 @@ def test_a_query_without_some_of_the_parameters_leaves_their_conditions_out() ->
     assert from_query({}) == ProcessFilter()
 
 
+def test_a_filter_quotes_long_values_in_bounds() -> None:
+    wording = Wording(ZoneInfo("UTC"))
+    for chosen in (ProcessFilter(text=5000 * "x"), ProcessFilter(users=(5000 * "x",))):
+        words = chosen.describe(wording)
+        assert "xxx" in words
+        assert len(words) < 200
+    assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in ProcessFilter(text="a\N{RIGHT-TO-LEFT OVERRIDE}b").describe(wording)
+
+
 def test_a_filter_says_what_it_excludes() -> None:
     wording = Wording(ZoneInfo("Europe/Berlin"), {1: "rack1 GPU 0"})
     assert ProcessFilter().describe(wording) == ProcessFilter(text=" ").describe(wording) == ""

@@ -13,7 +13,7 @@ from hours import DAWN, DAY, HOUR, wave, write
 from ticks import GPUS, HOST, ask
 
 from gpumon_core.store import retention, rollups
-from gpumon_core.store.schema import TIERS
+from gpumon_core.store.schema import TIERS, gpu_metrics
 from gpumon_core.store.writer import Writer
 from gpumon_core.telemetry.records import GpuReading, Snapshot
 
@@ -100,6 +100,22 @@ def test_ticks_behind_a_clock_that_was_set_back_are_rolled_up_too(engine: sa.Eng
     rollups.roll_up(engine, "here", writer.rewritten_from)
     assert buckets(engine, 60)["samples"].tolist()[:11] == [30] * 9 + [30, 15]
     assert buckets(engine, 3600)["temperature_max"].tolist() == [90]
+
+
+def test_a_bucket_that_an_import_has_begun_leaves_none_incomplete(engine: sa.Engine) -> None:
+    progress = rollups.Progress()
+    for start in range(DAWN, DAWN + 4 * HOUR, 60):
+        write(engine, range(start, start + 60, 20), wave, interval=20)
+        rollups.roll_up(engine, "here", progress=progress)
+    write(engine, range(DAWN + 4 * HOUR, DAWN + 4 * HOUR + 40, 20), wave, interval=20)
+    # An import renews what it has written in: the bucket of four hours begins here.
+    with engine.begin() as connection:
+        rollups.renew(connection, 1, gpu_metrics, start=DAWN + 4 * HOUR, end=DAWN + 4 * HOUR + 20, interval_s=20)
+    rollups.roll_up(engine, "here", progress=progress)
+    for tier in TIERS:
+        [(samples,)] = ask(engine, f"SELECT sum(samples) FROM {tier.table.name}")
+        # Ticks of 20 seconds need no buckets of 20 seconds.
+        assert samples == (None if tier.seconds == 20 else 4 * HOUR // 20 + 2), tier.table.name
 
 
 def test_another_hosts_gpus_are_left_to_it(engine: sa.Engine) -> None:

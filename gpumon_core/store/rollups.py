@@ -68,9 +68,13 @@ def roll_up(
         if last is None:
             break
         place = f"{source.name} {tier.table.name}"
-        if rewritten_from is not None or last != progress.newest.get(place):
+        before = progress.newest.get(place)
+        if rewritten_from is not None or last != before:
             values = {"host": host_id, "interval_ms": round(1000 * interval_s)}
             start = _start(engine, source, newest[tier.table.name], rewritten_from, host_id)
+            if before is not None:
+                # An import may have made a newer bucket meanwhile, while the one before was not complete.
+                start = min(start, before)
             written += _fill(engine, tier, source, start, last, values, stopping)
             if stopping.is_set():
                 break

@@ -25,6 +25,7 @@ from gpumon_core.safety.parameters import (
     whole,
     words,
 )
+from gpumon_core.safety.text import clean
 from gpumon_core.store.queries.current import ANSWERS
 from gpumon_core.store.schema import gpu_processes, gpus, hosts, process_gpus, programs
 
@@ -33,6 +34,8 @@ ProcessState = Literal["running", "ended"]
 Sql = sa.ColumnElement[bool]
 LARGEST_PID = 2**31 - 1
 PID_DIGITS = len(str(LARGEST_PID))
+# The most of a value that a description quotes: a link may ask for thousands of letters.
+LONGEST_IN_WORDS = 80
 # Pages name a container by its pod, its name, or the beginning of its id.
 CONTAINER = sa.func.coalesce(
     programs.c.pod, programs.c.container_name, sa.func.substr(programs.c.container_id, 1, 12)
@@ -84,7 +87,12 @@ class OfPrograms(FilterField):
 
 
 def _either(values: Sequence[object]) -> str:
-    return " or ".join(map(str, values))
+    return " or ".join(clean(str(value), LONGEST_IN_WORDS) for value in values)
+
+
+def _containing(text: str) -> str:
+    text = text.strip()
+    return f"with “{clean(text, LONGEST_IN_WORDS)}” in the name or command line, or as PID" if text else ""
 
 
 def _field(
@@ -292,7 +300,7 @@ class ProcessFilter:
             "q", "A part of the name or of the command line, in any case, or the PID.", words(0), default=""
         ),
         _matches,
-        lambda text, _: f"with “{text.strip()}” in the name or command line, or as PID" if text.strip() else "",
+        lambda text, _: _containing(text),
     )
     process_ids: tuple[int, ...] = _field(
         (),
