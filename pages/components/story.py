@@ -115,7 +115,10 @@ def show(at: data.Tick, process_id: int) -> None:
     )
     query = [("range", filters.CUSTOM), ("from", since), ("to", until)]
     query += [("gpu", gpu) for gpu in _gpu_names(at, process["host"], process["gpus"])]
-    st.html(f'<a href="history?{escape(urlencode(query))}" target="_self">What its GPU did then</a>')
+    # The browser's own blue is hard to read on a dark page.
+    style = "color: light-dark(#0b6bcb, #58a6ff)"
+    address = f"history?{escape(urlencode(query))}"
+    st.html(f'<a href="{address}" target="_self" style="{style}">What its GPU did then</a>')
 
 
 def _gpu_names(at: data.Tick, host: str, gpus: str) -> list[str]:
