@@ -150,7 +150,7 @@ def test_a_tick_that_no_minute_has_taken_in_is_not_forgotten(engine: sa.Engine) 
     assert ask(engine, "SELECT count(*) FROM gpu_metrics") == [(900,)]
 
 
-def test_a_tier_is_renewed_when_the_one_below_it_has_begun_a_bucket(engine: sa.Engine) -> None:
+def test_a_coarse_tier_is_renewed_every_five_minutes(engine: sa.Engine) -> None:
     statements: list[str] = []
     sa.event.listen(engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
     progress = rollups.Progress()
@@ -161,7 +161,7 @@ def test_a_tier_is_renewed_when_the_one_below_it_has_begun_a_bucket(engine: sa.E
         rollups.roll_up(engine, "here", progress=progress)
         renewed += [text.split()[2] for text in statements if text.startswith("INSERT")]
         assert sum(text.startswith("SELECT") for text in statements) <= (1 if start > DAWN else 7)
-    assert [renewed.count(tier.table.name) for tier in TIERS] == [120, 120, 120, 24, 6, 2]
+    assert [renewed.count(tier.table.name) for tier in TIERS] == [120, 120, 120, 24, 24, 24]
 
 
 def test_what_a_tier_has_in_the_end_is_complete(engine: sa.Engine) -> None:

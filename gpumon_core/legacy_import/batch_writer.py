@@ -20,7 +20,7 @@ from gpumon_core.legacy_import.import_records import (
 )
 from gpumon_core.store import database, rollups
 from gpumon_core.store.accounting import LEDGER, PROCESS_KEYS, UNKNOWN_PROGRAM, USAGE, WORK, Ledger
-from gpumon_core.store.bulk import Bulk, Row, adding, replacing, upsert
+from gpumon_core.store.bulk import Bulk, Row, adding, replacing, setting, upsert
 from gpumon_core.store.schema import (
     RetentionLevel,
     gpu_metrics,
@@ -31,7 +31,7 @@ from gpumon_core.store.schema import (
     process_gpus,
     process_snapshots,
 )
-from gpumon_core.store.statements import hours_bulk, processes_bulk
+from gpumon_core.store.statements import hours_bulk
 
 # The longest wait for a lock that another program holds, in all.
 LOCKED_S = 60.0
@@ -63,7 +63,7 @@ class BatchWriter:
         self._add_snapshots = Bulk(dialect, replacing(dialect, process_snapshots), columns)
         columns = ["host_id", "pid", "start_key", "name", "first_seen", *LEDGER]
         self._add_processes = Bulk(dialect, gpu_processes.insert(), columns)
-        self._set_processes = processes_bulk(dialect)
+        self._set_processes = setting(dialect, gpu_processes, LEDGER)
         columns = ["process_id", "gpu_id", "kind", "first_seen", *LEDGER, "active", *WORK, *PROCESS_KEYS]
         self._set_uses = Bulk(dialect, replacing(dialect, process_gpus), columns)
         self._add_hours = hours_bulk(dialect)

@@ -39,6 +39,19 @@ class Bulk:
         return connection.exec_driver_sql(self._text, given).rowcount
 
 
+def setting(dialect: Dialect, table: sa.Table, columns: Sequence[str], keys: Sequence[str] = ("id",)) -> Bulk:
+    """An UPDATE of some columns of a row: takes their values, then those of its keys."""
+    places = {key: f"its_{key}" for key in keys}
+    # An UPDATE keeps the names of its columns for itself.
+    values = {name: f"new_{name}" for name in columns}
+    statement = (
+        sa.update(table)
+        .where(*(table.c[key] == sa.bindparam(place) for key, place in places.items()))
+        .values({name: sa.bindparam(value) for name, value in values.items()})
+    )
+    return Bulk(dialect, statement, [*values.values(), *places.values()])
+
+
 def upsert(dialect: Dialect, table: sa.Table) -> Any:
     """An INSERT that knows ON CONFLICT, in the dialect of the database."""
     # Imported here: a recorder on SQLite does without the two megabytes of the other dialect.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import sqlalchemy as sa
@@ -23,18 +24,26 @@ STEP_S = 3600
 PAUSE_S = 0.005
 
 
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The newest row of a tier's source when the tier was renewed last, and of the table that said it was due."""
+
+    source: int
+    due: int
+
+
 class Progress:
-    """The newest row of each source at the last run, by the names of the source and of the tier made from it.
+    """When each tier was renewed last, by the names of its source and of the tier.
 
     For a recorder, which alone writes the rows of its host. Without it every run renews every tier.
     """
 
     def __init__(self) -> None:
-        self.newest: dict[str, int] = {}
+        self.runs: dict[str, _Run] = {}
 
     def forget(self) -> None:
         """Renew every tier at the next run: somebody else may have written."""
-        self.newest.clear()
+        self.runs.clear()
 
 
 def roll_up(
@@ -47,8 +56,8 @@ def roll_up(
     """Bring every tier of this host's GPUs up to its newest tick; how many buckets were written.
 
     `rewritten_from` is a time from which on ticks may have been added behind newer ones. With `progress` a tier is
-    renewed only when the one that it is made from has begun a new bucket: the newest bucket of an hour has what
-    was recorded up to some minutes ago. Raises sqlalchemy.exc.DBAPIError.
+    renewed only when the one that it is made from has a new row; one that is coarser than five minutes, when five
+    minutes have begun: its newest bucket has what was recorded until then. Raises sqlalchemy.exc.DBAPIError.
     """
     stopping = stopping or threading.Event()
     progress = progress or Progress()
@@ -68,17 +77,21 @@ def roll_up(
         if last is None:
             break
         place = f"{source.name} {tier.table.name}"
-        before = progress.newest.get(place)
-        if rewritten_from is not None or last != before:
+        before = progress.runs.get(place)
+        due = (newest[_FIVE_MINUTES.table.name] if tier.seconds > _FIVE_MINUTES.seconds else None) or last
+        if rewritten_from is not None or before is None or due != before.due:
             values = {"host": host_id, "interval_ms": round(1000 * interval_s)}
             start = _start(engine, source, newest[tier.table.name], rewritten_from, host_id)
+            if start is None:
+                # Retention has deleted the source since the look at its end.
+                break
             if before is not None:
                 # An import may have made a newer bucket meanwhile, while the one before was not complete.
-                start = min(start, before)
+                start = min(start, before.source)
             written += _fill(engine, tier, source, start, last, values, stopping)
             if stopping.is_set():
                 break
-            progress.newest[place] = last
+            progress.runs[place] = _Run(last, due)
             newest[tier.table.name] = max(newest[tier.table.name] or 0, last - last % tier.seconds)
         # The twenty seconds are a side road: minutes are made from the ticks themselves.
         if tier.retention != "raw":
@@ -86,6 +99,7 @@ def roll_up(
     return written
 
 
+_FIVE_MINUTES = next(tier for tier in TIERS if tier.seconds == 300)
 _NAMES = [gpu_metrics.name, *(tier.table.name for tier in TIERS)]
 # One look at the key's end per GPU and table; max() over all GPUs would read all rows.
 _EDGES = sa.text(
@@ -99,8 +113,10 @@ def _latest(times: Sequence[int | None]) -> int | None:
     return max((time for time in times if time is not None), default=None)
 
 
-def _start(engine: Engine, source: sa.Table, newest: int | None, rewritten_from: int | None, host_id: int) -> int:
-    """Where a tier has to be made from: from its newest bucket, or from what was rewritten."""
+def _start(
+    engine: Engine, source: sa.Table, newest: int | None, rewritten_from: int | None, host_id: int
+) -> int | None:
+    """Where a tier has to be made from: its newest bucket, or what was rewritten; None where nothing is left."""
     if newest is not None and rewritten_from is None:
         return newest
     query = sa.text(
@@ -108,10 +124,11 @@ def _start(engine: Engine, source: sa.Table, newest: int | None, rewritten_from:
         "WHERE host_id = :host"
     )
     with engine.connect() as connection:
-        first: int = min(
+        times: list[int] = [
             time for time in connection.execute(query, {"host": host_id}).scalars() if time is not None
-        )
-    if newest is None or rewritten_from is None:
+        ]
+    first = min(times, default=None)
+    if first is None or newest is None or rewritten_from is None:
         return first
     return min(newest, max(first, rewritten_from))
 

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Dialect
 
 from gpumon_core.metrics import TICK_COLUMNS, TICK_METRICS, Aggregate
 from gpumon_core.store.accounting import LEDGER, PROCESS_KEYS, USAGE, WORK, Use
-from gpumon_core.store.bulk import Bulk, Row, adding, replacing, upsert
+from gpumon_core.store.bulk import Bulk, Row, adding, replacing, setting, upsert
 from gpumon_core.store.schema import (
     gpu_changes,
     gpu_metrics,
@@ -54,47 +54,16 @@ class Statements:
         columns = ["timestamp_epoch", "process_id", "gpu_id", *PROCESS_KEYS, "present"]
         self.add_snapshots = Bulk(dialect, replacing(dialect, process_snapshots), columns)
         meter = ["last_seen", "energy_j", "energy_counter_j", "energy_from", "energy_ahead_j"]
-        self.set_gpus = Bulk(
-            dialect,
-            sa.update(gpus)
-            .where(gpus.c.id == sa.bindparam("this"))
-            .values({name: sa.bindparam(f"new_{name}") for name in meter}),
-            [*(f"new_{name}" for name in meter), "this"],
-        )
+        self.set_gpus = setting(dialect, gpus, meter)
         # Only where the row is as this writer left it.
-        self.set_host = Bulk(
-            dialect,
-            sa.update(hosts)
-            .where(
-                hosts.c.id == sa.bindparam("this"),
-                hosts.c.name == sa.bindparam("called"),
-                hosts.c.last_seen == sa.bindparam("before"),
-            )
-            .values(last_seen=sa.bindparam("new")),
-            ["new", "this", "called", "before"],
-        )
-        self.set_processes = processes_bulk(dialect)
+        self.set_host = setting(dialect, hosts, ["last_seen"], ["id", "name", "last_seen"])
+        self.set_processes = setting(dialect, gpu_processes, LEDGER)
         pair = [*LEDGER, "active", *WORK, *PROCESS_KEYS]
-        self.set_pairs = Bulk(
-            dialect,
-            sa.update(process_gpus)
-            .where(
-                process_gpus.c.process_id == sa.bindparam("this"), process_gpus.c.gpu_id == sa.bindparam("there")
-            )
-            .values({name: sa.bindparam(f"new_{name}") for name in pair}),
-            [*(f"new_{name}" for name in pair), "this", "there"],
-        )
+        self.set_pairs = setting(dialect, process_gpus, pair, ["process_id", "gpu_id"])
         self.add_hours = hours_bulk(dialect)
         columns = ["timestamp_epoch", "gpu_id", *USAGE]
         self.add_usage = Bulk(dialect, adding(dialect, gpu_usage), columns)
-        session = [*LEDGER, "active"]
-        self.set_sessions = Bulk(
-            dialect,
-            sa.update(model_sessions)
-            .where(model_sessions.c.id == sa.bindparam("this"))
-            .values({name: sa.bindparam(f"new_{name}") for name in session}),
-            [*(f"new_{name}" for name in session), "this"],
-        )
+        self.set_sessions = setting(dialect, model_sessions, [*LEDGER, "active"])
 
 
 def _merging(dialect: Dialect) -> Any:
@@ -123,17 +92,6 @@ def _merging(dialect: Dialect) -> Any:
             )
     keys = ["gpu_id", "timestamp_epoch"]
     return statement.on_conflict_do_update(index_elements=keys, set_=values)
-
-
-def processes_bulk(dialect: Dialect) -> Bulk:
-    """Sets the ledgers of processes: their values, then the process."""
-    return Bulk(
-        dialect,
-        sa.update(gpu_processes)
-        .where(gpu_processes.c.id == sa.bindparam("this"))
-        .values({name: sa.bindparam(f"new_{name}") for name in LEDGER}),
-        [*(f"new_{name}" for name in LEDGER), "this"],
-    )
 
 
 def hours_bulk(dialect: Dialect) -> Bulk:
