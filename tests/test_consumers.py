@@ -100,21 +100,34 @@ def test_each_tick_comes_once_with_its_processes_and_energy_when_it_is_in_the_da
     assert made.consumers["events"].as_json() == {"failed": 0, "dropped": 0, "waiting": 0, "problem": None}
 
 
+def test_two_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match="same name: hub, hub"):
+        Consumers([Consumer("hub", print), Consumer("hub", print)], lambda: None)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Another program writes into the database all the time."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        other.close()
+
+
 def test_what_waited_for_the_database_comes_after_its_commit_in_order_and_once(fake: FakeNvml, path: Path) -> None:
     fake.add_gpu()
     taken: list[CommittedTick] = []
     with recording(fake, path, Consumer("events", taken.append)) as made:
         until(lambda: taken)
-        other = sqlite3.connect(path, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        until(lambda: made.counters.buffered >= 3)
-        # One may have been committed before the lock.
-        assert len(taken) <= made.counters.ticks
-        latest = made.latest_tick
-        assert latest is not None
-        assert latest.snapshot.timestamp > taken[-1].snapshot.timestamp, "/metrics shows what waits"
-        other.execute("ROLLBACK")
-        other.close()
+        with locked(path):
+            until(lambda: made.counters.buffered >= 3)
+            # One may have been committed before the lock.
+            assert len(taken) <= made.counters.ticks
+            latest = made.latest_tick
+            assert latest is not None
+            assert latest.snapshot.timestamp > taken[-1].snapshot.timestamp, "/metrics shows what waits"
         until(lambda: made.counters.buffered == 0)
     assert seconds(taken) == stored(path)
 
@@ -150,11 +163,9 @@ def test_what_an_earlier_recorder_left_comes_when_it_is_written(
     first: list[CommittedTick] = []
     with recording(fake, path, Consumer("events", first.append)) as made:
         until(lambda: first)
-        other = sqlite3.connect(path, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        until(lambda: made.counters.buffered >= 2)
-        made.stop()
-        other.close()
+        with locked(path):
+            until(lambda: made.counters.buffered >= 2)
+            made.stop()
     second: list[CommittedTick] = []
     with recording(fake, path, Consumer("events", second.append)) as made:
         until(lambda: len(second) >= 3)

@@ -85,8 +85,12 @@ class Consumers:
     """All consumers of a recorder."""
 
     def __init__(self, consumers: Iterable[Consumer], changed: Callable[[], None]) -> None:
-        """`changed` is called, on any thread, when `problems` are others."""
+        """`changed` is called, on any thread, when `problems` are others. Raises ValueError for two of one name,
+        of which health could show only one."""
         self._deliveries = [_Delivery(consumer, changed) for consumer in consumers]
+        names = [delivery.name for delivery in self._deliveries]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two consumers have the same name: {', '.join(names)}")
 
     def start(self) -> None:
         """Begin to hand over."""
