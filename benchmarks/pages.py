@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/pages.py [--runs 5] [--history FOLDER] [--only
     opening,changing,refresh,many,memory]
 
-Runs on simulated GPUs with a full database: 8 GPUs, about 64 processes, a year of history (made first, in three
+Runs on simulated GPUs with a full database: 8 GPUs, about 64 processes, a year of history (made first, in seven
 minutes, unless FOLDER has it already). Opening ends with the last chart and the last filter of the sidebar; it is
 measured in turns with a bare Streamlit page that has one Plotly chart and the same widgets in its sidebar.
 Opening and changing are measured in Chromium; the others by viewers that draw nothing (viewers.py), so that the
